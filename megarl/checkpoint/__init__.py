@@ -1,0 +1,1 @@
+"""HF checkpoints on disk, read and written."""

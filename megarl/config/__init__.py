@@ -1,0 +1,1 @@
+"""Schema and loader of the run configuration; imports no torch."""

@@ -1,0 +1,105 @@
+"""Where prompts come from and how answers are rewarded."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from megarl.config.base import Config
+
+
+class ReasoningGymData(Config):
+    source: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    """Task name, e.g. "chain_sum"; `reasoning_gym.factory.DATASETS` lists them."""
+    size: int = Field(10_000, ge=1)
+    """Number of generated problems."""
+    seed: int = 0
+    """Seed of the generator."""
+    options: dict[str, Any] = {}
+    """The task's own options, e.g. {min_terms = 2, max_digits = 1}."""
+
+
+class FileData(Config):
+    source: Literal["file"]
+    path: str
+    """A .jsonl or .parquet file, a directory of them, or a hub name such as "openai/gsm8k"."""
+    layout: Literal["gsm8k", "dapo_math", "prompt_answer"]
+    """gsm8k: question, answer with "#### n". dapo_math: prompt (messages), reward_model.ground_truth.
+    prompt_answer: prompt (text or messages), answer."""
+    subset: str | None = None
+    """Hub configuration, e.g. "main" of openai/gsm8k."""
+    split: str = "train"
+
+
+class DataConfig(Config):
+    train: Annotated[ReasoningGymData | FileData, Field(discriminator="source")]
+    system_prompt: str | None = None
+    """Put before every conversation."""
+    instruction: str | None = None
+    """Appended to the user's message, e.g. "Put the final answer in \\boxed{}."."""
+    chat_template: bool = True
+    """Wrap the prompt in the tokenizer's chat template; false feeds the bare text."""
+    shuffle: bool = True
+
+
+class MathVerifyReward(Config):
+    """1 when math-verify finds the answer equal to the ground truth, else 0."""
+
+    kind: Literal["math_verify"]
+
+
+class Gsm8kReward(Config):
+    """1 when the last number of the answer equals the ground truth, else 0."""
+
+    kind: Literal["gsm8k"]
+
+
+class ReasoningGymReward(Config):
+    """The task's own scorer, in [0, 1]."""
+
+    kind: Literal["reasoning_gym"]
+    answer_pattern: str | None = None
+    """Regular expression whose last match's first group is the answer; default: the whole response, stripped."""
+
+
+class RandomReward(Config):
+    """A draw that does not look at the answer, seeded per sample (arXiv 2509.26114's control)."""
+
+    kind: Literal["random"]
+    distribution: Literal["bernoulli", "uniform", "gaussian"] = "bernoulli"
+    p: float = Field(0.5, ge=0, le=1)
+    """Bernoulli: probability of 1."""
+    mean: float = 0.0
+    """Gaussian."""
+    std: float = Field(1.0, ge=0)
+    """Gaussian."""
+
+
+class FunctionReward(Config):
+    """A user's function: reward(prompt: Prompt, response: str) -> float."""
+
+    kind: Literal["function"]
+    path: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:function`."""
+
+
+Verifier = Annotated[
+    MathVerifyReward | Gsm8kReward | ReasoningGymReward | RandomReward | FunctionReward, Field(discriminator="kind")
+]
+
+
+class OverlongConfig(Config):
+    """DAPO's soft penalty (arXiv 2503.14476, eq. 13): 0 up to max - cache tokens, then linear to -factor at max."""
+
+    cache_tokens: int = Field(ge=1)
+    factor: float = Field(1.0, ge=0)
+
+
+class RewardConfig(Config):
+    verifier: Verifier
+    overlong: OverlongConfig | None = None
+    """Penalty on long responses; absent: none. Its maximum length is rollout.max_response_tokens."""
+    timeout_s: float = Field(10.0, gt=0)
+    """Time limit of one answer; over it the answer scores 0 and reward/timeouts counts it."""
+    workers: int = Field(2, ge=1)
+    """Processes that score answers."""

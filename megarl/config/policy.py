@@ -1,0 +1,70 @@
+"""The trained model, how it is split over ranks, and its optimizer."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from megarl.config.base import Config, ConfigError
+
+
+class ModelConfig(Config):
+    path: str
+    """Directory of a Hugging Face checkpoint: config.json, tokenizer, safetensors weights."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute dtype of policy and rollout. The optimizer's main weights are always float32."""
+
+
+class ParallelConfig(Config):
+    tensor: int = Field(1, ge=1)
+    """Ranks that split each weight matrix; keep inside one node."""
+    pipeline: int = Field(1, ge=1)
+    """Ranks that split the layers."""
+    world_size: int = Field(1, ge=1)
+    """Policy ranks in all; data-parallel ranks are what remains after tensor and pipeline."""
+    sequence: bool = False
+    """Megatron's sequence parallelism: norms and dropout split the tokens over the tensor ranks."""
+
+    @property
+    def data(self) -> int:
+        """Data-parallel ranks; ConfigError when the world size does not divide."""
+        model_ranks = self.tensor * self.pipeline
+        if self.world_size % model_ranks:
+            raise ConfigError(
+                f"parallel.world_size {self.world_size} is not a multiple of tensor {self.tensor} x pipeline "
+                f"{self.pipeline} = {model_ranks}; change one of the three"
+            )
+        return self.world_size // model_ranks
+
+
+class OptimizerConfig(Config):
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: hold `lr`, or fall to `min_lr` at the last update along a half cosine."""
+    warmup_updates: int = Field(0, ge=0)
+    """Optimizer updates over which the rate rises linearly from 0."""
+    min_lr: float = Field(0.0, ge=0)
+    """Where the cosine ends."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled; not applied to biases and norms."""
+    clip_grad_norm: float = Field(1.0, ge=0)
+    """Global gradient norm is clipped to this; 0 turns clipping off."""
+
+
+class PolicyConfig(Config):
+    optimizer: OptimizerConfig = OptimizerConfig()
+    distributed_optimizer: bool = True
+    """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation: nothing, the core attention, or every layer."""
+    tokens_per_micro_batch: int = Field(8192, ge=1)
+    """Packed tokens a micro-batch may hold; one longer sequence makes a micro-batch of its own."""
+    master_port: int = Field(0, ge=0, le=65535)
+    """Port of the policy's rendezvous on its first node; 0 picks a free one."""
+    collective_timeout_s: float = Field(600.0, gt=0)
+    """A collective among policy ranks that takes longer fails with a message."""
+    megatron_overrides: dict[str, Any] = {}
+    """Fields of Megatron-core's TransformerConfig to set verbatim; unknown names are an error."""

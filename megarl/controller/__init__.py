@@ -1,0 +1,1 @@
+"""The RL loop; speaks to Protocols."""

@@ -1,0 +1,1 @@
+"""Prompt sets, chat templates and the resumable sampler."""

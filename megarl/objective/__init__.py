@@ -1,0 +1,1 @@
+"""Advantages, clip bounds, losses and aggregation: pure tensor functions."""

@@ -1,0 +1,1 @@
+"""Rank grid, device, packing, vocab-parallel log-prob and entropy."""

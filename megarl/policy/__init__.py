@@ -1,0 +1,1 @@
+"""The Megatron-core policy: model, forward and backward, optimizer."""

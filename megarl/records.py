@@ -1,0 +1,75 @@
+"""What crosses a boundary between layers: frozen, plain types, checked where they are made."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One problem, tokenised as the model will see it."""
+
+    index: int
+    """Position in the data set: the prompt's identity."""
+    text: str
+    """The rendered prompt, chat template included."""
+    token_ids: tuple[int, ...]
+    answer: str
+    """Ground truth as the verifier reads it."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the verifier needs besides; JSON-able (reasoning-gym's entry, a data source name)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRequest:
+    """Ask an engine for one response."""
+
+    prompt: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled response."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    """Sampled tokens, with the end-of-sequence token when it stopped there."""
+    behavior_logp: tuple[float, ...]
+    """log p of each response token, temperature applied, under the weights that sampled it (`policy_version`)."""
+    stop_reason: StopReason
+    policy_version: int
+
+    def __post_init__(self) -> None:
+        if len(self.behavior_logp) != len(self.response):
+            raise ValueError(
+                f"{len(self.response)} response tokens but {len(self.behavior_logp)} log-probs; was "
+                "SamplingParams(logprobs=0) passed to vLLM?"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What the reward of one response was made of."""
+
+    reward: float
+    """verifier + overlong penalty: what the advantage sees."""
+    verifier: float
+    overlong: float = 0.0
+    failure: Literal["timeout", "crash"] | None = None
+    """Why the verifier gave 0 without an answer; None: it answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One training sample: a response with its advantage. Its tokens are prompt + response."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    behavior_logp: tuple[float, ...]
+    advantage: float
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.response)

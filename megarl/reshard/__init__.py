@@ -1,0 +1,1 @@
+"""Weights from Megatron shards to rollout engines."""

@@ -1,0 +1,1 @@
+"""vLLM engines: sampling and weight adoption."""

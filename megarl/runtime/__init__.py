@@ -1,0 +1,1 @@
+"""Ray placement, actor shells and the process environment."""

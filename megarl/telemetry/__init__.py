@@ -1,0 +1,1 @@
+"""Mergeable metrics, spans, logs and sinks."""
