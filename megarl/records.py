@@ -73,3 +73,13 @@ class Sample:
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Log-probs of one sample's response under the trainer, before this batch's first update."""
+
+    sample_id: int
+    old_logp: tuple[float, ...]
+    ref_logp: tuple[float, ...] | None = None
+    """Under the frozen reference; None when there is none."""

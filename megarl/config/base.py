@@ -1,13 +1,22 @@
 """What every config section is: frozen, strict, with no unknown keys."""
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 
 
 class ConfigError(ValueError):
-    """The configuration cannot work; the text says what was expected, what was found and what to change."""
+    """The configuration cannot work; the text says what was expected, what was found and what to change.
+
+    `problems` holds the same one by one, without the heading that names the file.
+    """
+
+    def __init__(self, text: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.problems: tuple[str, ...] = tuple(problems) or (text,)
 
 
 class Config(BaseModel):
-    """Base of every section. A field's docstring is its documentation (`megarl show --help-fields`)."""
+    """Base of every section. A field's docstring is its documentation (`megarl show --fields`)."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)

@@ -8,6 +8,8 @@ from megarl.config.base import Config
 
 
 class ReasoningGymData(Config):
+    """Problems made by reasoning-gym, offline."""
+
     source: Literal["reasoning_gym"] = "reasoning_gym"
     task: str
     """Task name, e.g. "chain_sum"; `reasoning_gym.factory.DATASETS` lists them."""
@@ -20,6 +22,8 @@ class ReasoningGymData(Config):
 
 
 class FileData(Config):
+    """Problems from files, or from a data set on the Hugging Face hub."""
+
     source: Literal["file"]
     path: str
     """A .jsonl or .parquet file, a directory of them, or a hub name such as "openai/gsm8k"."""
@@ -29,9 +33,12 @@ class FileData(Config):
     subset: str | None = None
     """Hub configuration, e.g. "main" of openai/gsm8k."""
     split: str = "train"
+    """Split of a hub data set, or of a directory whose files are named after splits."""
 
 
 class DataConfig(Config):
+    """Prompts and how they are shown to the model."""
+
     train: Annotated[ReasoningGymData | FileData, Field(discriminator="source")]
     system_prompt: str | None = None
     """Put before every conversation."""
@@ -40,6 +47,7 @@ class DataConfig(Config):
     chat_template: bool = True
     """Wrap the prompt in the tokenizer's chat template; false feeds the bare text."""
     shuffle: bool = True
+    """A new order every epoch, from train.seed; false keeps the data set's order."""
 
 
 class MathVerifyReward(Config):
@@ -67,12 +75,13 @@ class RandomReward(Config):
 
     kind: Literal["random"]
     distribution: Literal["bernoulli", "uniform", "gaussian"] = "bernoulli"
+    """What is drawn: 1 with probability p, a number in [0, 1), or a normal with mean and std."""
     p: float = Field(0.5, ge=0, le=1)
     """Bernoulli: probability of 1."""
     mean: float = 0.0
-    """Gaussian."""
+    """Gaussian: its mean."""
     std: float = Field(1.0, ge=0)
-    """Gaussian."""
+    """Gaussian: its standard deviation."""
 
 
 class FunctionReward(Config):
@@ -92,10 +101,14 @@ class OverlongConfig(Config):
     """DAPO's soft penalty (arXiv 2503.14476, eq. 13): 0 up to max - cache tokens, then linear to -factor at max."""
 
     cache_tokens: int = Field(ge=1)
+    """Length of the linear part, the last tokens before the maximum."""
     factor: float = Field(1.0, ge=0)
+    """Size of the penalty at the maximum length."""
 
 
 class RewardConfig(Config):
+    """How a response becomes a number."""
+
     verifier: Verifier
     overlong: OverlongConfig | None = None
     """Penalty on long responses; absent: none. Its maximum length is rollout.max_response_tokens."""

@@ -15,7 +15,7 @@ class DrGrpo(Config):
 
 
 class Grpo(Config):
-    """A = (R - mean) / (std + eps) over the group, std with Bessel's correction as in verl and TRL (arXiv 2402.03300)."""
+    """A = (R - mean) / (std + eps) over the group (arXiv 2402.03300); std with Bessel's correction, as verl and TRL."""
 
     method: Literal["grpo"]
     eps: float = Field(1e-6, ge=0)
@@ -37,6 +37,8 @@ class ClipConfig(Config):
 
 
 class AggregationConfig(Config):
+    """How token losses become the loss."""
+
     mode: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = "token-mean"
     """How token losses become one number; verl's names. Normalisers are global over the mini-batch."""
     norm_length: int | None = Field(None, ge=1)
@@ -44,6 +46,8 @@ class AggregationConfig(Config):
 
 
 class KlConfig(Config):
+    """KL to the frozen starting weights, added to the loss."""
+
     coefficient: float = Field(0.0, ge=0)
     """Weight of the KL to the frozen starting weights; 0 builds no reference."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
@@ -51,6 +55,8 @@ class KlConfig(Config):
 
 
 class ObjectiveConfig(Config):
+    """What the policy maximises."""
+
     advantage: Advantage = DrGrpo()
     clip: ClipConfig = ClipConfig()
     aggregation: AggregationConfig = AggregationConfig()

@@ -8,6 +8,8 @@ from megarl.config.base import Config, ConfigError
 
 
 class ModelConfig(Config):
+    """The trained model."""
+
     path: str
     """Directory of a Hugging Face checkpoint: config.json, tokenizer, safetensors weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -15,6 +17,8 @@ class ModelConfig(Config):
 
 
 class ParallelConfig(Config):
+    """How the policy's ranks split the model and the batch."""
+
     tensor: int = Field(1, ge=1)
     """Ranks that split each weight matrix; keep inside one node."""
     pipeline: int = Field(1, ge=1)
@@ -37,6 +41,8 @@ class ParallelConfig(Config):
 
 
 class OptimizerConfig(Config):
+    """AdamW with float32 main weights."""
+
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -46,8 +52,11 @@ class OptimizerConfig(Config):
     min_lr: float = Field(0.0, ge=0)
     """Where the cosine ends."""
     beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)
+    """Decay of the mean of squared gradients."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of the squared gradients' mean."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled; not applied to biases and norms."""
     clip_grad_norm: float = Field(1.0, ge=0)
@@ -55,6 +64,8 @@ class OptimizerConfig(Config):
 
 
 class PolicyConfig(Config):
+    """Megatron-core policy workers."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed_optimizer: bool = True
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""

@@ -8,6 +8,8 @@ from megarl.config.base import Config
 
 
 class PublishConfig(Config):
+    """How new weights reach the engines after every step."""
+
     transport: Literal["shared_memory", "broadcast"] = "shared_memory"
     """shared_memory: policy rank 0 and the engines are on one node. broadcast: gloo or NCCL, any node."""
     bucket_mib: int = Field(256, ge=1)
@@ -17,6 +19,8 @@ class PublishConfig(Config):
 
 
 class RolloutConfig(Config):
+    """vLLM engines and sampling."""
+
     engines: int = Field(1, ge=1)
     """vLLM engines, one Ray actor each."""
     tensor: int = Field(1, ge=1)

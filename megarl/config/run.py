@@ -1,5 +1,6 @@
 """The whole configuration of a run, and the rules that span sections."""
 
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -12,9 +13,12 @@ from megarl.config.rollout import RolloutConfig
 
 
 class TrainConfig(Config):
+    """Sizes and length of the RL run."""
+
     steps: int = Field(100, ge=1)
     """RL steps: one batch of rollouts each."""
     prompts_per_step: int = Field(512, ge=1)
+    """Prompts of one batch of rollouts."""
     samples_per_prompt: int = Field(8, ge=1)
     """Responses per prompt: the group of the advantage."""
     mini_batch_responses: int = Field(256, ge=1)
@@ -40,17 +44,28 @@ class TrainConfig(Config):
         return self.responses_per_step // self.mini_batch_responses
 
 
+class SftOptimizerConfig(OptimizerConfig):
+    """AdamW of the warm start."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+
+
 class SftConfig(Config):
     """Supervised warm start on the data set's own answers (`megarl sft`)."""
 
     steps: int = Field(ge=1)
+    """Optimizer updates."""
     batch_examples: int = Field(ge=1)
     """Examples per optimizer update; the loss is the mean over the answers' tokens."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+    optimizer: SftOptimizerConfig = SftOptimizerConfig()
 
 
 class ClusterConfig(Config):
+    """Machines of the run."""
+
     nodes: int = Field(1, ge=1)
+    """Machines."""
     gpus_per_node: int = Field(8, ge=1)
     """Read only where CUDA is present."""
     colocated: bool = False
@@ -60,6 +75,8 @@ class ClusterConfig(Config):
 
 
 class LoggingConfig(Config):
+    """What a run writes and where."""
+
     directory: str = "runs"
     """Run directories are made below this."""
     rollouts_every: int = Field(1, ge=0)
@@ -67,6 +84,7 @@ class LoggingConfig(Config):
     wandb_project: str | None = None
     """Log to Weights & Biases; offline when there is no login."""
     tensorboard: bool = False
+    """Write TensorBoard event files into the run directory."""
 
 
 class RunConfig(Config):
@@ -88,62 +106,87 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _rules_across_sections(self) -> Self:
-        problems = [text for check in _CHECKS if (text := check(self))]
+        problems = [text for check in _CHECKS for text in check(self)]
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("\n".join(problems), problems)
         return self
 
+    @property
+    def gpus_needed(self) -> int:
+        """GPUs of policy and engines together: their maximum when colocated, else their sum."""
+        policy, rollout = self.parallel.world_size, self.rollout.engines * self.rollout.tensor
+        return max(policy, rollout) if self.cluster.colocated else policy + rollout
 
-def _check_data_ranks(config: RunConfig) -> str | None:
+
+def _check_ranks_and_batch(config: RunConfig) -> Iterator[str]:
+    data_ranks: int | None = None
     try:
         data_ranks = config.parallel.data
+    except ConfigError as error:
+        yield str(error)
+    try:
         config.train.updates_per_step  # noqa: B018  (raises)
     except ConfigError as error:
-        return str(error)
-    if config.train.mini_batch_responses < data_ranks:
-        return (
+        yield str(error)
+    if data_ranks and config.train.mini_batch_responses < data_ranks:
+        yield (
             f"train.mini_batch_responses {config.train.mini_batch_responses} is below the {data_ranks} data-parallel "
             "ranks; every rank needs a response"
         )
-    return None
 
 
-def _check_sequence(config: RunConfig) -> str | None:
+def _check_sequence(config: RunConfig) -> Iterator[str]:
     if config.parallel.sequence and config.parallel.tensor == 1:
-        return "parallel.sequence needs parallel.tensor > 1; set it to false"
-    return None
+        yield "parallel.sequence needs parallel.tensor > 1; set it to false"
 
 
-def _check_gpus(config: RunConfig) -> str | None:
+def _check_gpus(config: RunConfig) -> Iterator[str]:
     gpus = config.cluster.nodes * config.cluster.gpus_per_node
     rollout = config.rollout.engines * config.rollout.tensor
-    policy = config.parallel.world_size
-    needed = max(policy, rollout) if config.cluster.colocated else policy + rollout
-    if needed > gpus:
+    if config.gpus_needed > gpus:
         how = "max(policy, rollout)" if config.cluster.colocated else "policy + rollout"
-        return (
-            f"parallel.world_size {policy} and rollout.engines x tensor = {rollout} need {needed} GPUs ({how}), "
-            f"cluster.nodes x gpus_per_node = {gpus}"
+        yield (
+            f"parallel.world_size {config.parallel.world_size} and rollout.engines x tensor = {rollout} need "
+            f"{config.gpus_needed} GPUs ({how}), cluster.nodes x gpus_per_node = {gpus}"
         )
     if config.rollout.tensor > config.cluster.gpus_per_node:
-        return f"rollout.tensor {config.rollout.tensor} is larger than cluster.gpus_per_node; an engine lives on one node"
-    return None
+        yield (
+            f"rollout.tensor {config.rollout.tensor} is larger than cluster.gpus_per_node "
+            f"{config.cluster.gpus_per_node}; an engine lives on one node"
+        )
 
 
-def _check_overlong(config: RunConfig) -> str | None:
+def _check_optimizers(config: RunConfig) -> Iterator[str]:
+    optimizers = {"policy.optimizer": config.policy.optimizer}
+    if config.sft:
+        optimizers["sft.optimizer"] = config.sft.optimizer
+    for path, optimizer in optimizers.items():
+        if optimizer.schedule == "cosine" and optimizer.min_lr > optimizer.lr:
+            yield f"{path}.min_lr {optimizer.min_lr} is above lr {optimizer.lr}; the cosine falls from lr to min_lr"
+
+
+def _check_overlong(config: RunConfig) -> Iterator[str]:
     overlong = config.reward.overlong
     if overlong and overlong.cache_tokens >= config.rollout.max_response_tokens:
-        return (
+        yield (
             f"reward.overlong.cache_tokens {overlong.cache_tokens} must be below rollout.max_response_tokens "
             f"{config.rollout.max_response_tokens}"
         )
-    return None
 
 
-def _check_reward_matches_data(config: RunConfig) -> str | None:
+def _check_reward_matches_data(config: RunConfig) -> Iterator[str]:
     if config.reward.verifier.kind == "reasoning_gym" and config.data.train.source != "reasoning_gym":
-        return 'reward.verifier.kind = "reasoning_gym" scores only data.train.source = "reasoning_gym"'
-    return None
+        yield (
+            'reward.verifier.kind = "reasoning_gym" scores only data.train.source = "reasoning_gym", found '
+            f'"{config.data.train.source}"; use "math_verify", "gsm8k" or "function"'
+        )
 
 
-_CHECKS = (_check_data_ranks, _check_sequence, _check_gpus, _check_overlong, _check_reward_matches_data)
+_CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _check_ranks_and_batch,
+    _check_sequence,
+    _check_gpus,
+    _check_optimizers,
+    _check_overlong,
+    _check_reward_matches_data,
+)

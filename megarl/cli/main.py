@@ -1,0 +1,135 @@
+"""The `megarl` command: `megarl VERB CONFIG [a.b=value ...]`.
+
+Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from megarl.config.base import ConfigError
+
+app = typer.Typer(
+    name="megarl",
+    help="RLVR at Megatron scale: train, and study clipping and entropy.",
+    epilog="Every verb takes a TOML file and overrides after it: megarl train configs/quickstart.toml train.steps=10",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="TOML file; configs/ has examples.")]
+OptionalConfigPath = Annotated[Path | None, typer.Argument(metavar="CONFIG", help="TOML file; configs/ has examples.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="a.b=value",
+        help="Fields to set after the file: TOML values, or bare text for a string. inf is a number.",
+    ),
+]
+
+
+def _examples(*lines: str) -> str:
+    """Examples for the end of a verb's help, one a line."""
+    return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+@app.command(
+    epilog=_examples(
+        "megarl train configs/quickstart.toml",
+        "megarl train configs/quickstart.toml train.steps=10 objective.clip.high=inf",
+        "megarl train configs/quickstart.toml model.path=models/Qwen2.5-1.5B-Instruct cluster.ray_address=auto",
+    )
+)
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train by reinforcement learning with verifiable rewards."""
+    from megarl.config.loader import load_config
+    from megarl.config.preflight import check_files
+
+    run_config = load_config(config, overrides or ())
+    check_files(run_config)
+    from megarl.cli.train import run_train
+
+    raise typer.Exit(run_train(run_config, source=config))
+
+
+@app.command(
+    epilog=_examples(
+        "megarl sft configs/quickstart.toml",
+        "megarl sft configs/quickstart.toml sft.steps=50 sft.optimizer.lr=2e-5",
+    )
+)
+def sft(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Warm-start on the data set's own answers, before `train`."""
+    from megarl.config.loader import load_config
+    from megarl.config.preflight import check_files
+
+    run_config = load_config(config, overrides or ())
+    if run_config.sft is None:
+        text = f"{config}: sft: missing; expected a table, e.g. sft.steps=50 sft.batch_examples=32"
+        raise ConfigError(text)
+    check_files(run_config)
+    from megarl.cli.sft import run_sft
+
+    raise typer.Exit(run_sft(run_config, source=config))
+
+
+@app.command(
+    epilog=_examples(
+        "megarl show configs/quickstart.toml",
+        "megarl show configs/quickstart.toml parallel.tensor=2 > resolved.toml",
+        "megarl show --fields",
+    )
+)
+def show(
+    config: OptionalConfigPath = None,
+    overrides: Overrides = None,
+    fields: Annotated[
+        bool, typer.Option("--fields", help="List every field with its type, default and meaning instead.")
+    ] = False,
+) -> None:
+    """Print the configuration as a run would see it, defaults included, with the numbers that follow from it."""
+    from megarl.cli.show import print_config, print_fields
+
+    if fields:
+        print_fields(Console())
+    elif config is None:
+        raise ConfigError("megarl show: expected a CONFIG file or --fields; e.g. megarl show configs/quickstart.toml")
+    else:
+        print_config(Console(), config, overrides or ())
+
+
+@app.command(
+    epilog=_examples(
+        "megarl doctor",
+        "megarl doctor configs/quickstart.toml train.steps=10",
+        "megarl doctor --deep",
+    )
+)
+def doctor(
+    config: OptionalConfigPath = None,
+    overrides: Overrides = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also start a real Ray cluster for a moment.")] = False,
+) -> None:
+    """Check this machine, its packages and a configuration; exit code 1 when something must be changed."""
+    from megarl.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(Console(), config, overrides or (), deep=deep))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except ConfigError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, style="red")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

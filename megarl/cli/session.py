@@ -1,0 +1,103 @@
+"""What `train` and `sft` share: the run directory, the display, signals, and an orderly end."""
+
+import asyncio
+import signal
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megarl.config.base import ConfigError
+from megarl.config.run import RunConfig
+from megarl.controller.reporting import StepReporter
+from megarl.telemetry.columns import Column
+from megarl.telemetry.console import Console
+from megarl.telemetry.figures import write_run_figures
+from megarl.telemetry.logs import setup_logging
+from megarl.telemetry.run_directory import RunDirectory, RunStatus
+from megarl.telemetry.sinks import build_sinks
+from megarl.telemetry.spans import Spans
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Session:
+    """An open run: where it writes and how it speaks."""
+
+    config: RunConfig
+    directory: RunDirectory
+    console: Console
+    reporter: StepReporter
+
+
+Work = Callable[[Session], Awaitable[None]]
+
+
+def run_session(
+    config: RunConfig, work: Work, *, source: Path, verb: str, steps: int, columns: Sequence[Column]
+) -> int:
+    """Run `work` in a new run directory to its end, a failure or Ctrl-C; returns the exit code.
+
+    The directory is readable in every case: state.json says finished, interrupted or failed, and why.
+    """
+    directory = RunDirectory.create(config, source=source, verb=verb)
+    setup_logging("controller", 0, directory.logs)
+    with _open_session(config, directory, steps=steps, columns=columns) as session:
+        session.console.note(f"run  {_shown(directory.path)}")
+        try:
+            asyncio.run(_cancellable(work(session)))
+            status, message, code = "finished", None, 0
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            status, message, code = "interrupted", "stopped by a signal", EXIT_INTERRUPTED
+        except ConfigError as error:
+            status, message, code = "failed", str(error), EXIT_CONFIG
+        except Exception as error:
+            (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            status, message, code = "failed", f"{error}", EXIT_FAILED
+    _finish(session, status, message)
+    return code
+
+
+@contextmanager
+def _open_session(
+    config: RunConfig, directory: RunDirectory, *, steps: int, columns: Sequence[Column]
+) -> Iterator[Session]:
+    sinks = build_sinks(config, run=directory)
+    try:
+        with Console(steps=steps, columns=columns) as console, Spans(directory.timeline_path) as spans:
+            reporter = StepReporter(config=config, directory=directory, console=console, sinks=sinks, spans=spans)
+            yield Session(config, directory, console, reporter)
+    finally:
+        sinks.close()
+
+
+async def _cancellable(work: Awaitable[None]) -> None:
+    """Ctrl-C and SIGTERM cancel the work, so that its `finally` blocks end every worker; a second Ctrl-C is ignored
+    while they do."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    await task
+
+
+def _finish(session: Session, status: RunStatus, message: str | None) -> None:
+    directory = session.directory
+    directory.write_state(replace(directory.read_state(), status=status, message=message))
+    if message is not None:
+        print(f"\n{status}: {message}", flush=True)
+    if directory.metrics_path.stat().st_size:
+        figures = write_run_figures(directory.path)
+        print(f"\nfigures  {_shown(directory.figures)} ({len(figures)} files)")
+        print(f"report   {_shown(directory.report_path)}")
+    print(f"run      {_shown(directory.path)}")
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the person stands, when it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,45 @@
+"""`megarl sft`: supervised warm start from a config."""
+
+from pathlib import Path
+
+from megarl.cli.session import Session, run_session
+from megarl.config.base import ConfigError
+from megarl.config.preflight import check_files
+from megarl.config.run import RunConfig
+from megarl.controller.sft import fine_tune
+from megarl.data.sft import load_pairs
+from megarl.data.tokenizer import load_tokenizer
+from megarl.runtime.cluster import start_ray, stop_ray
+from megarl.runtime.policy_actors import RayPolicyGroup
+from megarl.telemetry.columns import SFT_COLUMNS
+
+
+def run_sft(config: RunConfig, *, source: Path) -> int:
+    """Check everything that can be checked, then train on the data set's answers; returns the exit code."""
+    sft = config.sft
+    if sft is None:
+        raise ConfigError(
+            "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
+        )
+    check_files(config)
+    tokenizer = load_tokenizer(config.model.path)
+    pairs = load_pairs(
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_response_tokens,
+    )
+
+    async def work(session: Session) -> None:
+        try:
+            with session.reporter.phase("start ray"):
+                placement = start_ray(config, num_engines=0)
+            policy = RayPolicyGroup(config, session.directory, placement)
+            with session.reporter.phase("start policy"):
+                await policy.setup(optimizer=sft.optimizer, total_updates=sft.steps, reference=False)
+            await fine_tune(config, sft, policy=policy, pairs=pairs, reporter=session.reporter)
+            await policy.close()
+        finally:
+            stop_ray()
+
+    return run_session(config, work, source=source, verb="sft", steps=sft.steps, columns=SFT_COLUMNS)

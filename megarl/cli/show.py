@@ -1,0 +1,116 @@
+"""`megarl show`: the resolved configuration as TOML that loads back equal, and the schema's fields."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.text import Text
+
+from megarl.config.base import Config
+from megarl.config.dump import dump_config, format_value
+from megarl.config.fields import FieldEntry, describe_type, iter_fields, section_types, union_tag
+from megarl.config.loader import load_config
+from megarl.config.run import RunConfig
+
+
+def print_config(console: Console, path: Path, overrides: Sequence[str] = ()) -> None:
+    """Print a file's configuration; in colour on a terminal, else plain TOML that can be redirected to a file."""
+    text = render_config(load_config(path, overrides))
+    if console.is_terminal:
+        console.print(Syntax(text, "toml", theme="ansi_dark", background_color="default", word_wrap=True))
+    else:
+        console.file.write(text)
+
+
+def render_config(config: RunConfig) -> str:
+    """The configuration as TOML with the derived numbers as comments."""
+    return dump_config(config, comments=derived_comments(config))
+
+
+def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """What follows from the fields, by section: comment lines."""
+    train, parallel, cluster = config.train, config.parallel, config.cluster
+    per_rank = train.mini_batch_responses / parallel.data
+    gpus = cluster.nodes * cluster.gpus_per_node
+    tokens = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    return {
+        "parallel": (
+            f"data-parallel ranks: {parallel.data} = world_size {parallel.world_size} / (tensor {parallel.tensor} "
+            f"x pipeline {parallel.pipeline})",
+        ),
+        "train": (
+            f"responses per step: {train.responses_per_step} = {train.prompts_per_step} prompts x "
+            f"{train.samples_per_prompt} samples",
+            f"updates per step: {train.updates_per_step} = {train.responses_per_step} responses / "
+            f"{train.mini_batch_responses}; {train.updates_per_step * train.steps} in {train.steps} steps",
+            f"responses per data-parallel rank and update: {per_rank:g}",
+        ),
+        "rollout": (f"longest sequence: {tokens} tokens",),
+        "cluster": (
+            f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
+            f"engines {config.rollout.engines} x {config.rollout.tensor}"
+            f"{', on the same GPUs' if cluster.colocated else ''}",
+        ),
+    }
+
+
+def print_fields(console: Console) -> None:
+    """Print every field of the schema: path, type, default, meaning."""
+    for entry in iter_fields(RunConfig):
+        console.print(render_field(entry), soft_wrap=not console.is_terminal)
+
+
+def render_field(entry: FieldEntry) -> Text:
+    """One field in two or three lines; a section as a heading."""
+    if entry.is_section:
+        text = Text(f"\n[{entry.path}]", style="bold magenta")
+        about = describe_field(entry)
+        return text.append(f"  {about}" if about else "", style="not bold")
+    text = Text(entry.path, style="bold cyan")
+    text.append(f" = {_default(entry)}", style="green")
+    text.append(f"  ({describe_type(entry.info)})", style="dim")
+    if entry.when and not entry.when.startswith(f"{entry.path} ="):
+        text.append(f"\n    with {entry.when}", style="yellow")
+    return text.append(f"\n    {describe_field(entry)}")
+
+
+def describe_field(entry: FieldEntry) -> str:
+    """A field's documentation on one line; of a section its class's, of a union's tag the chosen member's."""
+    if entry.info.description:
+        return " ".join(entry.info.description.split())
+    if entry.is_section:
+        classes = section_types(entry.info.annotation)
+        return _class_doc(classes[0]) if len(classes) == 1 else _choices(classes)
+    member = _tagged_member(entry)
+    return _class_doc(member) if member else ""
+
+
+def _tagged_member(entry: FieldEntry) -> type[Config] | None:
+    """The union member whose tag field this is."""
+    union_path, _, name = entry.path.rpartition(".")
+    for other in iter_fields(RunConfig):
+        if other.path == union_path:
+            for member in section_types(other.info.annotation):
+                tag = union_tag(member)
+                if tag and tag[0] == name and member.model_fields[name] is entry.info:
+                    return member
+    return None
+
+
+def _choices(classes: list[type[Config]]) -> str:
+    tags = [tag for member in classes if (tag := union_tag(member))]
+    return f"{tags[0][0]} chooses: {', '.join(str(tag[1]) for tag in tags)}"
+
+
+def _class_doc(section: type[Config]) -> str:
+    return " ".join(inspect.cleandoc(section.__doc__ or "").split())
+
+
+def _default(entry: FieldEntry) -> str:
+    default = entry.info.default
+    if default is PydanticUndefined:
+        return "(required)"
+    return "(absent)" if default is None else format_value(default)

@@ -1,0 +1,211 @@
+"""What the run's files must be before a worker starts; reads config.json and directory listings, imports no torch.
+
+The divisibility rules are those of Megatron-core 0.16 (`TransformerConfig.__post_init__`, `ColumnParallelLinear`) and
+vLLM 0.32 (`QKVParallelLinear`): both split attention heads evenly, and both accept fewer key/value heads than
+tensor-parallel ranks when the ranks are a multiple of them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megarl.config.base import ConfigError
+from megarl.config.data import FileData
+from megarl.config.run import RunConfig
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LOCAL_PARENTS = {"models", "model", "checkpoints", "runs", "data"}
+_SHAPE_KEYS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+_DATA_SUFFIXES = (".jsonl", ".parquet")
+
+
+def check_files(config: RunConfig, *, need_model: bool = True) -> None:
+    """Raise one ConfigError with everything wrong with the model directory, its shape and the data path.
+
+    `need_model` false accepts an absent model directory (a layout is looked at away from the cluster).
+    """
+    problems = [*_check_data(config)]
+    directory = Path(config.model.path)
+    if directory.is_dir():
+        problems += check_model_files(config, directory)
+        problems += check_shape(config, directory / "config.json")
+    elif need_model:
+        problems.append(_describe_missing_model(config.model.path))
+    if problems:
+        raise ConfigError("\n".join(problems), problems)
+
+
+def check_model_files(config: RunConfig, directory: Path) -> Iterator[str]:
+    """Problems of a Hugging Face checkpoint directory: tokenizer, chat template, safetensors weights."""
+    where = f'model.path "{config.model.path}"'
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        yield f"{where}: no tokenizer.json, tokenizer.model or vocab.json; copy the model's own tokenizer there"
+    elif config.data.chat_template:
+        yield from _check_chat_template(where, directory)
+    yield from _check_weights(where, directory)
+
+
+def check_shape(config: RunConfig, path: Path) -> Iterator[str]:
+    """Problems between a model's config.json and the parallel layout, and with the context length."""
+    try:
+        shape = _read_json(path)
+    except FileNotFoundError:
+        yield f'model.path "{config.model.path}": no config.json; is it the directory of a Hugging Face checkpoint?'
+        return
+    except ValueError as error:
+        yield f"{path}: {error}"
+        return
+    missing = [key for key in _SHAPE_KEYS if not _is_count(shape.get(key))]
+    if missing:
+        yield f"{path}: expected positive integers {', '.join(missing)}, as Llama and Qwen configurations have them"
+        return
+    policy_split = [*_check_split(shape, config.parallel.tensor, "parallel.tensor")]
+    yield from policy_split or _check_fused_rows(shape, config.parallel.tensor)
+    yield from _check_split(shape, config.rollout.tensor, "rollout.tensor")
+    layers, pipeline = shape["num_hidden_layers"], config.parallel.pipeline
+    if layers % pipeline:
+        yield (
+            f"parallel.pipeline {pipeline} does not divide the model's {layers} layers; use "
+            f"{_divisors(layers, pipeline)}"
+        )
+    prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
+    context = context_tokens(shape)
+    if prompt + response > context:
+        yield (
+            f"rollout.max_prompt_tokens {prompt} + max_response_tokens {response} = {prompt + response} is longer than "
+            f"the model's context of {context} (max_position_embeddings); shorten one of them"
+        )
+
+
+def context_tokens(shape: dict[str, Any]) -> int:
+    """Longest sequence of a model: max_position_embeddings, which only linear rope scaling leaves unscaled."""
+    rope = shape.get("rope_scaling") or shape.get("rope_parameters") or {}
+    linear = rope.get("rope_type", rope.get("type")) == "linear"
+    return int(shape["max_position_embeddings"] * (rope["factor"] if linear else 1))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: those its index names, present or not, else every one there is."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({directory / str(name) for name in _read_json(index).get("weight_map", {}).values()})
+    return sorted(directory.glob("*.safetensors"))
+
+
+def _check_split(shape: dict[str, Any], tensor: int, field: str) -> Iterator[str]:
+    heads, ffn = shape["num_attention_heads"], shape["intermediate_size"]
+    groups = shape.get("num_key_value_heads") or heads
+    if heads % tensor:
+        yield f"{field} {tensor} does not divide the model's {heads} attention heads; use {_divisors(heads, tensor)}"
+    if groups % tensor and tensor % groups:
+        yield (
+            f"{field} {tensor} is neither a divisor nor a multiple of the model's {groups} key/value heads; use "
+            f"{_divisors(groups, tensor)}"
+        )
+    if ffn % tensor:
+        yield f"{field} {tensor} does not divide the model's intermediate_size {ffn}; use {_divisors(ffn, tensor)}"
+
+
+def _check_fused_rows(shape: dict[str, Any], tensor: int) -> Iterator[str]:
+    """Megatron splits the rows of query, key and value together, even where a rank gets part of a group."""
+    heads = shape["num_attention_heads"]
+    groups = shape.get("num_key_value_heads") or heads
+    head_dim = shape.get("head_dim") or shape.get("hidden_size", 0) // heads
+    rows = (heads + 2 * groups) * head_dim
+    if rows % tensor:
+        yield f"parallel.tensor {tensor} does not divide the {rows} rows of the model's fused query, key and value"
+
+
+def _check_weights(where: str, directory: Path) -> Iterator[str]:
+    try:
+        files = weight_files(directory)
+    except ValueError as error:
+        yield f"{where}: model.safetensors.index.json: {error}"
+        return
+    absent = [file.name for file in files if not file.is_file()]
+    empty = [file.name for file in files if file.is_file() and not file.stat().st_size]
+    if absent or empty:
+        yield (
+            f"{where}: {len(absent) + len(empty)} of {len(files)} weight files are missing or empty "
+            f"({', '.join((absent + empty)[:4])}); the download is incomplete, run it again"
+        )
+    if not files:
+        others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.gguf") for file in directory.glob(pattern))
+        found = f"found only {', '.join(others[:4])}" if others else "found none"
+        yield f"{where}: expected safetensors weights (model.safetensors or model-*.safetensors), {found}"
+
+
+def _check_data(config: RunConfig) -> Iterator[str]:
+    data = config.data.train
+    if not isinstance(data, FileData):
+        return
+    path = Path(data.path)
+    if path.is_dir():
+        if not any(file.suffix in _DATA_SUFFIXES for file in path.iterdir()):
+            yield f'data.train.path "{data.path}": a directory without .jsonl or .parquet files'
+    elif path.is_file():
+        if path.suffix not in _DATA_SUFFIXES:
+            yield f'data.train.path "{data.path}": expected a .jsonl or .parquet file'
+    elif path.suffix in _DATA_SUFFIXES or not is_hub_name(data.path):
+        yield f'data.train.path "{data.path}": no such file (looked at {path.absolute()}), nor is it a hub name'
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a path that does not exist reads like "Qwen/Qwen2.5-3B-Instruct" and not like a local directory."""
+    parent = name.partition("/")[0]
+    return bool(_HUB_NAME.fullmatch(name)) and parent not in _LOCAL_PARENTS and not Path(parent).is_dir()
+
+
+def _describe_missing_model(name: str) -> str:
+    if is_hub_name(name):
+        local = f"models/{name.rpartition('/')[2]}"
+        return (
+            f'model.path "{name}": expected a local directory, found a hub name; download it first with '
+            f"`hf download {name} --local-dir {local}` and set model.path={local}"
+        )
+    path = Path(name)
+    if path.is_file():
+        return f'model.path "{name}": expected the directory of a Hugging Face checkpoint, found a file'
+    return (
+        f'model.path "{name}": no such directory (looked at {path.absolute()}); download the model there with '
+        f"`hf download OWNER/NAME --local-dir {name}`, or correct the path"
+    )
+
+
+def _check_chat_template(where: str, directory: Path) -> Iterator[str]:
+    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return
+    path = directory / "tokenizer_config.json"
+    try:
+        if path.is_file() and _read_json(path).get("chat_template"):
+            return
+    except ValueError as error:
+        yield f"{path}: {error}"
+        return
+    yield (
+        f"{where}: its tokenizer has no chat template, and data.chat_template is true; set "
+        "data.chat_template=false for bare text, or use the instruct model"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _divisors(number: int, near: int) -> str:
+    """Divisors of `number` around `near`, as a hint: '4 or 7'."""
+    below = max((d for d in range(1, min(near, number) + 1) if number % d == 0), default=1)
+    above = next((d for d in range(near, number + 1) if number % d == 0), None)
+    return str(below) if above in (None, below) else f"{below} or {above}"

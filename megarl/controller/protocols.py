@@ -1,0 +1,48 @@
+"""What the loop needs from the outside. Ray shells, or anything else with these methods, can stand behind them."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from megarl.parallel.batches import BatchShard, MiniBatch
+from megarl.records import Rollout, SampleRequest, Score, TokenScores
+from megarl.rewards.pool import RewardItem
+from megarl.telemetry.metrics import Metrics
+
+Advance = Callable[[int], None]
+"""Tells a progress bar how much more is done."""
+
+
+class PolicyGroup(Protocol):
+    """All policy ranks as one."""
+
+    async def score(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
+        """Hold the step's batch and compute old (and reference) log-probs of every sample."""
+
+    async def train_mini_batch(self, index: int) -> Metrics:
+        """One optimizer update on mini-batch `index` of the held batch."""
+
+    async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
+        """One supervised update; `shards` are per data-parallel rank."""
+
+    async def publish_weights(self, version: int) -> Metrics:
+        """Send the weights to the connected engines as `version`."""
+
+    async def export_hf(self, path: str) -> None:
+        """Write a Hugging Face checkpoint."""
+
+
+class RolloutPool(Protocol):
+    """All engines as one."""
+
+    async def generate(self, requests: Sequence[SampleRequest], advance: Advance) -> list[Rollout]:
+        """One rollout per request, in order."""
+
+    async def adopt_weights(self, version: int) -> None:
+        """Receive what the policy publishes as `version`."""
+
+
+class Scorer(Protocol):
+    """The rewards."""
+
+    async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
+        """One score per item, in order."""

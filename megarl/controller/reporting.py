@@ -1,0 +1,139 @@
+"""What a step leaves behind: a line, a metrics row, the rollouts, the state."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megarl.config.run import RunConfig
+from megarl.records import Rollout, Sample, Score, TokenScores
+from megarl.rewards.pool import RewardItem
+from megarl.telemetry.console import Console, Phase
+from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Std, Sum, to_values
+from megarl.telemetry.rollouts import RolloutRow, write_rollouts
+from megarl.telemetry.run_directory import RunDirectory, RunState
+from megarl.telemetry.sinks import Sinks
+from megarl.telemetry.spans import Spans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """Everything one RL step produced; the sequences are parallel, one entry per response."""
+
+    step: int
+    items: Sequence[RewardItem]
+    rollouts: Sequence[Rollout]
+    samples: Sequence[Sample]
+    scores: Sequence[Score]
+    token_scores: Sequence[TokenScores]
+    metrics: Metrics
+
+
+class StepReporter:
+    """Writes steps to the console, the sinks and the run directory."""
+
+    def __init__(
+        self, *, config: RunConfig, directory: RunDirectory, console: Console, sinks: Sinks, spans: Spans
+    ) -> None:
+        self._config, self._directory, self._console, self._sinks = config, directory, console, sinks
+        self.spans = spans
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
+        """Time the block as `timing_s/<name>` and show it as a progress bar."""
+        with self.spans.measure(name), self._console.phase(name, total) as phase:
+            yield phase
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Directory of the Hugging Face checkpoint of a step."""
+        return self._directory.checkpoints / f"step-{step:06d}-hf"
+
+    def report(self, record: StepRecord, *, sampler: dict[str, Any]) -> None:
+        """One finished RL step; `sampler` is the prompt sampler's state after it."""
+        timings = self.spans.collect()
+        tokens = sum(sample.length for sample in record.samples)
+        metrics: Metrics = {
+            **record.metrics,
+            **reward_metrics(record.scores),
+            **length_metrics(record.rollouts),
+            **timings,
+            "perf/tokens_per_s": _rate(tokens, timings),
+            "policy_version": Max(float(record.step)),
+        }
+        self._log(record.step, metrics)
+        every = self._config.logging.rollouts_every
+        if every and record.step % every == 0:
+            write_rollouts(self._directory.rollouts_path(record.step), rollout_rows(record))
+        self._directory.write_state(RunState(status="running", step=record.step, sampler=sampler))
+
+    def report_sft(self, step: int, *, loss: float, metrics: Metrics, num_tokens: int) -> None:
+        """One finished supervised update; `loss` is the mean cross-entropy per answer token in nats."""
+        timings = self.spans.collect()
+        kept = {name: metrics[name] for name in ("actor/entropy", "actor/grad_norm", "actor/lr")}
+        self._log(
+            step, {**kept, **timings, "sft/loss": Mean(loss, 1.0), "perf/tokens_per_s": _rate(num_tokens, timings)}
+        )
+        self._directory.write_state(RunState(status="running", step=step))
+
+    def _log(self, step: int, metrics: Metrics) -> None:
+        values = to_values(metrics)
+        self._sinks.log(step, values)
+        self._console.step_line({"step": step, **values})
+
+
+def _rate(tokens: int, timings: Metrics) -> Metric:
+    return Mean(float(tokens), timings["timing_s/step"].value)
+
+
+def reward_metrics(scores: Sequence[Score]) -> Metrics:
+    """Rewards of a step's responses."""
+    rewards = [score.reward for score in scores]
+    metrics: Metrics = {
+        "reward/mean": Mean.of(rewards),
+        "reward/std": Std.of(rewards),
+        "reward/max": Max(max(rewards)),
+        "reward/verifier_mean": Mean.of(score.verifier for score in scores),
+        "reward/overlong_mean": Mean.of(score.overlong for score in scores),
+        "reward/timeouts": Sum(float(sum(score.failure == "timeout" for score in scores))),
+        "reward/crashes": Sum(float(sum(score.failure == "crash" for score in scores))),
+    }
+    return metrics
+
+
+def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
+    """Lengths in tokens; response_length/clip_ratio is the share of responses cut off at the limit."""
+    lengths = [len(rollout.response) for rollout in rollouts]
+    return {
+        "response_length/mean": Mean.of(lengths),
+        "response_length/max": Max(float(max(lengths))),
+        "response_length/clip_ratio": Mean.of(float(rollout.stop_reason == "length") for rollout in rollouts),
+        "prompt_length/mean": Mean.of(len(rollout.prompt) for rollout in rollouts),
+    }
+
+
+def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
+    """The step's responses as rows of its parquet file."""
+    parallel = zip(
+        record.items, record.rollouts, record.samples, record.scores, record.token_scores, strict=True
+    )
+    for item, rollout, sample, score, tokens in parallel:
+        yield RolloutRow(
+            step=record.step,
+            prompt_index=item.prompt_index,
+            sample_index=item.sample_index,
+            policy_version=rollout.policy_version,
+            prompt_text=item.prompt.text,
+            response_text=item.response,
+            prompt_tokens=rollout.prompt,
+            response_tokens=rollout.response,
+            behavior_logp=rollout.behavior_logp,
+            old_logp=tokens.old_logp,
+            ref_logp=tokens.ref_logp,
+            reward=score.reward,
+            verifier_reward=score.verifier,
+            overlong=score.overlong,
+            failure=score.failure,
+            advantage=sample.advantage,
+            stop_reason=rollout.stop_reason,
+        )

@@ -1,0 +1,36 @@
+"""Supervised warm start: the same policy, trained on the data set's own answers."""
+
+import math
+from collections.abc import Sequence
+
+from megarl.config.run import RunConfig, SftConfig
+from megarl.controller.batching import shard_mini_batch
+from megarl.controller.protocols import PolicyGroup
+from megarl.controller.reporting import StepReporter
+from megarl.data.sampler import PromptSampler
+from megarl.data.sft import Pair
+from megarl.records import Sample
+
+
+async def fine_tune(
+    config: RunConfig, sft: SftConfig, *, policy: PolicyGroup, pairs: Sequence[Pair], reporter: StepReporter
+) -> None:
+    """`sft.steps` updates of token-mean cross-entropy on the answers, then the export."""
+    sampler = PromptSampler(len(pairs), sft.batch_examples, seed=config.train.seed, shuffle=config.data.shuffle)
+    for step in range(1, sft.steps + 1):
+        with reporter.spans.measure("step"):
+            samples = [as_sample(pairs[index]) for index in sampler.next_batch()]
+            answer_tokens = sum(len(sample.response) for sample in samples)
+            shards = shard_mini_batch(samples, [1.0 / answer_tokens] * len(samples), config, first_id=0)
+            with reporter.spans.measure("update"):
+                metrics = await policy.sft_update(shards)
+        num_tokens = sum(sample.length for sample in samples)
+        # The mean log-prob of the answer tokens is minus their cross-entropy.
+        reporter.report_sft(step, loss=-metrics["actor/logp"].value, metrics=metrics, num_tokens=num_tokens)
+    await policy.export_hf(str(reporter.checkpoint_path(sft.steps)))
+
+
+def as_sample(pair: Pair) -> Sample:
+    """A pair as a training sample; nobody sampled it, so it has no behaviour log-probs."""
+    prompt, answer = pair
+    return Sample(prompt=prompt, response=answer, behavior_logp=(math.nan,) * len(answer), advantage=1.0)

@@ -1,0 +1,95 @@
+"""Layers that Megatron-core's local spec lacks: an RMSNorm that knows sequence parallelism, attention over packed rows.
+
+S = packed tokens of a micro-batch, N = query heads, G = key/value heads (both of this tensor rank), D = head dimension.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * weight, statistics in float32.
+
+    Under sequence parallelism each tensor rank sees its share of the tokens, so the weight's gradient must be summed
+    over the tensor ranks; Megatron does that for parameters marked `sequence_parallel`.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class PackedAttention(nn.Module):
+    """Causal attention within each sequence of a packed micro-batch.
+
+    CUDA: torch's variable-length flash attention, one call. CPU: `scaled_dot_product_attention`, one call per
+    sequence; nothing of size S x S is ever made.
+    """
+
+    def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+        super().__init__()
+        if config.attention_dropout:
+            raise ValueError(f"attention_dropout {config.attention_dropout}: a policy is trained without dropout")
+        assert config.kv_channels is not None
+        self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
+
+    def forward(  # noqa: PLR0913  (Megatron's signature)
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,  # noqa: ARG002
+        attn_mask_type: Any = None,  # noqa: ARG002
+        attention_bias: Tensor | None = None,  # noqa: ARG002
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """query [S, N, D], key and value [S, G, D] -> [S, N * D]."""
+        if packed_seq_params is None:
+            raise ValueError("PackedAttention takes packed sequences (qkv_format 'thd') only")
+        if query.is_cuda:
+            attended = self._varlen(query, key, value, packed_seq_params)
+        else:
+            attended = self._by_sequence(query, key, value, packed_seq_params.cu_seqlens_q)
+        return attended.reshape(query.shape[0], -1)
+
+    def _by_sequence(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
+        repeat = query.shape[1] // key.shape[1]
+        if repeat > 1:
+            # The CPU flash kernel wants as many key heads as query heads.
+            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+        bounds = cu_seqlens.tolist()
+        outputs = []
+        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+            rows = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
+            out = F.scaled_dot_product_attention(*rows, is_causal=True, scale=self.scale)
+            outputs.append(out[0].transpose(0, 1))
+        return torch.cat(outputs)
+
+    def _varlen(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest = packed.max_seqlen_q
+        result = varlen_attn(
+            query,
+            key,
+            value,
+            packed.cu_seqlens_q,
+            packed.cu_seqlens_kv,
+            longest,
+            longest,
+            scale=self.scale,
+            window_size=(-1, 0),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        assert isinstance(result, Tensor)
+        return result

@@ -1,0 +1,172 @@
+"""The Megatron-core model of a policy rank, built from a Hugging Face shape.
+
+R = response tokens of a micro-batch. The head runs on the rows that predict a response token and on no others;
+its output is this rank's vocabulary shard [R, V / T], never gathered.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megarl.config.base import ConfigError
+from megarl.config.policy import ModelConfig, ParallelConfig, PolicyConfig
+from megarl.models.layout import padded_vocab_size
+from megarl.models.rope import rope_inverse_frequencies
+from megarl.models.shape import ModelShape
+from megarl.parallel.device import cuda_present
+from megarl.parallel.packing import PackedMicroBatch
+from megarl.policy.layers import PackedAttention, RmsNorm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def uses_transformer_engine() -> bool:
+    """Whether the layers are Transformer Engine's: where CUDA and the package are present."""
+    return cuda_present() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def build_transformer_config(
+    shape: ModelShape, *, model: ModelConfig, parallel: ParallelConfig, policy: PolicyConfig
+) -> TransformerConfig:
+    """Megatron-core's config of this model; ConfigError for an override it does not have or refuses."""
+    dtype = DTYPES[model.dtype]
+    values: dict[str, Any] = {
+        "num_layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "ffn_hidden_size": shape.ffn_size,
+        "num_attention_heads": shape.num_heads,
+        "num_query_groups": shape.num_kv_heads,
+        "kv_channels": shape.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": shape.norm_eps,
+        "add_bias_linear": False,
+        "add_qkv_bias": shape.qkv_bias,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "sequence_parallel": parallel.sequence,
+        "pipeline_dtype": dtype,
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        # Packed micro-batches differ in length; the schedule sends each length ahead of the activations.
+        "variable_seq_lengths": True,
+        "moe_token_dispatcher_type": "alltoall",
+        # The loss carries the global normaliser (objective/loss.py); Megatron must not divide again.
+        "calculate_per_token_loss": True,
+        # Every weight is read from the checkpoint.
+        "perform_initialization": False,
+        # Fused kernels go through torch.compile or CUDA extensions.
+        "bias_activation_fusion": cuda_present(),
+        "bias_dropout_fusion": cuda_present(),
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        "gradient_accumulation_fusion": False,
+        **_recompute_fields(policy),
+    }
+    return _with_overrides(values, policy.megatron_overrides)
+
+
+def _recompute_fields(policy: PolicyConfig) -> dict[str, Any]:
+    match policy.recompute:
+        case "none":
+            return {}
+        case "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        case "full":
+            return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> TransformerConfig:
+    known = {field.name for field in dataclasses.fields(TransformerConfig)}
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; nearest: {near[0]}" if near else ""
+            raise ConfigError(f"policy.megatron_overrides.{name}: Megatron-core's TransformerConfig has none{hint}")
+    try:
+        return TransformerConfig(**{**values, **overrides})
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ConfigError(f"Megatron-core refuses this model and layout: {error}") from error
+
+
+def _block_spec(config: TransformerConfig, *, pipeline_rank: int) -> TransformerBlockSubmodules:
+    """Layers of this stage: Transformer Engine's, or the local spec with our norm and attention."""
+    num_layers = get_num_layers_to_build(config, pp_rank=pipeline_rank)
+    if uses_transformer_engine():
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        layer = get_gpt_layer_with_transformer_engine_spec()
+        return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=TENorm)
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer.submodules.input_layernorm = RmsNorm
+    layer.submodules.pre_mlp_layernorm = RmsNorm
+    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RmsNorm)
+
+
+class PolicyModel(GPTModel):
+    """One pipeline stage. `forward` takes a packed micro-batch; the last stage returns logits [R, V / T]."""
+
+    def __init__(self, config: TransformerConfig, shape: ModelShape, *, pipeline_rank: int) -> None:
+        super().__init__(
+            config=config,
+            transformer_layer_spec=_block_spec(config, pipeline_rank=pipeline_rank),
+            vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
+            max_sequence_length=shape.max_positions,
+            pre_process=pipeline_rank == 0,
+            post_process=pipeline_rank == config.pipeline_model_parallel_size - 1,
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied_embeddings,
+            position_embedding_type="rope",
+            rotary_base=int(shape.rope_theta),
+        )
+        # Megatron fixes Llama 3's scaling constants; ours come from config.json.
+        device = self.rotary_pos_emb.inv_freq.device
+        self.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device)
+        self._response_index_R: Tensor | None = None
+
+    def forward(self, batch: PackedMicroBatch) -> Tensor:  # type: ignore[override]
+        """Hidden states [S / T or S, 1, H] of an inner stage, logits [R, V / T] of the last."""
+        self._response_index_R = batch.response_index_R
+        packed = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=batch.cu_seqlens,
+            cu_seqlens_kv=batch.cu_seqlens,
+            max_seqlen_q=batch.max_seqlen,
+            max_seqlen_kv=batch.max_seqlen,
+        )
+        return super().forward(batch.tokens_S[None], batch.position_S[None], None, packed_seq_params=packed)
+
+    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        if not self.post_process:
+            return hidden_states
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if weight is None:
+            weight = self.output_layer.weight
+        # Gradients of the hidden rows are partial sums per vocabulary shard; the mapping's backward adds them up:
+        # a reduce-scatter under sequence parallelism, else an all-reduce of the response rows only.
+        if self.config.sequence_parallel:
+            hidden_R = gather_from_sequence_parallel_region(hidden_states)[self._response_index_R, 0]
+        else:
+            hidden_R = copy_to_tensor_model_parallel_region(hidden_states[self._response_index_R, 0])
+        return F.linear(hidden_R, weight)

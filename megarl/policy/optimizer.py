@@ -1,0 +1,61 @@
+"""AdamW over Megatron's main weights, its distributed form, and the learning-rate schedule."""
+
+import math
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
+
+from megarl.config.policy import OptimizerConfig
+
+
+def learning_rate(update: int, *, config: OptimizerConfig, total_updates: int) -> float:
+    """Rate of the `update`-th optimizer update, counted from 1: linear warm-up, then constant or half a cosine."""
+    if update <= config.warmup_updates:
+        return config.lr * update / config.warmup_updates
+    if config.schedule == "constant":
+        return config.lr
+    span = max(total_updates - config.warmup_updates, 1)
+    progress = min((update - config.warmup_updates) / span, 1.0)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def wrap_data_parallel(
+    module: nn.Module, *, config: TransformerConfig, distributed_optimizer: bool
+) -> DistributedDataParallel:
+    """Megatron's gradient buffers around a model; gradients are summed over data ranks, in float32."""
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, check_for_nan_in_grad=False
+    )
+    return DistributedDataParallel(config=config, ddp_config=ddp, module=module)
+
+
+def build_optimizer(
+    chunk: DistributedDataParallel, *, config: OptimizerConfig, dtype: torch.dtype, distributed_optimizer: bool
+) -> MegatronOptimizer:
+    """Megatron's AdamW with float32 main weights; no weight decay on biases and norms."""
+    return get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.lr,
+            min_lr=config.min_lr,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.eps,
+            clip_grad=config.clip_grad_norm,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=distributed_optimizer,
+        ),
+        [chunk],
+        use_gloo_process_groups=False,
+    )
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

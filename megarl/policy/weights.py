@@ -1,0 +1,59 @@
+"""Hugging Face weights into a rank's Megatron parameters, and back out of all ranks."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megarl.checkpoint.hf import HfCheckpoint
+from megarl.models.layout import RankLayout, layout_of
+from megarl.models.shape import ModelShape
+from megarl.models.shards import fill_parameter
+from megarl.models.table import Spec, hf_tensors, list_parameters
+from megarl.parallel.grid import RankGrid
+from megarl.policy.model import uses_transformer_engine
+from megarl.reshard.gather import GatherPlan, gather_hf_tensors, plan_gather
+
+
+def rank_layout(shape: ModelShape, *, grid: RankGrid, rank: int) -> RankLayout:
+    """What part of the model global rank `rank` holds."""
+    position = grid.position(rank)
+    return layout_of(
+        shape,
+        tensor_rank=position.tensor,
+        tensor_size=grid.tensor,
+        pipeline_rank=position.pipeline,
+        pipeline_size=grid.pipeline,
+    )
+
+
+def _spec() -> Spec:
+    return "te" if uses_transformer_engine() else "local"
+
+
+def load_hf_weights(module: nn.Module, checkpoint: HfCheckpoint, *, shape: ModelShape, layout: RankLayout) -> None:
+    """Fill every parameter of `module` from its boxes; RuntimeError if table and model name different parameters."""
+    parameters = dict(module.named_parameters())
+    entries = {entry.name: entry for entry in list_parameters(shape, layout, spec=_spec())}
+    if parameters.keys() != entries.keys():
+        raise RuntimeError(
+            f"the weight table and the Megatron model disagree: only in the table "
+            f"{sorted(entries.keys() - parameters.keys())}, only in the model {sorted(parameters.keys() - entries.keys())}"
+        )
+    for name, entry in entries.items():
+        fill_parameter(parameters[name].data, entry, checkpoint.read)
+
+
+def plan_export(shape: ModelShape, *, grid: RankGrid, bucket_bytes: int, dtype: torch.dtype) -> GatherPlan:
+    """Which rank of the first replica sends which boxes to rank 0."""
+    entries = {
+        rank: list_parameters(shape, rank_layout(shape, grid=grid, rank=rank), spec=_spec())
+        for rank in grid.data_group(0)
+    }
+    return plan_gather(entries, hf_tensors(shape), bucket_bytes=bucket_bytes, dtype=dtype)
+
+
+def export_hf_weights(module: nn.Module, plan: GatherPlan) -> Iterator[tuple[str, Tensor]]:
+    """Full HF tensors, in the plan's dtype, on rank 0; every rank of the first replica must exhaust the iterator."""
+    yield from gather_hf_tensors({name: p.data for name, p in module.named_parameters()}, plan, rank=dist.get_rank())

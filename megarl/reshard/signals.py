@@ -1,0 +1,118 @@
+"""Small JSON messages between one sender and its receivers, over a TCPStore that the sender serves.
+
+Invariants: every wait ends, by the message, by the peer's recorded failure, or after `timeout_s` with the keys that did
+not come; the first party that fails a transfer records why, and everyone waiting on that transfer reads it at the
+next poll, `_LONGEST_POLL_S` later.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+_LONGEST_POLL_S = 0.02
+
+
+class TransportError(RuntimeError):
+    """A transfer of weights failed; the text names version, tensor or bucket, and peer."""
+
+
+class SignalTimeout(Exception):
+    """Messages did not come in time; `missing` are their keys."""
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(f"no message under {', '.join(missing)}")
+        self.missing = missing
+
+
+class PeerFailed(Exception):
+    """Another party recorded a failure of this transfer; the text is its own."""
+
+
+def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, int]:
+    """Serve a TCPStore on `host` only (not on every interface). Returns it and its port (chosen freely for 0)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise TransportError(
+            f"the weight sender cannot listen on {host}:{port}: {error}; use an address of this machine and a free port "
+            "(port 0 picks one)"
+        ) from error
+    bound = listener.getsockname()[1]
+    store = dist.TCPStore(
+        host,
+        bound,
+        is_master=True,
+        timeout=timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    return store, bound
+
+
+def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
+    """Connect to a sender's store."""
+    try:
+        return dist.TCPStore(
+            host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
+        )
+    except dist.DistError as error:
+        raise TransportError(
+            f"no weight sender answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "
+            "address reachable from this node?"
+        ) from error
+
+
+class Signals:
+    """JSON messages under string keys, seen by all parties of one run (`token` keeps runs apart)."""
+
+    def __init__(self, store: dist.Store, *, token: str, timeout_s: float) -> None:
+        self.store = store
+        self._keys = dist.PrefixStore(token, store)
+        self._timeout_s = timeout_s
+
+    def put(self, key: str, message: Any) -> None:
+        """Publish a message; it stays until `drop`."""
+        self._keys.set(key, json.dumps(message))
+
+    def claim(self, key: str) -> bool:
+        """True for the first caller, in any process."""
+        return self._keys.add(key, 1) == 1
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Delete messages that every party has read."""
+        for key in keys:
+            self._keys.delete_key(key)
+
+    def fail(self, transfer: str, reason: str) -> None:
+        """Record why `transfer` failed, unless somebody did already: the first reason is the cause of the rest."""
+        if not self._keys.check([f"{transfer}/failed"]):
+            self.put(f"{transfer}/failed", reason)
+
+    def get(self, keys: Sequence[str], *, transfer: str | None = None) -> list[Any]:
+        """Wait for all of `keys` and return their messages.
+
+        Raises:
+            PeerFailed: somebody recorded a failure of `transfer` meanwhile.
+            SignalTimeout: some keys did not come within the timeout.
+        """
+        wanted = list(keys)
+        started = time.monotonic()
+        while not self._keys.check(wanted):
+            if transfer is not None and self._keys.check([f"{transfer}/failed"]):
+                raise PeerFailed(json.loads(self._keys.get(f"{transfer}/failed")))
+            waited = time.monotonic() - started
+            if waited > self._timeout_s:
+                raise SignalTimeout([key for key in wanted if not self._keys.check([key])])
+            # The store's own blocking wait would not see the failure above, and logs a warning for every slice.
+            time.sleep(min(_LONGEST_POLL_S, 0.0005 + waited / 20))
+        return [json.loads(self._keys.get(key)) for key in wanted]

@@ -1,0 +1,29 @@
+"""What a reward is asked, and the error that stops a run when it cannot answer."""
+
+from dataclasses import dataclass
+
+from megarl.records import Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardItem:
+    """One response to score."""
+
+    prompt: Prompt
+    response: str
+    """Decoded, without the end-of-sequence token."""
+    response_tokens: int
+    """Sampled tokens, end-of-sequence included: what the overlong penalty counts."""
+    prompt_index: int
+    """Position of the prompt in the step's batch (not in the data set: a batch may hold a prompt twice)."""
+    sample_index: int
+    """Position among the prompt's samples."""
+
+    @property
+    def place(self) -> str:
+        """Which sample this is, for messages."""
+        return f"data set prompt {self.prompt.index} (batch position {self.prompt_index}), sample {self.sample_index}"
+
+
+class RewardError(RuntimeError):
+    """A reward cannot be computed and no score would be honest: a user function raised, or workers do not start."""

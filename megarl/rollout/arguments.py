@@ -1,0 +1,97 @@
+"""From megarl's configuration to vLLM's engine arguments and sampling parameters.
+
+What correctness rests on is fixed here and cannot be overridden: log-probs after temperature (`processed_logprobs`), no
+sampling defaults from the checkpoint's generation_config.json, no stop token but the given ones, megarl's weight transfer.
+"""
+
+import difflib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from megarl.config.base import ConfigError
+from megarl.config.policy import ModelConfig
+from megarl.config.rollout import RolloutConfig
+from megarl.rollout.plugin import BACKEND
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+_FIXED = {
+    "model": "model.path",
+    "dtype": "model.dtype",
+    "tensor_parallel_size": "rollout.tensor",
+    "max_model_len": "rollout.max_prompt_tokens and rollout.max_response_tokens",
+    "gpu_memory_utilization": "rollout.memory_fraction",
+    "kv_cache_memory_bytes": "rollout.cpu_kv_cache_gib",
+    "logprobs_mode": None,
+    "generation_config": None,
+    "skip_tokenizer_init": None,
+    "weight_transfer_config": None,
+    "pipeline_parallel_size": None,
+    "data_parallel_size": None,
+}
+"""Engine arguments megarl owns, and the option that sets them (None: nothing may)."""
+
+
+def check_vllm_overrides(overrides: dict[str, Any]) -> None:
+    """Raise ConfigError for a name vLLM does not know (naming the nearest) or one that megarl sets itself."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = [field.name for field in fields(AsyncEngineArgs)]
+    for name in overrides:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "see vLLM's engine arguments"
+            raise ConfigError(f"rollout.vllm_overrides.{name}: vLLM has no engine argument of this name; {hint}")
+        if name in _FIXED:
+            owner = _FIXED[name]
+            hint = f"set {owner} instead" if owner else "the training would be wrong with another value"
+            raise ConfigError(f"rollout.vllm_overrides.{name}: megarl sets this argument itself; {hint}")
+
+
+def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngineArgs":
+    """vLLM's arguments for one engine, overrides last. Raises ConfigError for bad overrides."""
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    check_vllm_overrides(config.vllm_overrides)
+    arguments: dict[str, Any] = {
+        "model": model.path,
+        "dtype": model.dtype,
+        "tensor_parallel_size": config.tensor,
+        "max_model_len": config.max_prompt_tokens + config.max_response_tokens,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "distributed_executor_backend": "mp",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if current_platform.is_cpu():
+        arguments["enforce_eager"] = True  # compiling costs minutes of a CPU run and wins little there
+        arguments["kv_cache_memory_bytes"] = int(config.cpu_kv_cache_gib * 2**30) // config.tensor
+    else:
+        arguments["gpu_memory_utilization"] = config.memory_fraction
+    return AsyncEngineArgs(**(arguments | config.vllm_overrides))
+
+
+def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: tuple[int, ...]) -> "SamplingParams":
+    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; the sampled token's log-prob only."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        seed=seed,
+        temperature=config.temperature,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=config.max_response_tokens,
+        stop_token_ids=list(stop_token_ids),
+        logprobs=0,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

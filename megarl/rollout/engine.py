@@ -1,0 +1,334 @@
+"""One vLLM engine: samples responses with their log-probs, and adopts new weights between generate calls.
+
+States: new -> (start) ready -> (adopt_weights) updating -> ready ... -> (shutdown) closed; a failed adoption makes it broken,
+which only a new engine repairs. Invariants: all tokens of a rollout were sampled under `policy_version`, because an
+adoption waits for running `generate` calls to end and holds back new ones, and vLLM's own record of the version is
+compared per rollout; `behavior_logp` is the log-prob after temperature; no process outlives `shutdown`.
+"""
+
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from megarl.config.base import ConfigError
+from megarl.config.policy import ModelConfig
+from megarl.config.rollout import RolloutConfig
+from megarl.records import Rollout, SampleRequest, StopReason
+from megarl.reshard.transport import WeightEndpoint
+from megarl.rollout.arguments import build_engine_args, build_sampling_params
+from megarl.rollout.environment import set_engine_environment
+from megarl.rollout.failures import EngineError, EngineStartError, WeightAdoptionError, describe_failure
+from megarl.rollout.processes import ChildProcesses
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+State = Literal["new", "ready", "updating", "broken", "closed"]
+
+_EXIT_GRACE_S = 10.0
+
+
+class RolloutEngine:
+    """See the module; every method but the constructor runs on one event loop."""
+
+    def __init__(  # noqa: PLR0913 - two config sections and the engine's identity
+        self,
+        *,
+        config: RolloutConfig,
+        model: ModelConfig,
+        index: int,
+        stop_token_ids: tuple[int, ...],
+        log_path: Path | None = None,
+    ) -> None:
+        """`index` numbers the engine among config.engines; vLLM's log goes to `log_path` (None: a temporary file)."""
+        if not 0 <= index < config.engines:
+            raise ValueError(f"engine index {index} is not in 0 .. {config.engines - 1} (rollout.engines)")
+        self._config, self._model, self._index = config, model, index
+        self._stop_token_ids = tuple(stop_token_ids)
+        self._scratch: Path | None = None
+        self._log_path = log_path
+        self._llm: AsyncLLM | None = None
+        self._processes: ChildProcesses | None = None
+        self._state: State = "new"
+        self._reason = ""
+        self._running = 0
+        self._num_requests = 0
+        self._changed = asyncio.Condition()
+        self.policy_version = 0
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    # start and end
+
+    async def start(self) -> None:
+        """Start vLLM's processes and load the checkpoint.
+
+        Raises:
+            ConfigError: rollout.vllm_overrides has a name that vLLM does not know or that megarl sets.
+            EngineStartError: with the root cause and what to change; nothing is left running.
+        """
+        if self._state != "new":
+            raise EngineError(f"engine {self._index} is {self._state}; start() runs once on a new engine")
+        self._prepare_log()
+        self._processes = ChildProcesses()
+        building = asyncio.create_task(asyncio.to_thread(self._build))
+        try:
+            await asyncio.wait_for(asyncio.shield(building), self._config.start_timeout_s)
+        except ConfigError:
+            self._close_scratch()
+            raise
+        except BaseException as error:
+            await self._abandon(building)
+            text = self._start_failure_text(error)
+            self._close_scratch()
+            if isinstance(error, Exception):
+                raise EngineStartError(text) from error
+            raise
+        self._state = "ready"
+
+    def _prepare_log(self) -> None:
+        """vLLM's log, tracebacks included, goes to a file that start failures are explained from; warnings also to stderr."""
+        self._scratch = Path(tempfile.mkdtemp(prefix="megarl-engine-"))
+        if self._log_path is None:
+            self._log_path = self._scratch / "engine.log"
+        self._log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log_path.touch()
+        handler = {"formatter": "plain", "level": "INFO", "class": "logging.FileHandler", "filename": str(self._log_path)}
+        stderr = {"formatter": "plain", "level": "ERROR", "class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
+        logging_config = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "%(asctime)s %(levelname)s pid=%(process)d %(name)s: %(message)s"}},
+            "handlers": {"file": handler, "stderr": stderr},
+            "loggers": {"vllm": {"handlers": ["file", "stderr"], "level": "INFO", "propagate": False}},
+        }
+        path = self._scratch / "logging.json"
+        path.write_text(json.dumps(logging_config))
+        set_engine_environment(
+            tensor=self._config.tensor, start_timeout_s=self._config.start_timeout_s, logging_config=path
+        )
+
+    def _build(self) -> None:
+        arguments = build_engine_args(self._config, self._model)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm = AsyncLLM.from_engine_args(arguments)
+
+    async def _abandon(self, building: "asyncio.Task[None]") -> None:
+        """End a start that failed or took too long; with its processes gone, the building thread ends too."""
+        self._state = "closed"
+        await self._end_processes(grace_s=0.0)
+        await asyncio.gather(building, return_exceptions=True)
+        await self._stop_llm()
+
+    def _start_failure_text(self, error: BaseException) -> str:
+        where = f"engine {self._index} ({self._model.path}, tensor {self._config.tensor})"
+        if isinstance(error, TimeoutError):
+            last = (self._log_text().splitlines() or ["nothing"])[-1]
+            return (
+                f"{where} was not ready after rollout.start_timeout_s = {self._config.start_timeout_s:g} s; raise it, or see "
+                f"what it waits for. The last line of its log: {last}"
+            )
+        return f"{where} did not start: {describe_failure(error, self._log_text())}"
+
+    def _log_text(self) -> str:
+        assert self._log_path is not None
+        return self._log_path.read_text(errors="replace")
+
+    async def shutdown(self) -> None:
+        """Stop vLLM and every process it started. Idempotent."""
+        self._state = "closed"
+        async with self._changed:
+            self._changed.notify_all()
+        await self._stop_llm()
+        self._close_scratch()
+
+    async def _stop_llm(self) -> None:
+        if self._processes is not None:
+            await asyncio.to_thread(self._processes.find)
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+        await self._end_processes(grace_s=_EXIT_GRACE_S)
+
+    async def _end_processes(self, *, grace_s: float) -> None:
+        if self._processes is not None:
+            await asyncio.to_thread(self._processes.find)
+            await asyncio.to_thread(self._processes.end, grace_s)
+
+    def _close_scratch(self) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
+    # sampling
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        """One response per request, in order; the same prompt and seed give the same tokens under the same weights.
+
+        Raises:
+            ValueError: a prompt is empty or longer than rollout.max_prompt_tokens.
+            EngineError: the engine is not running, or its process died (with the cause from its log).
+        """
+        for position, request in enumerate(requests):
+            if not 0 < len(request.prompt) <= self._config.max_prompt_tokens:
+                raise ValueError(
+                    f"request {position} has a prompt of {len(request.prompt)} tokens; expected 1 .. "
+                    f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
+                )
+        async with self._sampling():
+            tasks = [asyncio.create_task(self._sample(request)) for request in requests]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+
+    @asynccontextmanager
+    async def _sampling(self) -> AsyncIterator[None]:
+        """Hold off adoptions, after waiting for one in progress."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._state != "updating")
+            self._check_ready("sample")
+            self._running += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    async def _sample(self, request: SampleRequest) -> Rollout:
+        assert self._llm is not None
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._num_requests += 1
+        params = build_sampling_params(self._config, seed=request.seed, stop_token_ids=self._stop_token_ids)
+        prompt: Any = {"prompt_token_ids": list(request.prompt)}
+        output: Any = None
+        try:
+            async for output in self._llm.generate(prompt, params, request_id=str(self._num_requests)):
+                pass
+        except EngineDeadError as error:
+            self._break(f"its process died: {describe_failure(error, self._log_text())}")
+            raise EngineError(f"engine {self._index} cannot sample: {self._reason}") from error
+        return self._rollout(request, output.outputs[0])
+
+    def _rollout(self, request: SampleRequest, completion: Any) -> Rollout:
+        reasons: dict[str, StopReason] = {"stop": "stop", "length": "length"}
+        if completion.finish_reason not in reasons:
+            raise EngineError(f"engine {self._index} ended a request with {completion.finish_reason!r}, not stop or length")
+        versions = {span.version for span in completion.weight_versions or ()}
+        expected = {_version_name(self.policy_version)}
+        if versions - expected:
+            raise EngineError(f"engine {self._index} sampled under weight versions {versions}, expected {expected}")
+        tokens = tuple(completion.token_ids)
+        return Rollout(
+            prompt=request.prompt,
+            response=tokens,
+            behavior_logp=tuple(
+                logprobs[token].logprob for token, logprobs in zip(tokens, completion.logprobs, strict=True)
+            ),
+            stop_reason=reasons[completion.finish_reason],
+            policy_version=self.policy_version,
+        )
+
+    # weights
+
+    async def connect(self, endpoint: WeightEndpoint) -> None:
+        """Connect every worker of this engine to the weight sender as receivers index x tensor + tensor rank.
+
+        Raises:
+            WeightAdoptionError: a worker could not connect, with the reason.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        self._check_ready("connect")
+        needed = self._config.engines * self._config.tensor
+        if endpoint.receivers != needed:
+            raise ValueError(
+                f"the weight sender expects {endpoint.receivers} receivers, but rollout.engines {self._config.engines} x "
+                f"rollout.tensor {self._config.tensor} = {needed}"
+            )
+        assert self._llm is not None
+        info = endpoint.as_dict() | {"engine_index": self._index}
+        try:
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        except Exception as error:
+            raise WeightAdoptionError(
+                f"engine {self._index} could not connect to the weight sender: {_worker_error(error)}"
+            ) from error
+
+    async def adopt_weights(self, version: int) -> float:
+        """Take `version` from the sender, which must be sending it meanwhile. Returns the seconds of the update itself.
+
+        Waits for running generate calls to end; later ones wait for the new weights. The prefix cache is emptied.
+
+        Raises:
+            WeightAdoptionError: a worker failed, stalled or got changed bytes. The engine holds a mixture of versions then
+                and refuses to sample.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._state != "updating")
+            self._check_ready("adopt weights")
+            self._state = "updating"
+            await self._changed.wait_for(lambda: self._running == 0)
+        started = time.perf_counter()
+        try:
+            await self._update(version)
+            self.policy_version = version
+            if self._state == "updating":
+                self._state = "ready"
+        except BaseException as error:
+            self._break(f"adopting weights version {version} failed: {_worker_error(error)}")
+            if isinstance(error, Exception):
+                raise WeightAdoptionError(f"engine {self._index}: {self._reason}") from error
+            raise
+        finally:
+            async with self._changed:
+                self._changed.notify_all()
+        return time.perf_counter() - started
+
+    async def _update(self, version: int) -> None:
+        assert self._llm is not None
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
+        await self._llm.finish_weight_update(weight_version=_version_name(version))
+        if not await self._llm.reset_prefix_cache():
+            raise EngineError("the prefix cache could not be emptied: requests still hold blocks of it")
+
+    def _check_ready(self, verb: str) -> None:
+        if self._state != "ready":
+            reason = f" ({self._reason})" if self._reason else ""
+            raise EngineError(f"engine {self._index} cannot {verb}: it is {self._state}{reason}")
+
+    def _break(self, reason: str) -> None:
+        if self._state != "closed":
+            self._state = "broken"
+        self._reason = self._reason or reason
+
+
+def _version_name(version: int) -> str:
+    """How vLLM labels the version; its own label for weights it loaded itself is "default"."""
+    return str(version) if version else "default"
+
+
+def _worker_error(error: BaseException) -> str:
+    """A worker's own message, out of vLLM's wrapping."""
+    text = str(error) or type(error).__name__
+    start, end = "Worker failed with error '", "', please check the stack trace above"
+    if start in text:
+        text = text.split(start, 1)[1].split(end, 1)[0]
+    return text

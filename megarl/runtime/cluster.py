@@ -1,0 +1,87 @@
+"""Ray: started on this machine or joined, and where in it the workers live."""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.util
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from megarl.config.base import ConfigError
+from megarl.config.run import RunConfig
+
+_PLACEMENT_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Bundles of the placement group: one per policy rank, then one per engine; an engine never spans nodes."""
+
+    group: PlacementGroup
+    on_gpu: bool
+    rank_bundles: tuple[int, ...]
+    """Bundle of each policy rank: neighbouring ranks share a node, so tensor ranks do."""
+    engine_bundles: tuple[int, ...]
+    gpus_per_engine: int
+
+    def policy_rank(self, rank: int) -> dict[str, Any]:
+        """Ray options of a policy rank."""
+        return self._options(self.rank_bundles[rank], gpus=1)
+
+    def engine(self, index: int) -> dict[str, Any]:
+        """Ray options of an engine."""
+        return self._options(self.engine_bundles[index], gpus=self.gpus_per_engine)
+
+    def _options(self, bundle: int, *, gpus: int) -> dict[str, Any]:
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
+        return {"num_cpus": 1, "num_gpus": gpus if self.on_gpu else 0, "scheduling_strategy": strategy}
+
+
+def start_ray(config: RunConfig, *, num_engines: int) -> Placement:
+    """Join `cluster.ray_address` (or RAY_ADDRESS), else start Ray here; then reserve a place for every worker.
+
+    Where the cluster has no GPU a worker counts as one logical CPU, however many cores there are: policy and engines
+    take turns. ConfigError when the cluster cannot be reached or is too small.
+    """
+    # Ray would report to its makers and print a notice into the training log.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Actors without GPUs must still see CUDA's absence the way the driver does.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    workers = config.parallel.world_size + num_engines
+    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ConfigError(f"cannot {where}: {error}") from error
+    return _reserve(config, num_engines=num_engines)
+
+
+def _reserve(config: RunConfig, *, num_engines: int) -> Placement:
+    resources = ray.cluster_resources()
+    on_gpu = resources.get("GPU", 0) > 0
+    ranks, tensor = config.parallel.world_size, config.rollout.tensor
+    bundles = [{"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}] * ranks
+    bundles += [{"CPU": 1.0, "GPU": float(tensor)} if on_gpu else {"CPU": 1.0}] * num_engines
+    group = ray.util.placement_group(bundles, strategy="PACK")
+    if not group.wait(_PLACEMENT_TIMEOUT_S):
+        needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in bundles[0]}
+        found = {kind: resources.get(kind, 0.0) for kind in needed}
+        raise ConfigError(
+            f"the Ray cluster cannot place {ranks} policy ranks and {num_engines} engines of {tensor}: needed {needed}, "
+            f"found {found}; an engine must fit on one node. Add nodes, free them of other jobs, or lower "
+            "parallel.world_size or rollout.engines"
+        )
+    node_of = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    by_node = sorted(range(ranks), key=lambda bundle: (node_of[bundle], bundle))
+    return Placement(group, on_gpu, tuple(by_node), tuple(range(ranks, ranks + num_engines)), tensor)
+
+
+def stop_ray() -> None:
+    """End every actor of this run; safe when Ray never started."""
+    if ray.is_initialized():
+        ray.shutdown()

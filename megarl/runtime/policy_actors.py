@@ -1,0 +1,159 @@
+"""The policy ranks as Ray actors, and the group of them as the loop sees it."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.util
+
+from megarl.config.base import ConfigError
+from megarl.config.policy import OptimizerConfig
+from megarl.config.run import RunConfig
+from megarl.objective.statistics import merge_token_sums, to_metrics
+from megarl.parallel.batches import BatchShard, MiniBatch
+from megarl.parallel.grid import RankGrid
+from megarl.parallel.packing import PackedMicroBatch, split_by_sample
+from megarl.records import TokenScores
+from megarl.runtime.cluster import Placement
+from megarl.runtime.failures import WorkerName, call
+from megarl.telemetry.logs import redirect_output, setup_logging
+from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Min
+from megarl.telemetry.run_directory import RunDirectory
+
+
+@ray.remote
+class PolicyActor:
+    """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own."""
+
+    def __init__(self, config: RunConfig, rank: int, logs: Path) -> None:
+        redirect_output(logs / f"policy-{rank}.log")
+        setup_logging("policy", rank, logs)
+        self._config, self._rank, self._worker = config, rank, None
+
+    def rendezvous(self, port: int) -> tuple[str, int]:
+        """Host of this process and a port on it where the ranks can meet."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ConfigError(
+                    f"policy.master_port {port} on {host} is in use ({error}); set another port, or 0 to pick a free one"
+                ) from error
+            return host, probe.getsockname()[1]
+
+    def setup(self, master: tuple[str, int], optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
+        from megarl.policy.process import RankPlace
+        from megarl.policy.worker import MegatronWorker
+        place = RankPlace(
+            rank=self._rank,
+            world_size=self._config.parallel.world_size,
+            master_host=master[0],
+            master_port=master[1],
+        )
+        self._worker = MegatronWorker(
+            self._config, place, optimizer=optimizer, total_updates=total_updates, reference=reference
+        )
+
+    def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call `method` of the worker."""
+        return getattr(self._worker, method)(*args, **kwargs)
+
+
+class RayPolicyGroup:
+    """All policy ranks as one; implements the loop's `PolicyGroup`."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement) -> None:
+        self._config = config
+        self._grid = RankGrid(
+            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
+        )
+        ranks = range(self._grid.world_size)
+        self._names = [WorkerName("policy", rank, directory.log_path("policy", rank)) for rank in ranks]
+        # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+        self._actors = [
+            PolicyActor.options(**placement.policy_rank(name.rank), runtime_env=threads).remote(
+                config, name.rank, directory.logs
+            )
+            for name in self._names
+        ]
+
+    async def setup(self, *, optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
+        """Meet, build the model, read the weights."""
+        master = await call(self._names[0], self._actors[0].rendezvous.remote(self._config.policy.master_port))
+        calls = (actor.setup.remote(master, optimizer, total_updates, reference) for actor in self._actors)
+        await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, calls, strict=True)))
+
+    async def _all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """The same call on every rank, results in rank order; the first failure is raised at once."""
+        return await self._each(method, [args] * len(self._actors), **kwargs)
+
+    async def _each(self, method: str, args_of_rank: Sequence[Sequence[Any]], **kwargs: Any) -> list[Any]:
+        refs = [actor.run.remote(method, *args, **kwargs) for actor, args in zip(self._actors, args_of_rank, strict=True)]
+        return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, refs, strict=True)))
+
+    def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:
+        """One argument per data-parallel replica, put into the object store once, handed to each of its ranks."""
+        refs = [ray.put(value) for value in values]
+        return [(refs[self._grid.position(rank).data],) for rank in range(self._grid.world_size)]
+
+    async def score(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
+        results = await self._each("score", self._per_replica(shards))
+        scores: list[TokenScores] = []
+        for data, shard in enumerate(shards):
+            scored = results[self._grid.reporter(data)]
+            for mini, scored_mini in zip(shard, scored, strict=True):
+                for batch, values in zip(mini, scored_mini, strict=True):
+                    scores += _by_sample(batch, values)
+        return scores
+
+    async def train_mini_batch(self, index: int) -> Metrics:
+        return self._merge(await self._all("train_mini_batch", index))
+
+    async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
+        return self._merge(await self._each("sft_update", self._per_replica(shards)))
+
+    def _merge(self, results: Sequence[Any]) -> Metrics:
+        reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
+        sums = merge_token_sums(report.sums for report in reports)
+        metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in to_metrics(sums).items()}
+        metrics["actor/grad_norm"] = Mean(reports[0].grad_norm, 1.0)
+        metrics["actor/lr"] = Max(reports[0].lr)
+        return metrics
+
+    async def connect_engines(self, num_receivers: int) -> Any:
+        """Open the sending side; returns what the engines need to connect."""
+        return (await self._all("connect_engines", num_receivers=num_receivers))[0]
+
+    async def publish_weights(self, version: int) -> Metrics:
+        report = (await self._all("publish_weights", version))[0]
+        return {"publish/bytes": Max(float(report.bytes)), "publish/tensors": Max(float(report.tensors))}
+
+    async def export_hf(self, path: str) -> None:
+        await self._all("export_hf", path)
+
+    async def close(self) -> None:
+        await self._all("close")
+
+
+def _metric(name: str, total: float, count: float) -> Metric:
+    """Extremes merge as extremes over the mini-batches of a step, everything else as a mean."""
+    extremes: dict[str, type[Max | Min]] = {"actor/ratio_max": Max, "actor/ratio_min": Min}
+    return extremes[name](total) if name in extremes else Mean(total, count)
+
+
+def _by_sample(batch: PackedMicroBatch, values: Any) -> list[TokenScores]:
+    old = split_by_sample(values.old_logp_R, batch)
+    ref = [None] * len(old) if values.ref_logp_R is None else split_by_sample(values.ref_logp_R, batch)
+    return [
+        TokenScores(
+            sample_id=sample_id,
+            old_logp=tuple(old_R.tolist()),
+            ref_logp=None if ref_R is None else tuple(ref_R.tolist()),
+        )
+        for sample_id, old_R, ref_R in zip(batch.sample_ids, old, ref, strict=True)
+    ]

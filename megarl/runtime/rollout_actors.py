@@ -1,0 +1,105 @@
+"""The vLLM engines as Ray actors, and the pool of them as the loop sees it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from megarl.config.run import RunConfig
+from megarl.records import Rollout, SampleRequest
+from megarl.rollout.engine import RolloutEngine
+from megarl.runtime.cluster import Placement
+from megarl.runtime.failures import WorkerName, call
+from megarl.telemetry.logs import redirect_output, setup_logging
+from megarl.telemetry.run_directory import RunDirectory
+
+
+@ray.remote
+class RolloutActor:
+    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own."""
+
+    def __init__(self, config: RunConfig, index: int, stop_token_ids: tuple[int, ...], logs: Path) -> None:
+        redirect_output(logs / f"rollout-{index}.log")
+        setup_logging("rollout", index, logs)
+        self._engine = RolloutEngine(
+            config=config.rollout, model=config.model, index=index, stop_token_ids=stop_token_ids
+        )
+
+    async def setup(self) -> None:
+        await self._engine.start()
+
+    async def connect(self, endpoint: Any) -> None:
+        await self._engine.connect(endpoint)
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        return await self._engine.generate(requests)
+
+    async def adopt_weights(self, version: int) -> None:
+        await self._engine.adopt_weights(version)
+
+    async def shutdown(self) -> None:
+        await self._engine.shutdown()
+
+
+class RayRolloutPool:
+    """All engines as one; implements the loop's `RolloutPool`."""
+
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, placement: Placement, *, stop_token_ids: tuple[int, ...]
+    ) -> None:
+        indexes = range(config.rollout.engines)
+        self._names = [WorkerName("rollout", index, directory.log_path("rollout", index)) for index in indexes]
+        self._actors = [
+            RolloutActor.options(**placement.engine(index)).remote(config, index, stop_token_ids, directory.logs)
+            for index in indexes
+        ]
+        self.num_receivers = config.rollout.engines * config.rollout.tensor
+        """vLLM workers that take part in a publication."""
+
+    async def setup(self) -> None:
+        """Start every engine."""
+        await self._all("setup")
+
+    async def connect(self, endpoint: Any) -> None:
+        """Join the policy's publication channel."""
+        await self._all("connect", endpoint)
+
+    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
+        """Samples of one prompt go to one engine, which shares their prefix; prompts are dealt out in turn."""
+        groups = _group_by_prompt(requests)
+
+        async def sample(position: int, indexes: Sequence[int]) -> list[Rollout]:
+            engine = position % len(self._actors)
+            reference = self._actors[engine].generate.remote([requests[index] for index in indexes])
+            rollouts = await call(self._names[engine], reference)
+            advance(len(indexes))
+            return rollouts
+
+        results = await asyncio.gather(*(sample(position, indexes) for position, indexes in enumerate(groups)))
+        by_index = {
+            index: rollout
+            for indexes, rollouts in zip(groups, results, strict=True)
+            for index, rollout in zip(indexes, rollouts, strict=True)
+        }
+        return [by_index[index] for index in range(len(requests))]
+
+    async def adopt_weights(self, version: int) -> None:
+        await self._all("adopt_weights", version)
+
+    async def close(self) -> None:
+        """End the engines and their processes."""
+        await self._all("shutdown")
+
+    async def _all(self, method: str, *args: Any) -> None:
+        references = [getattr(actor, method).remote(*args) for actor in self._actors]
+        await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, references, strict=True)))
+
+
+def _group_by_prompt(requests: Sequence[SampleRequest]) -> list[list[int]]:
+    """Indexes of the requests that share a prompt, in order of first appearance."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault(request.prompt, []).append(index)
+    return list(groups.values())

@@ -1,0 +1,170 @@
+"""The directory of one run: where every file of it lies, and the few files it writes itself.
+
+    config.toml     the resolved configuration; loading it gives the same RunConfig
+    config.source   the configuration file as the user wrote it, comments included
+    versions.json   python, packages, git revision, host, command line
+    state.json      status, last finished step, sampler state; replaced whole after every step
+    metrics.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
+
+A run directory is made once and never reused for another run; a resumed run opens its own again.
+"""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from megarl.config.dump import dump_config
+from megarl.config.loader import load_config
+from megarl.config.run import RunConfig
+from megarl.telemetry.atomic_file import write_text_atomically
+from megarl.telemetry.versions import collect_versions
+
+RunStatus = Literal["running", "finished", "interrupted", "failed"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands. `step` steps are finished; the next one is step + 1."""
+
+    status: RunStatus
+    step: int = 0
+    sampler: dict[str, Any] = field(default_factory=dict)
+    """JSON-able state from which the prompt sampler goes on."""
+    message: str | None = None
+    """Why it failed or was interrupted."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run. `create` makes a new directory, `open` one that exists."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: RunConfig, *, source: Path | None, verb: str) -> Self:
+        """Make `<logging.directory>/<name>-<verb>-<UTC time>` and point `latest` beside it there.
+
+        source: the configuration file the user gave, kept word for word; None when there was none.
+        A second run in the same second gets a number appended; an existing directory is never touched.
+        """
+        started = datetime.now(UTC)
+        parent = Path(config.logging.directory).expanduser().resolve()
+        parent.mkdir(parents=True, exist_ok=True)
+        run = cls(_make_unique(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
+        for folder in (run.rollouts, run.checkpoints, run.logs, run.figures):
+            folder.mkdir()
+        run._write_config(config, source)
+        facts = {
+            "verb": verb,
+            "started": started.isoformat(timespec="seconds"),
+            "source": str(source) if source else None,
+        }
+        write_text_atomically(run.path / "versions.json", json.dumps(facts | collect_versions(), indent=2) + "\n")
+        run.write_state(RunState(status="running"))
+        _point_latest(parent / "latest", run.path.name)
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """An existing run directory, `latest` included. FileNotFoundError when `path` is none."""
+        run = cls(Path(path).expanduser().resolve())
+        if not run.state_path.is_file():
+            raise FileNotFoundError(f"{path} is no run directory: it has no state.json; expected one that megarl made")
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def state_path(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timeline_path(self) -> Path:
+        return self.path / "timeline.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def rollouts_path(self, step: int) -> Path:
+        """rollouts/step-000012.parquet: zero-padded so that names sort by step."""
+        return self.rollouts / f"step-{step:06d}.parquet"
+
+    def log_path(self, role: str, rank: int) -> Path:
+        return self.logs / f"{role}-{rank}.log"
+
+    def write_state(self, state: RunState) -> None:
+        """Replace state.json; after a crash it holds this state or the one before, never half of one."""
+        facts = asdict(state) | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_text_atomically(self.state_path, json.dumps(facts, indent=2, allow_nan=False) + "\n")
+
+    def read_state(self) -> RunState:
+        """The state of the last `write_state`, of this run's earlier process too."""
+        facts = json.loads(self.state_path.read_text(encoding="utf-8"))
+        facts.pop("updated", None)
+        return RunState(**facts)
+
+    def read_config(self) -> RunConfig:
+        """The resolved configuration the run was made with."""
+        return load_config(self.config_path)
+
+    def read_versions(self) -> dict[str, Any]:
+        """What `create` noted: verb, started, source and `collect_versions()`."""
+        return json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+
+    def _write_config(self, config: RunConfig, source: Path | None) -> None:
+        write_text_atomically(self.config_path, dump_config(config))
+        if source is not None:
+            write_text_atomically(self.path / "config.source", source.read_text(encoding="utf-8"))
+
+
+def _make_unique(parent: Path, name: str) -> Path:
+    attempt = 1
+    while True:
+        path = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path
+
+
+def _point_latest(link: Path, target: str) -> None:
+    """Move the `latest` link in one step, so that it always points at a run."""
+    if link.exists() and not link.is_symlink():
+        _log.warning(
+            "%s is no symbolic link, so it is left alone; remove it to have `latest` point at the newest run", link
+        )
+        return
+    partial = link.with_name(f".latest.{target}.partial")  # the run's name is its own, so runs started together agree
+    partial.symlink_to(target)
+    os.replace(partial, link)

@@ -1,0 +1,197 @@
+"""Where the metrics of a step go: metrics.jsonl always, Weights & Biases and TensorBoard on request.
+
+metrics.jsonl holds one valid JSON object per line. JSON has no NaN and no infinity, so both are written as null: the
+name was logged and had no finite value. When a resumed run repeats a step, the later line counts (`read_metrics`).
+A sink that fails does not stop the run: it is reported once, tried again at every step, and counted at the end.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from megarl.config.run import RunConfig
+from megarl.telemetry.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """One destination of the metrics."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """metrics.jsonl: a line is in the file, whole, before `log` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is continued when it exists, after dropping a last line that was cut in half."""
+        self._file = path.open("ab", buffering=0)
+        self._end = _end_of_last_line(path)
+        self._file.truncate(self._end)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write {"step": step, **values}. A failed write (disk full) leaves no partial line."""
+        line = {"step": step, **{name: _json_number(value) for name, value in values.items() if name != "step"}}
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            if (written := self._file.write(data)) != len(data):
+                raise OSError(f"{self._file.name}: {written} of {len(data)} bytes written; is the disk full?")
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(data)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class WandbSink:
+    """Weights & Biases, files in the run directory. Offline when nobody is logged in; `wandb sync` sends it later."""
+
+    def __init__(self, *, project: str, run: RunDirectory, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                "logging.wandb_project is set but wandb is not installed: pip install 'megarl[wandb]' or remove the key"
+            ) from error
+        online = wandb.setup().settings.mode == "online" and wandb.login(prompt=False, verify=False)
+        self._run = wandb.init(
+            project=project,
+            name=run.path.name,
+            dir=str(run.path),
+            config=_finite(config),
+            mode="online" if online else "offline",
+        )
+        if not online:
+            _log.info("not logged in to Weights & Biases; to send this run later: wandb sync %s", self._run.dir)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorboardSink:
+    """TensorBoard event files, written by tensorboard itself: neither torch nor tensorflow is needed."""
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        except ImportError as error:
+            raise ImportError(
+                "logging.tensorboard is true but tensorboard is not installed: pip install 'megarl[tensorboard]' or "
+                "set it to false"
+            ) from error
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(directory))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        self._writer.add_event(self._event(step=step, wall_time=time.time(), summary=self._summary(value=scalars)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Sinks:
+    """Several sinks as one, none of which can stop the run."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+        self._lost = [0] * len(self._sinks)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Give the step to every sink; what fails is logged as an error the first time."""
+        for index, sink in enumerate(self._sinks):
+            try:
+                sink.log(step, values)
+            except Exception:
+                self._lost[index] += 1
+                if self._lost[index] == 1:
+                    _log.exception(
+                        "%s failed at step %d; THE RUN GOES ON, this step is missing there; later steps are tried "
+                        "again without another message",
+                        type(sink).__name__,
+                        step,
+                    )
+
+    def close(self) -> None:
+        """Close every sink and say how many steps each has lost."""
+        for sink, lost in zip(self._sinks, self._lost, strict=True):
+            if lost:
+                _log.error("%s lost %d steps in all", type(sink).__name__, lost)
+            try:
+                sink.close()
+            except Exception:
+                _log.exception("%s failed to close", type(sink).__name__)
+
+
+def build_sinks(config: RunConfig, *, run: RunDirectory) -> Sinks:
+    """The sinks `config.logging` asks for. One that cannot start raises: better now than a run nobody can see."""
+    sinks: list[Sink] = [JsonlSink(run.metrics_path)]
+    if config.logging.wandb_project is not None:
+        sinks.append(WandbSink(project=config.logging.wandb_project, run=run, config=config.model_dump()))
+    if config.logging.tensorboard:
+        sinks.append(TensorboardSink(run.path / "tensorboard"))
+    return Sinks(sinks)
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """The rows of a metrics.jsonl by step. Of a step logged twice (resume) the later row; a torn last line is left out.
+
+    ValueError, naming the line, when a complete line is no JSON object with a step.
+    """
+    rows: dict[int, dict[str, float | None]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {number}: expected a JSON object with a "step", found {line[:80]!r}'
+            ) from error
+    return [rows[step] for step in sorted(rows)]
+
+
+def _json_number(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _finite(value: Any) -> Any:
+    """`value` with infinities as text: the W&B server reads the configuration as JSON."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _end_of_last_line(path: Path) -> int:
+    """Offset just after the last newline; 0 in an empty file. Reads back from the end."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + newline + 1
+            end = start
+    return 0

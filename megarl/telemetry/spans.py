@@ -1,0 +1,122 @@
+"""Wall time by phase: a metric for the step, and a Chrome trace of the run.
+
+The trace file is valid to open at every moment: it is a JSON array that is written one event per line and whose closing
+bracket is optional by the Trace Event Format, so a killed run leaves a readable timeline (chrome://tracing, Perfetto).
+Times in it are microseconds since the epoch, so that traces of several processes line up. One process writes a file.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from megarl.telemetry.metrics import Metrics, Sum
+
+
+class Spans:
+    """Collects spans; `collect()` empties the step's totals, `close()` ends the file. Safe to use from threads."""
+
+    def __init__(self, timeline: Path | None = None, *, process: str = "controller") -> None:
+        """`timeline` is continued when it exists (a resumed run), after dropping a last line that was cut in half."""
+        self._lock = threading.Lock()
+        self._total_s: dict[str, float] = {}
+        self._lanes: dict[str, int] = {}
+        # perf_counter is monotonic; the offset puts it on the epoch once, so a clock adjustment bends no span.
+        self._epoch_offset_s = time.time() - time.perf_counter()
+        self._file = None
+        if timeline is not None:
+            _make_appendable(timeline)
+            self._file = timeline.open("a", encoding="utf-8")
+            self._write({"name": "process_name", "ph": "M", "pid": os.getpid(), "args": {"name": process}})
+
+    @contextmanager
+    def measure(self, name: str, *, lane: str = "main", **details: Any) -> Iterator[None]:
+        """Time the block as `timing_s/<name>`, exceptions included; calls of one name in a step add up.
+
+        Spans that overlap in time without being nested (concurrent coroutines) need a `lane` each to be drawn apart.
+        `details` appear in the trace and must be JSON-able.
+        """
+        start_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            end_s = time.perf_counter()
+            with self._lock:
+                self._total_s[name] = self._total_s.get(name, 0.0) + end_s - start_s
+                self._write_span(name, start_s + self._epoch_offset_s, end_s - start_s, lane, details)
+
+    def record(self, name: str, *, start_s: float, end_s: float, lane: str, **details: Any) -> None:
+        """Draw a span measured elsewhere, in seconds since the epoch; it does not count into `timing_s`."""
+        if end_s < start_s:
+            raise ValueError(f"span {name!r} ends at {end_s}, before its start {start_s}")
+        with self._lock:
+            self._write_span(name, start_s, end_s - start_s, lane, details)
+
+    def collect(self) -> Metrics:
+        """`timing_s/<name>` of every span since the last call, in seconds."""
+        with self._lock:
+            totals, self._total_s = self._total_s, {}
+        return {f"timing_s/{name}": Sum(total_s) for name, total_s in totals.items()}
+
+    def close(self) -> None:
+        """End the file with the closing bracket. Later spans are timed but no longer drawn."""
+        with self._lock:
+            if self._file is not None:
+                # The array must not end in a comma to be strict JSON, so the last event is written without one.
+                event = {"name": "end", "ph": "i", "s": "g", "pid": os.getpid(), "tid": 0, "ts": self._now_us()}
+                self._file.write(json.dumps(event) + "\n]\n")
+                self._file.close()
+                self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _now_us(self) -> int:
+        return int((time.perf_counter() + self._epoch_offset_s) * 1e6)
+
+    def _write_span(self, name: str, start_s: float, duration_s: float, lane: str, details: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        if lane not in self._lanes:
+            self._lanes[lane] = len(self._lanes)
+            thread = {"name": "thread_name", "ph": "M", "pid": os.getpid(), "tid": self._lanes[lane]}
+            self._write({**thread, "args": {"name": lane}})
+        event = {"name": name, "ph": "X", "pid": os.getpid(), "tid": self._lanes[lane]}
+        event |= {"ts": int(start_s * 1e6), "dur": int(duration_s * 1e6)}
+        self._write(event | {"args": details} if details else event)
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(event) + ",\n")
+            self._file.flush()
+
+
+def read_timeline(path: Path) -> list[dict[str, Any]]:
+    """The events of a timeline, of a killed run too: a last line that was cut in half is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if not lines or lines[0].strip() != "[":
+        raise ValueError(f"{path} is no megarl timeline: its first line should be '[', found {lines[:1]}")
+    # A comma ends every complete event except the last of a closed file, which has the bracket after it.
+    complete = [line for line in lines[1:] if line.endswith("\n") and line.strip() != "]"]
+    return [json.loads(line.rstrip().rstrip(",")) for line in complete]
+
+
+def _make_appendable(path: Path) -> None:
+    """Leave `path` as '[' and complete events, each with its comma."""
+    if not path.exists() or path.stat().st_size == 0:
+        path.write_text("[\n", encoding="utf-8")
+        return
+    events = read_timeline(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in events), encoding="utf-8")
+    os.replace(partial, path)

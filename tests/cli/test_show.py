@@ -1,0 +1,123 @@
+"""`megarl show` and the command itself: TOML that loads back, exit codes, and a start without torch."""
+
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from megarl.cli.show import derived_comments, print_config, print_fields
+from megarl.config.fields import iter_fields
+from megarl.config.loader import load_config
+from megarl.config.run import RunConfig
+from tests.config.text import write_config
+
+PAPER = Path(__file__).parents[2] / "configs" / "papers" / "clip-dapo-math-qwen2.5-7b-4nodes.toml"
+OVERRIDES = ["objective.clip.high=inf", "reward.overlong.cache_tokens=8", "policy.optimizer.lr=3e-7"]
+
+
+def run_megarl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megarl.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def shown(path: Path, overrides: list[str], *, terminal: bool = False) -> str:
+    file = StringIO()
+    print_config(Console(file=file, force_terminal=terminal, width=120, color_system="standard"), path, overrides)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("overrides", [[], OVERRIDES])
+@pytest.mark.parametrize("source", ["small", "paper"])
+def test_output_loads_back(tmp_path: Path, source: str, overrides: list[str]) -> None:
+    path = PAPER if source == "paper" else write_config(tmp_path)
+    again = tmp_path / "again.toml"
+    again.write_text(shown(path, overrides), encoding="utf-8")
+    assert load_config(again) == load_config(path, overrides)
+
+
+def test_colours_only_on_a_terminal(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    assert "\x1b[" not in shown(path, [])
+    assert "\x1b[" in shown(path, [], terminal=True)
+
+
+def test_derived_numbers() -> None:
+    comments = derived_comments(load_config(PAPER))
+    assert comments["parallel"] == ("data-parallel ranks: 8 = world_size 16 / (tensor 2 x pipeline 1)",)
+    assert comments["train"] == (
+        "responses per step: 4096 = 512 prompts x 8 samples",
+        "updates per step: 16 = 4096 responses / 256; 3200 in 200 steps",
+        "responses per data-parallel rank and update: 32",
+    )
+    assert comments["rollout"] == ("longest sequence: 6144 tokens",)
+    assert comments["cluster"] == ("with CUDA: 32 of 32 GPUs used: policy 16, engines 16 x 1",)
+
+
+def test_fields_lists_every_field_with_default_and_meaning() -> None:
+    file = StringIO()
+    print_fields(Console(file=file, width=80))
+    lines = file.getvalue().splitlines()
+    for entry in iter_fields(RunConfig):
+        start = f"[{entry.path}]" if entry.is_section else f"{entry.path} = "
+        at = next(index for index, line in enumerate(lines) if line.startswith(start))
+        about = lines[at].removeprefix(start) if entry.is_section else " ".join(lines[at + 1 : at + 3])
+        assert about.strip(), entry.path
+    assert "objective.clip.dual = inf  (a number > 1)" in lines
+    assert "sft.optimizer.lr = 1e-05  (a number > 0)" in lines
+
+
+def test_config_error_is_plain_and_exits_2(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    done = run_megarl("show", str(path), "train.stepz=1", "tensor=2")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        f"{path}: 2 problems",
+        "  train.stepz: unknown key; did you mean train.steps? [override 'train.stepz=1']",
+        "  tensor: unknown key; did you mean parallel.tensor or rollout.tensor? [override 'tensor=2']",
+    ]
+
+
+def test_show_without_a_file_says_what_is_missing() -> None:
+    done = run_megarl("show")
+    assert done.returncode == 2
+    assert "expected a CONFIG file or --fields" in done.stderr
+
+
+def test_train_checks_the_model_before_anything_heavy(tmp_path: Path) -> None:
+    done = run_megarl("train", str(write_config(tmp_path)), "model.path=Qwen/Qwen2.5-3B-Instruct")
+    assert done.returncode == 2
+    assert "hf download Qwen/Qwen2.5-3B-Instruct" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sft_needs_its_section(tmp_path: Path) -> None:
+    done = run_megarl("sft", str(write_config(tmp_path)))
+    assert done.returncode == 2
+    assert "sft: missing" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "sft", "show", "doctor"])
+def test_help_has_examples(verb: str) -> None:
+    done = run_megarl(verb, "--help")
+    assert done.returncode == 0
+    assert f"megarl {verb} " in done.stdout.partition("Examples")[2]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "CONFIG"], ["show", "--fields"], ["doctor", "--help"]])
+def test_starts_without_heavy_packages(tmp_path: Path, arguments: list[str]) -> None:
+    path = str(write_config(tmp_path))
+    arguments = [path if argument == "CONFIG" else argument for argument in arguments]
+    code = (
+        "import sys, megarl.cli.main as m\n"
+        f"sys.argv = ['megarl', *{arguments!r}]\n"
+        "try:\n    m.main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'vllm', 'megatron', 'ray', 'transformers', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,134 @@
+"""Every file in configs/ loads; the papers' files have the papers' numbers and layouts their models allow."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from megarl.config.data import RandomReward
+from megarl.config.loader import load_config
+from megarl.config.preflight import check_shape
+from megarl.config.run import RunConfig
+
+ROOT = Path(__file__).parents[2] / "configs"
+PAPERS = ROOT / "papers"
+SHAPES = Path(__file__).parent / "shapes"
+FILES = sorted(ROOT.glob("**/*.toml"))
+
+LAYOUTS = {  # shape, data-parallel ranks, updates per step, GPUs
+    "clip-gsm8k-qwen2.5-1.5b": ("qwen2.5-1.5b", 4, 16, 8),
+    "clip-gsm8k-qwen2.5-3b": ("qwen2.5-3b", 4, 16, 8),
+    "clip-gsm8k-llama3-8b": ("llama3-8b", 2, 16, 8),
+    "clip-gsm8k-llama3-8b-2nodes": ("llama3-8b", 4, 16, 16),
+    "clip-dapo-math-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
+    "clip-dapo-math-qwen2.5-7b-4nodes": ("qwen2.5-7b", 8, 16, 32),
+    "flexec-baseline-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
+    "dapo-qwen2.5-32b-16nodes": ("qwen2.5-32b", 8, 16, 128),
+    "dr-grpo-qwen2.5-math-7b": ("qwen2.5-math-7b", 2, 8, 8),
+}
+CLIP_FILES = [name for name in LAYOUTS if name.startswith("clip-")]
+
+
+def load_paper(name: str) -> RunConfig:
+    return load_config(PAPERS / f"{name}.toml")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_loads(path: Path) -> None:
+    load_config(path)
+
+
+def test_every_paper_file_has_a_layout_test() -> None:
+    assert {path.stem for path in PAPERS.glob("*.toml")} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_derived_numbers_and_layout(name: str) -> None:
+    shape, data_ranks, updates, gpus = LAYOUTS[name]
+    config = load_paper(name)
+    assert config.name == name
+    assert config.parallel.data == data_ranks
+    assert config.train.updates_per_step == updates
+    assert config.train.mini_batch_responses % data_ranks == 0
+    assert config.gpus_needed == config.cluster.nodes * config.cluster.gpus_per_node == gpus
+    assert config.parallel.tensor <= config.cluster.gpus_per_node
+    assert list(check_shape(config, SHAPES / f"{shape}.json")) == []
+    # A sequence of the greatest length fits a micro-batch, which otherwise would hold it alone and overflow the plan.
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    assert longest <= config.policy.tokens_per_micro_batch
+    # One node passes weights through shared memory, several cannot.
+    assert config.rollout.publish.transport == ("shared_memory" if config.cluster.nodes == 1 else "broadcast")
+
+
+@pytest.mark.parametrize("name", CLIP_FILES)
+def test_clip_paper_table_1(name: str) -> None:
+    """arXiv 2509.26114, Table 1 and section 2.1."""
+    config = load_paper(name)
+    assert (config.train.prompts_per_step, config.train.samples_per_prompt) == (512, 8)
+    assert config.train.mini_batch_responses == 256
+    assert config.policy.optimizer.lr == (1e-6 if "dapo-math" in name else 5e-7)
+    assert config.policy.optimizer.schedule == "constant"
+    assert config.policy.optimizer.warmup_updates == 0
+    assert config.rollout.max_response_tokens == 4096
+    assert config.rollout.temperature == 1.0
+    assert config.objective.kl.coefficient == 0
+    assert config.objective.advantage.method == "dr_grpo"
+    assert config.objective.aggregation.mode == "seq-mean-token-mean"
+    assert (config.reward.overlong is not None) == ("dapo-math" in name)
+
+
+def test_random_reward_control() -> None:
+    config = load_paper("clip-gsm8k-qwen2.5-1.5b")
+    assert config.reward.verifier == RandomReward(kind="random", distribution="bernoulli", p=0.5)
+    assert (config.objective.clip.low, config.objective.clip.high) == (0.2, 0.2)
+
+
+def test_balanced_bounds_of_figure_5() -> None:
+    clip = load_paper("clip-gsm8k-qwen2.5-3b").objective.clip
+    assert (clip.low, clip.high) == (0.15, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("one", "several"),
+    [
+        ("clip-gsm8k-llama3-8b", "clip-gsm8k-llama3-8b-2nodes"),
+        ("clip-dapo-math-qwen2.5-7b", "clip-dapo-math-qwen2.5-7b-4nodes"),
+    ],
+)
+def test_several_nodes_change_only_the_machines(one: str, several: str) -> None:
+    small, large = load_paper(one).model_dump(), load_paper(several).model_dump()
+    for config in (small, large):
+        del config["name"], config["cluster"], config["parallel"]["world_size"]
+        del config["rollout"]["engines"], config["rollout"]["publish"]
+    assert small == large
+
+
+def test_dapo() -> None:
+    """arXiv 2503.14476 and its released recipe."""
+    config = load_paper("dapo-qwen2.5-32b-16nodes")
+    clip, overlong = config.objective.clip, config.reward.overlong
+    assert (clip.low, clip.high, clip.dual) == (0.2, 0.28, 10.0)
+    assert config.objective.advantage.method == "grpo"
+    assert config.objective.aggregation.mode == "token-mean"
+    assert config.train.responses_per_step == 512 * 16
+    assert overlong is not None
+    assert (config.rollout.max_response_tokens, overlong.cache_tokens, overlong.factor) == (20480, 4096, 1.0)
+
+
+def test_dr_grpo() -> None:
+    """arXiv 2503.20783: the constant is the maximum response length, 3000."""
+    config = load_paper("dr-grpo-qwen2.5-math-7b")
+    assert config.objective.aggregation.mode == "seq-mean-token-sum-norm"
+    assert config.objective.aggregation.norm_length == config.rollout.max_response_tokens == 3000
+
+
+def test_sweep_commands_in_comments_load() -> None:
+    """Each `megarl train FILE overrides` line of the files' comments is one that loads."""
+    commands = 0
+    for path in PAPERS.glob("*.toml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            words = line.lstrip("# ").split()
+            if words[:2] == ["megarl", "train"]:
+                commands += 1
+                load_config(ROOT.parent / words[2], words[3:])
+    assert commands >= 12

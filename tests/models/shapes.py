@@ -1,0 +1,27 @@
+"""Model shapes for tests."""
+
+from typing import Any
+
+from megarl.models.shape import ModelShape
+
+
+def make_shape(**changes: Any) -> ModelShape:
+    """A small llama shape with some fields changed."""
+    values: dict[str, Any] = {
+        "family": "llama",
+        "num_layers": 2,
+        "hidden_size": 6,
+        "ffn_size": 8,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 3,
+        "vocab_size": 11,
+        "max_positions": 32,
+        "norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "rope_scaling": None,
+        "tied_embeddings": False,
+        "qkv_bias": False,
+        "hf_dtype": "bfloat16",
+    }
+    return ModelShape(**{**values, **changes})

@@ -1,0 +1,185 @@
+"""Micro-batch plans keep their promises for any lengths; packed streams are checked by hand and by a model's view."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megarl.parallel.packing import _split_until, pack, plan_micro_batches, split_by_sample, stream_length
+from megarl.records import Sample
+
+
+def _sample(prompt: tuple[int, ...], response: tuple[int, ...], advantage: float = 1.0) -> Sample:
+    return Sample(
+        prompt=prompt, response=response, behavior_logp=tuple(-0.1 * t for t in response), advantage=advantage
+    )
+
+
+def _totals(plan: list[list[list[int]]], lengths: list[int]) -> list[int]:
+    return [sum(lengths[i] for micro_batch in rank for i in micro_batch) for rank in plan]
+
+
+def _loads(plan: list[list[list[int]]], lengths: list[int]) -> list[int]:
+    return sorted(sum(lengths[i] for i in micro_batch) for rank in plan for micro_batch in rank)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 120), min_size=1, max_size=60),
+    data_ranks=st.integers(1, 6),
+    max_tokens=st.integers(1, 200),
+)
+def test_plan_promises(lengths: list[int], data_ranks: int, max_tokens: int) -> None:
+    lengths = lengths[: len(lengths) // data_ranks * data_ranks]  # a multiple of the ranks is always feasible
+    if not lengths:
+        return
+    plan = plan_micro_batches(lengths, data_ranks=data_ranks, max_tokens=max_tokens)
+    assert len(plan) == data_ranks
+    assert len({len(rank) for rank in plan}) == 1
+    micro_batches = [micro_batch for rank in plan for micro_batch in rank]
+    assert sorted(i for micro_batch in micro_batches for i in micro_batch) == list(range(len(lengths)))
+    for micro_batch in micro_batches:
+        assert micro_batch
+        assert micro_batch == sorted(micro_batch)
+        assert sum(lengths[i] for i in micro_batch) <= max_tokens or len(micro_batch) == 1
+    # Dealing the largest bin to the emptiest rank keeps ranks within one micro-batch's tokens of each other.
+    totals = _totals(plan, lengths)
+    largest = max(sum(lengths[i] for i in micro_batch) for micro_batch in micro_batches)
+    assert max(totals) - min(totals) <= largest
+    assert plan == plan_micro_batches(lengths, data_ranks=data_ranks, max_tokens=max_tokens)
+
+
+def test_number_of_micro_batches_is_near_the_lower_bound() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randn(512, generator=generator).mul(0.8).add(5.5).exp().clamp(16, 4096).int().tolist()
+    plan = plan_micro_batches(lengths, data_ranks=4, max_tokens=8192)
+    lower_bound = -(-sum(lengths) // (4 * 8192))
+    assert len(plan[0]) <= lower_bound + 1
+    totals = _totals(plan, lengths)
+    assert max(totals) / (sum(totals) / 4) < 1.01
+
+
+def test_even_filling_finds_what_first_fit_misses() -> None:
+    # First fit: {4, 4}, {3, 3, 3}, {3}. Emptiest bin first: {4, 3, 3} twice.
+    plan = plan_micro_batches([4, 4, 3, 3, 3, 3], data_ranks=1, max_tokens=10)
+    assert _loads(plan, [4, 4, 3, 3, 3, 3]) == [10, 10]
+
+
+def test_first_fit_finds_what_even_filling_misses() -> None:
+    # Emptiest bin first: {6, 3}, {4, 4}, and the last 3 fits neither. First fit: {6, 4}, {4, 3, 3}.
+    plan = plan_micro_batches([6, 4, 4, 3, 3], data_ranks=1, max_tokens=10)
+    assert plan == [[[0, 1], [2, 3, 4]]]
+
+
+def test_split_until_keeps_samples_and_splits_the_largest_that_can_be() -> None:
+    lengths = [9, 6, 4, 4, 3, 3]
+    bins = _split_until([[0], [1, 2], [3, 4, 5]], lengths, 5)
+    assert len(bins) == 5
+    assert sorted(index for members in bins for index in members) == list(range(6))
+    assert all(bins)
+    assert max(sum(lengths[i] for i in members) for members in bins) == 9
+
+
+def test_long_sample_is_alone() -> None:
+    plan = plan_micro_batches([50, 3, 3, 50], data_ranks=2, max_tokens=10)
+    assert sorted(micro_batch for rank in plan for micro_batch in rank) == [[0], [1], [2], [3]]
+    assert _totals(plan, [50, 3, 3, 50]) == [53, 53]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "message"),
+    [
+        ([5], {"data_ranks": 2, "max_tokens": 10}, "every rank needs at least one"),
+        ([5, 0], {"data_ranks": 2, "max_tokens": 10}, "sample 1 has length 0"),
+        ([9, 9, 9], {"data_ranks": 2, "max_tokens": 10}, "multiple of 2"),
+        ([5], {"data_ranks": 1, "max_tokens": 0}, "at least 1"),
+    ],
+)
+def test_impossible_plans_are_refused(lengths, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan_micro_batches(lengths, **options)
+
+
+def test_pack_by_hand() -> None:
+    batch = pack(
+        [_sample((1, 2, 3), (4, 5), 0.5), _sample((6,), (7,), -2.0)], [0.25, 0.75], pad_to_multiple=4, pad_token=9
+    )
+    assert batch.tokens_S.tolist() == [1, 2, 3, 4, 6, 9, 9, 9]
+    assert batch.position_S.tolist() == [0, 1, 2, 3, 0, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 4, 5, 8]
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert (batch.max_seqlen, batch.num_padding, batch.num_samples) == (4, 3, 2)
+    assert batch.response_index_R.tolist() == [2, 3, 4]
+    assert batch.target_R.tolist() == [4, 5, 7]
+    assert batch.advantage_R.tolist() == [0.5, 0.5, -2.0]
+    assert batch.weight_R.tolist() == [0.25, 0.25, 0.75]
+    assert batch.behavior_logp_R.tolist() == pytest.approx([-0.4, -0.5, -0.7])
+    assert batch.old_logp_R is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 7)), min_size=1, max_size=8),
+    multiple=st.integers(1, 8),
+)
+def test_every_response_token_is_predicted_from_its_own_prefix(shapes, multiple) -> None:
+    counter = iter(range(1, 10_000))
+    samples = [
+        _sample(tuple(next(counter) for _ in range(p)), tuple(next(counter) for _ in range(r))) for p, r in shapes
+    ]
+    batch = pack(samples, [1.0] * len(samples), pad_to_multiple=multiple)
+    total = sum(map(stream_length, samples))
+    assert batch.tokens_S.numel() % multiple == 0
+    assert 0 <= batch.tokens_S.numel() - total == batch.num_padding < multiple
+    seen = []
+    bounds = batch.cu_seqlens.tolist()
+    for index, target in zip(batch.response_index_R.tolist(), batch.target_R.tolist(), strict=True):
+        start = max(b for b in bounds if b <= index)
+        prefix = batch.tokens_S[start : index + 1].tolist()
+        assert batch.position_S[index].item() == len(prefix) - 1
+        seen.append((prefix, target))
+    expected = [([*s.prompt, *s.response[:n]], s.response[n]) for s in samples for n in range(len(s.response))]
+    assert seen == expected
+    parts = split_by_sample(batch.target_R, batch)
+    assert [part.tolist() for part in parts] == [list(s.response) for s in samples]
+
+
+def test_logps_travel_from_one_packing_to_another() -> None:
+    samples = [_sample((1, 2), (3, 4, 5)), _sample((6,), ()), _sample((7,), (8, 9))]
+    first = pack(samples, [1.0] * 3)
+    by_sample = split_by_sample(torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5]), first)
+    again = pack(samples[::-1], [1.0] * 3, old_logp=by_sample[::-1], ref_logp=by_sample[::-1])
+    assert again.old_logp_R.tolist() == pytest.approx([-0.4, -0.5, -0.1, -0.2, -0.3])
+    assert torch.equal(again.ref_logp_R, again.old_logp_R)
+
+
+def test_samples_without_behavior_logp_pack() -> None:
+    sample = Sample(prompt=(1,), response=(2, 3), behavior_logp=(), advantage=1.0)
+    assert pack([sample], [1.0]).behavior_logp_R is None
+    with pytest.raises(ValueError, match="behavior_logp of sample 1"):
+        pack([_sample((1,), (2, 3)), sample], [1.0, 1.0])
+
+
+def test_only_empty_responses_still_make_a_stream() -> None:
+    batch = pack([_sample((1,), ())], [0.0], pad_to_multiple=2)
+    assert batch.tokens_S.tolist() == [1, 0]
+    assert batch.target_R.shape == batch.weight_R.shape == batch.response_index_R.shape == (0,)
+    assert batch.target_R.dtype == batch.response_index_R.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("samples", "weights", "message"),
+    [
+        ([], [], "at least one"),
+        ([_sample((), (1,))], [1.0], "no prompt"),
+        ([_sample((1,), (1,))], [1.0, 2.0], "one weight per sample"),
+    ],
+)
+def test_bad_samples_are_refused(samples, weights, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack(samples, weights)
+
+
+def test_split_checks_its_length() -> None:
+    with pytest.raises(ValueError, match="2 response tokens"):
+        split_by_sample(torch.zeros(3), pack([_sample((1,), (2, 3))], [1.0]))

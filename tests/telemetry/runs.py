@@ -1,0 +1,49 @@
+"""Configurations and metric rows that several tests of this folder use."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from megarl.config.run import RunConfig
+
+
+def make_config(directory: Path, **sections: Any) -> RunConfig:
+    """A small run below `directory`; `sections` replace top-level sections."""
+    table: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"path": "models/tiny"},
+        "data": {"train": {"source": "reasoning_gym", "task": "chain_sum"}},
+        "reward": {"verifier": {"kind": "reasoning_gym"}},
+        "objective": {"clip": {"low": 1.0, "high": math.inf}},
+        "logging": {"directory": str(directory)},
+    }
+    return RunConfig.model_validate(table | sections)
+
+
+def make_row(step: int) -> dict[str, float | None]:
+    """Plausible metrics of a step, every name that a figure reads."""
+    row: dict[str, float | None] = {
+        "step": step,
+        "policy_version": step,
+        "reward/mean": 0.2 + 0.1 * step,
+        "reward/std": 0.4,
+        "actor/entropy": 1.0 / step,
+        "actor/ppo_kl": 1e-4,
+        "actor/grad_norm": 0.3,
+        "clip_ratio/low_mean": 0.001,
+        "clip_ratio/high_mean": 0.002,
+        "response_length/mean": 300.0,
+        "response_length/max": 512.0,
+        "rollout/logp_diff_mean": 0.01,
+        "rollout/logp_diff_max": 0.2,
+        "perf/tokens_per_s": 1234.5,
+    }
+    phases = {"generate": 20.0, "reward": 1.0, "old_logp": 3.0, "update": 14.0, "publish": 1.5, "step": 40.0}
+    return row | {f"timing_s/{phase}": seconds for phase, seconds in phases.items()}
+
+
+def write_metrics(path: Path, rows: list[dict[str, float | None]]) -> None:
+    """`rows` as a metrics.jsonl."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,107 @@
+"""A run directory is made once, says how it was made, and survives a crash at any moment."""
+
+import json
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from megarl.telemetry import run_directory as module
+from megarl.telemetry.run_directory import RunDirectory, RunState
+from megarl.telemetry.versions import git_state
+from tests.telemetry.runs import make_config
+
+
+def test_create_lays_out_the_run(tmp_path: Path) -> None:
+    source = tmp_path / "tiny.toml"
+    source.write_text('# why this run\nname = "tiny"\n')
+    config = make_config(tmp_path / "runs")
+    run = RunDirectory.create(config, source=source, verb="train")
+    assert run.path.parent == tmp_path / "runs"
+    assert run.path.name.startswith("tiny-train-20")
+    assert {entry.name for entry in run.path.iterdir()} == {
+        *("config.toml", "config.source", "versions.json", "state.json"),
+        *("rollouts", "checkpoints", "logs", "figures"),
+    }
+    assert (run.path / "config.source").read_text() == source.read_text()
+    assert run.read_config() == config  # inf included
+    assert run.rollouts_path(12) == run.path / "rollouts" / "step-000012.parquet"
+    assert run.log_path("policy", 3) == run.path / "logs" / "policy-3.log"
+    versions = run.read_versions()
+    assert versions["verb"] == "train"
+    assert versions["packages"]["megarl"]
+    assert versions["packages"]["pyarrow"]
+    assert versions["command"]
+    assert versions["cpus"] >= 1
+
+
+def test_runs_of_the_same_second_never_share_a_directory(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        runs = list(threads.map(lambda _: RunDirectory.create(config, source=None, verb="train"), range(16)))
+    assert len({run.path for run in runs}) == 16
+    assert (tmp_path / "latest").is_symlink()
+    assert RunDirectory.open(tmp_path / "latest").path in {run.path for run in runs}
+
+
+def test_create_never_writes_into_an_existing_directory(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    taken = [run.path.name, f"{run.path.name}-2"]
+    (tmp_path / taken[1]).mkdir()
+    assert module._make_unique(tmp_path, run.path.name).name == f"{run.path.name}-3"
+    assert list((tmp_path / taken[1]).iterdir()) == []
+
+
+def test_latest_points_at_the_newest_and_a_real_directory_of_that_name_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    RunDirectory.create(config, source=None, verb="sft")
+    newest = RunDirectory.create(config, source=None, verb="train")
+    assert (tmp_path / "latest").resolve() == newest.path
+    assert not Path(os.readlink(tmp_path / "latest")).is_absolute()  # the parent can be moved
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    RunDirectory.create(config, source=None, verb="train")
+    assert not (tmp_path / "latest").is_symlink()
+    assert "is no symbolic link" in caplog.text
+
+
+def test_state_round_trip_and_atomic_replacement(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    assert run.read_state() == RunState(status="running")
+    state = RunState(status="interrupted", step=7, sampler={"epoch": 1, "order": [3, 1]}, message="SIGTERM")
+    run.write_state(state)
+    assert RunDirectory.open(run.path).read_state() == state
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.write_state(RunState(status="running", step=8, sampler={"x": float("nan")}))
+    assert run.read_state() == state
+    assert json.loads(run.state_path.read_text())["updated"]
+    assert [name for name in os.listdir(run.path) if "partial" in name] == []
+
+
+def test_open_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is no run directory: it has no state\.json"):
+        RunDirectory.open(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_state_sees_revision_and_changes(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    assert git_state(tmp_path) is None  # __init__.py is not tracked: somebody else's checkout
+    (tmp_path / "__init__.py").write_text("")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    revision = git("rev-parse", "HEAD").strip()
+    assert git_state(tmp_path) == {"revision": revision, "dirty": False}
+    (tmp_path / "new.py").write_text("")
+    assert git_state(tmp_path) == {"revision": revision, "dirty": True}

@@ -1,0 +1,156 @@
+"""metrics.jsonl stays valid whatever happens; a broken sink is loud and harmless; the real W&B and TensorBoard."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import JsonlSink, Sinks, build_sinks, read_metrics
+from tests.telemetry.runs import make_config
+
+
+def reject_constant(name: str) -> float:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_lines_are_strict_json_with_null_for_what_json_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 5e-7, "policy_version": 3, "e": np.float32(0.5)}
+    sink.log(1, values)  # type: ignore[arg-type]
+    # Readable before close: one flushed line a step.
+    (line,) = path.read_text().splitlines()
+    row = json.loads(line, parse_constant=reject_constant)
+    assert row == {"step": 1, "a": None, "b": None, "c": None, "d": 5e-7, "policy_version": 3, "e": 0.5}
+    assert '"policy_version": 3,' in line
+    sink.close()
+
+
+def test_resume_drops_half_a_line_and_the_later_row_of_a_step_counts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    first = JsonlSink(path)
+    first.log(1, {"x": 1.0})
+    first.log(2, {"x": 2.0})
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 3, "x"')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    second = JsonlSink(path)
+    second.log(2, {"x": 20.0})
+    second.close()
+    assert read_metrics(path) == [{"step": 1, "x": 1.0}, {"step": 2, "x": 20.0}]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_read_metrics_names_the_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"x": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: expected a JSON object"):
+        read_metrics(path)
+
+
+class FlakySink:
+    """Fails at the steps it is told to."""
+
+    def __init__(self, bad_steps: set[int]) -> None:
+        self.bad_steps, self.seen = bad_steps, list[int]()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if step in self.bad_steps:
+            raise ConnectionError("the server is gone")
+        self.seen.append(step)
+
+    def close(self) -> None:
+        raise ConnectionError("still gone")
+
+
+def test_a_failing_sink_is_reported_once_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flaky = FlakySink({2, 3})
+    sinks = Sinks([flaky, JsonlSink(tmp_path / "metrics.jsonl")])
+    with caplog.at_level(logging.ERROR):
+        for step in (1, 2, 3, 4):
+            sinks.log(step, {"x": float(step)})
+        assert [record.message.split(";")[0] for record in caplog.records] == ["FlakySink failed at step 2"]
+        assert "the server is gone" in caplog.text
+        sinks.close()
+    assert "FlakySink lost 2 steps in all" in caplog.text
+    assert flaky.seen == [1, 4]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from megarl.telemetry.sinks import JsonlSink
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = JsonlSink(Path(sys.argv[1]))
+sink.log(1, {"x": 1.0})
+resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+try:
+    sink.log(2, {"x": 2.0, "a long name so that the line is cut": 1.0})
+except OSError as error:
+    print(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+sink.log(3, {"x": 3.0})
+"""
+
+
+def test_a_full_disk_leaves_no_broken_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "OSError\n"
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = make_config(tmp_path, logging={"directory": str(tmp_path), "tensorboard": True})
+    run = RunDirectory.create(config, source=None, verb="train")
+    sinks = build_sinks(config, run=run)
+    sinks.log(1, {"reward/mean": 0.25})
+    sinks.log(2, {"reward/mean": 0.5, "actor/entropy": math.nan})
+    sinks.close()
+    events = accumulator.EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.25), (2, 0.5)]
+    assert math.isnan(events.Scalars("actor/entropy")[0].value)
+    assert len(read_metrics(run.metrics_path)) == 2
+
+
+WANDB_RUN = """
+import sys
+from pathlib import Path
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import build_sinks
+from tests.telemetry.runs import make_config
+directory = Path(sys.argv[1])
+config = make_config(directory, logging={"directory": str(directory), "wandb_project": "tiny"})
+run = RunDirectory.create(config, source=None, verb="train")
+sinks = build_sinks(config, run=run)
+sinks.log(1, {"reward/mean": 0.25})
+sinks.log(2, {"reward/mean": 0.5})
+sinks.close()
+"""
+
+
+@pytest.mark.slow
+def test_wandb_without_a_login_logs_offline_into_the_run_directory(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    home = tmp_path / "home"
+    home.mkdir()
+    # An empty home and environment: nobody is logged in.
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", WANDB_RUN, str(tmp_path / "runs")]
+    subprocess.run(command, env=environment, check=True, timeout=120, cwd=Path(__file__).parents[2])
+    (log,) = (tmp_path / "runs").glob("tiny-train-*/wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert b"reward/mean" in content
+    assert b"0.25" in content
