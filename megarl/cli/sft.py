@@ -4,7 +4,6 @@ from pathlib import Path
 
 from megarl.cli.session import Session, run_session
 from megarl.config.base import ConfigError
-from megarl.config.preflight import check_files
 from megarl.config.run import RunConfig
 from megarl.controller.sft import fine_tune
 from megarl.data.sft import load_pairs
@@ -21,7 +20,6 @@ def run_sft(config: RunConfig, *, source: Path) -> int:
         raise ConfigError(
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
-    check_files(config)
     tokenizer = load_tokenizer(config.model.path)
     pairs = load_pairs(
         config.data,

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 from megarl.cli.session import Session, run_session
-from megarl.config.preflight import check_files
 from megarl.config.run import RunConfig
 from megarl.controller.loop import Parts, train
 from megarl.data.prompts import load_prompts
@@ -19,7 +18,6 @@ from megarl.telemetry.columns import RL_COLUMNS
 
 def run_train(config: RunConfig, *, source: Path) -> int:
     """Check everything that can be checked, then train; returns the exit code."""
-    check_files(config)
     check_reward(config.reward)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)

@@ -114,9 +114,7 @@ def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
 
 def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
     """The step's responses as rows of its parquet file."""
-    parallel = zip(
-        record.items, record.rollouts, record.samples, record.scores, record.token_scores, strict=True
-    )
+    parallel = zip(record.items, record.rollouts, record.samples, record.scores, record.token_scores, strict=True)
     for item, rollout, sample, score, tokens in parallel:
         yield RolloutRow(
             step=record.step,

@@ -43,7 +43,7 @@ class PackedAttention(nn.Module):
         assert config.kv_channels is not None
         self.scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
 
-    def forward(  # noqa: PLR0913  (Megatron's signature)
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

@@ -6,7 +6,6 @@ pipeline stage, first tensor rank) and are None elsewhere.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,38 +18,17 @@ from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
 from megarl.objective.loss import LossInputs, compute_token_loss
 from megarl.objective.statistics import SUM_NAMES, TokenSums, collect_token_sums, merge_token_sums
+from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.parallel.packing import PackedMicroBatch
 from megarl.policy.model import DTYPES, PolicyModel, build_transformer_config
 from megarl.policy.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
 from megarl.policy.passes import Passes, TokenFunction
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
+from megarl.policy.reports import NonFiniteLossError, ScoredMicroBatch, UpdateReport
 from megarl.policy.weights import export_hf_weights, load_hf_weights, plan_export, rank_layout
 from megarl.reshard.gather import GatherPlan
 from megarl.reshard.transport import PublishReport, WeightEndpoint, WeightSender
-
-MiniBatch = tuple[PackedMicroBatch, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """One optimizer update, as its replica saw it; `sums` of the replicas add up."""
-
-    sums: TokenSums
-    grad_norm: float
-    lr: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredMicroBatch:
-    """Log-probs of a held micro-batch, in its order."""
-
-    old_logp_R: Tensor
-    ref_logp_R: Tensor | None
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss of a micro-batch is NaN or infinite; the message names its samples."""
 
 
 class MegatronWorker:
@@ -85,7 +63,7 @@ class MegatronWorker:
         self._passes = Passes(
             vocab_size=self._shape.vocab_size, temperature=config.rollout.temperature, device=self._device
         )
-        self._held: Sequence[MiniBatch] = ()
+        self._held: BatchShard = ()
         self._scores: list[list[ScoredMicroBatch]] = []
         self._sender: WeightSender | None = None
         self._publish_plan: GatherPlan | None = None
@@ -105,7 +83,7 @@ class MegatronWorker:
     def _reports(self) -> bool:
         return self._place.rank == self._grid.reporter(self._grid.position(self._place.rank).data)
 
-    def score(self, shard: Sequence[MiniBatch]) -> list[list[ScoredMicroBatch]] | None:
+    def score(self, shard: BatchShard) -> list[list[ScoredMicroBatch]] | None:
         """Hold the step's mini-batches and compute old (and reference) log-probs of their response tokens."""
         self._held = shard
         batches = [batch for mini in shard for batch in mini]
@@ -113,9 +91,7 @@ class MegatronWorker:
         old = self._logp(self._model, batches)
         self._model.train()
         ref = self._logp(self._reference, batches) if self._reference is not None else [None] * len(old)
-        flat = iter(
-            ScoredMicroBatch(old_logp_R=old_R, ref_logp_R=ref_R) for old_R, ref_R in zip(old, ref, strict=True)
-        )
+        flat = iter(ScoredMicroBatch(old_logp_R=old_R, ref_logp_R=ref_R) for old_R, ref_R in zip(old, ref, strict=True))
         self._scores = [[next(flat) for _ in mini] for mini in shard] if old else []
         if not self._reports:
             return None
@@ -250,11 +226,7 @@ def _refuse_non_finite(sums: TokenSums, parts: Sequence[TokenSums], batches: Min
     """One host read per update; only on failure are the micro-batches looked at one by one."""
     if torch.isfinite(sums.sum_N).all():
         return
-    bad = [
-        batch.sample_ids
-        for part, batch in zip(parts, batches, strict=True)
-        if not torch.isfinite(part.sum_N).all()
-    ]
+    bad = [batch.sample_ids for part, batch in zip(parts, batches, strict=True) if not torch.isfinite(part.sum_N).all()]
     raise NonFiniteLossError(
         f"the loss is not finite; it comes from the micro-batches with samples {bad}: "
         f"{dict(zip(SUM_NAMES, sums.sum_N.tolist(), strict=True))}. No weight was changed."

@@ -62,9 +62,7 @@ def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, 
 def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
     """Connect to a sender's store."""
     try:
-        return dist.TCPStore(
-            host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False
-        )
+        return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
     except dist.DistError as error:
         raise TransportError(
             f"no weight sender answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "

@@ -72,6 +72,9 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
     }
     if current_platform.is_cpu():
         arguments["enforce_eager"] = True  # compiling costs minutes of a CPU run and wins little there
+        # A prompt split over steps makes vLLM rewind the request's seeded generator by its CUDA offset, which a CPU
+        # generator has not: the worker dies with "CPU Generator does not use offset".
+        arguments["enable_chunked_prefill"] = False
         arguments["kv_cache_memory_bytes"] = int(config.cpu_kv_cache_gib * 2**30) // config.tensor
     else:
         arguments["gpu_memory_utilization"] = config.memory_fraction

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 State = Literal["new", "ready", "updating", "broken", "closed"]
 
-_EXIT_GRACE_S = 10.0
+_EXIT_GRACE_S = 30.0
 
 
 class RolloutEngine:
@@ -101,8 +101,18 @@ class RolloutEngine:
             self._log_path = self._scratch / "engine.log"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log_path.touch()
-        handler = {"formatter": "plain", "level": "INFO", "class": "logging.FileHandler", "filename": str(self._log_path)}
-        stderr = {"formatter": "plain", "level": "ERROR", "class": "logging.StreamHandler", "stream": "ext://sys.stderr"}
+        handler = {
+            "formatter": "plain",
+            "level": "INFO",
+            "class": "logging.FileHandler",
+            "filename": str(self._log_path),
+        }
+        stderr = {
+            "formatter": "plain",
+            "level": "ERROR",
+            "class": "logging.StreamHandler",
+            "stream": "ext://sys.stderr",
+        }
         logging_config = {
             "version": 1,
             "disable_existing_loggers": False,
@@ -156,7 +166,7 @@ class RolloutEngine:
             await asyncio.to_thread(self._processes.find)
         llm, self._llm = self._llm, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(llm.shutdown, _EXIT_GRACE_S)
         await self._end_processes(grace_s=_EXIT_GRACE_S)
 
     async def _end_processes(self, *, grace_s: float) -> None:
@@ -227,7 +237,9 @@ class RolloutEngine:
     def _rollout(self, request: SampleRequest, completion: Any) -> Rollout:
         reasons: dict[str, StopReason] = {"stop": "stop", "length": "length"}
         if completion.finish_reason not in reasons:
-            raise EngineError(f"engine {self._index} ended a request with {completion.finish_reason!r}, not stop or length")
+            raise EngineError(
+                f"engine {self._index} ended a request with {completion.finish_reason!r}, not stop or length"
+            )
         versions = {span.version for span in completion.weight_versions or ()}
         expected = {_version_name(self.policy_version)}
         if versions - expected:

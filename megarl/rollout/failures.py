@@ -20,7 +20,10 @@ _KILLED = re.compile(r"\{[^}]*: (-\d+)[^}]*\}")
 
 _ADVICE: tuple[tuple[str, str], ...] = (
     (r"EADDRINUSE|Address already in use|failed to listen", "another process holds the port: stop it, or start again"),
-    (r"CUDA out of memory|OutOfMemoryError", "lower rollout.memory_fraction, or give the engine more GPUs (rollout.tensor)"),
+    (
+        r"CUDA out of memory|OutOfMemoryError",
+        "lower rollout.memory_fraction, or give the engine more GPUs (rollout.tensor)",
+    ),
     (
         r"No available memory for the cache blocks|KV cache is needed|larger than the available KV cache memory",
         "raise rollout.memory_fraction (CUDA) or rollout.cpu_kv_cache_gib (CPU), or lower rollout.max_prompt_tokens and "
@@ -41,7 +44,10 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (r"not supported for now|Model architectures", "this vLLM cannot run the model's architecture"),
     (r"divisible by|must be divisible", "rollout.tensor must divide the model's attention heads"),
-    (r"Invalid weight transfer backend", "megarl must be installed (pip install) where vLLM runs: its plug-in was not found"),
+    (
+        r"Invalid weight transfer backend",
+        "megarl must be installed (pip install) where vLLM runs: its plug-in was not found",
+    ),
 )
 
 

@@ -25,14 +25,14 @@ class ChildProcesses:
         """Note the processes alive now, and the shared files they hold. Call it while they run."""
         known = set(self._found)
         for process in psutil.Process().children(recursive=True):
-            if process in self._before:
-                continue
-            if process not in known:
-                self._found.append(process)
             try:
+                if process in self._before or "multiprocessing.resource_tracker" in " ".join(process.cmdline()):
+                    continue  # the resource tracker is this process's own and lives as long
                 paths = [entry.path for entry in process.memory_maps()]
             except psutil.Error:
-                continue  # it ended between the two calls: nothing of it is left to note
+                continue  # it ended meanwhile: nothing of it is left to note
+            if process not in known:
+                self._found.append(process)
             for path in paths:
                 if path.startswith(_SHM) and path.removeprefix(_SHM).startswith(_LEFT_BEHIND):
                     self._files.add(Path(path))

@@ -48,6 +48,7 @@ class PolicyActor:
     def setup(self, master: tuple[str, int], optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
         from megarl.policy.process import RankPlace
         from megarl.policy.worker import MegatronWorker
+
         place = RankPlace(
             rank=self._rank,
             world_size=self._config.parallel.world_size,
@@ -93,7 +94,9 @@ class RayPolicyGroup:
         return await self._each(method, [args] * len(self._actors), **kwargs)
 
     async def _each(self, method: str, args_of_rank: Sequence[Sequence[Any]], **kwargs: Any) -> list[Any]:
-        refs = [actor.run.remote(method, *args, **kwargs) for actor, args in zip(self._actors, args_of_rank, strict=True)]
+        refs = [
+            actor.run.remote(method, *args, **kwargs) for actor, args in zip(self._actors, args_of_rank, strict=True)
+        ]
         return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, refs, strict=True)))
 
     def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:

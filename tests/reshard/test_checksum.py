@@ -13,7 +13,8 @@ def by_hand(data: bytes) -> int:
     """The module docstring's formula over Python integers."""
     row = 1 << 17
     words = [
-        int.from_bytes(data[start : start + 4].ljust(4, b"\0"), "little", signed=True) for start in range(0, len(data), 4)
+        int.from_bytes(data[start : start + 4].ljust(4, b"\0"), "little", signed=True)
+        for start in range(0, len(data), 4)
     ]
     weights = [((j + 1) * 0x2545F491) % 2**31 for j in range(min(row, len(words)))]
     total = 0

@@ -156,7 +156,9 @@ def test_stalled_sender_names_version_bucket_and_last_tensor(transport: str) -> 
             yield "third", torch.ones(BUCKET_BYTES)
 
         sending = pool.submit(sender.send, 3, stalling())
-        with pytest.raises(TransportError, match=r"version 3 at receiver rank 0: .*policy rank 0.* no bucket 1 within 1 s"):
+        with pytest.raises(
+            TransportError, match=r"version 3 at receiver rank 0: .*policy rank 0.* no bucket 1 within 1 s"
+        ):
             list(receiver.receive(3))
         release.set()
         with pytest.raises(TransportError, match=r"version 3: receiver rank 0 failed"):
@@ -218,9 +220,7 @@ def test_rank_can_connect_once() -> None:
 
 def test_port_in_use_says_so() -> None:
     with sender_for("broadcast") as sender, pytest.raises(TransportError, match="cannot listen on 127.0.0.1:.*in use"):
-        WeightSender(
-            transport="broadcast", receivers=1, bucket_bytes=1, timeout_s=1.0, port=sender.endpoint.port
-        )
+        WeightSender(transport="broadcast", receivers=1, bucket_bytes=1, timeout_s=1.0, port=sender.endpoint.port)
 
 
 def test_other_node_is_told_to_use_broadcast() -> None:

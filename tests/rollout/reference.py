@@ -1,22 +1,22 @@
-"""A small real model per test module and the transformers log-probs it should have."""
+"""A small real model and the log-probs transformers gives for it: the independent reference of the engine tests."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 
 from megarl.records import Rollout
 
-# 997 rows: vLLM pads them to a multiple of 64, so the padded path is tested. head_dim 32 is what its CPU attention knows.
 VOCAB = 997
+"""vLLM pads it to a multiple of 64, so the padded path is tested."""
+EOS = list(range(500))
+"""What config.json calls end of sequence: half of the vocabulary, so that heeding it could not go unnoticed."""
 
 
 def make_model(path: Path, *, tied: bool) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(
+    config = Qwen2Config(  # head_dim 32: the smallest that vLLM's CPU attention knows
         vocab_size=VOCAB,
         hidden_size=128,
         intermediate_size=256,
@@ -25,7 +25,7 @@ def make_model(path: Path, *, tied: bool) -> None:
         num_key_value_heads=2,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
-        eos_token_id=1,
+        eos_token_id=EOS,
         bos_token_id=None,
     )
     model = Qwen2ForCausalLM(config)
@@ -64,13 +64,3 @@ def reference_logp(path: Path, weights: dict[str, Tensor] | None, rollout: Rollo
         logits = model(tokens).logits[0, len(rollout.prompt) - 1 : -1]
     logp = torch.log_softmax(logits.double() / temperature, dim=-1)
     return logp.gather(1, torch.tensor(rollout.response)[:, None])[:, 0]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
-    def build(tied: bool) -> Path:
-        path = tmp_path_factory.mktemp("model")
-        make_model(path, tied=tied)
-        return path
-
-    return build

@@ -1,0 +1,52 @@
+"""What megarl hands to vLLM, checked before anything starts."""
+
+import pytest
+
+from megarl.config.base import ConfigError
+from megarl.config.policy import ModelConfig
+from megarl.config.rollout import RolloutConfig
+from megarl.rollout.arguments import build_engine_args, build_sampling_params, check_vllm_overrides
+from megarl.rollout.environment import bind_threads
+
+
+@pytest.mark.parametrize(
+    ("cpus", "tensor", "expected"),
+    [({0, 1}, 1, "0,1"), ({0, 1}, 2, "0|1"), ({9, 4, 6, 2, 5}, 2, "2,4|5,6"), ({3}, 2, "3|3")],
+)
+def test_bind_threads(cpus: set[int], tensor: int, expected: str) -> None:
+    assert bind_threads(cpus, tensor) == expected
+
+
+def test_unknown_override_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.vllm_overrides\.max_num_seq: .* did you mean max_num_seqs"):
+        check_vllm_overrides({"max_num_seq": 8})
+
+
+@pytest.mark.parametrize(("name", "hint"), [("tensor_parallel_size", "rollout.tensor"), ("logprobs_mode", "wrong")])
+def test_what_megarl_owns_cannot_be_overridden(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        check_vllm_overrides({name: "anything"})
+
+
+def test_engine_arguments() -> None:
+    config = RolloutConfig(
+        tensor=2,
+        max_prompt_tokens=100,
+        max_response_tokens=28,
+        cpu_kv_cache_gib=0.5,
+        vllm_overrides={"max_num_seqs": 5},
+    )
+    arguments = build_engine_args(config, ModelConfig(path="some/model", dtype="float32"))
+    assert (arguments.model, arguments.dtype, arguments.tensor_parallel_size) == ("some/model", "float32", 2)
+    assert arguments.max_model_len == 128
+    assert arguments.max_num_seqs == 5
+    assert arguments.logprobs_mode == "processed_logprobs"
+    assert arguments.weight_transfer_config.backend == "megarl"
+    assert arguments.kv_cache_memory_bytes == 2**28  # per worker: half of the engine's half GiB
+
+
+def test_sampling_is_pure() -> None:
+    params = build_sampling_params(RolloutConfig(temperature=0.7, max_response_tokens=9), seed=4, stop_token_ids=(1, 2))
+    assert (params.n, params.seed, params.temperature, params.max_tokens) == (1, 4, 0.7, 9)
+    assert (params.top_p, params.top_k, params.min_p, params.repetition_penalty) == (1.0, 0, 0.0, 1.0)
+    assert params.stop_token_ids == [1, 2]

@@ -1,0 +1,232 @@
+"""A real vLLM engine on one worker: sampling, log-probs, and weights through both transports.
+
+The tests share one engine and run in file order; the last one breaks it.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from megarl.config.policy import ModelConfig
+from megarl.config.rollout import RolloutConfig
+from megarl.records import Rollout, SampleRequest
+from megarl.reshard.transport import TransportError, WeightSender
+from megarl.rollout.engine import RolloutEngine
+from megarl.rollout.failures import EngineError, EngineStartError, WeightAdoptionError
+from tests.rollout.reference import EOS, VOCAB, checkpoint_tensors, make_model, random_weights, reference_logp
+
+CONFIG = RolloutConfig(max_prompt_tokens=32, max_response_tokens=24, cpu_kv_cache_gib=0.25)
+REQUESTS = [SampleRequest(prompt=tuple(range(5, 5 + n)), seed=n) for n in (1, 3, 9, 32)]
+TOLERANCE = 1e-3
+
+
+def shared_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("megarl", "vllm", "psm_"))}
+
+
+def engine_processes() -> list[str]:
+    names = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    return [name for name in names if "resource_tracker" not in name]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    make_model(path, tied=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def engine(model_path: Path, runner: asyncio.Runner) -> Iterator[RolloutEngine]:
+    files, processes = shared_files(), engine_processes()
+    model = ModelConfig(path=str(model_path), dtype="float32")
+    engine = RolloutEngine(config=CONFIG, model=model, index=0, stop_token_ids=())
+    runner.run(engine.start())
+    yield engine
+    runner.run(engine.shutdown())
+    runner.run(engine.shutdown())  # idempotent
+    assert engine_processes() == processes
+    assert shared_files() <= files
+
+
+def greatest_difference(path: Path, weights: dict | None, rollouts: list[Rollout], temperature: float) -> float:
+    return max(
+        float((reference_logp(path, weights, rollout, temperature) - torch.tensor(rollout.behavior_logp)).abs().max())
+        for rollout in rollouts
+    )
+
+
+@pytest.fixture(scope="module")
+def first(engine: RolloutEngine, runner: asyncio.Runner) -> list[Rollout]:
+    return runner.run(engine.generate(REQUESTS))
+
+
+def test_same_seed_same_tokens_and_another_seed_others(
+    engine: RolloutEngine, runner: asyncio.Runner, first: list[Rollout]
+) -> None:
+    assert runner.run(engine.generate(REQUESTS)) == first
+    assert [len(rollout.response) for rollout in first] == [24] * 4
+    assert {rollout.stop_reason for rollout in first} == {"length"}
+    assert [rollout.prompt for rollout in first] == [request.prompt for request in REQUESTS]
+    others = runner.run(engine.generate([SampleRequest(prompt=request.prompt, seed=99) for request in REQUESTS]))
+    assert all(other.response != rollout.response for other, rollout in zip(others, first, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_behavior_logp_is_after_temperature(
+    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_config", CONFIG.model_copy(update={"temperature": temperature}))
+    rollouts = runner.run(engine.generate(REQUESTS))
+    assert greatest_difference(model_path, None, rollouts, temperature) < TOLERANCE
+    assert (
+        greatest_difference(model_path, None, rollouts, 1.7 - temperature) > 0.1
+    )  # the other temperature is told apart
+
+
+def test_stop_token_ends_a_response_and_belongs_to_it(
+    engine: RolloutEngine, runner: asyncio.Runner, first: list[Rollout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = first[0].response[5]
+    monkeypatch.setattr(engine, "_stop_token_ids", (stop,))
+    (stopped,) = runner.run(engine.generate(REQUESTS[:1]))
+    length = first[0].response.index(stop) + 1
+    assert stopped.response == first[0].response[:length]
+    assert stopped.behavior_logp == first[0].behavior_logp[:length]
+    assert stopped.stop_reason == "stop"
+
+
+def test_only_the_given_tokens_stop(first: list[Rollout]) -> None:
+    """config.json calls half of the vocabulary end of sequence; the engine was given no stop token."""
+    tokens = {token for rollout in first for token in rollout.response}
+    assert tokens & set(EOS)
+    assert max(tokens) < VOCAB  # rows that pad the vocabulary are never sampled
+
+
+@pytest.mark.parametrize("length", [0, 33])
+def test_prompt_length_is_checked(engine: RolloutEngine, runner: asyncio.Runner, length: int) -> None:
+    with pytest.raises(ValueError, match=rf"request 0 has a prompt of {length} tokens; expected 1 \.\. 32"):
+        runner.run(engine.generate([SampleRequest(prompt=(1,) * length, seed=0)]))
+
+
+async def publish(engine: RolloutEngine, sender: WeightSender, version: int, weights: dict) -> None:
+    report, _ = await asyncio.gather(
+        asyncio.to_thread(sender.send, version, weights.items()), engine.adopt_weights(version)
+    )
+    assert report.tensors == len(weights)
+    assert report.buckets > 1
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", "broadcast"])
+def test_new_weights_and_back(
+    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, first: list[Rollout], transport: str
+) -> None:
+    old = checkpoint_tensors(model_path)
+    new = random_weights(old, seed=7)
+    sender = WeightSender(transport=transport, receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
+    try:
+        runner.run(engine.connect(sender.endpoint))
+        version = engine.policy_version + 1
+        runner.run(publish(engine, sender, version, new))
+        rollouts = runner.run(engine.generate(REQUESTS))
+        assert {rollout.policy_version for rollout in rollouts} == {version}
+        assert greatest_difference(model_path, new, rollouts, 1.0) < TOLERANCE
+        assert greatest_difference(model_path, None, rollouts, 1.0) > 0.1
+        runner.run(publish(engine, sender, version + 1, old))
+        back = runner.run(engine.generate(REQUESTS))
+    finally:
+        sender.close()
+    assert [rollout.response for rollout in back] == [rollout.response for rollout in first]
+    assert [rollout.behavior_logp for rollout in back] == [rollout.behavior_logp for rollout in first]
+
+
+def test_adoption_waits_for_running_requests(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+    """Rollouts asked for before an adoption carry the old version, later ones the new, however the calls interleave."""
+    before = engine.policy_version
+    sender = WeightSender(transport="shared_memory", receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
+
+    async def interleaved() -> tuple[list[Rollout], list[Rollout]]:
+        early = asyncio.create_task(engine.generate(REQUESTS))
+        await asyncio.sleep(0.02)
+        adoption = asyncio.create_task(publish(engine, sender, before + 1, checkpoint_tensors(model_path)))
+        await asyncio.sleep(0.02)
+        late = asyncio.create_task(engine.generate(REQUESTS))
+        await adoption
+        return await early, await late
+
+    try:
+        runner.run(engine.connect(sender.endpoint))
+        early, late = runner.run(interleaved())
+    finally:
+        sender.close()
+    assert {rollout.policy_version for rollout in early} == {before}
+    assert {rollout.policy_version for rollout in late} == {before + 1}
+
+
+def test_receiver_count_is_checked(engine: RolloutEngine, runner: asyncio.Runner) -> None:
+    sender = WeightSender(transport="broadcast", receivers=3, bucket_bytes=1, timeout_s=5.0)
+    try:
+        with pytest.raises(ValueError, match=r"expects 3 receivers, but rollout.engines 1 x rollout.tensor 1 = 1"):
+            runner.run(engine.connect(sender.endpoint))
+    finally:
+        sender.close()
+
+
+def test_start_timeout_leaves_nothing_behind(model_path: Path, runner: asyncio.Runner) -> None:
+    files, processes = shared_files(), engine_processes()
+    model = ModelConfig(path=str(model_path), dtype="float32")
+    late = RolloutEngine(
+        config=CONFIG.model_copy(update={"start_timeout_s": 6.0}), model=model, index=0, stop_token_ids=()
+    )
+    with pytest.raises(EngineStartError, match=r"was not ready after rollout.start_timeout_s = 6 s"):
+        runner.run(late.start())
+    assert engine_processes() == processes
+    assert shared_files() <= files
+
+
+def test_missing_model_says_what_to_change(tmp_path: Path, runner: asyncio.Runner) -> None:
+    model = ModelConfig(path=str(tmp_path / "absent"), dtype="float32")
+    absent = RolloutEngine(config=CONFIG, model=model, index=0, stop_token_ids=())
+    with pytest.raises(
+        EngineStartError, match=r"absent.*model.path must be the directory of a Hugging Face checkpoint"
+    ):
+        runner.run(absent.start())
+
+
+def test_changed_bytes_break_the_engine(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+    sender = WeightSender(transport="broadcast", receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
+    runner.run(engine.connect(sender.endpoint))
+    sender.connect()
+    push = sender._carrier.push
+
+    def flip_and_push(slot: int, num_bytes: int) -> None:
+        sender._carrier._slots[slot][0] ^= 1
+        push(slot, num_bytes)
+
+    sender._carrier.push = flip_and_push  # type: ignore[method-assign]
+
+    async def both() -> list[BaseException]:
+        sending = asyncio.to_thread(sender.send, 90, checkpoint_tensors(model_path).items())
+        return await asyncio.gather(sending, engine.adopt_weights(90), return_exceptions=True)
+
+    try:
+        sent, adopted = runner.run(both())
+    finally:
+        sender.close()
+    assert isinstance(sent, TransportError)
+    assert isinstance(adopted, WeightAdoptionError)
+    for text in (str(sent), str(adopted)):
+        assert "version 90" in text
+        assert "arrived changed at receiver rank 0" in text
+    with pytest.raises(EngineError, match="it is broken .*arrived changed"):
+        runner.run(engine.generate(REQUESTS))
