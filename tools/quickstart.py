@@ -20,7 +20,7 @@ REQUIRED_GAIN = 0.15
 def main() -> int:
     started_s = time.monotonic()
     python, megarl = sys.executable, str(Path(sys.executable).with_name("megarl"))
-    run(python, "tools/make_tiny_model.py", str(MODEL))
+    run(python, "tools/make_tiny_model.py", str(MODEL), "--layers", "2")
     run(megarl, "sft", CONFIG, f"model.path={MODEL}")
     warm = latest_checkpoint()
     run(megarl, "train", CONFIG, f"model.path={warm}")

@@ -37,23 +37,24 @@ def build_optimizer(
     chunk: DistributedDataParallel, *, config: OptimizerConfig, dtype: torch.dtype, distributed_optimizer: bool
 ) -> MegatronOptimizer:
     """Megatron's AdamW with float32 main weights; no weight decay on biases and norms."""
-    return get_megatron_optimizer(
-        MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.lr,
-            min_lr=config.min_lr,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.beta1,
-            adam_beta2=config.beta2,
-            adam_eps=config.eps,
-            clip_grad=config.clip_grad_norm,
-            bf16=dtype == torch.bfloat16,
-            params_dtype=dtype,
-            use_distributed_optimizer=distributed_optimizer,
-        ),
-        [chunk],
-        use_gloo_process_groups=False,
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad_norm,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=distributed_optimizer,
     )
+    optimizer = get_megatron_optimizer(settings, [chunk], use_gloo_process_groups=False)
+    for group in optimizer.param_groups:
+        # Megatron marks biases and norms with wd_mult = 0 and leaves it to its own scheduler to act on the mark.
+        group["weight_decay"] = config.weight_decay * group["wd_mult"]
+    return optimizer
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:

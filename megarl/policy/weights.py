@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
 from megarl.checkpoint.hf import HfCheckpoint
 from megarl.models.layout import RankLayout, layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
-from megarl.models.table import Spec, hf_tensors, list_parameters
+from megarl.models.table import ParameterEntry, Spec, hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.policy.model import uses_transformer_engine
 from megarl.reshard.gather import GatherPlan, gather_hf_tensors, plan_gather
@@ -38,11 +39,23 @@ def load_hf_weights(module: nn.Module, checkpoint: HfCheckpoint, *, shape: Model
     entries = {entry.name: entry for entry in list_parameters(shape, layout, spec=_spec())}
     if parameters.keys() != entries.keys():
         raise RuntimeError(
-            f"the weight table and the Megatron model disagree: only in the table "
-            f"{sorted(entries.keys() - parameters.keys())}, only in the model {sorted(parameters.keys() - entries.keys())}"
+            "the weight table and the Megatron model disagree: "
+            f"only in the table {sorted(entries.keys() - parameters.keys())}, "
+            f"only in the model {sorted(parameters.keys() - entries.keys())}"
         )
     for name, entry in entries.items():
+        _mark_tensor_parallel(parameters[name], entry)
         fill_parameter(parameters[name].data, entry, checkpoint.read)
+
+
+def _mark_tensor_parallel(parameter: nn.Parameter, entry: ParameterEntry) -> None:
+    """Tell Megatron which parameters are split over the tensor ranks.
+
+    It marks them while it initialises them, which is skipped for weights that are read anyway; a shard without the mark
+    counts as a duplicate and is left out of the gradient norm on every tensor rank but the first.
+    """
+    if entry.split_dim is not None and not getattr(parameter, "tensor_model_parallel", False):
+        set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=entry.split_dim, stride=1)
 
 
 def plan_export(shape: ModelShape, *, grid: RankGrid, bucket_bytes: int, dtype: torch.dtype) -> GatherPlan:

@@ -2,7 +2,8 @@
 
 The group has the sender as rank 0 and receiver r as rank r + 1. It is built over the sender's own TCPStore and is
 independent of the process's default group, so trainer and vLLM each keep theirs. A broadcast starts only after every
-receiver said it is ready for that bucket, so a slow or failed receiver is found by its message, not inside a collective.
+receiver said it is ready for that bucket, so a slow or failed receiver is found by its message, not inside a
+collective.
 """
 
 import socket
@@ -32,7 +33,7 @@ class Broadcaster:
 
     collective = True
 
-    def __init__(  # noqa: PLR0913 - an address, a place in the group, and a device
+    def __init__(
         self, store: dist.Store, *, host: str, port: int, rank: int, size: int, timeout_s: float, device: torch.device
     ) -> None:
         """Returns when all `size` processes have come. Raises TransportError when they do not within `timeout_s`."""
@@ -47,7 +48,7 @@ class Broadcaster:
                 options._timeout = timeout
                 self._group: Any = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
             else:
-                options = dist.ProcessGroupGloo._Options()
+                options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
                 options._timeout = timeout
                 options._devices = [dist.ProcessGroupGloo.create_device(hostname=_local_address(host, port))]
                 self._group = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, options)

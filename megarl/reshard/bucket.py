@@ -1,8 +1,9 @@
 """Packing named tensors into byte buckets and back.
 
 A bucket holds whole tensors. Its entries say where each lies, what it is and the checksum of its source. Offsets are
-multiples of `ALIGNMENT`, so every view of the buffer is aligned for its dtype. A tensor larger than `bucket_bytes` gets a
-bucket of its own. At most the buffers that `buffer_for` hands out are in memory beside the source tensor being packed.
+multiples of `ALIGNMENT`, so every view of the buffer is aligned for its dtype. A tensor larger than `bucket_bytes`
+gets a bucket of its own. At most the buffers that `buffer_for` hands out are in memory beside the source tensor being
+packed.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,13 +1,13 @@
 """A 64-bit checksum of a tensor's bytes that CPU and CUDA compute alike.
 
-The bytes are read as little-endian int32 words x[i, j] in rows of `_ROW_WORDS` (the last padded with zeros). A row's sum is
-sum_j x[i, j] * w[j] with distinct weights 0 < w[j] < 2**31, in int64; the rows are folded with Horner's rule modulo 2**64,
-and the length in bytes is folded last. Integers throughout, so the result does not depend on device, thread count or
-summation order. Two tensors that differ in one word always differ in checksum (w[j] * delta is a nonzero integer below
-2**63), and so do two that have two words of a row exchanged ((a - b) * (w[i] - w[j]) likewise).
+The bytes are read as little-endian int32 words x[i, j] in rows of `_ROW_WORDS` (the last padded with zeros). A row's
+sum is sum_j x[i, j] * w[j] with distinct weights 0 < w[j] < 2**31, in int64; the rows are folded with Horner's rule
+modulo 2**64, and the length in bytes is folded last. Integers throughout, so the result does not depend on device,
+thread count or summation order. Two tensors that differ in one word always differ in checksum (w[j] * delta is a
+nonzero integer below 2**63), and so do two that have two words of a row exchanged ((a - b) * (w[i] - w[j]) likewise).
 
-Why not CRC-32: as fast on one core (about 4 GB/s each), but zlib reads host memory only, so weights on a GPU would have
-to be copied to the host to be checked.
+Why not CRC-32: as fast on one core (about 4 GB/s each), but zlib reads host memory only, so weights on a GPU would
+have to be copied to the host to be checked.
 """
 
 from functools import lru_cache
@@ -42,7 +42,7 @@ def _row_sums(words_RJ: Tensor, weights_J: Tensor) -> list[int]:
 
 
 def compute_checksum(tensor: Tensor) -> int:
-    """The checksum of a tensor of any dtype, shape and device, in 0 .. 2**64 - 1. Bytes only: dtype and shape do not enter."""
+    """Of a tensor of any dtype, shape and device, in 0 .. 2**64 - 1. Only bytes count, not dtype and shape."""
     data = as_bytes(tensor)
     num_bytes = data.numel()
     if num_bytes % 4:

@@ -1,9 +1,9 @@
 """Buckets through files in /dev/shm: one copy in, one copy out per receiver, no kernel socket between.
 
-Two slots of `bucket_bytes` alternate. A slot's memory is reserved when its file is made, so a /dev/shm that is too small is
-an error at start, not a bus error in mid-run. The sender holds an advisory lock on each file and unlinks it as soon as
-every receiver has it mapped: from then on the kernel frees the memory when the processes end, however they end. A file
-left by a sender that was killed before that has no lock holder, and the next sender removes it.
+Two slots of `bucket_bytes` alternate. A slot's memory is reserved when its file is made, so a /dev/shm that is too
+small is an error at start, not a bus error in mid-run. The sender holds an advisory lock on each file and unlinks it
+as soon as every receiver has it mapped: from then on the kernel frees the memory when the processes end, however they
+end. A file left by a sender that was killed before that has no lock holder, and the next sender removes it.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ class _SharedFile:
             free = os.statvfs(DIRECTORY)
             raise TransportError(
                 f"{DIRECTORY} has no room for a bucket of {num_bytes / 2**20:.0f} MiB "
-                f"({free.f_bavail * free.f_frsize / 2**20:.0f} MiB free, {NUM_SLOTS} buckets are needed): make it larger, "
+                f"({free.f_bavail * free.f_frsize / 2**20:.0f} MiB free, {NUM_SLOTS} are needed): make it larger, "
                 'lower rollout.publish.bucket_mib, or set rollout.publish.transport = "broadcast"'
             ) from error
         self.buffer = torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
@@ -105,7 +105,7 @@ class SharedMemorySender:
         for slot in self._slots:
             slot.unlink()
 
-    def push(self, slot: int, num_bytes: int) -> None:  # noqa: ARG002 - a collective carrier needs both
+    def push(self, slot: int, num_bytes: int) -> None:
         """Nothing to do: the bytes are where receivers read them."""
 
     def settle(self, slot: int) -> None:
@@ -136,8 +136,8 @@ class SharedMemoryReceiver:
         if self._mapped.get(slot, ("", None))[0] != path:
             if not Path(path).exists():
                 raise TransportError(
-                    f"the sender's bucket file {path} is not on this node: the shared_memory transport needs policy rank "
-                    '0 and every engine on one node with one /dev/shm; set rollout.publish.transport = "broadcast"'
+                    f"the sender's bucket file {path} is not on this node: the shared_memory transport needs policy "
+                    'rank 0 and every engine on one node with one /dev/shm; set rollout.publish.transport = "broadcast"'
                 )
             buffer = torch.from_file(path, shared=True, size=where["capacity"], dtype=torch.uint8)
             self._mapped[slot] = (path, buffer)

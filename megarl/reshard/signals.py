@@ -1,7 +1,7 @@
 """Small JSON messages between one sender and its receivers, over a TCPStore that the sender serves.
 
-Invariants: every wait ends, by the message, by the peer's recorded failure, or after `timeout_s` with the keys that did
-not come; the first party that fails a transfer records why, and everyone waiting on that transfer reads it at the
+Invariants: every wait ends, by the message, by the peer's recorded failure, or after `timeout_s` with the keys that
+did not come; the first party that fails a transfer records why, and everyone waiting on that transfer reads it at the
 next poll, `_LONGEST_POLL_S` later.
 """
 
@@ -44,8 +44,8 @@ def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, 
     except OSError as error:
         listener.close()
         raise TransportError(
-            f"the weight sender cannot listen on {host}:{port}: {error}; use an address of this machine and a free port "
-            "(port 0 picks one)"
+            f"the weight sender cannot listen on {host}:{port}: {error}; use an address of this machine and a free "
+            "port (port 0 picks one)"
         ) from error
     bound = listener.getsockname()[1]
     store = dist.TCPStore(
@@ -93,8 +93,11 @@ class Signals:
 
     def fail(self, transfer: str, reason: str) -> None:
         """Record why `transfer` failed, unless somebody did already: the first reason is the cause of the rest."""
-        if not self._keys.check([f"{transfer}/failed"]):
-            self.put(f"{transfer}/failed", reason)
+        try:
+            if not self._keys.check([f"{transfer}/failed"]):
+                self.put(f"{transfer}/failed", reason)
+        except dist.DistNetworkError:
+            return  # the sender is gone and its store with it: nobody is left to tell, and the reason is being raised
 
     def get(self, keys: Sequence[str], *, transfer: str | None = None) -> list[Any]:
         """Wait for all of `keys` and return their messages.

@@ -4,15 +4,15 @@ The protocol of one version v, bucket i; messages go over the sender's TCPStore,
 
     sender                                  every receiver r
     pack bucket i into slot i % 2
-    v/bucket-i {where, bytes, entries} -->  (collective carriers: v/ready-i-r, then the broadcast)
+    v/bucket-i {where, bytes, entries} -->  (collective carriers: v/ready-i-r, v/go-i, the broadcast)
                                             copy the bucket out, compute each tensor's checksum
                                        <--  v/done-i-r [checksums]           the slot is free again
     v/bucket-n {"end"}                 -->  yield has handed out the last tensor
                                        <--  v/end-r
 
-Invariants: a tensor a receiver yields owns its memory and equals the source bit for bit, or an error names it; packing
-bucket i + 1 overlaps the installing of bucket i; every wait is bounded by `timeout_s` and its error names version, bucket,
-tensors and peers; a failure on one side is an error with the same text on the other.
+Invariants: a tensor a receiver yields owns its memory and equals the source bit for bit, or an error names it;
+packing bucket i + 1 overlaps the installing of bucket i; every wait is bounded by `timeout_s` and its error names
+version, bucket, tensors and peers; a failure on one side is an error with the same text on the other.
 """
 
 import os
@@ -35,6 +35,8 @@ from megarl.reshard.shared_memory import NUM_SLOTS, SharedMemoryReceiver, Shared
 from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError, connect_store, serve_store
 
 __all__ = ["PublishReport", "TransportError", "WeightEndpoint", "WeightReceiver", "WeightSender"]
+
+_GRACE_S = 1.0  # the sender times out first: it knows which receiver is missing
 
 Transport = Literal["shared_memory", "broadcast"]
 
@@ -79,7 +81,7 @@ def _transfer(version: int) -> str:
 class WeightSender:
     """The trainer's end. Build it, hand `endpoint` to the receivers, then `send` any number of versions."""
 
-    def __init__(  # noqa: PLR0913 - what both ends must agree on
+    def __init__(
         self,
         *,
         transport: Transport,
@@ -99,7 +101,7 @@ class WeightSender:
             raise ValueError(f"receivers {receivers} and bucket_bytes {bucket_bytes} must both be at least 1")
         self._device = torch.device(device)
         self._bucket_bytes = bucket_bytes
-        self._connected = False
+        self._joined = False
         store, bound_port = serve_store(host, port, timeout_s)
         self.endpoint = WeightEndpoint(
             host=host,
@@ -119,35 +121,36 @@ class WeightSender:
         self._signals.put("sender", {"slots": slots, "host": socket.gethostname(), "pid": os.getpid()})
 
     def connect(self) -> None:
-        """Wait until every receiver has connected; `send` does it too.
+        """Wait until every receiver has connected; the first `send` does it too.
 
         Raises:
             TransportError: names the receiver ranks that did not come within the timeout.
         """
-        if self._connected:
-            return
         endpoint = self.endpoint
-        try:
-            self._signals.get([f"receiver-{rank}" for rank in range(endpoint.receivers)])
-        except SignalTimeout as error:
-            missing = sorted(int(key.rsplit("-", 1)[1]) for key in error.missing)
-            raise TransportError(
-                f"receiver ranks {missing} of {endpoint.receivers} did not connect to the weight sender at "
-                f"{endpoint.host}:{endpoint.port} within {endpoint.timeout_s:g} s; are all vLLM engines started and "
-                "connected before the first publication?"
-            ) from None
+        self._get_all(
+            "receiver",
+            f"connect to the weight sender at {endpoint.host}:{endpoint.port} (all vLLM engines must be started and "
+            "connected before the first publication)",
+        )
+
+    def _join(self, transfer: str) -> None:
+        """Before the first transfer: every receiver is connected, and a broadcast's group is formed."""
+        if self._joined:
+            return
+        self.connect()
         if self._carrier is None:
+            self._get_all("joining", "join the broadcast (adopt_weights must run while send does)", transfer=transfer)
             self._carrier = Broadcaster(
                 self._signals.store,
-                host=endpoint.host,
-                port=endpoint.port,
+                host=self.endpoint.host,
+                port=self.endpoint.port,
                 rank=0,
-                size=1 + endpoint.receivers,
-                timeout_s=endpoint.timeout_s,
+                size=1 + self.endpoint.receivers,
+                timeout_s=self.endpoint.timeout_s,
                 device=self._device,
             )
         self._carrier.connected()
-        self._connected = True
+        self._joined = True
 
     def send(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> PublishReport:
         """Send every tensor to every receiver and return when all have taken all, checksums equal.
@@ -155,12 +158,12 @@ class WeightSender:
         `tensors` is consumed one at a time (it may gather shards as it goes); two buckets bound the memory.
 
         Raises:
-            TransportError: a receiver failed, stalled or got other bytes than were sent; names version, tensor and rank.
+            TransportError: a receiver failed, stalled or got changed bytes; names version, tensor and rank.
         """
         started = time.perf_counter()
         transfer = _transfer(version)
         with self._failing(transfer, version):
-            self.connect()
+            self._join(transfer)
             assert self._carrier is not None
             pending: dict[int, Bucket] = {}
             checksums: dict[str, int] = {}
@@ -194,15 +197,20 @@ class WeightSender:
     def _keys(self, transfer: str, message: str) -> list[str]:
         return [f"{transfer}/{message}-{rank}" for rank in range(self.endpoint.receivers)]
 
-    def _get(self, transfer: str, message: str, waiting_for: str) -> list[Any]:
-        """The message of every receiver, or a TransportError that names the ranks that sent none."""
+    def _get_all(self, message: str, verb: str, *, transfer: str | None = None) -> list[Any]:
+        """The message of every receiver, or a TransportError naming the ranks that did not `verb`."""
+        keys = [f"{message}-{rank}" for rank in range(self.endpoint.receivers)]
         try:
-            return self._signals.get(self._keys(transfer, message), transfer=transfer)
+            return self._signals.get(keys, transfer=transfer)
         except SignalTimeout as error:
             ranks = sorted(int(key.rsplit("-", 1)[1]) for key in error.missing)
             raise TransportError(
-                f"receiver ranks {ranks} did not {waiting_for} within {self.endpoint.timeout_s:g} s"
+                f"receiver ranks {ranks} of {self.endpoint.receivers} did not {verb} "
+                f"within {self.endpoint.timeout_s:g} s"
             ) from None
+
+    def _get(self, transfer: str, message: str, verb: str) -> list[Any]:
+        return self._get_all(f"{transfer}/{message}", verb, transfer=transfer)
 
     def _post(self, transfer: str, bucket: Bucket) -> None:
         assert self._carrier is not None
@@ -215,6 +223,7 @@ class WeightSender:
         self._signals.put(f"{transfer}/bucket-{bucket.index}", header)
         if self._carrier.collective:
             self._get(transfer, f"ready-{bucket.index}", f"become ready for bucket {bucket.index} ({bucket.names})")
+            self._signals.put(f"{transfer}/go-{bucket.index}", True)
             self._carrier.push(slot, bucket.num_bytes)
 
     def _settle(self, transfer: str, bucket: Bucket) -> None:
@@ -228,7 +237,7 @@ class WeightSender:
                     raise TransportError(_mismatch_text(entry, rank, checksum))
         done = [f"{transfer}/bucket-{bucket.index}", *self._keys(transfer, f"done-{bucket.index}")]
         if self._carrier.collective:
-            done += self._keys(transfer, f"ready-{bucket.index}")
+            done += [f"{transfer}/go-{bucket.index}", *self._keys(transfer, f"ready-{bucket.index}")]
         self._signals.drop(done)
 
     def _end(self, transfer: str, num_buckets: int) -> None:
@@ -254,7 +263,7 @@ class WeightSender:
         if self._carrier is not None:
             self._carrier.close()
             self._carrier = None
-        self._connected = False
+        self._joined = False
 
 
 def _mismatch_text(entry: TensorEntry, rank: int, found: int) -> str:
@@ -278,7 +287,7 @@ class WeightReceiver:
         self.endpoint, self.rank = endpoint, rank
         self._device = torch.device(device)
         store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
-        self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
+        self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s + _GRACE_S)
         self._carrier: SharedMemoryReceiver | Broadcaster | None = None
         try:
             (sender,) = self._signals.get(["sender"])
@@ -294,8 +303,9 @@ class WeightReceiver:
             )
         self._signals.put(f"receiver-{rank}", {"host": socket.gethostname(), "pid": os.getpid()})
 
-    def _connect(self) -> None:
+    def _join(self) -> None:
         if self._carrier is None:
+            self._signals.put(f"joining-{self.rank}", True)
             self._carrier = Broadcaster(
                 self._signals.store,
                 host=self.endpoint.host,
@@ -313,47 +323,49 @@ class WeightReceiver:
         until their layer is complete, which may be several buckets later. Call `abort` when installing one fails.
 
         Raises:
-            TransportError: the sender failed or stalled, or a tensor's checksum differs; names version, tensor and rank.
+            TransportError: the sender failed or stalled, or a checksum differs; names version, tensor and rank.
         """
         transfer, last = _transfer(version), "nothing yet"
         prefix = f"receiving weights version {version} at receiver rank {self.rank}"
         index = 0
         try:
-            self._connect()
+            self._join()
             while "end" not in (header := self._header(transfer, index, last)):
                 entries = [TensorEntry.from_json(fields) for fields in header["entries"]]
                 buffer = self._take(transfer, index, header)
                 last = f"bucket {index} up to {entries[-1].name}"
                 yield from self._verified(transfer, index, buffer, entries)
                 index += 1
+            self._signals.put(f"{transfer}/end-{self.rank}", True)
         except PeerFailed as error:
             raise TransportError(f"{prefix}: {error}") from None
+        except dist.DistError as error:  # its store went with it
+            raise TransportError(f"{prefix}: the sender (policy rank 0) is gone; received so far: {last}") from error
         except TransportError as error:
             self._signals.fail(transfer, f"receiver rank {self.rank} failed: {error}")
             raise TransportError(f"{prefix}: {error}") from error
-        self._signals.put(f"{transfer}/end-{self.rank}", True)
 
     def abort(self, version: int, reason: str) -> None:
         """Tell the sender and the other receivers that this one could not install `version`."""
         self._signals.fail(_transfer(version), f"receiver rank {self.rank} failed: {reason}")
 
     def _header(self, transfer: str, index: int, last: str) -> dict[str, Any]:
+        return self._wait(transfer, f"bucket-{index}", f"sent no bucket {index}", f"received so far: {last}")
+
+    def _wait(self, transfer: str, message: str, lacking: str, context: str) -> Any:
+        """The sender's message, or a TransportError that says what it did not do."""
         try:
-            return self._signals.get([f"{transfer}/bucket-{index}"], transfer=transfer)[0]
+            return self._signals.get([f"{transfer}/{message}"], transfer=transfer)[0]
         except SignalTimeout:
             raise TransportError(
-                f"the sender (policy rank 0) sent no bucket {index} within {self.endpoint.timeout_s:g} s; "
-                f"received so far: {last}"
+                f"the sender (policy rank 0) {lacking} within {self.endpoint.timeout_s:g} s; {context}"
             ) from None
-        except dist.DistError as error:
-            raise TransportError(
-                f"the sender (policy rank 0) is gone, waiting for bucket {index}; received so far: {last}"
-            ) from error
 
     def _take(self, transfer: str, index: int, header: dict[str, Any]) -> Tensor:
         assert self._carrier is not None
         if self._carrier.collective:
             self._signals.put(f"{transfer}/ready-{index}-{self.rank}", True)
+            self._wait(transfer, f"go-{index}", f"did not start the broadcast of bucket {index}", "waiting for it")
         return self._carrier.take(header["where"], header["bytes"])
 
     def _verified(

@@ -1,7 +1,8 @@
 """From megarl's configuration to vLLM's engine arguments and sampling parameters.
 
-What correctness rests on is fixed here and cannot be overridden: log-probs after temperature (`processed_logprobs`), no
-sampling defaults from the checkpoint's generation_config.json, no stop token but the given ones, megarl's weight transfer.
+What correctness rests on is fixed here and cannot be overridden: log-probs after temperature (`processed_logprobs`),
+no sampling defaults from the checkpoint's generation_config.json, no stop token but the given ones, megarl's weight
+transfer.
 """
 
 import difflib
@@ -82,7 +83,7 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
 
 
 def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: tuple[int, ...]) -> "SamplingParams":
-    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; the sampled token's log-prob only."""
+    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; log-probs of sampled tokens."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -94,6 +95,7 @@ def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: t
         top_k=0,
         max_tokens=config.max_response_tokens,
         stop_token_ids=list(stop_token_ids),
+        ignore_eos=True,  # the checkpoint's end-of-sequence tokens; the given ones stop all the same
         logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -1,9 +1,9 @@
 """One vLLM engine: samples responses with their log-probs, and adopts new weights between generate calls.
 
-States: new -> (start) ready -> (adopt_weights) updating -> ready ... -> (shutdown) closed; a failed adoption makes it broken,
-which only a new engine repairs. Invariants: all tokens of a rollout were sampled under `policy_version`, because an
-adoption waits for running `generate` calls to end and holds back new ones, and vLLM's own record of the version is
-compared per rollout; `behavior_logp` is the log-prob after temperature; no process outlives `shutdown`.
+States: new -> (start) ready -> (adopt_weights) updating -> ready ... -> (shutdown) closed; a failed adoption makes it
+broken, which only a new engine repairs. Invariants: all tokens of a rollout were sampled under `policy_version`,
+because an adoption waits for running `generate` calls to end and holds back new ones, and vLLM's own record of the
+version is compared per rollout; `behavior_logp` is the log-prob after temperature; no process outlives `shutdown`.
 """
 
 import asyncio
@@ -11,10 +11,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
@@ -23,21 +23,29 @@ from megarl.records import Rollout, SampleRequest, StopReason
 from megarl.reshard.transport import WeightEndpoint
 from megarl.rollout.arguments import build_engine_args, build_sampling_params
 from megarl.rollout.environment import set_engine_environment
-from megarl.rollout.failures import EngineError, EngineStartError, WeightAdoptionError, describe_failure
+from megarl.rollout.failures import (
+    EngineError,
+    EngineStartError,
+    WeightAdoptionError,
+    describe_failure,
+    find_root_cause,
+)
 from megarl.rollout.processes import ChildProcesses
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
+T = TypeVar("T")
 State = Literal["new", "ready", "updating", "broken", "closed"]
 
 _EXIT_GRACE_S = 30.0
+_POLL_S = 1.0
 
 
 class RolloutEngine:
     """See the module; every method but the constructor runs on one event loop."""
 
-    def __init__(  # noqa: PLR0913 - two config sections and the engine's identity
+    def __init__(
         self,
         *,
         config: RolloutConfig,
@@ -81,7 +89,7 @@ class RolloutEngine:
         self._processes = ChildProcesses()
         building = asyncio.create_task(asyncio.to_thread(self._build))
         try:
-            await asyncio.wait_for(asyncio.shield(building), self._config.start_timeout_s)
+            await self._await_built(building)
         except ConfigError:
             self._close_scratch()
             raise
@@ -94,8 +102,19 @@ class RolloutEngine:
             raise
         self._state = "ready"
 
+    async def _await_built(self, building: "asyncio.Task[None]") -> None:
+        """Wait for the build, noting vLLM's processes while they live: a failed start leaves no other trace of them."""
+        assert self._processes is not None
+        deadline = time.monotonic() + self._config.start_timeout_s
+        while not building.done():
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            await asyncio.wait([building], timeout=_POLL_S)
+            await asyncio.to_thread(self._processes.find)
+        await building
+
     def _prepare_log(self) -> None:
-        """vLLM's log, tracebacks included, goes to a file that start failures are explained from; warnings also to stderr."""
+        """vLLM's log, tracebacks included, goes to a file that failures are explained from; errors to stderr too."""
         self._scratch = Path(tempfile.mkdtemp(prefix="megarl-engine-"))
         if self._log_path is None:
             self._log_path = self._scratch / "engine.log"
@@ -144,8 +163,8 @@ class RolloutEngine:
         if isinstance(error, TimeoutError):
             last = (self._log_text().splitlines() or ["nothing"])[-1]
             return (
-                f"{where} was not ready after rollout.start_timeout_s = {self._config.start_timeout_s:g} s; raise it, or see "
-                f"what it waits for. The last line of its log: {last}"
+                f"{where} was not ready after rollout.start_timeout_s = {self._config.start_timeout_s:g} s; raise it, "
+                f"or see what it waits for. The last line of its log: {last}"
             )
         return f"{where} did not start: {describe_failure(error, self._log_text())}"
 
@@ -166,6 +185,8 @@ class RolloutEngine:
             await asyncio.to_thread(self._processes.find)
         llm, self._llm = self._llm, None
         if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # else it reports the engine it reads from as dead
             await asyncio.to_thread(llm.shutdown, _EXIT_GRACE_S)
         await self._end_processes(grace_s=_EXIT_GRACE_S)
 
@@ -195,14 +216,7 @@ class RolloutEngine:
                     f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
                 )
         async with self._sampling():
-            tasks = [asyncio.create_task(self._sample(request)) for request in requests]
-            try:
-                return list(await asyncio.gather(*tasks))
-            except BaseException:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
+            return await self._alive(self._sample_all(requests))
 
     @asynccontextmanager
     async def _sampling(self) -> AsyncIterator[None]:
@@ -218,20 +232,43 @@ class RolloutEngine:
                 self._running -= 1
                 self._changed.notify_all()
 
+    async def _alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, but not for ever: vLLM does not wake those who wait on an engine whose process was killed."""
+        assert self._llm is not None
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=_POLL_S)
+                if self._llm is None or (self._llm.errored and not task.done()):
+                    raise EngineError("it was shut down" if self._llm is None else "its process died")
+            return await task
+        except Exception as error:
+            if self._llm is None or not self._llm.errored:
+                raise
+            cause = find_root_cause(self._log_text()) or "no exception in its log: it was killed, or out of memory"
+            self._break(f"its process died: {cause}")
+            raise EngineError(f"engine {self._index} cannot go on: {self._reason}") from error
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _sample_all(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+        tasks = [asyncio.create_task(self._sample(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _sample(self, request: SampleRequest) -> Rollout:
         assert self._llm is not None
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         self._num_requests += 1
         params = build_sampling_params(self._config, seed=request.seed, stop_token_ids=self._stop_token_ids)
         prompt: Any = {"prompt_token_ids": list(request.prompt)}
         output: Any = None
-        try:
-            async for output in self._llm.generate(prompt, params, request_id=str(self._num_requests)):
-                pass
-        except EngineDeadError as error:
-            self._break(f"its process died: {describe_failure(error, self._log_text())}")
-            raise EngineError(f"engine {self._index} cannot sample: {self._reason}") from error
+        async for latest in self._llm.generate(prompt, params, request_id=str(self._num_requests)):
+            output = latest
         return self._rollout(request, output.outputs[0])
 
     def _rollout(self, request: SampleRequest, completion: Any) -> Rollout:
@@ -269,13 +306,13 @@ class RolloutEngine:
         needed = self._config.engines * self._config.tensor
         if endpoint.receivers != needed:
             raise ValueError(
-                f"the weight sender expects {endpoint.receivers} receivers, but rollout.engines {self._config.engines} x "
-                f"rollout.tensor {self._config.tensor} = {needed}"
+                f"the weight sender expects {endpoint.receivers} receivers, but rollout.engines {self._config.engines} "
+                f"x rollout.tensor {self._config.tensor} = {needed}"
             )
         assert self._llm is not None
         info = endpoint.as_dict() | {"engine_index": self._index}
         try:
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+            await self._alive(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info)))
         except Exception as error:
             raise WeightAdoptionError(
                 f"engine {self._index} could not connect to the weight sender: {_worker_error(error)}"
@@ -287,8 +324,8 @@ class RolloutEngine:
         Waits for running generate calls to end; later ones wait for the new weights. The prefix cache is emptied.
 
         Raises:
-            WeightAdoptionError: a worker failed, stalled or got changed bytes. The engine holds a mixture of versions then
-                and refuses to sample.
+            WeightAdoptionError: a worker failed, stalled or got changed bytes. The engine holds a mixture of versions
+                then and refuses to sample.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: self._state != "updating")
@@ -297,7 +334,7 @@ class RolloutEngine:
             await self._changed.wait_for(lambda: self._running == 0)
         started = time.perf_counter()
         try:
-            await self._update(version)
+            await self._alive(self._update(version))
             self.policy_version = version
             if self._state == "updating":
                 self._state = "ready"

@@ -1,7 +1,7 @@
 """Every environment variable that megarl sets for vLLM, in one place.
 
-They are set in the engine's own process, immediately before vLLM is imported there: vLLM and its children read them from
-the environment and from nowhere else.
+They are set in the engine's own process, immediately before vLLM is imported there: vLLM and its children read them
+from the environment and from nowhere else.
 """
 
 import os
@@ -18,8 +18,8 @@ _EXIT_GRACE_S = 10.0
 def bind_threads(cpus: Iterable[int], tensor: int) -> str:
     """vLLM's CPU binding: `tensor` rank lists separated by "|", e.g. "0,1" or "0|1".
 
-    The allowed CPUs are split evenly and contiguously; ranks share CPUs when there are fewer than ranks. vLLM's own "auto" gives
-    each rank a NUMA node, and so refuses two ranks on a machine with one.
+    The allowed CPUs are split evenly and contiguously; ranks share CPUs when there are fewer than ranks. vLLM's own
+    "auto" gives each rank a NUMA node, and so refuses two ranks on a machine with one.
     """
     ordered = sorted(cpus)
     if not ordered:

@@ -1,7 +1,7 @@
 """What went wrong in an engine, in one sentence with what to change.
 
-vLLM's processes log their tracebacks and tell the owner only "see root cause above". Here the root cause is read back from
-the engine's log: the last exception that is not one of vLLM's own "something failed" wrappers.
+vLLM's processes log their tracebacks and tell the owner only "see root cause above". Here the root cause is read back
+from the engine's log: the last exception that is not one of vLLM's own "something failed" wrappers.
 """
 
 import re
@@ -26,8 +26,8 @@ _ADVICE: tuple[tuple[str, str], ...] = (
     ),
     (
         r"No available memory for the cache blocks|KV cache is needed|larger than the available KV cache memory",
-        "raise rollout.memory_fraction (CUDA) or rollout.cpu_kv_cache_gib (CPU), or lower rollout.max_prompt_tokens and "
-        "rollout.max_response_tokens",
+        "raise rollout.memory_fraction (CUDA) or rollout.cpu_kv_cache_gib (CPU), or lower rollout.max_prompt_tokens "
+        "and rollout.max_response_tokens",
     ),
     (
         r"less than requested memory|less than desired (?:CPU|GPU) memory",

@@ -1,7 +1,7 @@
 """The `vllm.general_plugins` entry point: makes the weight-transfer backend "megarl" known to vLLM.
 
-vLLM calls `register` in every process of an engine, plain `vllm serve` included. It imports nothing heavy: the backend's
-module is named, and vLLM imports it when an engine asks for that backend.
+vLLM calls `register` in every process of an engine, plain `vllm serve` included. It imports nothing heavy: the
+backend's module is named, and vLLM imports it when an engine asks for that backend.
 """
 
 BACKEND = "megarl"

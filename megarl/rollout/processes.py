@@ -1,7 +1,7 @@
 """The processes vLLM starts for an engine, and what they leave behind: both end with the engine.
 
-vLLM terminates its workers rather than asking them to stop, so their shared-memory files stay in /dev/shm. Only files that
-an engine's own processes had mapped are removed.
+vLLM terminates its workers rather than asking them to stop, so their shared-memory files stay in /dev/shm. Only files
+that an engine's own processes had mapped are removed.
 """
 
 from pathlib import Path

@@ -1,11 +1,13 @@
 """vLLM's weight-transfer backend "megarl": one worker's end of the weight stream.
 
 vLLM drives it: `init_transfer_engine` once, then per version `start_weight_update`, `update_weights` (which calls
-`receive_weights`), `finish_weight_update`. Between start and finish the model's layers are in checkpoint format, and each is
-processed back into kernel format when its last weight has come, so a whole second copy of the model never exists.
+`receive_weights`), `finish_weight_update`. Between start and finish the model's layers are in checkpoint format, and
+each is processed back into kernel format when its last weight has come, so a whole second copy of the model never
+exists.
 
-Invariant: after `finish_weight_update` every loadable element of every layer came from the stream exactly once. A stream that
-lacks a tensor, repeats one or has an unknown one is an error, before the engine samples from a mixture of versions.
+Invariant: after `finish_weight_update` every loadable element of every layer came from the stream exactly once. A
+stream that lacks a tensor, repeats one or has an unknown one is an error, before the engine samples from a mixture of
+versions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -107,7 +109,7 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
         """Process what layer-wise loading left (attention, padded vocabularies)."""
         with torch.device(self.device):
             finalize_layerwise_reload(self.model, self.model_config)
-            # A tied output layer got its weight through the embedding, so nothing told it to renew what it derived from it.
+            # A tied output layer got its weight through the embedding: nothing told it to renew what it made of it.
             for layer in self._tied.values():
                 layer.quant_method.process_weights_after_loading(layer)  # type: ignore[union-attr, operator]
 
@@ -162,6 +164,7 @@ def _check_complete(model: torch.nn.Module, *, tied: Mapping[str, torch.nn.Modul
             short.append(f"{name} ({info.load_numel} of {expected} elements)")
     if short:
         raise ValueError(
-            f"the published weights do not fill {len(short)} layers of the model: {', '.join(short[:_NAMES_IN_MESSAGE])}"
-            f"{', ...' if len(short) > _NAMES_IN_MESSAGE else ''}; the sender must publish every tensor of the checkpoint"
+            f"the published weights do not fill {len(short)} layers of the model: "
+            f"{', '.join(short[:_NAMES_IN_MESSAGE])}{', ...' if len(short) > _NAMES_IN_MESSAGE else ''}; the sender "
+            "must publish every tensor of the checkpoint"
         )

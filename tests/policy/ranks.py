@@ -39,7 +39,7 @@ def make_checkpoint(path: Path, *, family: str = "qwen2", tied: bool = True, dty
     }
     config_class, model_class = classes[family]
     torch.manual_seed(0)
-    model = model_class(config_class(**shape, initializer_range=0.2))
+    model = model_class(config_class(**shape, initializer_range=0.08))
     for name, parameter in model.named_parameters():
         # Norm weights and biases start at constants, which would hide a mistake in their mapping.
         if parameter.dim() == 1:

@@ -14,6 +14,7 @@ import torch
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest
+from megarl.reshard.broadcast import Broadcaster
 from megarl.reshard.transport import TransportError, WeightSender
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineError, EngineStartError, WeightAdoptionError
@@ -25,7 +26,15 @@ TOLERANCE = 1e-3
 
 
 def shared_files() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("megarl", "vllm", "psm_"))}
+    """Files of vLLM's and megarl's kind in /dev/shm that no process has mapped: other runs' files are in use."""
+    mapped = set()
+    for process in psutil.process_iter():
+        try:
+            mapped |= {Path(entry.path).name for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
+        except psutil.Error:
+            continue  # ended meanwhile, or another user's
+    names = {path.name for path in Path("/dev/shm").iterdir()}
+    return {name for name in names - mapped if name.startswith(("megarl", "vllm", "psm_"))}
 
 
 def engine_processes() -> list[str]:
@@ -203,17 +212,18 @@ def test_missing_model_says_what_to_change(tmp_path: Path, runner: asyncio.Runne
         runner.run(absent.start())
 
 
-def test_changed_bytes_break_the_engine(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+def test_changed_bytes_break_the_engine(
+    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sender = WeightSender(transport="broadcast", receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
     runner.run(engine.connect(sender.endpoint))
-    sender.connect()
-    push = sender._carrier.push
+    push = Broadcaster.push
 
-    def flip_and_push(slot: int, num_bytes: int) -> None:
-        sender._carrier._slots[slot][0] ^= 1
-        push(slot, num_bytes)
+    def flip_and_push(self: Broadcaster, slot: int, num_bytes: int) -> None:
+        self._slots[slot][0] ^= 1
+        push(self, slot, num_bytes)
 
-    sender._carrier.push = flip_and_push  # type: ignore[method-assign]
+    monkeypatch.setattr(Broadcaster, "push", flip_and_push)
 
     async def both() -> list[BaseException]:
         sending = asyncio.to_thread(sender.send, 90, checkpoint_tensors(model_path).items())
@@ -228,5 +238,5 @@ def test_changed_bytes_break_the_engine(engine: RolloutEngine, runner: asyncio.R
     for text in (str(sent), str(adopted)):
         assert "version 90" in text
         assert "arrived changed at receiver rank 0" in text
-    with pytest.raises(EngineError, match="it is broken .*arrived changed"):
+    with pytest.raises(EngineError, match=r"it is broken .*arrived changed"):
         runner.run(engine.generate(REQUESTS))

@@ -1,0 +1,158 @@
+"""The same batch gives the same loss, entropy, clip fractions, gradient norm and weights under every layout.
+
+The reference is none of the layouts: transformers' model with a loss and an AdamW written out here in plain PyTorch.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megarl.config.run import RunConfig
+from megarl.objective.statistics import SUM_NAMES
+from megarl.records import Sample
+from tests.policy.ranks import StepResult, make_checkpoint, make_config, make_samples, run_steps
+
+OBJECTIVE = {
+    # Bounds so tight that every clip acts at the second mini-batch, though the policy has barely moved.
+    "objective__clip": {"low": 0.01, "high": 0.02, "dual": 1.01},
+    "objective__aggregation": {"mode": "seq-mean-token-mean"},
+    "objective__kl": {"coefficient": 0.05, "estimator": "k2"},
+    "rollout__temperature": 0.8,
+    "policy__optimizer": {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-2, "warmup_updates": 1, "clip_grad_norm": 0.5},
+}
+LAYOUTS = {
+    "one rank": {},
+    "micro-batches of 24 tokens": {"policy__tokens_per_micro_batch": 24},
+    "one micro-batch": {"policy__tokens_per_micro_batch": 10_000},
+    "TP2": {"parallel": {"tensor": 2, "world_size": 2}},
+    "TP2 sequence parallel": {"parallel": {"tensor": 2, "world_size": 2, "sequence": True}},
+    "TP2 recompute": {"parallel": {"tensor": 2, "world_size": 2}, "policy__recompute": "full"},
+    "PP2": {"parallel": {"pipeline": 2, "world_size": 2}},
+    "PP2 selective recompute": {"parallel": {"pipeline": 2, "world_size": 2}, "policy__recompute": "selective"},
+    "DP2": {"parallel": {"world_size": 2}},
+    "DP2 plain optimizer": {"parallel": {"world_size": 2}, "policy__distributed_optimizer": False},
+    "TP2 PP2": {"parallel": {"tensor": 2, "pipeline": 2, "world_size": 4}},
+    "TP2 DP2 sequence parallel": {"parallel": {"tensor": 2, "world_size": 4, "sequence": True}},
+    "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
+}
+
+
+def job(path: Path, layout: dict[str, object]) -> RunConfig:
+    return make_config(path, **{**OBJECTIVE, **layout})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_layout_agrees_with_plain_pytorch(tmp_path: Path, tied: bool) -> None:
+    path = make_checkpoint(tmp_path / "model", tied=tied)
+    # The second half repeats the first, every other advantage turned round: the second update sees ratios that the
+    # first has moved both with and against their advantage.
+    first = make_samples(8, seed=1)
+    samples = first + [replace(s, advantage=s.advantage * (-1) ** i) for i, s in enumerate(first)]
+    results = run_steps([(job(path, layout), samples) for layout in LAYOUTS.values()])
+    expected = plain_step(path, job(path, {}), samples)
+    assert expected.sums[1][SUM_NAMES.index("clipped_low")] > 0
+    assert expected.sums[1][SUM_NAMES.index("clipped_high")] > 0
+    assert expected.sums[1][SUM_NAMES.index("clipped_dual")] > 0
+    for name, result in zip(LAYOUTS, results, strict=True):
+        assert_equal(name, result, expected)
+
+
+def assert_equal(name: str, result: StepResult, expected: StepResult) -> None:
+    for got, want in zip(result.old_logp, expected.old_logp, strict=True):
+        assert got == pytest.approx(want, abs=2e-5), name
+    for update, (got, want) in enumerate(zip(result.sums, expected.sums, strict=True)):
+        # Sums that cancel (old - current) are as exact as their terms: 1e-5 per token. Counts differ by 1 or not at all.
+        rounding = 1e-5 * want[SUM_NAMES.index("tokens")]
+        for total, a, b in zip(SUM_NAMES, got, want, strict=True):
+            assert a == pytest.approx(b, rel=1e-5, abs=rounding), f"{name}: {total} of update {update}"
+    assert result.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5), name
+    assert result.weights.keys() == expected.weights.keys()
+    for tensor, want in expected.weights.items():
+        difference = (result.weights[tensor] - want).norm() / want.norm()
+        assert difference < 1e-5, f"{name}: {tensor} differs by {difference:.1e} of its norm"
+
+
+def plain_step(path: Path, config: RunConfig, samples: list[Sample]) -> StepResult:
+    """Two updates on transformers' model, one sequence at a time, with the formulas written out."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    ref = [plain_tokens(model, sample, config)[0].detach() for sample in samples]
+    result = StepResult([row.tolist() for row in ref])
+    optimizer = plain_adamw(model, config)
+    half = config.train.mini_batch_responses
+    for update, start in enumerate(range(0, len(samples), half)):
+        sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64)
+        optimizer.zero_grad()
+        for index in range(start, start + half):
+            loss, statistics = plain_loss(model, samples[index], ref[index], config, 1 / half)
+            loss.backward()
+            sums += statistics
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.policy.optimizer.clip_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = config.policy.optimizer.lr * min((update + 1) / config.policy.optimizer.warmup_updates, 1)
+        optimizer.step()
+        result.sums.append(sums.tolist())
+        result.grad_norms.append(norm.item())
+    names = [name for name, _ in model.named_parameters()]
+    result.weights = {name: model.state_dict()[name].clone() for name in names}
+    return result
+
+
+def plain_tokens(model: torch.nn.Module, sample: Sample, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-prob and entropy of each response token."""
+    tokens = torch.tensor([sample.prompt + sample.response])
+    logits = model(tokens).logits[0, len(sample.prompt) - 1 : -1] / config.rollout.temperature
+    logp = torch.log_softmax(logits, -1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, torch.tensor(sample.response)[:, None])[:, 0], entropy
+
+
+def plain_loss(
+    model: torch.nn.Module, sample: Sample, ref: torch.Tensor, config: RunConfig, sequence_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped objective with dual clip and k2, averaged over the tokens of the response."""
+    clip, kl = config.objective.clip, config.objective.kl
+    logp, entropy = plain_tokens(model, sample, config)
+    ratio, advantage = (logp - ref).exp(), sample.advantage
+    policy = -torch.min(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
+    if advantage < 0:
+        policy = torch.min(policy, torch.tensor(-clip.dual * advantage))
+    penalty = 0.5 * (logp - ref) ** 2
+    weight = sequence_weight / len(sample.response)
+    r = ratio.detach()
+    count = float(len(sample.response))
+    statistics = {
+        "tokens": count,
+        "entropy": entropy.sum(),
+        "logp": logp.sum(),
+        "policy_loss_weighted": weight * policy.sum(),
+        "kl_loss_weighted": kl.coefficient * weight * penalty.sum(),
+        "kl": penalty.sum(),
+        "kl_tokens": count,
+        "old_minus_current": (ref - logp).sum(),
+        "ratio": r.sum(),
+        "clipped_low": (r < 1 - clip.low).sum() * (advantage < 0),
+        "clipped_high": (r > 1 + clip.high).sum() * (advantage > 0),
+        "clipped_dual": (r > clip.dual).sum() * (advantage < 0),
+        "saturated": 0.0,
+        "advantage_positive": count * (advantage > 0),
+        "advantage_negative": count * (advantage < 0),
+    }
+    loss = weight * (policy + kl.coefficient * penalty).sum()
+    return loss, torch.tensor([float(statistics[name]) for name in SUM_NAMES], dtype=torch.float64)
+
+
+def plain_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    settings = config.policy.optimizer
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() == 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        foreach=False,
+    )
