@@ -48,6 +48,8 @@ def run_session(
     setup_logging("controller", 0, directory.logs)
     with _open_session(config, directory, steps=steps, columns=columns) as session:
         session.console.note(f"run  {_shown(directory.path)}")
+        status: RunStatus
+        message: str | None
         try:
             asyncio.run(_cancellable(work(session)))
             status, message, code = "finished", None, 0

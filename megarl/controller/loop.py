@@ -89,15 +89,18 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
 def sample_requests(prompts: Sequence[Prompt], *, step: int, config: RunConfig) -> list[SampleRequest]:
     """Each prompt `samples_per_prompt` times in a row, each sample with its own seed."""
     return [
-        SampleRequest(prompt=prompt.token_ids, seed=sample_seed(config.train.seed, step, prompt.index, sample))
-        for prompt in prompts
+        SampleRequest(prompt=prompt.token_ids, seed=sample_seed(config.train.seed, step, position, sample))
+        for position, prompt in enumerate(prompts)
         for sample in range(config.train.samples_per_prompt)
     ]
 
 
-def sample_seed(seed: int, step: int, prompt_index: int, sample: int) -> int:
-    """A 32-bit seed that depends on nothing else, so that engines and their number do not change a sample."""
-    return int(np.random.SeedSequence((seed, step, prompt_index, sample)).generate_state(1)[0])
+def sample_seed(seed: int, step: int, position: int, sample: int) -> int:
+    """A 32-bit seed that depends on nothing else, so that engines and their number do not change a sample.
+
+    `position` is the prompt's in the step: a prompt that a step draws twice is sampled anew.
+    """
+    return int(np.random.SeedSequence((seed, step, position, sample)).generate_state(1)[0])
 
 
 def reward_items(
@@ -110,7 +113,7 @@ def reward_items(
             prompt=prompts[index // size],
             response=decode(rollout.response),
             response_tokens=len(rollout.response),
-            prompt_index=prompts[index // size].index,
+            prompt_index=index // size,
             sample_index=index % size,
         )
         for index, rollout in enumerate(rollouts)

@@ -118,7 +118,7 @@ def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
     for item, rollout, sample, score, tokens in parallel:
         yield RolloutRow(
             step=record.step,
-            prompt_index=item.prompt_index,
+            prompt_index=item.prompt.index,
             sample_index=item.sample_index,
             policy_version=rollout.policy_version,
             prompt_text=item.prompt.text,

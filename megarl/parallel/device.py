@@ -124,7 +124,7 @@ def adapt_process_to_cpu() -> None:
         "default_stream": lambda *_: _NoStream(),
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
-        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
+        "manual_seed": torch.default_generator.manual_seed,
         "default_generators": _CpuGenerators(),
         # Megatron defers random-state writes until CUDA is up (`torch.cuda._lazy_call`); here they must happen now.
         "is_initialized": lambda: True,

@@ -3,6 +3,7 @@
 S = packed tokens of a micro-batch, N = query heads, G = key/value heads (both of this tensor rank), D = head dimension.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -69,9 +70,9 @@ class PackedAttention(nn.Module):
             key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
         bounds = cu_seqlens.tolist()
         outputs = []
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            rows = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
-            out = F.scaled_dot_product_attention(*rows, is_causal=True, scale=self.scale)
+        for start, stop in itertools.pairwise(bounds):
+            q, k, v = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
             outputs.append(out[0].transpose(0, 1))
         return torch.cat(outputs)
 

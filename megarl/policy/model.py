@@ -145,7 +145,7 @@ class PolicyModel(GPTModel):
         self.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device)
         self._response_index_R: Tensor | None = None
 
-    def forward(self, batch: PackedMicroBatch) -> Tensor:  # type: ignore[override]
+    def forward(self, batch: PackedMicroBatch) -> Tensor:
         """Hidden states [S / T or S, 1, H] of an inner stage, logits [R, V / T] of the last."""
         self._response_index_R = batch.response_index_R
         packed = PackedSeqParams(
@@ -157,7 +157,7 @@ class PolicyModel(GPTModel):
         )
         return super().forward(batch.tokens_S[None], batch.position_S[None], None, packed_seq_params=packed)
 
-    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         if not self.post_process:
             return hidden_states
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None

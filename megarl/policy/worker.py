@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megarl.checkpoint.hf import open_hf_checkpoint, save_hf_checkpoint
+from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.shape import read_model_shape
@@ -98,7 +99,7 @@ class MegatronWorker:
         return [[_to_host(scored) for scored in mini] for mini in self._scores]
 
     def _logp(self, model: PolicyModel, batches: Sequence[PackedMicroBatch]) -> list[Tensor]:
-        def keep(_: int, __: PackedMicroBatch, logp_R: Tensor, ___: Tensor) -> tuple[Tensor, Tensor]:
+        def keep(_index: int, _batch: PackedMicroBatch, logp_R: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor]:
             return logp_R.new_zeros(()), logp_R
 
         with torch.no_grad():
@@ -109,7 +110,8 @@ class MegatronWorker:
         scores = self._scores[index] if self._scores else []
 
         def loss(at: int, batch: PackedMicroBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, TokenSums]:
-            return self._token_loss(
+            return _token_loss(
+                self._config.objective,
                 LossInputs(
                     logp_T=logp_R,
                     entropy_T=entropy_R,
@@ -117,7 +119,7 @@ class MegatronWorker:
                     advantage_T=batch.advantage_R,
                     weight_T=batch.weight_R,
                     ref_logp_T=scores[at].ref_logp_R,
-                )
+                ),
             )
 
         return self._update(self._held[index], loss)
@@ -125,7 +127,7 @@ class MegatronWorker:
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
 
-        def loss(_: int, batch: PackedMicroBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, TokenSums]:
+        def loss(_at: int, batch: PackedMicroBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, TokenSums]:
             inputs = LossInputs(
                 logp_T=logp_R.detach(),
                 entropy_T=entropy_R,
@@ -133,15 +135,10 @@ class MegatronWorker:
                 advantage_T=batch.advantage_R,
                 weight_T=batch.weight_R,
             )
-            _, sums = self._token_loss(inputs)
+            _, sums = _token_loss(_PLAIN_OBJECTIVE, inputs)
             return -(batch.weight_R * logp_R).sum(), sums
 
         return self._update(batches, loss)
-
-    def _token_loss(self, inputs: LossInputs) -> tuple[Tensor, TokenSums]:
-        objective = self._config.objective
-        token_loss = compute_token_loss(objective, inputs)
-        return token_loss.loss, collect_token_sums(objective.clip, objective.kl, inputs, token_loss)
 
     def _update(self, batches: MiniBatch, loss: TokenFunction) -> UpdateReport | None:
         self._updates += 1
@@ -215,6 +212,14 @@ class MegatronWorker:
 
 
 _EXPORT_BUCKET_BYTES = 1 << 30
+
+_PLAIN_OBJECTIVE = ObjectiveConfig()
+"""For the statistics of supervised updates: they have no reference, whatever the run's objective says."""
+
+
+def _token_loss(objective: ObjectiveConfig, inputs: LossInputs) -> tuple[Tensor, TokenSums]:
+    token_loss = compute_token_loss(objective, inputs)
+    return token_loss.loss, collect_token_sums(objective.clip, objective.kl, inputs, token_loss)
 
 
 def _to_host(scored: ScoredMicroBatch) -> ScoredMicroBatch:

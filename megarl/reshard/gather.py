@@ -1,8 +1,8 @@
 """The reference path: whole Hugging Face tensors assembled on one rank from Megatron's shards.
 
 Every rank computes the same plan from the weight table, so nothing but weights is exchanged. A bucket holds whole HF
-tensors; for each bucket a rank sends rank 0 one buffer with its boxes, in the plan's order. Boxes that several ranks hold
-(norms, tied embeddings) are sent by the first of them.
+tensors; for each bucket a rank sends rank 0 one buffer with its boxes, in the plan's order. Boxes that several ranks
+hold (norms, tied embeddings) are sent by the first of them.
 """
 
 import math

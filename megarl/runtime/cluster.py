@@ -72,13 +72,18 @@ def _reserve(config: RunConfig, *, num_engines: int) -> Placement:
         needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in bundles[0]}
         found = {kind: resources.get(kind, 0.0) for kind in needed}
         raise ConfigError(
-            f"the Ray cluster cannot place {ranks} policy ranks and {num_engines} engines of {tensor}: needed {needed}, "
-            f"found {found}; an engine must fit on one node. Add nodes, free them of other jobs, or lower "
+            f"the Ray cluster cannot place {ranks} policy ranks and {num_engines} engines of {tensor}: needed "
+            f"{needed}, found {found}; an engine must fit on one node. Add nodes, free them of other jobs, or lower "
             "parallel.world_size or rollout.engines"
         )
     node_of = ray.util.placement_group_table(group)["bundles_to_node_id"]
     by_node = sorted(range(ranks), key=lambda bundle: (node_of[bundle], bundle))
     return Placement(group, on_gpu, tuple(by_node), tuple(range(ranks, ranks + num_engines)), tensor)
+
+
+def start_actor(shell: type, options: dict[str, Any], *args: Any) -> Any:
+    """A Ray actor of class `shell`; returns its handle at once, before the process is up."""
+    return ray.remote(shell).options(**options).remote(*args)
 
 
 def stop_ray() -> None:

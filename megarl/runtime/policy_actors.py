@@ -17,21 +17,21 @@ from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.parallel.packing import PackedMicroBatch, split_by_sample
 from megarl.records import TokenScores
-from megarl.runtime.cluster import Placement
+from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Min
 from megarl.telemetry.run_directory import RunDirectory
 
 
-@ray.remote
 class PolicyActor:
     """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own."""
 
     def __init__(self, config: RunConfig, rank: int, logs: Path) -> None:
         redirect_output(logs / f"policy-{rank}.log")
         setup_logging("policy", rank, logs)
-        self._config, self._rank, self._worker = config, rank, None
+        self._config, self._rank = config, rank
+        self._worker: Any = None
 
     def rendezvous(self, port: int) -> tuple[str, int]:
         """Host of this process and a port on it where the ranks can meet."""
@@ -41,7 +41,7 @@ class PolicyActor:
                 probe.bind((host, port))
             except OSError as error:
                 raise ConfigError(
-                    f"policy.master_port {port} on {host} is in use ({error}); set another port, or 0 to pick a free one"
+                    f"policy.master_port {port} on {host} is in use ({error}); set another, or 0 for a free one"
                 ) from error
             return host, probe.getsockname()[1]
 
@@ -77,8 +77,12 @@ class RayPolicyGroup:
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
         threads = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
         self._actors = [
-            PolicyActor.options(**placement.policy_rank(name.rank), runtime_env=threads).remote(
-                config, name.rank, directory.logs
+            start_actor(
+                PolicyActor,
+                placement.policy_rank(name.rank) | {"runtime_env": threads},
+                config,
+                name.rank,
+                directory.logs,
             )
             for name in self._names
         ]

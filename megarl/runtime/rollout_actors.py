@@ -5,18 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.rollout.engine import RolloutEngine
-from megarl.runtime.cluster import Placement
+from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.run_directory import RunDirectory
 
 
-@ray.remote
 class RolloutActor:
     """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own."""
 
@@ -24,7 +21,11 @@ class RolloutActor:
         redirect_output(logs / f"rollout-{index}.log")
         setup_logging("rollout", index, logs)
         self._engine = RolloutEngine(
-            config=config.rollout, model=config.model, index=index, stop_token_ids=stop_token_ids
+            config=config.rollout,
+            model=config.model,
+            index=index,
+            stop_token_ids=stop_token_ids,
+            log_path=logs / f"rollout-{index}.log",
         )
 
     async def setup(self) -> None:
@@ -52,7 +53,7 @@ class RayRolloutPool:
         indexes = range(config.rollout.engines)
         self._names = [WorkerName("rollout", index, directory.log_path("rollout", index)) for index in indexes]
         self._actors = [
-            RolloutActor.options(**placement.engine(index)).remote(config, index, stop_token_ids, directory.logs)
+            start_actor(RolloutActor, placement.engine(index), config, index, stop_token_ids, directory.logs)
             for index in indexes
         ]
         self.num_receivers = config.rollout.engines * config.rollout.tensor

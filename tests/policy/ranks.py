@@ -1,4 +1,4 @@
-"""Policy workers on gloo ranks, for the tests of this folder: tiny checkpoints, batches, and one function to run them."""
+"""Policy workers on gloo ranks: tiny checkpoints, batches, and what runs them."""
 
 import random
 import socket
@@ -19,7 +19,9 @@ from megarl.records import Sample
 from tests.dist.gloo import run_on_ranks
 
 
-def make_checkpoint(path: Path, *, family: str = "qwen2", tied: bool = True, dtype: str = "float32", **sizes: Any) -> Path:
+def make_checkpoint(
+    path: Path, *, family: str = "qwen2", tied: bool = True, dtype: str = "float32", **sizes: Any
+) -> Path:
     """A random Hugging Face checkpoint, written by transformers: 4 layers, 12 heads in 6 groups, vocabulary 77."""
     import transformers
 

@@ -63,7 +63,7 @@ def assert_equal(name: str, result: StepResult, expected: StepResult) -> None:
     for got, want in zip(result.old_logp, expected.old_logp, strict=True):
         assert got == pytest.approx(want, abs=2e-5), name
     for update, (got, want) in enumerate(zip(result.sums, expected.sums, strict=True)):
-        # Sums that cancel (old - current) are as exact as their terms: 1e-5 per token. Counts differ by 1 or not at all.
+        # Sums that cancel (old - current) are as exact as their terms: 1e-5 per token. Counts are exact.
         rounding = 1e-5 * want[SUM_NAMES.index("tokens")]
         for total, a, b in zip(SUM_NAMES, got, want, strict=True):
             assert a == pytest.approx(b, rel=1e-5, abs=rounding), f"{name}: {total} of update {update}"
