@@ -30,10 +30,10 @@ def run_sft(config: RunConfig, *, source: Path) -> int:
 
     async def work(session: Session) -> None:
         try:
-            with session.reporter.phase("start ray"):
+            with session.reporter.start_up("ray"):
                 placement = start_ray(config, num_engines=0)
             policy = RayPolicyGroup(config, session.directory, placement)
-            with session.reporter.phase("start policy"):
+            with session.reporter.start_up("policy ranks"):
                 await policy.setup(optimizer=sft.optimizer, total_updates=sft.steps, reference=False)
             await fine_tune(config, sft, policy=policy, pairs=pairs, reporter=session.reporter)
             await policy.close()

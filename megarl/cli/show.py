@@ -51,8 +51,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "rollout": (f"longest sequence: {tokens} tokens",),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
-            f"engines {config.rollout.engines} x {config.rollout.tensor}"
-            f"{', on the same GPUs' if cluster.colocated else ''}",
+            f"engines {config.rollout.engines} x {config.rollout.tensor}",
         ),
     }
 

@@ -53,7 +53,7 @@ def run_train(config: RunConfig, *, source: Path) -> int:
 
 async def _start_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[RayPolicyGroup, RayRolloutPool]:
     config = session.config
-    with session.reporter.phase("start ray"):
+    with session.reporter.start_up("ray"):
         placement = start_ray(config, num_engines=config.rollout.engines)
     policy = RayPolicyGroup(config, session.directory, placement)
     pool = RayRolloutPool(config, session.directory, placement, stop_token_ids=stop_token_ids)
@@ -64,7 +64,7 @@ async def _start_workers(session: Session, stop_token_ids: tuple[int, ...]) -> t
 
 async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
     config = session.config
-    with session.reporter.phase("start policy"):
+    with session.reporter.start_up("policy ranks"):
         await policy.setup(
             optimizer=config.policy.optimizer,
             total_updates=config.train.steps * config.train.updates_per_step,
@@ -73,5 +73,5 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
 
 
 async def _start_engines(session: Session, pool: RayRolloutPool) -> None:
-    with session.reporter.phase("start engines"):
+    with session.reporter.start_up("vLLM engines"):
         await pool.setup()

@@ -68,8 +68,6 @@ class ClusterConfig(Config):
     """Machines."""
     gpus_per_node: int = Field(8, ge=1)
     """Read only where CUDA is present."""
-    colocated: bool = False
-    """CUDA: engines share the policy's GPUs (vLLM sleeps while the policy trains) instead of having their own."""
     ray_address: str | None = None
     """Join a running Ray cluster ("auto" or host:port) instead of starting one on this machine."""
 
@@ -113,9 +111,8 @@ class RunConfig(Config):
 
     @property
     def gpus_needed(self) -> int:
-        """GPUs of policy and engines together: their maximum when colocated, else their sum."""
-        policy, rollout = self.parallel.world_size, self.rollout.engines * self.rollout.tensor
-        return max(policy, rollout) if self.cluster.colocated else policy + rollout
+        """GPUs of policy and engines together: each has its own."""
+        return self.parallel.world_size + self.rollout.engines * self.rollout.tensor
 
 
 def _check_ranks_and_batch(config: RunConfig) -> Iterator[str]:
@@ -128,10 +125,14 @@ def _check_ranks_and_batch(config: RunConfig) -> Iterator[str]:
         config.train.updates_per_step  # noqa: B018  (raises)
     except ConfigError as error:
         yield str(error)
-    if data_ranks and config.train.mini_batch_responses < data_ranks:
+    if data_ranks and config.train.mini_batch_responses % data_ranks:
         yield (
-            f"train.mini_batch_responses {config.train.mini_batch_responses} is below the {data_ranks} data-parallel "
-            "ranks; every rank needs a response"
+            f"train.mini_batch_responses {config.train.mini_batch_responses} is not a multiple of the {data_ranks} "
+            "data-parallel ranks; every rank takes equally many micro-batches"
+        )
+    if data_ranks and config.sft and config.sft.batch_examples % data_ranks:
+        yield (
+            f"sft.batch_examples {config.sft.batch_examples} is not a multiple of the {data_ranks} data-parallel ranks"
         )
 
 
@@ -144,15 +145,22 @@ def _check_gpus(config: RunConfig) -> Iterator[str]:
     gpus = config.cluster.nodes * config.cluster.gpus_per_node
     rollout = config.rollout.engines * config.rollout.tensor
     if config.gpus_needed > gpus:
-        how = "max(policy, rollout)" if config.cluster.colocated else "policy + rollout"
         yield (
             f"parallel.world_size {config.parallel.world_size} and rollout.engines x tensor = {rollout} need "
-            f"{config.gpus_needed} GPUs ({how}), cluster.nodes x gpus_per_node = {gpus}"
+            f"{config.gpus_needed} GPUs, cluster.nodes x gpus_per_node = {gpus}"
         )
     if config.rollout.tensor > config.cluster.gpus_per_node:
         yield (
             f"rollout.tensor {config.rollout.tensor} is larger than cluster.gpus_per_node "
             f"{config.cluster.gpus_per_node}; an engine lives on one node"
+        )
+
+
+def _check_transport(config: RunConfig) -> Iterator[str]:
+    if config.cluster.nodes > 1 and config.rollout.publish.transport == "shared_memory":
+        yield (
+            f'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is {config.cluster.nodes}; '
+            'set it to "broadcast"'
         )
 
 
@@ -186,6 +194,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_ranks_and_batch,
     _check_sequence,
     _check_gpus,
+    _check_transport,
     _check_optimizers,
     _check_overlong,
     _check_reward_matches_data,

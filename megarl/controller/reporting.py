@@ -1,5 +1,6 @@
 """What a step leaves behind: a line, a metrics row, the rollouts, the state."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,9 +42,17 @@ class StepReporter:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
-        """Time the block as `timing_s/<name>` and show it as a progress bar."""
+        """A phase of a step: timed as `timing_s/<name>` and shown as a progress bar."""
         with self.spans.measure(name), self._console.phase(name, total) as phase:
             yield phase
+
+    @contextmanager
+    def start_up(self, what: str) -> Iterator[None]:
+        """A part of the start-up: shown, its seconds printed, drawn in the timeline on a lane of its own."""
+        start_s = time.time()
+        with self._console.phase(what, announce=True):
+            yield
+        self.spans.record(what, start_s=start_s, end_s=time.time(), lane=what)
 
     def checkpoint_path(self, step: int) -> Path:
         """Directory of the Hugging Face checkpoint of a step."""

@@ -82,7 +82,7 @@ def seconds_column(names: Sequence[str], header: str, *, rank: int) -> Column:
 
     def render(values: Values) -> str:
         timed = [values[name] for name in (f"timing_s/{phase}" for phase in names) if name in values]
-        return format_number(math.fsum(timed) if timed else None, width=7, decimals=1)
+        return format_number(math.fsum(timed) if timed else None, width=7, decimals=2)
 
     return Column(header=header, width=7, render=render, group="seconds", rank=rank)
 

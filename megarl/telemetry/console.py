@@ -73,21 +73,19 @@ class Console:
             self._live.start()
 
     @contextmanager
-    def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
+    def phase(self, name: str, total: int | None = None, *, announce: bool = False) -> Iterator[Phase]:
         """Show that `name` is going on while the block runs; `total`: what `advance` counts up to, None: unknown.
 
-        Off the terminal, phases before the first step (start-up) are announced and timed, later ones speak only when
-        they last longer than a minute.
+        `announce` prints a line with its seconds when it ends (start-up). Off the terminal other phases speak only
+        when they last longer than a minute.
         """
         phase = Phase(self, name, total)
         if self._live is not None:
             phase.task = self._live.add_task(name, total=total)
-        elif self._lines == 0:
-            self.note(f"{name} ...")
         try:
             yield phase
-            if self._live is None and self._lines == 0:
-                self.note(f"{name}: {time.monotonic() - phase.started_s:.1f} s")
+            if announce:
+                self.note(f"{name:<14} {time.monotonic() - phase.started_s:6.1f} s")
         finally:
             if self._live is not None and phase.task is not None:
                 self._live.remove_task(phase.task)

@@ -146,8 +146,7 @@ def test_rules_across_sections_all_at_once(tmp_path: Path) -> None:
     assert problems == [
         "parallel.world_size 3 is not a multiple of tensor 2 x pipeline 1 = 2; change one of the three",
         "train.prompts_per_step 4 x samples_per_prompt 4 = 16 responses are not a multiple of mini_batch_responses 7",
-        "parallel.world_size 3 and rollout.engines x tensor = 9 need 12 GPUs (policy + rollout), cluster.nodes x "
-        "gpus_per_node = 8",
+        "parallel.world_size 3 and rollout.engines x tensor = 9 need 12 GPUs, cluster.nodes x gpus_per_node = 8",
         "policy.optimizer.min_lr 1.0 is above lr 1e-06; the cosine falls from lr to min_lr",
         "reward.overlong.cache_tokens 1024 must be below rollout.max_response_tokens 1024",
         'reward.verifier.kind = "reasoning_gym" scores only data.train.source = "reasoning_gym", found "file"; use '
@@ -155,9 +154,16 @@ def test_rules_across_sections_all_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_fewer_responses_than_ranks(tmp_path: Path) -> None:
+def test_responses_not_dealt_evenly_to_the_ranks(tmp_path: Path) -> None:
     assert problems_of(write_config(tmp_path), "parallel.world_size=4", "train.mini_batch_responses=2") == [
-        "train.mini_batch_responses 2 is below the 4 data-parallel ranks; every rank needs a response"
+        "train.mini_batch_responses 2 is not a multiple of the 4 data-parallel ranks; every rank takes equally many "
+        "micro-batches"
+    ]
+
+
+def test_shared_memory_does_not_cross_nodes(tmp_path: Path) -> None:
+    assert problems_of(write_config(tmp_path), "cluster.nodes=2") == [
+        'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is 2; set it to "broadcast"'
     ]
 
 

@@ -102,7 +102,7 @@ def test_more_ranks_than_key_value_heads_is_fine(tmp_path: Path) -> None:
 def test_fused_rows(tmp_path: Path) -> None:
     # 12 ranks suit 12 heads and 2 groups, but with head_dim 1 there are 12 + 2 * 2 = 16 rows.
     model = make_model(tmp_path, head_dim=1, intermediate_size=24)
-    found = problems(load(tmp_path, model, "parallel.tensor=12", "parallel.world_size=12", "cluster.nodes=2"))
+    found = problems(load(tmp_path, model, "parallel.tensor=12", "parallel.world_size=12", "cluster.gpus_per_node=16"))
     assert found == ["parallel.tensor 12 does not divide the 16 rows of the model's fused query, key and value"]
 
 

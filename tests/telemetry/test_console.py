@@ -19,12 +19,11 @@ from megarl.telemetry.console import Console
 from tests.telemetry.runs import make_row
 
 GOLDEN = """\
-start engines ...
-start engines: 0.0 s
+vLLM engines      0.0 s
          -- reward --           -- clip % --                   ----- tokens -----  ----------------- seconds -----------------
    step     mean ±std  entropy    low   high       kl    grad  response     per s    total      gen     logp    train  publish
-  1/100   0.300 ±0.40    1.000   0.10   0.20   0.0001   0.300       300     1,234     40.0     20.0      3.0     14.0      1.5
-  2/100   0.400 ±0.40      nan   0.10   0.20  -3.1e-7  12.000       300     1,234     40.0     20.0      3.0     14.0      1.5
+  1/100   0.300 ±0.40    1.000   0.10   0.20   0.0001   0.300       300     1,234    40.00    20.00     3.00    14.00     1.50
+  2/100   0.400 ±0.40      nan   0.10   0.20  -3.1e-7  12.000       300     1,234    40.00    20.00     3.00    14.00     1.50
 new best checkpoint
   3/100   0.500 ±-       0.333      -      -        -       -         -         -        -        -        -        -        -
 """  # noqa: E501
@@ -33,7 +32,7 @@ new best checkpoint
 def test_plain_output_is_aligned_text() -> None:
     text = io.StringIO()
     with Console(steps=100, file=text) as console:
-        with console.phase("start engines", total=2) as phase:
+        with console.phase("vLLM engines", total=2, announce=True) as phase:
             phase.advance()
         console.step_line(make_row(1))  # type: ignore[arg-type]
         with console.phase("generate", total=512) as phase:
@@ -127,9 +126,9 @@ def test_a_long_phase_off_the_terminal_says_how_far_it_is(monkeypatch: pytest.Mo
 def test_a_failed_start_up_phase_is_not_reported_as_done() -> None:
     text = io.StringIO()
     console = Console(steps=1, file=text)
-    with pytest.raises(RuntimeError), console.phase("start engines"):
+    with pytest.raises(RuntimeError), console.phase("vLLM engines", announce=True):
         raise RuntimeError
-    assert text.getvalue() == "start engines ...\n"
+    assert text.getvalue() == ""
 
 
 TERMINAL_RUN = """
