@@ -159,8 +159,8 @@ def _check_gpus(config: RunConfig) -> Iterator[str]:
 def _check_transport(config: RunConfig) -> Iterator[str]:
     if config.cluster.nodes > 1 and config.rollout.publish.transport == "shared_memory":
         yield (
-            f'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is {config.cluster.nodes}; '
-            'set it to "broadcast"'
+            f'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is {config.cluster.nodes};'
+            ' set it to "broadcast"'
         )
 
 

@@ -102,19 +102,22 @@ def run_steps(jobs: Sequence[Job], *, timeout_s: float = 300.0) -> list[StepResu
 
     Jobs of one world size share their processes, one after another: starting Megatron takes longer than the work.
     """
-    results: list[StepResult | None] = [None] * len(jobs)
+    return run_workers(
+        [(config, (shard_step(samples, config),)) for config, samples in jobs], _step, timeout_s=timeout_s
+    )
+
+
+def run_workers(
+    jobs: Sequence[tuple[RunConfig, tuple[Any, ...]]], work: Callable[..., Any], *, timeout_s: float = 300.0
+) -> list[Any]:
+    """`work(worker, config, rank, *args)` on every policy rank of each (config, args); rank 0's results, by job."""
+    results: list[Any] = [None] * len(jobs)
     for world in sorted({config.parallel.world_size for config, _ in jobs}):
         mine = [index for index, (config, _) in enumerate(jobs) if config.parallel.world_size == world]
-        prepared = [(jobs[i][0], _free_port(), _step, (shard_step(jobs[i][1], jobs[i][0]),)) for i in mine]
+        prepared = [(jobs[index][0], _free_port(), work, jobs[index][1]) for index in mine]
         for index, result in zip(mine, run_on_ranks(_run_jobs, world, prepared, timeout_s=timeout_s)[0], strict=True):
             results[index] = result
-    return [result for result in results if result is not None]
-
-
-def run_worker(config: RunConfig, work: Callable[..., Any], *args: Any, timeout_s: float = 240.0) -> Any:
-    """Run `work(worker, config, rank, *args)` on every policy rank; rank 0's result."""
-    jobs = [(config, _free_port(), work, args)]
-    return run_on_ranks(_run_jobs, config.parallel.world_size, jobs, timeout_s=timeout_s)[0][0]
+    return results
 
 
 def _run_jobs(jobs: Sequence[tuple[RunConfig, int, Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
