@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megarl.cli.session import Session, run_session
+from megarl.cli.session import Session, check_weights, resolve_model_path, run_session
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.sft import fine_tune
@@ -15,11 +15,13 @@ from megarl.telemetry.columns import SFT_COLUMNS
 
 def run_sft(config: RunConfig, *, source: Path) -> int:
     """Check everything that can be checked, then train on the data set's answers; returns the exit code."""
+    config = resolve_model_path(config)
     sft = config.sft
     if sft is None:
         raise ConfigError(
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
+    check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     pairs = load_pairs(
         config.data,

@@ -8,6 +8,7 @@ tensor-parallel ranks when the ranks are a multiple of them.
 import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def check_files(config: RunConfig, *, need_model: bool = True) -> None:
 
     `need_model` false accepts an absent model directory (a layout is looked at away from the cluster).
     """
-    problems = [*_check_data(config)]
+    problems = [*_check_data(config), *_check_sinks(config)]
     directory = Path(config.model.path)
     if directory.is_dir():
         problems += check_model_files(config, directory)
@@ -142,6 +143,8 @@ def _check_data(config: RunConfig) -> Iterator[str]:
     if not isinstance(data, FileData):
         return
     path = Path(data.path)
+    if data.subset and (path / data.subset).is_dir():
+        path = path / data.subset
     if path.is_dir():
         if not any(file.suffix in _DATA_SUFFIXES for file in path.iterdir()):
             yield f'data.train.path "{data.path}": a directory without .jsonl or .parquet files'
@@ -150,6 +153,12 @@ def _check_data(config: RunConfig) -> Iterator[str]:
             yield f'data.train.path "{data.path}": expected a .jsonl or .parquet file'
     elif path.suffix in _DATA_SUFFIXES or not is_hub_name(data.path):
         yield f'data.train.path "{data.path}": no such file (looked at {path.absolute()}), nor is it a hub name'
+
+
+def _check_sinks(config: RunConfig) -> Iterator[str]:
+    wanted = {"wandb": config.logging.wandb_project is not None, "tensorboard": config.logging.tensorboard}
+    for package in (name for name, asked in wanted.items() if asked and find_spec(name) is None):
+        yield f"logging asks for {package}, which is not installed: pip install 'megarl[{package}]', or remove the key"
 
 
 def is_hub_name(name: str) -> bool:

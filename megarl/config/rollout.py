@@ -36,7 +36,7 @@ class RolloutConfig(Config):
     cpu_kv_cache_gib: float = Field(1.0, gt=0)
     """CPU only: KV cache of an engine."""
     max_logp_diff: float = Field(0.5, gt=0)
-    """The run stops when the first step's mean |trainer - vLLM| log-prob over tokens is above this."""
+    """The run stops when a step's mean |trainer - vLLM| log-prob over tokens is above this."""
     start_timeout_s: float = Field(600.0, gt=0)
     """An engine that is not ready after this long has failed to start."""
     publish: PublishConfig = PublishConfig()

@@ -23,7 +23,7 @@ class TrainConfig(Config):
     """Responses per prompt: the group of the advantage."""
     mini_batch_responses: int = Field(256, ge=1)
     """Responses per optimizer update; prompts x samples / this = updates per rollout batch."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Seeds the sampler, the rollouts and the random rewards."""
     export_every: int = Field(0, ge=0)
     """Write a Hugging Face checkpoint every so many steps; 0: only after the last."""
@@ -67,7 +67,7 @@ class ClusterConfig(Config):
     nodes: int = Field(1, ge=1)
     """Machines."""
     gpus_per_node: int = Field(8, ge=1)
-    """Read only where CUDA is present."""
+    """GPUs of a node; without CUDA the number of workers it may hold."""
     ray_address: str | None = None
     """Join a running Ray cluster ("auto" or host:port) instead of starting one on this machine."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
-from megarl.controller.mismatch import check_first_step, compute_logp_diff
+from megarl.controller.mismatch import check_finite, check_logp_diff, compute_logp_diff
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepRecord, StepReporter
 from megarl.data.sampler import PromptSampler
@@ -65,9 +65,9 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
     shards = shard_step(samples, config)
     with report.phase("old_logp"):
         token_scores = sorted(await parts.policy.score(shards), key=lambda scored: scored.sample_id)
+    check_finite(rollouts, token_scores)
     difference = compute_logp_diff(rollouts, token_scores)
-    if step == 1:
-        check_first_step(difference, config)
+    check_logp_diff(difference, step=step, config=config)
     updates: list[Metrics] = []
     with report.phase("update", total=config.train.updates_per_step) as phase:
         for index in range(config.train.updates_per_step):

@@ -1,14 +1,45 @@
 """Trainer against vLLM on the same tokens: the difference of their log-probs."""
 
+import math
 from collections.abc import Sequence
 
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, TokenScores
 from megarl.telemetry.metrics import Max, Mean, Metrics
 
+_SHOWN_SAMPLES = 8
+
 
 class LogpMismatchError(RuntimeError):
     """Policy and vLLM disagree about the same tokens under what should be the same weights."""
+
+
+class NonFiniteLogpError(RuntimeError):
+    """A log-prob is NaN or infinite before any loss was computed from it."""
+
+
+def check_finite(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> None:
+    """NonFiniteLogpError that says which side has such log-probs and in which samples."""
+    found = {
+        "the trainer's (old_logp)": [scored.sample_id for scored in scores if not _all_finite(scored.old_logp)],
+        "vLLM's (behavior_logp)": [i for i, rollout in enumerate(rollouts) if not _all_finite(rollout.behavior_logp)],
+    }
+    if not any(found.values()):
+        return
+    sides = " and ".join(f"{side} in samples {_shown(ids)} of {len(rollouts)}" for side, ids in found.items() if ids)
+    raise NonFiniteLogpError(
+        f"log-probs are not finite: {sides}. No weight was changed. On both sides the weights are the cause: look at "
+        "the checkpoint in model.path, or at the learning rate and gradient norm of the steps before. On one side "
+        "that side's model is: look at its dtype, megatron_overrides or vllm_overrides"
+    )
+
+
+def _all_finite(values: Sequence[float]) -> bool:
+    return all(map(math.isfinite, values))
+
+
+def _shown(ids: Sequence[int]) -> str:
+    return f"{list(ids[:_SHOWN_SAMPLES])}{' ...' if len(ids) > _SHOWN_SAMPLES else ''}"
 
 
 def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> Metrics:
@@ -27,17 +58,30 @@ def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]
     return {"rollout/logp_diff_mean": Mean(total, count), "rollout/logp_diff_max": Max(largest)}
 
 
-def check_first_step(difference: Metrics, config: RunConfig) -> None:
-    """LogpMismatchError when the first step's mean difference is above rollout.max_logp_diff (or NaN)."""
+def check_logp_diff(difference: Metrics, *, step: int, config: RunConfig) -> None:
+    """LogpMismatchError when the step's mean difference is above rollout.max_logp_diff (or NaN).
+
+    The first step compares two readers of one checkpoint, every later one the weights that were published before it.
+    """
     found, bound = difference["rollout/logp_diff_mean"].value, config.rollout.max_logp_diff
     if found <= bound:
         return
+    largest = difference["rollout/logp_diff_max"].value
     raise LogpMismatchError(
-        f"on the first step trainer and vLLM differ by {found:.4g} nats per token on average (largest "
-        f"{difference['rollout/logp_diff_max'].value:.4g}), above rollout.max_logp_diff {bound:g}. Both read the same "
-        "weights and no update has happened, so one of them computes another model. Suspect, in this order: "
-        "vllm_overrides that change the model or its dtype or quantise it; another temperature on one side; "
-        "megatron_overrides; a config.json whose RoPE or tied embeddings one side reads differently. "
-        "Compare both with transformers on one prompt: the side that disagrees with it is wrong. Differences near "
-        "0.01 are normal in bfloat16; if this one is expected, raise the bound"
+        f"step {step}: trainer and vLLM differ by {found:.4g} nats per token on average (largest {largest:.4g}), "
+        f"above rollout.max_logp_diff {bound:g}. {_FIRST if step == 1 else _LATER} Differences near 0.01 to 0.05 are normal in "
+        "bfloat16; if this one is expected, raise the bound"
     )
+
+
+_FIRST = (
+    "Both read the same weights and no update has happened, so one of them computes another model. Suspect, in this "
+    "order: vllm_overrides that change the model or its dtype or quantise it; another temperature on one side; "
+    "megatron_overrides; a config.json whose RoPE or tied embeddings one side reads differently. Compare both with "
+    "transformers on one prompt: the side that disagrees with it is wrong."
+)
+_LATER = (
+    "They agreed on the first step, so suspect the publication: the engines do not compute with the weights that were "
+    "sent to them, though the bytes' checksums agreed. Or the policy has diverged: look at actor/grad_norm and "
+    "actor/ppo_kl of the last steps."
+)

@@ -25,6 +25,11 @@ def cuda_present() -> bool:
     return torch.cuda.is_available()
 
 
+def built_for_cuda() -> bool:
+    """Whether this installation can compute on CUDA at all; a driver without a GPU asks this of its workers."""
+    return torch.version.cuda is not None
+
+
 def collective_backend() -> str:
     """torch.distributed backend of the policy's groups."""
     return "nccl" if cuda_present() else "gloo"

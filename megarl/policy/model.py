@@ -34,6 +34,15 @@ from megarl.parallel.device import cuda_present
 from megarl.parallel.packing import PackedMicroBatch
 from megarl.policy.layers import PackedAttention, RmsNorm
 
+_FREE_FIELDS = {
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "persist_layer_norm",
+    "gradient_accumulation_fusion",
+}
+"""Fields set below that change speed and not the mathematics; overrides may set them and those not set here."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -99,6 +108,11 @@ def _recompute_fields(policy: PolicyConfig) -> dict[str, Any]:
 def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> TransformerConfig:
     known = {field.name for field in dataclasses.fields(TransformerConfig)}
     for name in overrides:
+        if name in values and name not in _FREE_FIELDS:
+            raise ConfigError(
+                f"policy.megatron_overrides.{name}: megarl sets this field from the model and its own sections; "
+                "the training would be wrong with another value"
+            )
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; nearest: {near[0]}" if near else ""

@@ -24,9 +24,8 @@ TokenFunction = Callable[[int, PackedMicroBatch, Tensor, Tensor], tuple[Tensor, 
 class Passes:
     """Runs a function of (logp, entropy) over micro-batches, with or without gradients."""
 
-    def __init__(self, *, vocab_size: int, temperature: float, device: torch.device) -> None:
+    def __init__(self, *, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._temperature = temperature
         self._device = device
 
     def run(
@@ -35,9 +34,13 @@ class Passes:
         batches: Sequence[PackedMicroBatch],
         function: TokenFunction,
         *,
+        temperature: float,
         backward: bool,
     ) -> list[Any]:
-        """One pass over `batches`; the function's second results in order on the last stage, [] elsewhere."""
+        """One pass over `batches`, probabilities being softmax(logits / temperature).
+
+        The function's second results in order on the last stage, [] elsewhere.
+        """
         config = model.config
         # The loss is already divided by the global normaliser, so `num_tokens` must not scale the gradient again.
         config.finalize_model_grads_func = lambda chunks, _num_tokens=None, **kwargs: finalize_model_grads(
@@ -53,7 +56,7 @@ class Passes:
             output = chunk(batch)
 
             def loss(logits: Tensor) -> tuple[Tensor, Tensor, Any]:
-                logp_R, entropy_R = self._logp_entropy(logits, batch)
+                logp_R, entropy_R = self._logp_entropy(logits, batch, temperature)
                 value, result = function(index, batch, logp_R, entropy_R)
                 # Megatron sums this count; the gradient's normaliser is already in `value`.
                 return value, torch.zeros((), dtype=torch.int, device=self._device), result
@@ -71,7 +74,7 @@ class Passes:
         )
         return results if parallel_state.is_pipeline_last_stage() else []
 
-    def _logp_entropy(self, logits: Tensor, batch: PackedMicroBatch) -> tuple[Tensor, Tensor]:
+    def _logp_entropy(self, logits: Tensor, batch: PackedMicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
         group = parallel_state.get_tensor_model_parallel_group()
         start = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
         return vocab_parallel_logp_entropy(
@@ -79,6 +82,6 @@ class Passes:
             batch.target_R,
             vocab_start=start,
             vocab_stop=max(start, min(start + logits.shape[-1], self._vocab_size)),
-            temperature=self._temperature,
+            temperature=temperature,
             group=group if group.size() > 1 else None,
         )

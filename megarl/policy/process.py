@@ -27,6 +27,8 @@ class RankPlace:
 
 def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: float, seed: int) -> torch.device:
     """Meet all policy ranks and build Megatron's groups; returns the device to compute on."""
+    # Sequence parallelism relies on kernels starting in program order; read when the CUDA context is made.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = prepare_process(place.local_rank)
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(
@@ -36,8 +38,6 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
         world_size=place.world_size,
         timeout=timeout,
     )
-    # Sequence parallelism and tensor overlap rely on kernels starting in program order.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

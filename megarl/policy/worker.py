@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megarl.checkpoint.hf import open_hf_checkpoint, save_hf_checkpoint
@@ -18,7 +19,7 @@ from megarl.config.run import RunConfig
 from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
 from megarl.objective.loss import LossInputs, compute_token_loss
-from megarl.objective.statistics import SUM_NAMES, TokenSums, collect_token_sums, merge_token_sums
+from megarl.objective.statistics import TokenSums, collect_token_sums, merge_token_sums
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.parallel.packing import PackedMicroBatch
@@ -29,7 +30,8 @@ from megarl.policy.process import RankPlace, join_policy_group, leave_policy_gro
 from megarl.policy.reports import NonFiniteLossError, ScoredMicroBatch, UpdateReport
 from megarl.policy.weights import export_hf_weights, load_hf_weights, plan_export, rank_layout
 from megarl.reshard.gather import GatherPlan
-from megarl.reshard.transport import PublishReport, WeightEndpoint, WeightSender
+from megarl.reshard.transport import WeightEndpoint, WeightSender
+from megarl.telemetry.metrics import Max, Metrics
 
 
 class MegatronWorker:
@@ -61,9 +63,7 @@ class MegatronWorker:
         self._optimizer = build_optimizer(
             self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
         )
-        self._passes = Passes(
-            vocab_size=self._shape.vocab_size, temperature=config.rollout.temperature, device=self._device
-        )
+        self._passes = Passes(vocab_size=self._shape.vocab_size, device=self._device)
         self._held: BatchShard = ()
         self._scores: list[list[ScoredMicroBatch]] = []
         self._sender: WeightSender | None = None
@@ -103,7 +103,7 @@ class MegatronWorker:
             return logp_R.new_zeros(()), logp_R
 
         with torch.no_grad():
-            return self._passes.run(model, batches, keep, backward=False)
+            return self._passes.run(model, batches, keep, temperature=self._config.rollout.temperature, backward=False)
 
     def train_mini_batch(self, index: int) -> UpdateReport | None:
         """One update on held mini-batch `index` with the configured objective; `score` held it."""
@@ -122,7 +122,7 @@ class MegatronWorker:
                 ),
             )
 
-        return self._update(self._held[index], loss)
+        return self._update(self._held[index], loss, temperature=self._config.rollout.temperature)
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
@@ -138,28 +138,45 @@ class MegatronWorker:
             _, sums = _token_loss(_PLAIN_OBJECTIVE, inputs)
             return -(batch.weight_R * logp_R).sum(), sums
 
-        return self._update(batches, loss)
+        return self._update(batches, loss, temperature=1.0)
 
-    def _update(self, batches: MiniBatch, loss: TokenFunction) -> UpdateReport | None:
+    def _update(self, batches: MiniBatch, loss: TokenFunction, *, temperature: float) -> UpdateReport | None:
         self._updates += 1
         lr = learning_rate(self._updates, config=self._optimizer_config, total_updates=self._total_updates)
         set_learning_rate(self._optimizer, lr)
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-        parts: list[TokenSums] = self._passes.run(self._ddp, batches, loss, backward=True)
+        parts: list[TokenSums] = self._passes.run(self._ddp, batches, loss, temperature=temperature, backward=True)
         sums = merge_token_sums(parts, device=self._device)
-        if parts:
-            _refuse_non_finite(sums, parts, batches)
-        updated, grad_norm, _ = self._optimizer.step()
-        if not updated:
-            raise NonFiniteLossError(
-                f"update {self._updates}: the gradient norm is {grad_norm}, weights were not changed; "
-                "lower policy.optimizer.lr or look at the samples of this step in rollouts/"
-            )
+        self._refuse_non_finite(sums, parts, batches)
+        _, grad_norm, _ = self._optimizer.step()
         if not self._reports:
             return None
         return UpdateReport(
             sums=TokenSums(sums.sum_N.cpu(), sums.max_M.cpu()), grad_norm=float(grad_norm or 0.0), lr=lr
+        )
+
+    def _refuse_non_finite(self, sums: TokenSums, parts: Sequence[TokenSums], batches: MiniBatch) -> None:
+        """NonFiniteLossError on every rank, before the optimizer acts, when any rank has a NaN or infinity.
+
+        One scalar all-reduce and one host read per update; only on failure are the micro-batches looked at one by one.
+        """
+        checked = [buffer.grad_data.norm().double() for buffer in self._ddp.buffers] + [sums.sum_N.sum()]
+        bad = (~torch.isfinite(torch.stack(checked)).all()).float()
+        dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        if not bad.item():
+            return
+        culprits = [
+            list(batch.sample_ids)
+            for part, batch in zip(parts, batches, strict=False)
+            if not torch.isfinite(part.sum_N).all()
+        ]
+        where = (
+            f"in the micro-batches with samples {culprits}" if culprits else "in the gradient (the loss is finite here)"
+        )
+        raise NonFiniteLossError(
+            f"update {self._updates}: NaN or infinity {where}; no weight was changed. Look at the weights the run "
+            "started from, at these samples (positions in the step), or lower the learning rate"
         )
 
     def connect_engines(self, *, num_receivers: int) -> WeightEndpoint | None:
@@ -180,8 +197,8 @@ class MegatronWorker:
         )
         return self._sender.endpoint
 
-    def publish_weights(self, version: int) -> PublishReport | None:
-        """Send the current weights to all engines as `version`."""
+    def publish_weights(self, version: int) -> Metrics | None:
+        """Send the current weights to all engines as `version`; rank 0 says what moved."""
         if self._grid.position(self._place.rank).data != 0:
             return None
         if self._publish_plan is None:
@@ -190,7 +207,8 @@ class MegatronWorker:
         if self._sender is None:
             deque(tensors, maxlen=0)
             return None
-        return self._sender.send(version, tensors)
+        report = self._sender.send(version, tensors)
+        return {"publish/bytes": Max(float(report.bytes)), "publish/tensors": Max(float(report.tensors))}
 
     def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint: rank 0 writes what the first replica holds."""
@@ -225,14 +243,3 @@ def _token_loss(objective: ObjectiveConfig, inputs: LossInputs) -> tuple[Tensor,
 def _to_host(scored: ScoredMicroBatch) -> ScoredMicroBatch:
     ref_R = None if scored.ref_logp_R is None else scored.ref_logp_R.cpu()
     return ScoredMicroBatch(old_logp_R=scored.old_logp_R.cpu(), ref_logp_R=ref_R)
-
-
-def _refuse_non_finite(sums: TokenSums, parts: Sequence[TokenSums], batches: MiniBatch) -> None:
-    """One host read per update; only on failure are the micro-batches looked at one by one."""
-    if torch.isfinite(sums.sum_N).all():
-        return
-    bad = [batch.sample_ids for part, batch in zip(parts, batches, strict=True) if not torch.isfinite(part.sum_N).all()]
-    raise NonFiniteLossError(
-        f"the loss is not finite; it comes from the micro-batches with samples {bad}: "
-        f"{dict(zip(SUM_NAMES, sums.sum_N.tolist(), strict=True))}. No weight was changed."
-    )

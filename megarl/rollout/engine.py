@@ -100,6 +100,9 @@ class RolloutEngine:
             if isinstance(error, Exception):
                 raise EngineStartError(text) from error
             raise
+        if self._state == "closed":  # shut down while it was building
+            await self._abandon(building)
+            raise EngineStartError(f"engine {self._index} was shut down while it started")
         self._state = "ready"
 
     async def _await_built(self, building: "asyncio.Task[None]") -> None:
@@ -156,7 +159,7 @@ class RolloutEngine:
         self._state = "closed"
         await self._end_processes(grace_s=0.0)
         await asyncio.gather(building, return_exceptions=True)
-        await self._stop_llm()
+        await self._stop_llm(grace_s=_EXIT_GRACE_S)
 
     def _start_failure_text(self, error: BaseException) -> str:
         where = f"engine {self._index} ({self._model.path}, tensor {self._config.tensor})"
@@ -172,23 +175,23 @@ class RolloutEngine:
         assert self._log_path is not None
         return self._log_path.read_text(errors="replace")
 
-    async def shutdown(self) -> None:
-        """Stop vLLM and every process it started. Idempotent."""
+    async def shutdown(self, *, grace_s: float = _EXIT_GRACE_S) -> None:
+        """Stop vLLM and every process it started; those that have not ended after `grace_s` are killed. Idempotent."""
         self._state = "closed"
         async with self._changed:
             self._changed.notify_all()
-        await self._stop_llm()
+        await self._stop_llm(grace_s=grace_s)
         self._close_scratch()
 
-    async def _stop_llm(self) -> None:
+    async def _stop_llm(self, *, grace_s: float) -> None:
         if self._processes is not None:
             await asyncio.to_thread(self._processes.find)
         llm, self._llm = self._llm, None
         if llm is not None:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # else it reports the engine it reads from as dead
-            await asyncio.to_thread(llm.shutdown, _EXIT_GRACE_S)
-        await self._end_processes(grace_s=_EXIT_GRACE_S)
+            await asyncio.to_thread(llm.shutdown, grace_s)
+        await self._end_processes(grace_s=grace_s)
 
     async def _end_processes(self, *, grace_s: float) -> None:
         if self._processes is not None:

@@ -37,6 +37,7 @@ def set_engine_environment(*, tensor: int, start_timeout_s: float, logging_confi
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # the owner may hold threads and CUDA contexts
     os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(max(1, round(start_timeout_s)))
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(logging_config)
+    os.environ["VLLM_RPC_BASE_PATH"] = str(logging_config.parent)  # its sockets end with that directory
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind_threads(os.sched_getaffinity(0), tensor))
     os.environ[_OWNER] = str(os.getpid())

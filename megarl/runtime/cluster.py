@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.parallel.device import built_for_cuda
 
 _PLACEMENT_TIMEOUT_S = 120.0
 
@@ -52,18 +54,25 @@ def start_ray(config: RunConfig, *, num_engines: int) -> Placement:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
     workers = config.parallel.world_size + num_engines
-    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    if not address and not built_for_cuda():
+        local["num_gpus"] = 0  # Ray finds GPUs by the driver; a CPU installation cannot use them
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        # Without "local" Ray would join any cluster it finds on this machine.
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"cannot {where}: {error}") from error
+    finally:
+        # Ray replaces the handler by one that exits at once, past every orderly end.
+        signal.signal(signal.SIGTERM, on_sigterm)
     return _reserve(config, num_engines=num_engines)
 
 
 def _reserve(config: RunConfig, *, num_engines: int) -> Placement:
     resources = ray.cluster_resources()
-    on_gpu = resources.get("GPU", 0) > 0
+    on_gpu = built_for_cuda() and resources.get("GPU", 0) > 0
     ranks, tensor = config.parallel.world_size, config.rollout.tensor
     bundles = [{"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}] * ranks
     bundles += [{"CPU": 1.0, "GPU": float(tensor)} if on_gpu else {"CPU": 1.0}] * num_engines
@@ -78,7 +87,19 @@ def _reserve(config: RunConfig, *, num_engines: int) -> Placement:
         )
     node_of = ray.util.placement_group_table(group)["bundles_to_node_id"]
     by_node = sorted(range(ranks), key=lambda bundle: (node_of[bundle], bundle))
+    _check_tensor_groups([node_of[bundle] for bundle in by_node], tensor_ranks=config.parallel.tensor)
     return Placement(group, on_gpu, tuple(by_node), tuple(range(ranks, ranks + num_engines)), tensor)
+
+
+def _check_tensor_groups(nodes: list[str], *, tensor_ranks: int) -> None:
+    """ConfigError when tensor-parallel neighbours, `tensor_ranks` entries in a row, are not on one node."""
+    for start in range(0, len(nodes), tensor_ranks):
+        if len(set(nodes[start : start + tensor_ranks])) > 1:
+            raise ConfigError(
+                f"policy ranks {start} to {start + tensor_ranks - 1} are one tensor-parallel group and lie on several "
+                f"nodes: a node has room for a number of ranks that parallel.tensor {tensor_ranks} does not divide. "
+                "Give the run whole nodes, or choose rollout.engines x tensor so that whole groups fit"
+            )
 
 
 def start_actor(shell: type, options: dict[str, Any], *args: Any) -> Any:

@@ -1,9 +1,10 @@
 """A failure in a worker, told with its role, rank, node and the end of its log."""
 
-from collections.abc import Awaitable, Iterable
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
@@ -14,6 +15,7 @@ from megarl.telemetry.logs import tail
 T = TypeVar("T")
 
 LOG_LINES = 30
+BLAME_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class WorkerFailed(RuntimeError):
     """A worker raised or died; the message is for a person."""
 
 
+class WorkerDied(WorkerFailed):
+    """A worker's process is gone."""
+
+
 async def call(worker: WorkerName, reference: Awaitable[T]) -> T:
     """Await a Ray reference; a failure becomes WorkerFailed, a ConfigError stays one."""
     try:
@@ -42,7 +48,30 @@ async def call(worker: WorkerName, reference: Awaitable[T]) -> T:
             raise ConfigError(str(cause)) from None
         raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
-        raise WorkerFailed(_describe(worker, f"died: {_first_line(error)}")) from error
+        raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
+
+
+async def call_together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results, in order, of calls whose workers need each other; one failure fails all.
+
+    When one fails, the others may fail within `BLAME_WAIT_S`: of those that do, a worker whose process is gone is the
+    cause, and one that raised because its peer is gone is not.
+    """
+    tasks: list[asyncio.Task[T]] = [asyncio.create_task(call) for call in calls]
+    try:
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if pending and not any(isinstance(error, WorkerDied) for error in _failures(tasks)):
+            await asyncio.wait(pending, timeout=BLAME_WAIT_S)
+        if failures := _failures(tasks):
+            raise next((error for error in failures if isinstance(error, WorkerDied)), failures[0])
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _failures(tasks: Iterable["asyncio.Task[T]"]) -> list[BaseException]:
+    return [error for task in tasks if task.done() and not task.cancelled() and (error := task.exception())]
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """The policy ranks as Ray actors, and the group of them as the loop sees it."""
 
-import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from megarl.parallel.grid import RankGrid
 from megarl.parallel.packing import PackedMicroBatch, split_by_sample
 from megarl.records import TokenScores
 from megarl.runtime.cluster import Placement, start_actor
-from megarl.runtime.failures import WorkerName, call
+from megarl.runtime.failures import WorkerName, call, call_together
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Min
 from megarl.telemetry.run_directory import RunDirectory
@@ -91,7 +90,7 @@ class RayPolicyGroup:
         """Meet, build the model, read the weights."""
         master = await call(self._names[0], self._actors[0].rendezvous.remote(self._config.policy.master_port))
         calls = (actor.setup.remote(master, optimizer, total_updates, reference) for actor in self._actors)
-        await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, calls, strict=True)))
+        await call_together(call(name, ref) for name, ref in zip(self._names, calls, strict=True))
 
     async def _all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """The same call on every rank, results in rank order; the first failure is raised at once."""
@@ -101,7 +100,7 @@ class RayPolicyGroup:
         refs = [
             actor.run.remote(method, *args, **kwargs) for actor, args in zip(self._actors, args_of_rank, strict=True)
         ]
-        return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, refs, strict=True)))
+        return await call_together(call(name, ref) for name, ref in zip(self._names, refs, strict=True))
 
     def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:
         """One argument per data-parallel replica, put into the object store once, handed to each of its ranks."""
@@ -137,8 +136,8 @@ class RayPolicyGroup:
         return (await self._all("connect_engines", num_receivers=num_receivers))[0]
 
     async def publish_weights(self, version: int) -> Metrics:
-        report = (await self._all("publish_weights", version))[0]
-        return {"publish/bytes": Max(float(report.bytes)), "publish/tensors": Max(float(report.tensors))}
+        metrics: Metrics = (await self._all("publish_weights", version))[0]
+        return metrics
 
     async def export_hf(self, path: str) -> None:
         await self._all("export_hf", path)

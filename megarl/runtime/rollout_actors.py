@@ -1,6 +1,7 @@
 """The vLLM engines as Ray actors, and the pool of them as the loop sees it."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+_EXIT_GRACE_S = 5.0
+_CLOSE_TIMEOUT_S = 30.0
 
 
 class RolloutActor:
@@ -41,7 +46,7 @@ class RolloutActor:
         await self._engine.adopt_weights(version)
 
     async def shutdown(self) -> None:
-        await self._engine.shutdown()
+        await self._engine.shutdown(grace_s=_EXIT_GRACE_S)
 
 
 class RayRolloutPool:
@@ -90,8 +95,21 @@ class RayRolloutPool:
         await self._all("adopt_weights", version)
 
     async def close(self) -> None:
-        """End the engines and their processes."""
-        await self._all("shutdown")
+        """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
+
+        Never raises: a run that ends because something failed tells that failure.
+        """
+        pending = {
+            asyncio.ensure_future(call(name, actor.shutdown.remote())): name
+            for name, actor in zip(self._names, self._actors, strict=True)
+        }
+        await asyncio.wait(pending, timeout=_CLOSE_TIMEOUT_S)
+        for task, name in pending.items():
+            if not task.done():
+                task.cancel()
+                _log.warning("%s did not end within %g s", name, _CLOSE_TIMEOUT_S)
+            elif task.exception() is not None:
+                _log.info("%s had ended before it was closed", name)
 
     async def _all(self, method: str, *args: Any) -> None:
         references = [getattr(actor, method).remote(*args) for actor in self._actors]

@@ -104,7 +104,7 @@ RL_COLUMNS: tuple[Column, ...] = (
     count_column("perf/tokens_per_s", "per s", group="tokens", rank=4),
     seconds_column(("step",), "total", rank=1),
     seconds_column(("generate",), "gen", rank=5),
-    seconds_column(("old_logp", "ref_logp"), "logp", rank=6),
+    seconds_column(("old_logp",), "logp", rank=6),
     seconds_column(("update",), "train", rank=5),
     seconds_column(("publish",), "publish", rank=6),
 )

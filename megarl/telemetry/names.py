@@ -13,7 +13,7 @@ DESCRIPTIONS: dict[str, str] = {
     "actor/ppo_kl": "mean of old_logp - logp over response tokens, nats",
     "actor/kl_loss": "KL to the reference weights, nats",
     "actor/grad_norm": "global gradient norm before clipping",
-    "actor/lr": "learning rate of the last update",
+    "actor/lr": "learning rate, the largest of the step's updates",
     "actor/pg_clipfrac": "share of response tokens whose gradient is clipped, either side",
     "clip_ratio/low_mean": "share of response tokens clipped below 1 - low (advantage < 0)",
     "clip_ratio/high_mean": "share of response tokens clipped above 1 + high (advantage > 0)",
@@ -26,8 +26,7 @@ DESCRIPTIONS: dict[str, str] = {
     "rollout/logp_diff_max": "largest |trainer - vLLM| log-prob of a response token, nats",
     "timing_s/generate": "seconds sampling responses",
     "timing_s/reward": "seconds scoring responses",
-    "timing_s/old_logp": "seconds computing old_logp (trainer, before the first update)",
-    "timing_s/ref_logp": "seconds computing ref_logp",
+    "timing_s/old_logp": "seconds computing old_logp (trainer, before the first update) and ref_logp, if any",
     "timing_s/update": "seconds in forward, backward and optimizer of all mini-batches",
     "timing_s/publish": "seconds moving the new weights to the engines",
     "timing_s/step": "seconds of the whole step",
@@ -35,5 +34,5 @@ DESCRIPTIONS: dict[str, str] = {
     "sft/loss": "mean cross-entropy per answer token, nats",
 }
 
-PHASES: tuple[str, ...] = ("generate", "reward", "old_logp", "ref_logp", "update", "publish")
+PHASES: tuple[str, ...] = ("generate", "reward", "old_logp", "update", "publish")
 """The phases of a step in their order; `timing_s/<phase>`. Together they are at most `timing_s/step`."""

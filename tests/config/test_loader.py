@@ -65,7 +65,7 @@ def test_later_override_wins(tmp_path: Path) -> None:
         ),
         ("train.steps=1.5", "train.steps: expected an integer >= 1, found 1.5 (float) [override 'train.steps=1.5']"),
         ("train.steps=0", "train.steps: expected an integer >= 1, found 0 (integer) [override 'train.steps=0']"),
-        ("train.seed=true", "train.seed: expected an integer, found true (boolean) [override 'train.seed=true']"),
+        ("train.seed=true", "train.seed: expected an integer >= 0, found true (boolean) [override 'train.seed=true']"),
         (
             "policy.recompute=all",
             'policy.recompute: expected one of "none", "selective", "full", found "all" (string) '
