@@ -10,7 +10,7 @@ import pytest
 
 from megarl.config.run import RunConfig
 from megarl.controller.loop import Parts, sample_requests, train
-from megarl.controller.mismatch import LogpMismatchError
+from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError
 from megarl.data.sampler import PromptSampler
 from megarl.parallel.batches import BatchShard
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores
@@ -129,9 +129,21 @@ def test_a_first_step_that_differs_is_refused_before_any_update() -> None:
     assert "update 0" not in recorder.calls
 
 
-def test_a_nan_is_refused_too() -> None:
-    with pytest.raises(LogpMismatchError):
+def test_a_nan_is_refused_and_names_the_side() -> None:
+    with pytest.raises(NonFiniteLogpError, match=r"the trainer's \(old_logp\) in samples"):
         run(make_config(), Recorder(offset=math.nan))
+
+
+def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
+    class Forgetful(Recorder):
+        async def adopt_weights(self, version: int) -> None:
+            await super().adopt_weights(version)
+            self._offset = 3.0
+
+    recorder = Forgetful()
+    with pytest.raises(LogpMismatchError, match="suspect the publication"):
+        run(make_config(), recorder)
+    assert recorder.calls[-1] == "old_logp"
 
 
 def test_a_prompt_drawn_twice_in_a_step_is_sampled_anew() -> None:
