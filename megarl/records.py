@@ -68,6 +68,7 @@ class Sample:
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     behavior_logp: tuple[float, ...]
+    """As in `Rollout`; empty for supervised data, which nobody sampled."""
     advantage: float
 
     @property

@@ -1,6 +1,5 @@
 """Supervised warm start: the same policy, trained on the data set's own answers."""
 
-import math
 from collections.abc import Sequence
 
 from megarl.config.run import RunConfig, SftConfig
@@ -33,4 +32,4 @@ async def fine_tune(
 def as_sample(pair: Pair) -> Sample:
     """A pair as a training sample; nobody sampled it, so it has no behaviour log-probs."""
     prompt, answer = pair
-    return Sample(prompt=prompt, response=answer, behavior_logp=(math.nan,) * len(answer), advantage=1.0)
+    return Sample(prompt=prompt, response=answer, behavior_logp=(), advantage=1.0)

@@ -180,8 +180,6 @@ class PackedMicroBatch:
     """[B]: the caller's name for each sample, to find per-token results again."""
     behavior_logp_R: Tensor | None = None
     """float32; None where the samples carry none (supervised data)."""
-    old_logp_R: Tensor | None = None
-    ref_logp_R: Tensor | None = None
 
     @property
     def num_samples(self) -> int:
@@ -203,8 +201,6 @@ def pack(
     pad_to_multiple: int = 1,
     pad_token: int = 0,
     sample_ids: Sequence[int] | None = None,
-    old_logp: Sequence[Tensor] | None = None,
-    ref_logp: Sequence[Tensor] | None = None,
 ) -> PackedMicroBatch:
     """Pack samples into one stream, in the order given, on the CPU.
 
@@ -214,7 +210,6 @@ def pack(
         pad_to_multiple: S becomes a multiple of this by one dummy sequence of at most `pad_to_multiple - 1` tokens
             `pad_token`. Sequence parallelism splits S over the tensor ranks.
         sample_ids: a name per sample; default: its position in `samples`.
-        old_logp, ref_logp: per sample, its response tokens' log-probs, as `split_by_sample` returns them.
 
     Raises:
         ValueError: a sample without a prompt, or per-sample data of the wrong length.
@@ -257,8 +252,6 @@ def pack(
         num_padding=num_padding,
         sample_ids=tuple(range(len(samples)) if sample_ids is None else sample_ids),
         behavior_logp_R=_pack_behavior_logp(samples),
-        old_logp_R=_pack_logp("old_logp", old_logp, samples),
-        ref_logp_R=_pack_logp("ref_logp", ref_logp, samples),
     )
 
 
@@ -278,19 +271,10 @@ def _per_token(values: Sequence[float], response_lengths: Tensor) -> Tensor:
 def _pack_behavior_logp(samples: Sequence[PackableSample]) -> Tensor | None:
     if not any(sample.behavior_logp for sample in samples):
         return None
-    rows = [torch.tensor(sample.behavior_logp, dtype=torch.float32) for sample in samples]
-    return _pack_logp("behavior_logp", rows, samples)
-
-
-def _pack_logp(name: str, rows: Sequence[Tensor] | None, samples: Sequence[PackableSample]) -> Tensor | None:
-    if rows is None:
-        return None
-    if len(rows) != len(samples):
-        raise ValueError(f"{name} has {len(rows)} entries for {len(samples)} samples; give one tensor per sample")
-    for number, (row, sample) in enumerate(zip(rows, samples, strict=True)):
-        if row.shape != (len(sample.response),):
+    for number, sample in enumerate(samples):
+        if len(sample.behavior_logp) != len(sample.response):
             raise ValueError(
-                f"{name} of sample {number} has shape {tuple(row.shape)}, its response {len(sample.response)} tokens; "
-                "log-probs belong to response tokens only, one each"
+                f"behavior_logp of sample {number} has {len(sample.behavior_logp)} entries, its response "
+                f"{len(sample.response)} tokens; log-probs belong to response tokens only, one each"
             )
-    return torch.cat(list(rows)).float()
+    return torch.tensor([logp for sample in samples for logp in sample.behavior_logp], dtype=torch.float32)

@@ -15,8 +15,8 @@ from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
-_EXIT_GRACE_S = 5.0
-_CLOSE_TIMEOUT_S = 30.0
+_EXIT_GRACE_S = 10.0
+_CLOSE_TIMEOUT_S = 45.0
 
 
 class RolloutActor:

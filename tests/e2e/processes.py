@@ -42,7 +42,7 @@ class Megarl:
             self._process = subprocess.Popen(
                 [str(MEGARL), *map(str, arguments)],
                 cwd=cwd,
-                env={name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")},
+                env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

@@ -114,7 +114,6 @@ def test_pack_by_hand() -> None:
     assert batch.advantage_R.tolist() == [0.5, 0.5, -2.0]
     assert batch.weight_R.tolist() == [0.25, 0.25, 0.75]
     assert batch.behavior_logp_R.tolist() == pytest.approx([-0.4, -0.5, -0.7])
-    assert batch.old_logp_R is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -142,15 +141,6 @@ def test_every_response_token_is_predicted_from_its_own_prefix(shapes, multiple)
     assert seen == expected
     parts = split_by_sample(batch.target_R, batch)
     assert [part.tolist() for part in parts] == [list(s.response) for s in samples]
-
-
-def test_logps_travel_from_one_packing_to_another() -> None:
-    samples = [_sample((1, 2), (3, 4, 5)), _sample((6,), ()), _sample((7,), (8, 9))]
-    first = pack(samples, [1.0] * 3)
-    by_sample = split_by_sample(torch.tensor([-0.1, -0.2, -0.3, -0.4, -0.5]), first)
-    again = pack(samples[::-1], [1.0] * 3, old_logp=by_sample[::-1], ref_logp=by_sample[::-1])
-    assert again.old_logp_R.tolist() == pytest.approx([-0.4, -0.5, -0.1, -0.2, -0.3])
-    assert torch.equal(again.ref_logp_R, again.old_logp_R)
 
 
 def test_samples_without_behavior_logp_pack() -> None:
