@@ -9,8 +9,8 @@ from typing import Literal
 from megarl.telemetry.names import PHASES
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-SKY, PURPLE, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#9AA0A6"
-PHASE_COLOURS = dict(zip(PHASES, (BLUE, YELLOW, GREEN, PURPLE, ORANGE, SKY), strict=True)) | {"other": GREY}
+SKY, YELLOW, GREY = "#56B4E9", "#F0E442", "#9AA0A6"
+PHASE_COLOURS = dict(zip(PHASES, (BLUE, YELLOW, GREEN, ORANGE, SKY), strict=True)) | {"other": GREY}
 
 
 @dataclass(frozen=True, kw_only=True)
