@@ -76,6 +76,6 @@ class PolicyConfig(Config):
     master_port: int = Field(0, ge=0, le=65535)
     """Port of the policy's rendezvous on its first node; 0 picks a free one."""
     collective_timeout_s: float = Field(600.0, gt=0)
-    """A collective among policy ranks that takes longer fails with a message."""
+    """A collective among policy ranks that takes longer fails with a message; Megatron's groups round up to minutes."""
     megatron_overrides: dict[str, Any] = {}
     """Fields of Megatron-core's TransformerConfig to set verbatim; unknown names are an error."""

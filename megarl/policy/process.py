@@ -1,6 +1,7 @@
 """torch.distributed and Megatron's process groups of one policy worker."""
 
 import datetime
+import math
 import os
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
-        distributed_timeout_minutes=max(1, round(timeout_s / 60)),
+        distributed_timeout_minutes=max(1, math.ceil(timeout_s / 60)),
         create_gloo_process_groups=False,
     )
     model_parallel_cuda_manual_seed(seed)
@@ -49,7 +50,7 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
 
 
 def leave_policy_group() -> None:
-    """Undo `join_policy_group`; safe to call twice."""
+    """Leave the process groups; safe to call twice. The CPU adaptation stays for the life of the process."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

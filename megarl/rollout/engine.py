@@ -334,9 +334,10 @@ class RolloutEngine:
             await self._changed.wait_for(lambda: self._state != "updating")
             self._check_ready("adopt weights")
             self._state = "updating"
-            await self._changed.wait_for(lambda: self._running == 0)
-        started = time.perf_counter()
         try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._running == 0)
+            started = time.perf_counter()
             await self._alive(self._update(version))
             self.policy_version = version
             if self._state == "updating":

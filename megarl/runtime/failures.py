@@ -1,4 +1,4 @@
-"""A failure in a worker, told with its role, rank, node and the end of its log."""
+"""A failure in a worker, told with its role, its rank and the end of its log."""
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
