@@ -66,6 +66,7 @@ def _place_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[R
 async def _start_workers(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
     await asyncio.gather(_start_policy(session, policy), _start_engines(session, pool))
     await pool.connect(await policy.connect_engines(pool.num_receivers))
+    await policy.await_engines()
 
 
 async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:

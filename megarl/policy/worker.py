@@ -197,6 +197,11 @@ class MegatronWorker:
         )
         return self._sender.endpoint
 
+    def await_engines(self) -> None:
+        """Wait until every engine has connected to what `connect_engines` opened."""
+        if self._sender is not None:
+            self._sender.connect()
+
     def publish_weights(self, version: int) -> Metrics | None:
         """Send the current weights to all engines as `version`; rank 0 says what moved."""
         if self._grid.position(self._place.rank).data != 0:

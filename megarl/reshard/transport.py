@@ -123,6 +123,8 @@ class WeightSender:
     def connect(self) -> None:
         """Wait until every receiver has connected; the first `send` does it too.
 
+        From here on shared memory has no name left: it goes with the processes, however they end.
+
         Raises:
             TransportError: names the receiver ranks that did not come within the timeout.
         """
@@ -132,6 +134,8 @@ class WeightSender:
             f"connect to the weight sender at {endpoint.host}:{endpoint.port} (all vLLM engines must be started and "
             "connected before the first publication)",
         )
+        if self._carrier is not None:
+            self._carrier.connected()
 
     def _join(self, transfer: str) -> None:
         """Before the first transfer: every receiver is connected, and a broadcast's group is formed."""

@@ -135,6 +135,10 @@ class RayPolicyGroup:
         """Open the sending side; returns what the engines need to connect."""
         return (await self._all("connect_engines", num_receivers=num_receivers))[0]
 
+    async def await_engines(self) -> None:
+        """Return when every engine has connected."""
+        await self._all("await_engines")
+
     async def publish_weights(self, version: int) -> Metrics:
         metrics: Metrics = (await self._all("publish_weights", version))[0]
         return metrics
