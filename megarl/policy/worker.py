@@ -7,6 +7,7 @@ pipeline stage, first tensor rank) and are None elsewhere.
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -166,14 +167,16 @@ class MegatronWorker:
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         if not bad.item():
             return
-        culprits = [
-            list(batch.sample_ids)
+        mine = [
+            batch.sample_ids
             for part, batch in zip(parts, batches, strict=False)
             if not torch.isfinite(part.sum_N).all()
         ]
-        where = (
-            f"in the micro-batches with samples {culprits}" if culprits else "in the gradient (the loss is finite here)"
-        )
+        # Only last stages have parts; every rank tells the same story, whichever is heard first.
+        gathered: list[Any] = [None] * self._grid.world_size
+        dist.all_gather_object(gathered, mine)
+        culprits = sorted({sample_ids for theirs in gathered for sample_ids in theirs})
+        where = f"in the micro-batches with samples {culprits}" if culprits else "in the gradient (the loss is finite)"
         raise NonFiniteLossError(
             f"update {self._updates}: NaN or infinity {where}; no weight was changed. Look at the weights the run "
             "started from, at these samples (positions in the step), or lower the learning rate"

@@ -72,6 +72,8 @@ class Megarl:
         if error is not None:
             print(f"{self.text}\nlogs:\n{self._log_tails()}")
         shutil.rmtree(self.scratch, ignore_errors=True)
+        for path in self._orphans():
+            path.unlink(missing_ok=True)
 
     @property
     def text(self) -> str:
@@ -137,14 +139,8 @@ class Megarl:
         new = [path for path in set(SHM.iterdir()) - self._shm_before if _owned(path)]
         if not new:
             return []
-        held: set[str] = set()
-        for process in psutil.process_iter():
-            try:
-                held |= {entry.path for entry in process.memory_maps() if entry.path.startswith(str(SHM))}
-                held |= {os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
-            except (psutil.Error, OSError):
-                continue
-        return [path for path in new if str(path) not in held and path.exists()]
+        held: set[int] = set().union(*(_held_inodes(process.pid) for process in psutil.process_iter()))
+        return [path for path in new if path.exists() and path.stat().st_ino not in held]
 
     def _watch(self) -> None:
         while not self._done.wait(WATCH_EVERY_S):
@@ -168,6 +164,15 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _held_inodes(pid: int) -> set[int]:
+    """Files in /dev/shm that a process maps; by inode, because a semaphore's file is mapped under an earlier name."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {int(line.split()[4]) for line in lines if f" {SHM}/" in line}
 
 
 def _command(process: psutil.Process) -> str:
