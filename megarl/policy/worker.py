@@ -175,7 +175,7 @@ class MegatronWorker:
         # Only last stages have parts; every rank tells the same story, whichever is heard first.
         gathered: list[Any] = [None] * self._grid.world_size
         dist.all_gather_object(gathered, mine)
-        culprits = sorted({sample_ids for theirs in gathered for sample_ids in theirs})
+        culprits = [list(ids) for ids in sorted({ids for theirs in gathered for ids in theirs})]
         where = f"in the micro-batches with samples {culprits}" if culprits else "in the gradient (the loss is finite)"
         raise NonFiniteLossError(
             f"update {self._updates}: NaN or infinity {where}; no weight was changed. Look at the weights the run "
