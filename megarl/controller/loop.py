@@ -47,6 +47,7 @@ async def train(config: RunConfig, parts: Parts) -> None:
 
 
 def export_due(step: int, config: RunConfig) -> bool:
+    """Whether a checkpoint is written after `step`: every train.export_every steps, and always after the last."""
     every = config.train.export_every
     return step == config.train.steps or (every > 0 and step % every == 0)
 

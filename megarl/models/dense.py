@@ -39,10 +39,12 @@ def dense_tensors(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def dense_embedding(shape: ModelShape, *, padded_vocab: int) -> Parameter:
+    """The word embedding [padded_vocab, hidden], rows split over the tensor ranks."""
     return _vocabulary("embedding.word_embeddings.weight", EMBEDDING, shape, padded_vocab)
 
 
 def dense_final_norm(shape: ModelShape) -> Parameter:
+    """The norm before the output layer [hidden], the same on every tensor rank."""
     return _whole("decoder.final_layernorm.weight", FINAL_NORM, (shape.hidden_size,), split_dim=None)
 
 

@@ -58,5 +58,6 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
+    """Use `lr` for every parameter group from the next update on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
