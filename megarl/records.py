@@ -54,9 +54,12 @@ class Score:
     """What the reward of one response was made of."""
 
     reward: float
-    """verifier + overlong penalty: what the advantage sees."""
+    """verifier (times reward.truncated_factor where cut off) + overlong penalty + bonus: what the advantage sees."""
     verifier: float
+    """As the verifier gave it."""
     overlong: float = 0.0
+    bonus: float = 0.0
+    """objective.shaping.perplexity's."""
     failure: Literal["timeout", "crash"] | None = None
     """Why the verifier gave 0 without an answer; None: it answered."""
 
@@ -70,6 +73,13 @@ class Sample:
     behavior_logp: tuple[float, ...]
     """As in `Rollout`; empty for supervised data, which nobody sampled."""
     advantage: float
+    correct: bool = False
+    """The verifier gave it more than 0."""
+    expert_logp: tuple[float, ...] = ()
+    """Old policy's log-prob of the data set's answer at each position of the response, NaN past its end; empty where
+    no loss asks for it."""
+    entropy_scale: float = 1.0
+    """Factor of the entropy bonus on this response (AER-style)."""
 
     @property
     def length(self) -> int:
@@ -82,5 +92,30 @@ class TokenScores:
 
     sample_id: int
     old_logp: tuple[float, ...]
+    old_entropy: tuple[float, ...]
+    """Exact entropy at each position, nats, under the same weights as `old_logp`."""
     ref_logp: tuple[float, ...] | None = None
     """Under the frozen reference; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTrace:
+    """What training did with one sample's response tokens: one entry per token in every column."""
+
+    sample_id: int
+    logp: tuple[float, ...]
+    """Current policy, in the update that trained on the sample."""
+    entropy: tuple[float, ...]
+    ratio: tuple[float, ...]
+    low: tuple[float, ...]
+    """Lower bound of the ratio."""
+    high: tuple[float, ...]
+    """Upper bound; inf is off."""
+    gate: tuple[float, ...]
+    """g: gradient of the gate with respect to logp, sign turned."""
+    weight: tuple[float, ...]
+    """Product of the token weights, without the aggregation's."""
+    advantage: tuple[float, ...]
+    """After token shaping."""
+    rule: tuple[str, ...]
+    """Rules that acted, e.g. "clip_high+tis"; "" is none."""

@@ -33,7 +33,7 @@ from megarl.cli.doctor_packages import (
 )
 from megarl.cli.findings import Finding, ask_process, print_summary, render_findings
 from megarl.config.base import ConfigError
-from megarl.config.loader import load_config
+from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import check_files, weight_files
 from megarl.config.rollout import PublishConfig
 from megarl.config.run import LoggingConfig, RunConfig
@@ -48,7 +48,8 @@ def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[s
     if path is not None:
         try:
             config = load_config(path, overrides)
-            config_findings.append(Finding(name="configuration", level="ok", found=str(path)))
+            found = " + ".join(map(str, [path, *source_files(overrides)]))
+            config_findings.append(Finding(name="configuration", level="ok", found=found))
         except ConfigError as error:
             config_findings += findings_of(error, "configuration")
     installed = installed_versions()
@@ -61,10 +62,10 @@ def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[s
     findings: list[Finding] = []
     for title, check in parts:
         with console.status(f"checking: {title.lower()}"):
-            found = list(check())
+            of_part = list(check())
         console.print(f"[bold]{title}[/bold]", highlight=False)
-        console.print(render_findings(found))
-        findings += found
+        console.print(render_findings(of_part))
+        findings += of_part
     return print_summary(console, findings)
 
 

@@ -1,4 +1,4 @@
-"""The `megarl` command: `megarl VERB CONFIG [a.b=value ...]`.
+"""The `megarl` command: `megarl VERB CONFIG [FRAGMENT.toml ...] [a.b=value ...]`.
 
 Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
 """
@@ -15,7 +15,8 @@ from megarl.config.base import ConfigError
 app = typer.Typer(
     name="megarl",
     help="RLVR at Megatron scale: train, and study clipping and entropy.",
-    epilog="Every verb takes a TOML file and overrides after it: megarl train configs/quickstart.toml train.steps=10",
+    epilog="After its TOML file a verb takes fragments and overrides, applied in order: "
+    "megarl train configs/quickstart.toml configs/methods/dapo.toml train.steps=10",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -28,8 +29,10 @@ OptionalConfigPath = Annotated[Path | None, typer.Argument(metavar="CONFIG", hel
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="a.b=value",
-        help="Fields to set after the file: TOML values, or bare text for a string. inf is a number.",
+        metavar="FRAGMENT.toml|a.b=value",
+        help="What to change, in order. A file ending in .toml is laid over what came before, table by table "
+        "(configs/methods/ has one per method). a.b=value sets a field to a TOML value, or to bare text for a string: "
+        "inf is a number, {} turns an optional table on, false turns it off.",
     ),
 ]
 
@@ -43,19 +46,20 @@ def _examples(*lines: str) -> str:
     epilog=_examples(
         "megarl train configs/quickstart.toml",
         "megarl train configs/quickstart.toml train.steps=10 objective.clip.high=inf",
+        "megarl train configs/quickstart.toml configs/methods/flexec-id.toml configs/methods/tis.toml name=flexec",
         "megarl train configs/quickstart.toml model.path=models/Qwen2.5-1.5B-Instruct cluster.ray_address=auto",
     )
 )
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train by reinforcement learning with verifiable rewards."""
-    from megarl.config.loader import load_config
+    from megarl.config.loader import load_config, source_files
     from megarl.config.preflight import check_files
 
     run_config = load_config(config, overrides or ())
     check_files(run_config)
     from megarl.cli.train import run_train
 
-    raise typer.Exit(run_train(run_config, source=config))
+    raise typer.Exit(run_train(run_config, sources=[config, *source_files(overrides or ())]))
 
 
 @app.command(
@@ -66,7 +70,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 )
 def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     """Warm-start on the data set's own answers, before `train`."""
-    from megarl.config.loader import load_config
+    from megarl.config.loader import load_config, source_files
     from megarl.config.preflight import check_files
 
     run_config = load_config(config, overrides or ())
@@ -76,13 +80,13 @@ def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     check_files(run_config)
     from megarl.cli.sft import run_sft
 
-    raise typer.Exit(run_sft(run_config, source=config))
+    raise typer.Exit(run_sft(run_config, sources=[config, *source_files(overrides or ())]))
 
 
 @app.command(
     epilog=_examples(
         "megarl show configs/quickstart.toml",
-        "megarl show configs/quickstart.toml parallel.tensor=2 > resolved.toml",
+        "megarl show configs/quickstart.toml configs/methods/dapo.toml parallel.tensor=2 > resolved.toml",
         "megarl show --fields",
     )
 )
@@ -120,6 +124,30 @@ def doctor(
     from megarl.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(Console(), config, overrides or (), deep=deep))
+
+
+@app.command(
+    epilog=_examples(
+        "megarl theory",
+        "megarl theory pairs.vocabulary=200 pairs.old_scale=3 pairs.drift=0.4 --output runs/peaked",
+        "megarl theory configs/theory.toml multi_step.rollouts=0",
+    )
+)
+def theory(
+    config: OptionalConfigPath = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Where report.html and figures go; default runs/theory-<time>."),
+    ] = None,
+) -> None:
+    """Compute what is proven about clipping and entropy, against the proofs' predictions; no model needed."""
+    from megarl.config.theory import load_theory
+
+    theory_config = load_theory(config, overrides or ())
+    from megarl.cli.theory import run_theory
+
+    raise typer.Exit(run_theory(Console(), theory_config, output))
 
 
 def main() -> None:

@@ -57,13 +57,14 @@ def check_weights(path: str) -> None:
 
 
 def run_session(
-    config: RunConfig, work: Work, *, source: Path, verb: str, steps: int, columns: Sequence[Column]
+    config: RunConfig, work: Work, *, sources: Sequence[Path], verb: str, steps: int, columns: Sequence[Column]
 ) -> int:
     """Run `work` in a new run directory to its end, a failure or Ctrl-C; returns the exit code.
 
+    sources: the configuration file and the fragments after it, which the directory keeps word for word.
     The directory is readable in every case: state.json says finished, interrupted or failed, and why.
     """
-    directory = RunDirectory.create(config, source=source, verb=verb)
+    directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
     with _open_session(config, directory, steps=steps, columns=columns) as session:
         session.console.note(f"run  {_shown(directory.path)}")

@@ -1,5 +1,6 @@
 """`megarl sft`: supervised warm start from a config."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megarl.cli.session import Session, check_weights, resolve_model_path, run_session
@@ -13,7 +14,7 @@ from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.telemetry.columns import SFT_COLUMNS
 
 
-def run_sft(config: RunConfig, *, source: Path) -> int:
+def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
     """Check everything that can be checked, then train on the data set's answers; returns the exit code."""
     config = resolve_model_path(config)
     sft = config.sft
@@ -42,4 +43,4 @@ def run_sft(config: RunConfig, *, source: Path) -> int:
         finally:
             stop_ray()
 
-    return run_session(config, work, source=source, verb="sft", steps=sft.steps, columns=SFT_COLUMNS)
+    return run_session(config, work, sources=sources, verb="sft", steps=sft.steps, columns=SFT_COLUMNS)

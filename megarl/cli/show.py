@@ -16,9 +16,10 @@ from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 
 
-def print_config(console: Console, path: Path, overrides: Sequence[str] = ()) -> None:
-    """Print a file's configuration; in colour on a terminal, else plain TOML that can be redirected to a file."""
-    text = render_config(load_config(path, overrides))
+def print_config(console: Console, path: Path, arguments: Sequence[str] = ()) -> None:
+    """Print the configuration of a file with fragments and overrides; in colour on a terminal, else plain TOML that
+    can be redirected to a file."""
+    text = render_config(load_config(path, arguments))
     if console.is_terminal:
         console.print(Syntax(text, "toml", theme="ansi_dark", background_color="default", word_wrap=True))
     else:
@@ -48,11 +49,25 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"{train.mini_batch_responses}; {train.updates_per_step * train.steps} in {train.steps} steps",
             f"responses per data-parallel rank and update: {per_rank:g}",
         ),
+        **_survey_comment(config),
         "rollout": (f"longest sequence: {tokens} tokens",),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
             f"engines {config.rollout.engines} x {config.rollout.tensor}",
         ),
+    }
+
+
+def _survey_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """What choosing tokens from statistics of the mini-batch costs, where the objective does."""
+    passes = config.train.updates_per_step - 1
+    if not config.objective.needs_survey:
+        return {}
+    return {
+        "objective": (
+            "tokens are chosen from statistics of the whole mini-batch under the current weights;",
+            f"survey: one more forward pass before every update but a step's first, {passes} a step",
+        )
     }
 
 
@@ -67,7 +82,8 @@ def render_field(entry: FieldEntry) -> Text:
     if entry.is_section:
         text = Text(f"\n[{entry.path}]", style="bold magenta")
         about = describe_field(entry)
-        return text.append(f"  {about}" if about else "", style="not bold")
+        text.append(f"  {about}" if about else "", style="not bold")
+        return text.append("  (absent: off)" if entry.is_optional_section else "", style="not bold yellow")
     text = Text(entry.path, style="bold cyan")
     text.append(f" = {_default(entry)}", style="green")
     text.append(f"  ({describe_type(entry.info)})", style="dim")
@@ -77,9 +93,11 @@ def render_field(entry: FieldEntry) -> Text:
 
 
 def describe_field(entry: FieldEntry) -> str:
-    """A field's documentation on one line; of a section its class's, of a union's tag the chosen member's."""
+    """A field's documentation on one line; of a section its class's, of an optional one (a method) both, of a union's
+    tag the chosen member's."""
     if entry.info.description:
-        return " ".join(entry.info.description.split())
+        text = " ".join(entry.info.description.split())
+        return f"{text} {_class_doc(section_types(entry.info.annotation)[0])}" if entry.is_optional_section else text
     if entry.is_section:
         classes = section_types(entry.info.annotation)
         return _class_doc(classes[0]) if len(classes) == 1 else _choices(classes)

@@ -1,14 +1,20 @@
 """`megarl train`: RLVR from a config."""
 
 import asyncio
+import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from megarl.cli.session import Session, check_weights, resolve_model_path, run_session
 from megarl.config.run import RunConfig
-from megarl.controller.loop import Parts, train
+from megarl.controller.loop import train
+from megarl.controller.parts import Parts
 from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
+from megarl.data.sft import PairSet, load_pairs
 from megarl.data.tokenizer import load_stop_token_ids, load_tokenizer
+from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
 from megarl.runtime.cluster import start_ray, stop_ray
 from megarl.runtime.policy_actors import RayPolicyGroup
@@ -16,13 +22,14 @@ from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.columns import RL_COLUMNS
 
 
-def run_train(config: RunConfig, *, source: Path) -> int:
+def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
     """Check everything that can be checked, then train; returns the exit code."""
     config = resolve_model_path(config)
     check_reward(config.reward)
     check_weights(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+    experts = _load_experts(config, tokenizer)
     stop_token_ids = load_stop_token_ids(config.model.path, tokenizer)
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
@@ -40,7 +47,12 @@ def run_train(config: RunConfig, *, source: Path) -> int:
                     prompts=prompts,
                     sampler=sampler,
                     decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+                    token_text=functools.cache(lambda token: str(tokenizer.decode([token]))),
                     reporter=session.reporter,
+                    controllers=ControllerState(
+                        config.objective, total_steps=config.train.steps, seed=config.train.seed
+                    ),
+                    experts=experts,
                 )
                 try:
                     await _start_workers(session, policy, pool)
@@ -52,7 +64,19 @@ def run_train(config: RunConfig, *, source: Path) -> int:
         finally:
             stop_ray()
 
-    return run_session(config, work, source=source, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
+    return run_session(config, work, sources=sources, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
+
+
+def _load_experts(config: RunConfig, tokenizer: Any) -> PairSet | None:
+    """The data set's answers, where the guided loss compares responses with them."""
+    if config.objective.auxiliary.guided is None:
+        return None
+    return load_pairs(
+        config.data,
+        tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        max_response_tokens=config.rollout.max_response_tokens,
+    )
 
 
 def _place_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[RayPolicyGroup, RayRolloutPool]:
@@ -75,7 +99,7 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
         await policy.setup(
             optimizer=config.policy.optimizer,
             total_updates=config.train.steps * config.train.updates_per_step,
-            reference=config.objective.kl.coefficient > 0,
+            reference=config.objective.auxiliary.kl is not None,
         )
 
 

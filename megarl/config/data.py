@@ -100,10 +100,15 @@ Verifier = Annotated[
 class OverlongConfig(Config):
     """DAPO's soft penalty (arXiv 2503.14476, eq. 13): 0 up to max - cache tokens, then linear to -factor at max."""
 
-    cache_tokens: int = Field(ge=1)
-    """Length of the linear part, the last tokens before the maximum."""
+    cache_tokens: int | None = Field(None, ge=1)
+    """Length of the linear part, the last tokens before the maximum; default: a fifth of the maximum (DAPO: 4096 of
+    20480)."""
     factor: float = Field(1.0, ge=0)
     """Size of the penalty at the maximum length."""
+
+    def cache_of(self, max_response_tokens: int) -> int:
+        """Tokens of the linear part."""
+        return self.cache_tokens if self.cache_tokens is not None else max(1, max_response_tokens // 5)
 
 
 class RewardConfig(Config):
@@ -112,6 +117,8 @@ class RewardConfig(Config):
     verifier: Verifier
     overlong: OverlongConfig | None = None
     """Penalty on long responses; absent: none. Its maximum length is rollout.max_response_tokens."""
+    truncated_factor: float = Field(1.0, ge=0, le=1)
+    """Multiplies the verifier's reward of a response cut off at the limit (ProRLv2's stop-properly penalty: 0)."""
     timeout_s: float = Field(10.0, gt=0)
     """Time limit of one answer; over it the answer scores 0 and reward/timeouts counts it."""
     workers: int = Field(2, ge=1)

@@ -38,6 +38,11 @@ class FieldEntry:
     def is_section(self) -> bool:
         return bool(section_types(self.info.annotation))
 
+    @property
+    def is_optional_section(self) -> bool:
+        """A table whose absence means "off"."""
+        return is_optional_section(self.info)
+
 
 def section_types(annotation: Any) -> list[type[Config]]:
     """The Config classes an annotation admits: none for a plain value, one for a section, several for a union."""
@@ -46,6 +51,11 @@ def section_types(annotation: Any) -> list[type[Config]]:
     if get_origin(annotation) in (Literal, dict, list, tuple, NoneType):
         return []
     return [found for part in get_args(annotation) for found in section_types(part)]
+
+
+def is_optional_section(info: FieldInfo) -> bool:
+    """Whether a field is a table that may be absent: `tis: TruncatedImportance | None`."""
+    return bool(section_types(info.annotation)) and NoneType in get_args(info.annotation)
 
 
 def union_tag(section: type[Config]) -> tuple[str, str] | None:
@@ -71,6 +81,8 @@ def iter_fields(section: type[Config], prefix: str = "", when: str | None = None
 def describe_type(info: FieldInfo) -> str:
     """What a value must be, in words: 'an integer >= 1', 'one of "none", "full"', 'a table'."""
     annotation = _without_none(info.annotation)
+    if is_optional_section(info):
+        return "a table, or false (off)"
     if section_types(annotation):
         return "a table"
     if get_origin(annotation) is Literal:

@@ -1,40 +1,84 @@
-"""A TOML file and overrides become one checked RunConfig, or one ConfigError that names everything wrong with them."""
+"""TOML files and overrides become one checked configuration, or one ConfigError that names everything wrong."""
 
 import difflib
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from megarl.config.base import ConfigError
+from megarl.config.base import Config, ConfigError
+from megarl.config.layers import Layers, Origin
 from megarl.config.problems import describe_validation_error, describe_value
 from megarl.config.run import RunConfig
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
+Schema = TypeVar("Schema", bound=Config)
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration of a file, with overrides `a.b=value` applied in order.
 
-    An override's value is TOML (`inf`, `[1, 2]`, `{kind = "random"}`); text that is not TOML is taken as a string, so
-    `model.path=models/x` needs no quotes. A table replaces the file's table. Raises ConfigError with all problems.
+def load_config(path: Path, arguments: Sequence[str] = ()) -> RunConfig:
+    """The run's configuration of a file, with fragments and overrides applied in order; see `load_section`."""
+    return load_section(path, arguments, RunConfig)
+
+
+def load_section(path: Path | None, arguments: Sequence[str], schema: type[Schema]) -> Schema:
+    """A configuration of any schema. path None: the schema's defaults are what the arguments change.
+
+    An argument that ends in .toml and has no "=" is a fragment: a file laid over what came before, table by table (a
+    new `kind`, `method` or `source` replaces its table). Any other is an override `a.b=value`: its value is TOML
+    (`inf`, `[1, 2]`, `{kind = "random"}`); text that is not TOML is taken as a string, so `model.path=models/x` needs
+    no quotes; a table replaces the table that was there; `false` takes an optional table away. Raises ConfigError
+    with all problems.
     """
-    table = _read_toml(path)
-    applied: dict[str, str] = {}
-    problems = [text for override in overrides if (text := _apply_override(table, override, applied))]
-    config: RunConfig | None = None
+    files = [*([path] if path else []), *source_files(arguments)]
+    tables = _read_all(files)
+    layers = Layers(schema)
+    problems: list[str] = []
+    if path:
+        layers.add_file(tables[path], str(path))
+    for argument in arguments:
+        if is_fragment(argument):
+            layers.add_file(tables[Path(argument)], argument)
+        elif problem := _apply_override(layers, argument):
+            problems.append(problem)
+    config: Schema | None = None
     try:
-        config = RunConfig.model_validate(table)
+        config = schema.model_validate(layers.table)
     except ValidationError as error:
-        for where, text in describe_validation_error(error, RunConfig):
-            problems.append(text + _origin(where, applied) + _quoting(where, text, applied))
+        for where, text in describe_validation_error(error, schema):
+            problems.append(text + _describe_origin(layers, where, text, several=len(files) > 1))
     if config is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError("\n".join([f"{path}: {count}", *(f"  {text}" for text in problems)]), problems)
+        heading = " + ".join(map(str, files)) or "overrides"
+        raise ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
     return config
+
+
+def is_fragment(argument: str) -> bool:
+    """Whether an argument after CONFIG names a file and not an override."""
+    return argument.endswith(".toml") and "=" not in argument
+
+
+def source_files(arguments: Sequence[str]) -> list[Path]:
+    """The fragments among the arguments after CONFIG, in order."""
+    return [Path(argument) for argument in arguments if is_fragment(argument)]
+
+
+def _read_all(files: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Every file's table; one ConfigError for all that cannot be read."""
+    tables: dict[Path, dict[str, Any]] = {}
+    problems: list[str] = []
+    for file in dict.fromkeys(files):
+        try:
+            tables[file] = _read_toml(file)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems), problems)
+    return tables
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -74,20 +118,15 @@ def _describe_syntax(path: Path, text: str, message: str) -> str:
     return f"{path}:{row}:{column}: TOML syntax: {what}\n  {shown}\n  {' ' * (column - 1)}^"
 
 
-def _apply_override(table: dict[str, Any], override: str, applied: dict[str, str]) -> str | None:
-    """Write one override into the table and note it in `applied`; returns what is wrong with it, or None."""
+def _apply_override(layers: Layers, override: str) -> str | None:
+    """Lay one override over the layers; returns what is wrong with it, or None."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
-        return f"override {override!r}: expected a.b=value, e.g. train.steps=10"
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            where = ".".join(parents[: depth + 1])
-            return f"override {override!r}: {where} is not a table, the file has {describe_value(table)}"
-    table[last] = _parse_value(text.strip())
-    applied[key] = override
+        return f"argument {override!r}: expected a.b=value, e.g. train.steps=10, or a fragment FILE.toml"
+    in_the_way = layers.add_override(key.split("."), _parse_value(text.strip()), override)
+    if in_the_way:
+        return f"override {override!r}: {in_the_way[0]} is not a table, it is {describe_value(in_the_way[1])}"
     return None
 
 
@@ -99,17 +138,21 @@ def _parse_value(text: str) -> Any:
     return parsed["value"] if parsed.keys() == {"value"} else text
 
 
-def _origin(where: str, applied: dict[str, str]) -> str:
-    """Says which override a problem comes from."""
-    for key, override in applied.items():
-        if where and (where == key or where.startswith(f"{key}.") or key.startswith(f"{where}.")):
-            return f" [override {override!r}]"
-    return ""
+def _describe_origin(layers: Layers, where: str, text: str, *, several: bool) -> str:
+    """Which override or, where there are several, which file a problem comes from. Of a rule across keys (no `where`)
+    all files and overrides that set the keys it names."""
+    if where:
+        origin = layers.origin_of(where)
+        shown = [origin] if origin and (several or not origin.is_file) else []
+    else:
+        shown = layers.origins_in(text) if several else []
+    suffix = f" [{', '.join(origin.label for origin in shown)}]" if shown else ""
+    return suffix + _quoting(where, text, shown)
 
 
-def _quoting(where: str, text: str, applied: dict[str, str]) -> str:
+def _quoting(where: str, text: str, origins: Sequence[Origin]) -> str:
     """How to write a string that looks like a number, since a shell takes the quotes away."""
-    if where not in applied or not text.startswith(f"{where}: expected a string"):
+    if not text.startswith(f"{where}: expected a string") or not origins or origins[0].is_file:
         return ""
-    value = applied[where].partition("=")[2].strip()
-    return f"; for text write '{where}=\"{value}\"'" if '"' not in value else ""
+    key, _, value = (part.strip() for part in origins[0].text.partition("="))
+    return f"; for text write '{where}=\"{value}\"'" if key == where and '"' not in value else ""

@@ -1,6 +1,7 @@
 """The trained model, how it is split over ranks, and its optimizer."""
 
-from typing import Any, Literal
+import math
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -61,6 +62,16 @@ class OptimizerConfig(Config):
     """Decoupled; not applied to biases and norms."""
     clip_grad_norm: float = Field(1.0, ge=0)
     """Global gradient norm is clipped to this; 0 turns clipping off."""
+    lr_for_responses: int | None = Field(None, ge=1)
+    """`lr` and `min_lr` are meant for this many responses per update and scaled by sqrt(responses / this) (BroRL,
+    arXiv 2510.01180); absent: not scaled."""
+
+    def scaled(self, responses: int) -> Self:
+        """The same with learning rates for updates of this many responses, where `lr_for_responses` asks for it."""
+        if self.lr_for_responses is None:
+            return self
+        factor = math.sqrt(responses / self.lr_for_responses)
+        return self.model_copy(update={"lr": self.lr * factor, "min_lr": self.min_lr * factor})
 
 
 class PolicyConfig(Config):
@@ -71,6 +82,9 @@ class PolicyConfig(Config):
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation: nothing, the core attention, or every layer."""
+    head: Literal["logits", "fused"] = "logits"
+    """Output head: logits of a micro-batch's response tokens at once (fastest), or fused with the loss so that
+    [tokens, vocabulary] never exists (least memory, one more matrix product)."""
     tokens_per_micro_batch: int = Field(8192, ge=1)
     """Packed tokens a micro-batch may hold; one longer sequence makes a micro-batch of its own."""
     master_port: int = Field(0, ge=0, le=65535)

@@ -1,7 +1,7 @@
 """What pydantic found wrong, said in the user's terms: dotted paths without union tags, TOML values and types."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import date, time
 from typing import Any
 
@@ -10,18 +10,29 @@ from pydantic.fields import FieldInfo
 
 from megarl.config.base import Config, ConfigError
 from megarl.config.dump import format_value
-from megarl.config.fields import describe_choices, describe_type, iter_fields, section_types, union_tag
+from megarl.config.fields import (
+    describe_choices,
+    describe_type,
+    is_optional_section,
+    iter_fields,
+    section_types,
+    union_tag,
+)
 
 _LONGEST_VALUE = 60
 _TOML_TYPES = ((bool, "boolean"), (int, "integer"), (float, "float"), (str, "string"), (list, "array"))
 
 
 def describe_validation_error(error: ValidationError, schema: type[Config]) -> list[tuple[str, str]]:
-    """(dotted path, problem) for every error; the path is "" for rules that span sections."""
+    """(dotted path, problem) for every error; the path is "" for rules that span keys."""
     found: list[tuple[str, str]] = []
     for detail in error.errors():
         path, section, info = _locate(schema, detail["loc"])
-        found += ((path, text) for text in _describe(detail, path, section, info, schema))
+        if detail["type"] == "value_error" and isinstance(detail["ctx"]["error"], ConfigError):
+            found += (("", text) for text in detail["ctx"]["error"].problems)
+        else:
+            text = _describe(detail, path, section, info, schema)
+            found.append((text.partition(":")[0], text))  # of a tag the text's path is longer than pydantic's
     return found
 
 
@@ -48,32 +59,35 @@ def _describe(
     section: type[Config] | None,
     info: FieldInfo | None,
     schema: type[Config],
-) -> Iterator[str]:
+) -> str:
     match detail["type"]:
-        case "value_error" if isinstance(detail["ctx"]["error"], ConfigError):
-            yield from detail["ctx"]["error"].problems
         case "extra_forbidden":
-            yield f"{path}: unknown key{_suggest(path, section, schema)}"
+            return f"{path}: unknown key{_suggest(path, section, schema)}"
         case "missing" if info:
             about = f" ({_first_sentence(info.description)})" if info.description else ""
-            yield f"{path}: missing; expected {describe_type(info)}{about}"
-        case "union_tag_invalid" | "union_tag_not_found" if info:
-            yield _describe_tag(path, info, detail["input"])
+            return f"{path}: missing; expected {describe_type(info)}{about}"
+        case "union_tag_invalid" | "union_tag_not_found" | "model_type" | "model_attributes_type" if info:
+            return _describe_table(path, info, detail["input"])
         case _ if info:
-            yield f"{path}: expected {describe_type(info)}, found {describe_value(detail['input'])}"
+            return f"{path}: expected {describe_type(info)}, found {describe_value(detail['input'])}"
         case _:
-            yield f"{path}: {detail['msg']}, found {describe_value(detail['input'])}"
+            return f"{path}: {detail['msg']}, found {describe_value(detail['input'])}"
 
 
-def _describe_tag(path: str, info: FieldInfo, value: Any) -> str:
-    tags = [tag for member in section_types(info.annotation) if (tag := union_tag(member))]
-    key, expected = f"{path}.{tags[0][0]}", describe_choices(tuple(tag[1] for tag in tags))
+def _describe_table(path: str, info: FieldInfo, value: Any) -> str:
+    """What is wrong with a table that is none, or whose tag names no member of its union."""
+    members = section_types(info.annotation)
+    tags = [tag for member in members if (tag := union_tag(member))] if len(members) > 1 else []
     if not isinstance(value, Mapping):
-        return f"{path}: expected a table, found {describe_value(value)}"
+        key = f"{path}.{tags[0][0]}" if tags else ""
+        hint = f'; did you mean {key} = "{value}"?' if any(value == choice for _, choice in tags) else ""
+        hint = hint or ("; {} turns it on with its defaults" if is_optional_section(info) else "")
+        return f"{path}: expected {describe_type(info)}, found {describe_value(value)}{hint}"
+    key, expected = f"{path}.{tags[0][0]}", describe_choices(tuple(choice for _, choice in tags))
     if tags[0][0] not in value:
         return f"{key}: missing; expected {expected}"
     found = value[tags[0][0]]
-    close = difflib.get_close_matches(str(found), [tag[1] for tag in tags], n=1)
+    close = difflib.get_close_matches(str(found), [str(choice) for _, choice in tags], n=1)
     hint = f'; did you mean "{close[0]}"?' if close else ""
     return f"{key}: expected {expected}, found {describe_value(found)}{hint}"
 

@@ -79,6 +79,8 @@ class LoggingConfig(Config):
     """Run directories are made below this."""
     rollouts_every: int = Field(1, ge=0)
     """Write rollouts/step-N.parquet every so many steps; 0: never."""
+    traced_responses: int = Field(256, ge=0)
+    """Responses of a step, from its first, whose parquet rows say what training did with each token; 0: none."""
     wandb_project: str | None = None
     """Log to Weights & Biases; offline when there is no login."""
     tensorboard: bool = False
@@ -175,10 +177,78 @@ def _check_optimizers(config: RunConfig) -> Iterator[str]:
 
 def _check_overlong(config: RunConfig) -> Iterator[str]:
     overlong = config.reward.overlong
-    if overlong and overlong.cache_tokens >= config.rollout.max_response_tokens:
+    longest = config.rollout.max_response_tokens
+    if overlong and overlong.cache_of(longest) >= longest:
         yield (
-            f"reward.overlong.cache_tokens {overlong.cache_tokens} must be below rollout.max_response_tokens "
-            f"{config.rollout.max_response_tokens}"
+            f"reward.overlong.cache_tokens {overlong.cache_of(longest)} must be below rollout.max_response_tokens "
+            f"{longest}"
+        )
+
+
+def _check_truncation(config: RunConfig) -> Iterator[str]:
+    if config.reward.overlong and config.reward.truncated_factor != 1:
+        yield (
+            f"reward.overlong and reward.truncated_factor {config.reward.truncated_factor:g} both punish a response "
+            "that reaches the limit; keep one: reward.overlong=false or reward.truncated_factor=1.0"
+        )
+
+
+def _check_group_size(config: RunConfig) -> Iterator[str]:
+    advantage = config.objective.advantage.method
+    if config.train.samples_per_prompt == 1 and advantage != "reinforce_pp":
+        yield (
+            f'objective.advantage.method "{advantage}" compares the responses to one prompt, but '
+            'train.samples_per_prompt is 1 and every advantage would be 0; sample more, or use "reinforce_pp"'
+        )
+
+
+def _check_dynamic_sampling(config: RunConfig) -> Iterator[str]:
+    sampler = config.objective.sampler
+    if sampler.kind != "dynamic":
+        return
+    wanted, prompts = config.train.prompts_per_step, sampler.prompts_per_generation
+    if prompts is not None and prompts * sampler.max_generations < wanted:
+        yield (
+            f"objective.sampler.prompts_per_generation {prompts} x max_generations {sampler.max_generations} is below "
+            f"train.prompts_per_step {wanted}: no step could be filled; raise one of them"
+        )
+    if config.train.samples_per_prompt == 1:
+        yield (
+            'objective.sampler.kind "dynamic" keeps groups whose scores differ, but train.samples_per_prompt is 1 and '
+            'none ever does; sample more, or use kind "all"'
+        )
+
+
+def _check_random_reward(config: RunConfig) -> Iterator[str]:
+    verifier, objective = config.reward.verifier, config.objective
+    if verifier.kind != "random":
+        return
+    coin = verifier.p if verifier.distribution == "bernoulli" else None
+    if objective.sampler.kind == "dynamic" and (
+        coin in (0, 1) or (verifier.distribution == "gaussian" and verifier.std == 0)
+    ):
+        yield (
+            'reward.verifier gives every response the same number, and objective.sampler.kind "dynamic" drops such '
+            'groups: no step could be filled; use kind "all"'
+        )
+    if objective.auxiliary.guided:
+        yield (
+            "objective.auxiliary.guided moves right answers one way and wrong ones the other, but reward.verifier.kind "
+            '"random" does not look at the answer; use a verifier that does, or remove the table'
+        )
+
+
+def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
+    """Rules that compare the current policy with the one before the batch's first update."""
+    train, objective = config.train, config.objective
+    if train.responses_per_step != train.mini_batch_responses:
+        return
+    idle = {"objective.auxiliary.kl_cov": objective.auxiliary.kl_cov, "objective.weights.erc": objective.weights.erc}
+    for path in (path for path, section in idle.items() if section):
+        yield (
+            f"{path} compares the policy with itself before a batch's first update, but there is one update per batch "
+            f"(train.mini_batch_responses {train.mini_batch_responses} = all responses of a step); lower "
+            "train.mini_batch_responses, or remove the table"
         )
 
 
@@ -197,5 +267,10 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_transport,
     _check_optimizers,
     _check_overlong,
+    _check_truncation,
+    _check_group_size,
+    _check_dynamic_sampling,
+    _check_random_reward,
+    _check_rules_that_need_updates,
     _check_reward_matches_data,
 )

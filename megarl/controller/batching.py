@@ -29,6 +29,17 @@ def shard_step(samples: Sequence[Sample], config: RunConfig) -> list[BatchShard]
     return [tuple(shard) for shard in shards]
 
 
+def shard_for_scoring(samples: Sequence[Sample], config: RunConfig) -> list[BatchShard]:
+    """Samples that are only scored, any number of them, as one mini-batch; sample ids count from 0.
+
+    Every data-parallel rank needs equally many micro-batches and none may be empty, so samples are repeated up to a
+    multiple of the ranks; the ids of the repeats follow those of the samples.
+    """
+    repeats = -len(samples) % config.parallel.data
+    padded = [samples[i % len(samples)] for i in range(len(samples) + repeats)]
+    return [(mini,) for mini in shard_mini_batch(padded, [0.0] * len(padded), config, first_id=0)]
+
+
 def shard_mini_batch(
     samples: Sequence[Sample], weights: Sequence[float], config: RunConfig, *, first_id: int
 ) -> list[MiniBatch]:

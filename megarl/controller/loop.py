@@ -5,43 +5,29 @@ publish weights. `policy_version` is the number of finished steps whose updates 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Sequence
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
-from megarl.controller.mismatch import check_finite, check_logp_diff, compute_logp_diff
-from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
-from megarl.controller.reporting import StepRecord, StepReporter
-from megarl.data.sampler import PromptSampler
-from megarl.objective.advantage import compute_advantages
-from megarl.records import Prompt, Rollout, Sample, SampleRequest, Score
-from megarl.rewards.pool import RewardItem
+from megarl.controller.experts import add_expert_logps
+from megarl.controller.mismatch import check_finite, check_logp_diff, compute_logp_diff, compute_mean_entropy
+from megarl.controller.parts import Parts
+from megarl.controller.reporting import StepRecord, rollouts_due
+from megarl.controller.sampling import Group, sample_groups
+from megarl.objective.advantage import AdvantageHistory, compute_advantages
+from megarl.objective.tokens import Controls
+from megarl.records import Sample, TokenTrace
 from megarl.telemetry.metrics import Metrics, merge
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Everything the loop works with."""
-
-    policy: PolicyGroup
-    pool: RolloutPool
-    scorer: Scorer
-    prompts: Sequence[Prompt]
-    sampler: PromptSampler
-    decode: Callable[[Sequence[int]], str]
-    """Response tokens to text, special tokens left out."""
-    reporter: StepReporter
 
 
 async def train(config: RunConfig, parts: Parts) -> None:
     """Run `config.train.steps` steps; raises what a part raises."""
+    if (parts.experts is None) != (config.objective.auxiliary.guided is None):
+        raise ValueError("Parts.experts holds the data set's answers where objective.auxiliary.guided is on, else None")
     for step in range(1, config.train.steps + 1):
         with parts.reporter.spans.measure("step"):
             record = await train_step(step, config, parts)
-        parts.reporter.report(record, sampler=parts.sampler.state_dict())
+        parts.reporter.report(record, sampler=parts.sampler.state_dict(), controllers=parts.controller_state())
         if export_due(step, config):
             await parts.policy.export_hf(str(parts.reporter.checkpoint_path(step)))
 
@@ -55,77 +41,70 @@ def export_due(step: int, config: RunConfig) -> bool:
 async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
     """One step, from prompts to published weights."""
     report = parts.reporter
-    prompts = [parts.prompts[index] for index in parts.sampler.next_batch()]
-    with report.phase("generate", total=config.train.responses_per_step) as phase:
-        requests = sample_requests(prompts, step=step, config=config)
-        rollouts = await parts.pool.generate(requests, phase.advance)
-    with report.phase("reward"):
-        items = reward_items(prompts, rollouts, parts.decode)
-        scores = await parts.scorer.score(items, step=step)
-    samples = with_advantages(rollouts, scores, config)
-    shards = shard_step(samples, config)
+    groups, sampled = await sample_groups(step, config, parts)
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    samples = make_samples(groups, config, parts.history)
     with report.phase("old_logp"):
-        token_scores = sorted(await parts.policy.score(shards), key=lambda scored: scored.sample_id)
+        if parts.experts is not None:
+            prompts = [group.prompt for group in groups for _ in group.rollouts]
+            samples = await add_expert_logps(
+                samples, prompts, experts=parts.experts, policy=parts.policy, config=config
+            )
+        scored = await parts.policy.score(shard_step(samples, config))
+        token_scores = sorted(scored, key=lambda scores: scores.sample_id)
     check_finite(rollouts, token_scores)
     difference = compute_logp_diff(rollouts, token_scores)
     check_logp_diff(difference, step=step, config=config)
-    updates: list[Metrics] = []
-    with report.phase("update", total=config.train.updates_per_step) as phase:
-        for index in range(config.train.updates_per_step):
-            updates.append(await parts.policy.train_mini_batch(index))
-            phase.advance(1)
+    controls = parts.controllers.begin_step(step, compute_mean_entropy(token_scores))
+    updates, traces = await _update(controls, config, parts)
     with report.phase("publish"):
         published, _ = await asyncio.gather(parts.policy.publish_weights(step), parts.pool.adopt_weights(step))
     return StepRecord(
         step=step,
-        items=items,
+        items=[item for group in groups for item in group.items],
         rollouts=rollouts,
         samples=samples,
-        scores=scores,
+        scores=[score for group in groups for score in group.scores],
         token_scores=token_scores,
-        metrics=merge(*updates) | difference | published,
+        traces=traces,
+        token_texts={
+            trace.sample_id: tuple(map(parts.token_text, rollouts[trace.sample_id].response)) for trace in traces
+        },
+        metrics=updates | parts.controllers.metrics() | sampled | difference | published,
     )
 
 
-def sample_requests(prompts: Sequence[Prompt], *, step: int, config: RunConfig) -> list[SampleRequest]:
-    """Each prompt `samples_per_prompt` times in a row, each sample with its own seed."""
-    return [
-        SampleRequest(prompt=prompt.token_ids, seed=sample_seed(config.train.seed, step, position, sample))
-        for position, prompt in enumerate(prompts)
-        for sample in range(config.train.samples_per_prompt)
-    ]
+async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[Metrics, list[TokenTrace]]:
+    """The step's optimizer updates, and the reference's renewal where one is due after them."""
+    traced = config.logging.traced_responses if rollouts_due(controls.step, config) else 0
+    metrics: list[Metrics] = []
+    traces: list[TokenTrace] = []
+    with parts.reporter.phase("update", total=config.train.updates_per_step) as phase:
+        for index in range(config.train.updates_per_step):
+            of_update, of_tokens = await parts.policy.train_mini_batch(index, controls, traced=traced)
+            metrics.append(of_update)
+            traces += of_tokens
+            phase.advance(1)
+    merged = merge(*metrics)
+    kl = merged.get("actor/kl_loss")
+    if parts.controllers.end_step(None if kl is None else kl.value):
+        with parts.reporter.phase("reset_reference"):
+            await parts.policy.reset_reference()
+    return merged, traces
 
 
-def sample_seed(seed: int, step: int, position: int, sample: int) -> int:
-    """A 32-bit seed that depends on nothing else, so that engines and their number do not change a sample.
-
-    `position` is the prompt's in the step: a prompt that a step draws twice is sampled anew.
-    """
-    return int(np.random.SeedSequence((seed, step, position, sample)).generate_state(1)[0])
-
-
-def reward_items(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str]
-) -> list[RewardItem]:
-    """The answers as text, with their prompts; every prompt has the same number of rollouts in a row."""
-    size = len(rollouts) // len(prompts)
-    return [
-        RewardItem(
-            prompt=prompts[index // size],
-            response=decode(rollout.response),
-            response_tokens=len(rollout.response),
-            prompt_index=index // size,
-            sample_index=index % size,
-        )
-        for index, rollout in enumerate(rollouts)
-    ]
-
-
-def with_advantages(rollouts: Sequence[Rollout], scores: Sequence[Score], config: RunConfig) -> list[Sample]:
-    """Training samples in rollout order; a group is the samples of one prompt of the step."""
-    size = config.train.samples_per_prompt
+def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:
+    """Training samples in the groups' order, with advantages; `history` remembers the prompts' rewards."""
+    scores = [score for group in groups for score in group.scores]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    scales = [bonus_scale(group, config) for group in groups for _ in group.rollouts]
     advantages = compute_advantages(
-        config.objective.advantage, [score.reward for score in scores], [i // size for i in range(len(scores))]
+        config.objective.advantage,
+        [score.reward for score in scores],
+        [group.position for group in groups for _ in group.rollouts],
+        response_lengths=[len(rollout.response) for rollout in rollouts],
+        prompt_indexes=[group.prompt.index for group in groups for _ in group.rollouts],
+        history=history,
     )
     return [
         Sample(
@@ -133,6 +112,18 @@ def with_advantages(rollouts: Sequence[Rollout], scores: Sequence[Score], config
             response=rollout.response,
             behavior_logp=rollout.behavior_logp,
             advantage=advantage,
+            correct=score.verifier > 0,
+            entropy_scale=scale,
         )
-        for rollout, advantage in zip(rollouts, advantages, strict=True)
+        for rollout, score, advantage, scale in zip(rollouts, scores, advantages, scales, strict=True)
     ]
+
+
+def bonus_scale(group: Group, config: RunConfig) -> float:
+    """AER-style factor of the entropy bonus on a prompt's responses: max(0, (rho - g) / rho), g the group's mean
+    verifier score within [0, 1]; 1 without that controller. A reconstruction, see `AerStyleCoefficient`."""
+    aer = config.objective.controllers.aer
+    if aer is None:
+        return 1.0
+    mean = sum(score.verifier for score in group.scores) / len(group.scores)
+    return max(0.0, (aer.rho - min(max(mean, 0.0), 1.0)) / aer.rho)

@@ -22,6 +22,7 @@ def check_finite(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> 
     """NonFiniteLogpError that says which side has such log-probs and in which samples."""
     found = {
         "the trainer's (old_logp)": [scored.sample_id for scored in scores if not _all_finite(scored.old_logp)],
+        "the trainer's entropies": [scored.sample_id for scored in scores if not _all_finite(scored.old_entropy)],
         "vLLM's (behavior_logp)": [i for i, rollout in enumerate(rollouts) if not _all_finite(rollout.behavior_logp)],
     }
     if not any(found.values()):
@@ -32,6 +33,12 @@ def check_finite(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> 
         "the checkpoint in model.path, or at the learning rate and gradient norm of the steps before. On one side "
         "that side's model is: look at its dtype, megatron_overrides or vllm_overrides"
     )
+
+
+def compute_mean_entropy(scores: Sequence[TokenScores]) -> float:
+    """Exact mean entropy over all response tokens before the first update, nats; NaN where there is no token."""
+    count = sum(len(scored.old_entropy) for scored in scores)
+    return math.fsum(entropy for scored in scores for entropy in scored.old_entropy) / count if count else math.nan
 
 
 def _all_finite(values: Sequence[float]) -> bool:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
-from megarl.records import Rollout, SampleRequest, Score, TokenScores
+from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.metrics import Metrics
 
@@ -15,11 +16,20 @@ Advance = Callable[[int], None]
 class PolicyGroup(Protocol):
     """All policy ranks as one."""
 
-    async def score(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
-        """Hold the step's batch and compute old (and reference) log-probs of every sample."""
+    async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
+        """Compute old (and reference) log-probs and entropies of every sample, and hold the batch to train on it.
 
-    async def train_mini_batch(self, index: int) -> Metrics:
-        """One optimizer update on mini-batch `index` of the held batch."""
+        `hold` false only computes: a batch that is held stays.
+        """
+
+    async def train_mini_batch(
+        self, index: int, controls: Controls, *, traced: int
+    ) -> tuple[Metrics, list[TokenTrace]]:
+        """One optimizer update on mini-batch `index` of the held batch with the step's numbers; also what it did with
+        the tokens of the samples whose id is below `traced`."""
+
+    async def reset_reference(self) -> None:
+        """The reference becomes the current weights, and the optimizer's moments start anew."""
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
         """One supervised update; `shards` are per data-parallel rank."""

@@ -1,14 +1,14 @@
 """What a step leaves behind: a line, a metrics row, the rollouts, the state."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megarl.config.run import RunConfig
-from megarl.records import Rollout, Sample, Score, TokenScores
+from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.console import Console, Phase
 from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Std, Sum, to_values
@@ -28,6 +28,10 @@ class StepRecord:
     samples: Sequence[Sample]
     scores: Sequence[Score]
     token_scores: Sequence[TokenScores]
+    traces: Sequence[TokenTrace]
+    """Of the responses that were traced, in any order; their sample ids are positions in the other sequences."""
+    token_texts: Mapping[int, tuple[str, ...]]
+    """By sample id, of the traced responses: the text of each response token alone."""
     metrics: Metrics
 
 
@@ -58,8 +62,8 @@ class StepReporter:
         """Directory of the Hugging Face checkpoint of a step."""
         return self._directory.checkpoints / f"step-{step:06d}-hf"
 
-    def report(self, record: StepRecord, *, sampler: dict[str, Any]) -> None:
-        """One finished RL step; `sampler` is the prompt sampler's state after it."""
+    def report(self, record: StepRecord, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
+        """One finished RL step; `sampler` and `controllers` are the states after it."""
         timings = self.spans.collect()
         tokens = sum(sample.length for sample in record.samples)
         metrics: Metrics = {
@@ -71,10 +75,11 @@ class StepReporter:
             "policy_version": Max(float(record.step)),
         }
         self._log(record.step, metrics)
-        every = self._config.logging.rollouts_every
-        if every and record.step % every == 0:
+        if rollouts_due(record.step, self._config):
             write_rollouts(self._directory.rollouts_path(record.step), rollout_rows(record))
-        self._directory.write_state(RunState(status="running", step=record.step, sampler=sampler))
+        self._directory.write_state(
+            RunState(status="running", step=record.step, sampler=sampler, controllers=controllers)
+        )
 
     def report_sft(self, step: int, *, loss: float, metrics: Metrics, num_tokens: int) -> None:
         """One finished supervised update; `loss` is the mean cross-entropy per answer token in nats."""
@@ -89,6 +94,12 @@ class StepReporter:
         values = to_values(metrics)
         self._sinks.log(step, values)
         self._console.step_line({"step": step, **values})
+
+
+def rollouts_due(step: int, config: RunConfig) -> bool:
+    """Whether the step's responses are written: every logging.rollouts_every steps, never where that is 0."""
+    every = config.logging.rollouts_every
+    return every > 0 and step % every == 0
 
 
 def _rate(tokens: int, timings: Metrics) -> Metric:
@@ -123,10 +134,12 @@ def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
 
 def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
     """The step's responses as rows of its parquet file."""
+    traces = {trace.sample_id: trace for trace in record.traces}
     parallel = zip(record.items, record.rollouts, record.samples, record.scores, record.token_scores, strict=True)
-    for item, rollout, sample, score, tokens in parallel:
+    for number, (item, rollout, sample, score, tokens) in enumerate(parallel):
         yield RolloutRow(
             step=record.step,
+            sample_id=number,
             prompt_index=item.prompt.index,
             sample_index=item.sample_index,
             policy_version=rollout.policy_version,
@@ -134,8 +147,10 @@ def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
             response_text=item.response,
             prompt_tokens=rollout.prompt,
             response_tokens=rollout.response,
+            token_text=record.token_texts.get(number),
             behavior_logp=rollout.behavior_logp,
             old_logp=tokens.old_logp,
+            old_entropy=tokens.old_entropy,
             ref_logp=tokens.ref_logp,
             reward=score.reward,
             verifier_reward=score.verifier,
@@ -143,4 +158,5 @@ def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
             failure=score.failure,
             advantage=sample.advantage,
             stop_reason=rollout.stop_reason,
+            trace=traces.get(number),
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class PromptSampler:
-    """Endless batches of prompt indices. `next_batch` is the only thing that moves it."""
+    """Endless batches of prompt indices. `draw` and `next_batch` are the only things that move it."""
 
     def __init__(self, num_prompts: int, batch: int, *, seed: int, shuffle: bool = True) -> None:
         if num_prompts < 1 or batch < 1:
@@ -29,10 +29,16 @@ class PromptSampler:
 
     def next_batch(self) -> list[int]:
         """The next `batch` indices into the prompt set."""
+        return self.draw(self._batch)
+
+    def draw(self, count: int) -> list[int]:
+        """The next `count` indices; how many are drawn at a time does not change their order."""
+        if count < 1:
+            raise ValueError(f"expected to draw at least one prompt, found {count}")
         indices: list[int] = []
-        while len(indices) < self._batch:
+        while len(indices) < count:
             epoch, start = divmod(self._num_drawn, self._num_prompts)
-            taken = self._order(epoch)[start : start + self._batch - len(indices)]
+            taken = self._order(epoch)[start : start + count - len(indices)]
             indices.extend(taken.tolist())
             self._num_drawn += len(taken)
         return indices

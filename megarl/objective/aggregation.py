@@ -2,7 +2,7 @@
 
 loss = sum over all response tokens of weight * token loss, so micro-batches, pipeline stages and data-parallel ranks
 only add. The normaliser counts the whole mini-batch over all data-parallel ranks; every token of a response has the
-same weight. Names are verl's (`loss_agg_mode`).
+same weight. Names are verl's (`loss_agg_mode`), and two sums in their manner.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,8 @@ def sequence_weight(
     """The weight of each token of a response of `response_length` tokens; 0 for an empty response.
 
     token-mean: 1 / tokens of the mini-batch (DAPO). seq-mean-token-mean: 1 / (responses * response_length) (GRPO).
-    seq-mean-token-sum-norm: 1 / (responses * norm_length), a constant divisor (Dr. GRPO).
+    seq-mean-token-sum-norm: 1 / (responses * norm_length), a constant divisor (Dr. GRPO). seq-sum-token-mean:
+    1 / response_length (DCPO's OTM). token-sum: 1. The last two grow with the mini-batch.
 
     `norm_length` is the divisor where the config names none (rollout.max_response_tokens); only the third mode
     reads it.
@@ -67,6 +68,10 @@ def sequence_weight(
                     "set objective.aggregation.norm_length or rollout.max_response_tokens"
                 )
             return 1.0 / (totals.num_sequences * divisor)
+        case "seq-sum-token-mean":
+            return 1.0 / response_length
+        case "token-sum":
+            return 1.0
     assert_never(config.mode)
 
 

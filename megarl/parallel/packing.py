@@ -31,6 +31,12 @@ class PackableSample(Protocol):
     def behavior_logp(self) -> Sequence[float]: ...
     @property
     def advantage(self) -> float: ...
+    @property
+    def correct(self) -> bool: ...
+    @property
+    def expert_logp(self) -> Sequence[float]: ...
+    @property
+    def entropy_scale(self) -> float: ...
 
 
 def stream_length(sample: PackableSample) -> int:
@@ -178,8 +184,14 @@ class PackedMicroBatch:
     """Tokens of the dummy sequence at the end of the stream; never scored."""
     sample_ids: tuple[int, ...]
     """[B]: the caller's name for each sample, to find per-token results again."""
+    correct_R: Tensor
+    """bool."""
+    entropy_scale_R: Tensor
+    """float32: factor of the entropy bonus."""
     behavior_logp_R: Tensor | None = None
     """float32; None where the samples carry none (supervised data)."""
+    expert_logp_R: Tensor | None = None
+    """float32, NaN past the expert answer's end; None where the samples carry none."""
 
     @property
     def num_samples(self) -> int:
@@ -251,7 +263,10 @@ def pack(
         response_offsets=(0, *response_lengths.cumsum(0).tolist()),
         num_padding=num_padding,
         sample_ids=tuple(range(len(samples)) if sample_ids is None else sample_ids),
-        behavior_logp_R=_pack_behavior_logp(samples),
+        correct_R=_per_token([float(sample.correct) for sample in samples], response_lengths).bool(),
+        entropy_scale_R=_per_token([sample.entropy_scale for sample in samples], response_lengths),
+        behavior_logp_R=_pack_logps("behavior_logp", [sample.behavior_logp for sample in samples], samples),
+        expert_logp_R=_pack_logps("expert_logp", [sample.expert_logp for sample in samples], samples),
     )
 
 
@@ -268,13 +283,14 @@ def _per_token(values: Sequence[float], response_lengths: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).repeat_interleave(response_lengths)
 
 
-def _pack_behavior_logp(samples: Sequence[PackableSample]) -> Tensor | None:
-    if not any(sample.behavior_logp for sample in samples):
+def _pack_logps(name: str, logps: Sequence[Sequence[float]], samples: Sequence[PackableSample]) -> Tensor | None:
+    """One entry per response token, or None where no sample has any."""
+    if not any(logps):
         return None
-    for number, sample in enumerate(samples):
-        if len(sample.behavior_logp) != len(sample.response):
+    for number, (own, sample) in enumerate(zip(logps, samples, strict=True)):
+        if len(own) != len(sample.response):
             raise ValueError(
-                f"behavior_logp of sample {number} has {len(sample.behavior_logp)} entries, its response "
-                f"{len(sample.response)} tokens; log-probs belong to response tokens only, one each"
+                f"{name} of sample {number} has {len(own)} entries, its response {len(sample.response)} tokens; "
+                "log-probs belong to response tokens only, one each"
             )
-    return torch.tensor([logp for sample in samples for logp in sample.behavior_logp], dtype=torch.float32)
+    return torch.tensor([logp for own in logps for logp in own], dtype=torch.float32)

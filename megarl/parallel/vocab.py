@@ -1,35 +1,35 @@
-"""Log-prob and entropy of each token from vocabulary-parallel logits.
+"""Log-prob, entropy and expected q of each token from vocabulary-parallel logits.
 
-T = tokens, V = this rank's logit columns, C <= V = its valid ones, B = rows of a block, W = tensor ranks.
+T = tokens, V = this rank's logit columns, the last of which may be padding.
 
 What is true:
-* Forward reads the logits once and makes one all-gather of four numbers per token; backward reads and writes them once
-  and makes no collective. What is saved for backward is the logits themselves and per-token scalars: no softmax.
+* Forward reads the logits once and makes one all-gather of four numbers per token (six with expected q); backward
+  reads and writes them once and makes no collective. What is saved for backward is the logits themselves and
+  per-token scalars: no softmax.
 * With `inplace_backward` the gradient is written over the logits, so beside them only blocks of scratch rows exist.
 * Statistics are float32 (float64 for float64 logits) whatever the dtype of the logits, without a float32 copy of them.
-* Merging shards is exact: each contributes its maximum m, s = sum exp(x - m) and t = sum exp(x - m)(x - m), where
-  x = logits / temperature; with M the largest m, a shard's s scales by exp(m - M). All ranks of the group merge the
-  same four numbers in the same order, so their results are equal to the last bit.
-* logp <= 0 and entropy >= 0 hold in floating point, since s >= 1 on the rank that holds M and t <= 0.
-
-Gradient, with p = exp(x - logZ) and upstream gradients g_logp, g_entropy:
-  d/dx = g_logp (1[target] - p) - g_entropy p (log p + H).
+* The formulas of the merge and of the gradient are in token_statistics.py; the kernels are chosen in kernels.py.
 """
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-EXPONENT_FLOOR = -1e4
-"""x - m is clamped to this: exp of it is 0 in every dtype, and 0 * floor is 0 where 0 * -inf would be NaN."""
-CPU_BLOCK_BYTES = 2 << 20
-"""One scratch block on the CPU: two of them stay in a core's cache."""
-DEVICE_BLOCK_BYTES = 128 << 20
-"""One scratch block on an accelerator: large enough that kernel launches do not dominate."""
+from megarl.parallel.kernels import vocab_kernels
+from megarl.parallel.token_statistics import (
+    TokenDistribution,
+    check_tokens,
+    combine_shards,
+    finish_statistics,
+    gather_shards,
+    inverse_temperature,
+    owned_columns,
+    statistics_dtype,
+    token_gradient,
+)
 
 
 def vocab_parallel_logp_entropy(
@@ -41,7 +41,8 @@ def vocab_parallel_logp_entropy(
     temperature: float | Tensor = 1.0,
     group: dist.ProcessGroup | None = None,
     inplace_backward: bool = True,
-) -> tuple[Tensor, Tensor]:
+    with_expected_q: bool = False,
+) -> TokenDistribution:
     """Log-prob of the target and entropy of the distribution softmax(logits / temperature), per token.
 
     Args:
@@ -55,24 +56,36 @@ def vocab_parallel_logp_entropy(
         inplace_backward: write the gradient over `logits_TV`, which no one may read after backward has begun. The
             write is visible to autograd: another operation that saved the same logits for its backward raises
             instead of using them. Backward may run once.
+        with_expected_q: also return N = sum p^2 (log p + H), the same argument on every rank.
 
     Returns:
-        (logp_T, entropy_T), float32 (float64 for float64 logits), natural logarithm, differentiable in the logits.
-        A target that no rank holds has logp -inf. NaN or +inf in a row's logits makes that row NaN.
+        logp_T and entropy_T, float32 (float64 for float64 logits), natural logarithm, differentiable in the logits,
+        and expected_q_T without gradient (None unless asked for). A target that no rank holds has logp -inf. NaN or
+        +inf in a row's logits makes that row NaN.
 
     Raises:
-        ValueError: shapes or ranges do not fit, temperature is not positive, or `inplace_backward` with logits that
-            are a leaf or expanded.
+        ValueError: shapes or ranges do not fit, temperature is not positive, `inplace_backward` with logits that
+            are a leaf or expanded, or logits on a device without kernels.
         RuntimeError: backward runs twice with `inplace_backward`.
     """
-    _check_arguments(logits_TV, target_T, vocab_start=vocab_start, vocab_stop=vocab_stop, temperature=temperature)
+    if logits_TV.ndim != 2:
+        raise ValueError(f"expected logits [tokens, vocabulary columns], found {tuple(logits_TV.shape)}")
+    check_tokens(
+        target_T,
+        num_tokens=logits_TV.shape[0],
+        num_columns=logits_TV.shape[1],
+        vocab_start=vocab_start,
+        vocab_stop=vocab_stop,
+        temperature=temperature,
+    )
     if inplace_backward and logits_TV.requires_grad and torch.is_grad_enabled():
         _check_overwritable(logits_TV)
     num_valid = max(0, vocab_stop - vocab_start)
+    column_T = owned_columns(target_T, vocab_start=vocab_start, num_valid=num_valid)
     outputs = _VocabParallelLogpEntropy.apply(
-        logits_TV, target_T - vocab_start, num_valid, temperature, group, inplace_backward
+        logits_TV, column_T, num_valid, temperature, group, inplace_backward, with_expected_q
     )
-    return cast(tuple[Tensor, Tensor], outputs)
+    return TokenDistribution(*outputs)
 
 
 class _VocabParallelLogpEntropy(torch.autograd.Function):
@@ -85,23 +98,27 @@ class _VocabParallelLogpEntropy(torch.autograd.Function):
         temperature: float | Tensor,
         group: dist.ProcessGroup | None,
         inplace_backward: bool,
-    ) -> tuple[Tensor, Tensor]:
-        logits_TC = logits_TV[:, :num_valid]
-        scale = _inverse_temperature(temperature, _statistics_dtype(logits_TV))
-        owned_T = (column_T >= 0) & (column_T < num_valid)
-        safe_column_T = torch.where(owned_T, column_T, 0)
-        shard_T4 = _shard_statistics(logits_TC, safe_column_T, owned_T, scale)
-        max_T, sum_T, logp_T, entropy_T = _merge_shards(_gather_shards(shard_T4, group), scale)
-        ctx.save_for_backward(logits_TV, safe_column_T, owned_T, max_T, sum_T, entropy_T)
+        with_expected_q: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scale = inverse_temperature(temperature, statistics_dtype(logits_TV.dtype))
+        shard_TK = vocab_kernels(logits_TV.device).shard_statistics(
+            logits_TV[:, :num_valid], column_T, scale=scale, with_expected_q=with_expected_q
+        )
+        merged = finish_statistics(combine_shards(gather_shards(shard_TK, group), scale), scale)
+        ctx.save_for_backward(logits_TV, column_T, merged.max_T, merged.sum_T, merged.entropy_T)
         ctx.num_valid, ctx.scale, ctx.inplace, ctx.consumed = num_valid, scale, inplace_backward, False
         # An unused output's gradient arrives as None, which spares its arithmetic in backward.
         ctx.set_materialize_grads(False)
-        return logp_T, entropy_T
+        if merged.expected_q_T is not None:
+            ctx.mark_non_differentiable(merged.expected_q_T)
+        return merged.logp_T, merged.entropy_T, merged.expected_q_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logp_T: Tensor | None, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        unused = (None,) * 5
+    def backward(
+        ctx: Any, grad_logp_T: Tensor | None, grad_entropy_T: Tensor | None, _grad_expected_q_T: None
+    ) -> tuple[Tensor | None, ...]:
+        unused = (None,) * 6
         if grad_logp_T is None and grad_entropy_T is None:
             return None, *unused
         if ctx.consumed:
@@ -109,190 +126,18 @@ class _VocabParallelLogpEntropy(torch.autograd.Function):
                 "backward of vocab_parallel_logp_entropy ran twice, but the first run wrote the gradient over the "
                 "logits; sum the losses before one backward, or pass inplace_backward=False"
             )
-        logits_TV, column_T, owned_T, max_T, sum_T, entropy_T = ctx.saved_tensors
+        logits_TV, column_T, max_T, sum_T, entropy_T = ctx.saved_tensors
+        gradient = token_gradient(
+            grad_logp_T, grad_entropy_T, max_T=max_T, sum_T=sum_T, entropy_T=entropy_T, scale=ctx.scale
+        )
         # `detach` shares storage and version counter: the write below counts as a modification for every other
         # operation that saved these logits. Our own saved copy was unpacked just above, before the write.
         out_TV = logits_TV.detach() if ctx.inplace else torch.empty_like(logits_TV)
         ctx.consumed = ctx.inplace
-        out_TV[:, ctx.num_valid :].zero_()
-        if ctx.num_valid and out_TV.shape[0]:
-            coefficients = _gradient_coefficients(grad_logp_T, grad_entropy_T, sum_T, entropy_T, ctx.scale)
-            _write_gradient(
-                out_TV[:, : ctx.num_valid],
-                logits_TV[:, : ctx.num_valid],
-                target=(column_T, owned_T),
-                max_T=max_T,
-                scale=ctx.scale,
-                coefficients=coefficients,
-            )
+        vocab_kernels(logits_TV.device).write_gradient(
+            out_TV, logits_TV, column_T, num_valid=ctx.num_valid, gradient=gradient
+        )
         return out_TV, *unused
-
-
-def _shard_statistics(logits_TC: Tensor, column_T: Tensor, owned_T: Tensor, scale: float | Tensor) -> Tensor:
-    """[T, 4]: maximum of the raw logits, s, t (see module docstring), raw logit of the target (-inf elsewhere)."""
-    num_rows, num_columns = logits_TC.shape
-    dtype = _statistics_dtype(logits_TC)
-    shard_T4 = torch.zeros(num_rows, 4, dtype=dtype, device=logits_TC.device)
-    shard_T4[:, 0] = shard_T4[:, 3] = -torch.inf
-    if num_columns == 0 or num_rows == 0:
-        return shard_T4
-    target_T = logits_TC.gather(1, column_T[:, None])[:, 0].to(dtype)
-    shard_T4[:, 3] = torch.where(owned_T, target_T, -torch.inf)
-    shifted, weight = _scratch(logits_TC), _scratch(logits_TC)
-    for rows in _blocks(logits_TC):
-        block_BC = logits_TC[rows]
-        size = block_BC.shape[0]
-        max_B = block_BC.amax(1).to(dtype)
-        # A row that is -inf throughout this shard (tokens masked out) has no maximum to subtract.
-        shift_B = torch.where(max_B == -torch.inf, 0.0, max_B)
-        shifted_BC = _shift(block_BC, shift_B, _rows_of(scale, rows), out=shifted[:size])
-        weight_BC = torch.exp(shifted_BC, out=weight[:size])
-        shard_T4[rows, 0] = max_B
-        shard_T4[rows, 1] = weight_BC.sum(1)
-        # Not a batched matrix product: slower on the CPU, and TF32 would round its factors on an accelerator.
-        shard_T4[rows, 2] = shifted_BC.mul_(weight_BC).sum(1)
-    return shard_T4
-
-
-def _gather_shards(shard_T4: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """[W, T, 4]: the one collective. T is the same on all ranks of the group, so T = 0 skips it on all of them."""
-    if group is None or group.size() == 1 or shard_T4.shape[0] == 0:
-        return shard_T4[None]
-    gathered = shard_T4.new_empty(group.size() * shard_T4.shape[0], shard_T4.shape[1])
-    # torch 2.13 renamed the collective and warns at the old name, which earlier versions have.
-    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    all_gather(gathered, shard_T4, group=group)
-    return gathered.view(group.size(), *shard_T4.shape)
-
-
-def _merge_shards(shard_WT4: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(largest raw logit, sum of exp((z - largest) * scale), logp, entropy), each [T], over all shards."""
-    max_WT, sum_WT, dot_WT, target_WT = shard_WT4.unbind(-1)
-    max_T = max_WT.amax(0)
-    # Distance of a shard's maximum to the global one; a shard without a finite logit has -inf, and s = t = 0.
-    gap_WT = ((max_WT - max_T) * scale).clamp(min=EXPONENT_FLOOR)
-    factor_WT = gap_WT.exp()
-    sum_T = (factor_WT * sum_WT).sum(0)
-    mean_T = (factor_WT * (dot_WT + gap_WT * sum_WT)).sum(0) / sum_T
-    log_sum_T = sum_T.log()
-    logp_T = (target_WT.amax(0) - max_T) * scale - log_sum_T
-    return max_T, sum_T, logp_T, log_sum_T - mean_T
-
-
-def _gradient_coefficients(
-    grad_logp_T: Tensor | None,
-    grad_entropy_T: Tensor | None,
-    sum_T: Tensor,
-    entropy_T: Tensor,
-    scale: float | Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(constant_T, slope_T, target_T): d/dz = exp(d) * (constant + slope * d) + target * 1[target].
-
-    d = (z - M) * scale. The division by the normaliser is here, once per token, not in the loop over the vocabulary.
-    slope_T or target_T is None where that output has no gradient.
-    """
-    constant_T = torch.zeros_like(sum_T)
-    slope_T = target_T = None
-    if grad_logp_T is not None:
-        target_T = grad_logp_T * scale
-        constant_T = constant_T - target_T / sum_T
-    if grad_entropy_T is not None:
-        slope_T = -grad_entropy_T * scale / sum_T
-        constant_T = constant_T + slope_T * (entropy_T - sum_T.log())
-    return constant_T, slope_T, target_T
-
-
-def _write_gradient(
-    out_TC: Tensor,
-    logits_TC: Tensor,
-    *,
-    target: tuple[Tensor, Tensor],
-    max_T: Tensor,
-    scale: float | Tensor,
-    coefficients: tuple[Tensor, Tensor | None, Tensor | None],
-) -> None:
-    """The gradient block by block; `out_TC` may be `logits_TC` itself: a block is read before it is written."""
-    constant_T, slope_T, target_T = coefficients
-    column_T, owned_T = target
-    shifted = _scratch(logits_TC)
-    weight = _scratch(logits_TC) if slope_T is not None else None
-    target_T = None if target_T is None else torch.where(owned_T, target_T, 0.0)
-    for rows in _blocks(logits_TC):
-        block_BC = logits_TC[rows]
-        size = block_BC.shape[0]
-        shifted_BC = _shift(block_BC, max_T[rows], _rows_of(scale, rows), out=shifted[:size])
-        if slope_T is None or weight is None:
-            gradient_BC = shifted_BC.exp_().mul_(constant_T[rows, None])
-        else:
-            weight_BC = torch.exp(shifted_BC, out=weight[:size])
-            gradient_BC = shifted_BC.mul_(slope_T[rows, None]).add_(constant_T[rows, None]).mul_(weight_BC)
-        if target_T is not None:
-            gradient_BC.scatter_add_(1, column_T[rows, None], target_T[rows, None])
-        out_TC[rows].copy_(gradient_BC)
-
-
-def _shift(block_BC: Tensor, shift_B: Tensor, scale: float | Tensor, *, out: Tensor) -> Tensor:
-    """(z - shift) * scale in the statistics dtype, not below EXPONENT_FLOOR. Subtracted first, so no digit is lost."""
-    if block_BC.dtype == out.dtype:
-        torch.sub(block_BC, shift_B[:, None], out=out)
-    else:
-        out.copy_(block_BC).sub_(shift_B[:, None])
-    if isinstance(scale, Tensor):
-        out.mul_(scale[:, None])
-    elif scale != 1.0:
-        out.mul_(scale)
-    return out.clamp_(min=EXPONENT_FLOOR)
-
-
-def _statistics_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _inverse_temperature(temperature: float | Tensor, dtype: torch.dtype) -> float | Tensor:
-    return 1.0 / temperature.detach().to(dtype) if isinstance(temperature, Tensor) else 1.0 / temperature
-
-
-def _rows_of(scale: float | Tensor, rows: slice) -> float | Tensor:
-    return scale[rows] if isinstance(scale, Tensor) else scale
-
-
-def _block_rows(logits_TC: Tensor) -> int:
-    budget = CPU_BLOCK_BYTES if logits_TC.device.type == "cpu" else DEVICE_BLOCK_BYTES
-    row_bytes = logits_TC.shape[1] * _statistics_dtype(logits_TC).itemsize
-    return max(1, min(logits_TC.shape[0], budget // row_bytes))
-
-
-def _blocks(logits_TC: Tensor) -> Iterator[slice]:
-    step = _block_rows(logits_TC)
-    return (slice(start, start + step) for start in range(0, logits_TC.shape[0], step))
-
-
-def _scratch(logits_TC: Tensor) -> Tensor:
-    shape = (_block_rows(logits_TC), logits_TC.shape[1])
-    return torch.empty(shape, dtype=_statistics_dtype(logits_TC), device=logits_TC.device)
-
-
-def _check_arguments(
-    logits_TV: Tensor, target_T: Tensor, *, vocab_start: int, vocab_stop: int, temperature: float | Tensor
-) -> None:
-    if logits_TV.ndim != 2 or target_T.shape != logits_TV.shape[:1] or target_T.dtype != torch.int64:
-        raise ValueError(
-            f"expected logits [tokens, vocabulary columns] and int64 targets [tokens], found logits "
-            f"{tuple(logits_TV.shape)} and {target_T.dtype} targets {tuple(target_T.shape)}"
-        )
-    if vocab_start < 0 or vocab_stop - vocab_start > logits_TV.shape[1]:
-        raise ValueError(
-            f"token ids {vocab_start} to {vocab_stop} do not fit in {logits_TV.shape[1]} logit columns; pass the ids "
-            "this rank's columns hold, without padding"
-        )
-    if isinstance(temperature, Tensor):
-        if temperature.shape != target_T.shape:
-            raise ValueError(
-                f"temperature has shape {tuple(temperature.shape)}; expected one number or one per token "
-                f"{tuple(target_T.shape)}"
-            )
-    elif not 0.0 < temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; it must be positive and finite")
 
 
 def _check_overwritable(logits_TV: Tensor) -> None:

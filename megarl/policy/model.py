@@ -1,7 +1,7 @@
 """The Megatron-core model of a policy rank, built from a Hugging Face shape.
 
-R = response tokens of a micro-batch. The head runs on the rows that predict a response token and on no others;
-its output is this rank's vocabulary shard [R, V / T], never gathered.
+R = response tokens of a micro-batch. The head runs on the rows that predict a response token and on no others, on this
+rank's vocabulary shard [R, V / T], which is never gathered and, with the fused head, never exists.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -31,7 +32,9 @@ from megarl.models.layout import padded_vocab_size
 from megarl.models.rope import rope_inverse_frequencies
 from megarl.models.shape import ModelShape
 from megarl.parallel.device import cuda_present
+from megarl.parallel.fused_linear import fused_linear_logp_entropy
 from megarl.parallel.packing import PackedMicroBatch
+from megarl.parallel.vocab import TokenDistribution, vocab_parallel_logp_entropy
 from megarl.policy.layers import PackedAttention, RmsNorm
 
 _FREE_FIELDS = {
@@ -139,9 +142,9 @@ def _block_spec(config: TransformerConfig, *, pipeline_rank: int) -> Transformer
 
 
 class PolicyModel(GPTModel):
-    """One pipeline stage. `forward` takes a packed micro-batch; the last stage returns logits [R, V / T]."""
+    """One pipeline stage. `forward` takes a packed micro-batch; what the last stage returns goes to `distribution`."""
 
-    def __init__(self, config: TransformerConfig, shape: ModelShape, *, pipeline_rank: int) -> None:
+    def __init__(self, config: TransformerConfig, shape: ModelShape, *, pipeline_rank: int, fused_head: bool) -> None:
         super().__init__(
             config=config,
             transformer_layer_spec=_block_spec(config, pipeline_rank=pipeline_rank),
@@ -158,9 +161,11 @@ class PolicyModel(GPTModel):
         device = self.rotary_pos_emb.inv_freq.device
         self.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device)
         self._response_index_R: Tensor | None = None
+        self._vocab_size = shape.vocab_size
+        self._fused_head = fused_head
 
     def forward(self, batch: PackedMicroBatch) -> Tensor:
-        """Hidden states [S / T or S, 1, H] of an inner stage, logits [R, V / T] of the last."""
+        """Hidden states [S / T or S, 1, H] of an inner stage; of the last, logits [R, V / T] or hidden rows [R, H]."""
         self._response_index_R = batch.response_index_R
         packed = PackedSeqParams(
             qkv_format="thd",
@@ -174,13 +179,35 @@ class PolicyModel(GPTModel):
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         if not self.post_process:
             return hidden_states
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        if weight is None:
-            weight = self.output_layer.weight
         # Gradients of the hidden rows are partial sums per vocabulary shard; the mapping's backward adds them up:
         # a reduce-scatter under sequence parallelism, else an all-reduce of the response rows only.
         if self.config.sequence_parallel:
             hidden_R = gather_from_sequence_parallel_region(hidden_states)[self._response_index_R, 0]
         else:
             hidden_R = copy_to_tensor_model_parallel_region(hidden_states[self._response_index_R, 0])
-        return F.linear(hidden_R, weight)
+        return hidden_R if self._fused_head else F.linear(hidden_R, self._head_weight())
+
+    def _head_weight(self) -> Tensor:
+        """The output weight's shard [V / T, H]; the embedding's where they are tied."""
+        weight: Tensor | None = None
+        if self.share_embeddings_and_output_weights:
+            weight = self.shared_embedding_or_output_weight()
+        return self.output_layer.weight if weight is None else weight
+
+    def distribution(
+        self, output: Tensor, target_R: Tensor, *, temperature: float, with_expected_q: bool
+    ) -> TokenDistribution:
+        """Log-prob of the targets, entropy and, if asked for, expected Q at each row of the last stage's output."""
+        group = parallel_state.get_tensor_model_parallel_group()
+        columns = self._head_weight().shape[0]
+        start = parallel_state.get_tensor_model_parallel_rank() * columns
+        place = {
+            "vocab_start": start,
+            "vocab_stop": max(start, min(start + columns, self._vocab_size)),
+            "temperature": temperature,
+            "group": group if group.size() > 1 else None,
+            "with_expected_q": with_expected_q,
+        }
+        if self._fused_head:
+            return fused_linear_logp_entropy(output, self._head_weight(), target_R, **place)
+        return vocab_parallel_logp_entropy(output, target_R, **place)

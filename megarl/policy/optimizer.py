@@ -61,3 +61,19 @@ def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
     """Use `lr` for every parameter group from the next update on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def forget_moments(optimizer: MegatronOptimizer) -> None:
+    """Zero the means of gradients and squared gradients and their step count; the weights stay."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = part.optimizer
+        for state in inner.state.values():
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                if isinstance(state.get(name), torch.Tensor):
+                    state[name].zero_()
+                elif name in state:
+                    state[name] = 0
+        for group in inner.param_groups:
+            # Fused implementations count steps per group.
+            if "step" in group:
+                group["step"] = torch.zeros_like(group["step"]) if isinstance(group["step"], torch.Tensor) else 0

@@ -1,7 +1,7 @@
 """Forward and backward over micro-batches, through Megatron's own pipeline schedule.
 
-R = response tokens of a micro-batch. Only the last pipeline stage has logits; its tensor ranks all compute the same
-loss, each on its own vocabulary shard.
+R = response tokens of a micro-batch. Only the last pipeline stage has token distributions; its tensor ranks all compute
+the same loss, each on its own vocabulary shard.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,17 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megarl.parallel.packing import PackedMicroBatch
-from megarl.parallel.vocab import vocab_parallel_logp_entropy
+from megarl.parallel.vocab import TokenDistribution
 from megarl.policy.model import PolicyModel
 
-TokenFunction = Callable[[int, PackedMicroBatch, Tensor, Tensor], tuple[Tensor, Any]]
-"""(micro-batch index, batch, logp_R, entropy_R) -> (loss to differentiate, what the caller wants back)."""
+TokenFunction = Callable[[int, PackedMicroBatch, TokenDistribution], tuple[Tensor, Any]]
+"""(micro-batch index, batch, its tokens' distributions) -> (loss to differentiate, what the caller wants back)."""
 
 
 class Passes:
-    """Runs a function of (logp, entropy) over micro-batches, with or without gradients."""
+    """Runs a function of the response tokens' distributions over micro-batches, with or without gradients."""
 
-    def __init__(self, *, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, *, device: torch.device) -> None:
         self._device = device
 
     def run(
@@ -36,6 +35,7 @@ class Passes:
         *,
         temperature: float,
         backward: bool,
+        with_expected_q: bool = False,
     ) -> list[Any]:
         """One pass over `batches`, probabilities being softmax(logits / temperature).
 
@@ -49,15 +49,18 @@ class Passes:
         config.no_sync_func = getattr(model, "no_sync", None) if backward else None
         longest = max(batch.tokens_S.numel() for batch in batches)
         indexed = iter(list(enumerate(batches)))
+        head: PolicyModel = model.module if isinstance(model, DistributedDataParallel) else model
 
         def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[..., Any]]:
             index, batch = next(iterator)
             batch = batch.to(self._device)
             output = chunk(batch)
 
-            def loss(logits: Tensor) -> tuple[Tensor, Tensor, Any]:
-                logp_R, entropy_R = self._logp_entropy(logits, batch, temperature)
-                value, result = function(index, batch, logp_R, entropy_R)
+            def loss(output: Tensor) -> tuple[Tensor, Tensor, Any]:
+                distribution = head.distribution(
+                    output, batch.target_R, temperature=temperature, with_expected_q=with_expected_q
+                )
+                value, result = function(index, batch, distribution)
                 # Megatron sums this count; the gradient's normaliser is already in `value`.
                 return value, torch.zeros((), dtype=torch.int, device=self._device), result
 
@@ -73,15 +76,3 @@ class Passes:
             forward_only=not backward,
         )
         return results if parallel_state.is_pipeline_last_stage() else []
-
-    def _logp_entropy(self, logits: Tensor, batch: PackedMicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-        group = parallel_state.get_tensor_model_parallel_group()
-        start = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
-        return vocab_parallel_logp_entropy(
-            logits,
-            batch.target_R,
-            vocab_start=start,
-            vocab_stop=max(start, min(start + logits.shape[-1], self._vocab_size)),
-            temperature=temperature,
-            group=group if group.size() > 1 else None,
-        )

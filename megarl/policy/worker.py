@@ -5,7 +5,6 @@ pipeline stage, first tensor rank) and are None elsewhere.
 """
 
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.checkpoint.hf import open_hf_checkpoint, save_hf_checkpoint
-from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
-from megarl.objective.loss import LossInputs, compute_token_loss
-from megarl.objective.statistics import TokenSums, collect_token_sums, merge_token_sums
+from megarl.objective.accounting import TokenSums, collect_token_sums
+from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.parallel.packing import PackedMicroBatch
+from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel, build_transformer_config
-from megarl.policy.optimizer import build_optimizer, learning_rate, set_learning_rate, wrap_data_parallel
-from megarl.policy.passes import Passes, TokenFunction
+from megarl.policy.optimizer import (
+    build_optimizer,
+    forget_moments,
+    learning_rate,
+    set_learning_rate,
+    wrap_data_parallel,
+)
+from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
 from megarl.policy.reports import NonFiniteLossError, ScoredMicroBatch, UpdateReport
+from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import export_hf_weights, load_hf_weights, plan_export, rank_layout
 from megarl.reshard.gather import GatherPlan
 from megarl.reshard.transport import WeightEndpoint, WeightSender
@@ -57,6 +62,7 @@ class MegatronWorker:
         self._layout = rank_layout(self._shape, grid=self._grid, rank=place.rank)
         self._dtype = DTYPES[config.model.dtype]
         self._optimizer_config, self._total_updates, self._updates = optimizer, total_updates, 0
+        self._lr = optimizer.lr
         self._model = self._build_model()
         self._reference = self._build_model().requires_grad_(False).eval() if reference else None
         distributed = config.policy.distributed_optimizer
@@ -64,7 +70,12 @@ class MegatronWorker:
         self._optimizer = build_optimizer(
             self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
         )
-        self._passes = Passes(vocab_size=self._shape.vocab_size, device=self._device)
+        self._objective = ObjectivePasses(
+            config.objective,
+            Passes(device=self._device),
+            device=self._device,
+            temperature=config.rollout.temperature,
+        )
         self._held: BatchShard = ()
         self._scores: list[list[ScoredMicroBatch]] = []
         self._sender: WeightSender | None = None
@@ -75,7 +86,8 @@ class MegatronWorker:
             self._shape, model=self._config.model, parallel=self._config.parallel, policy=self._config.policy
         )
         pipeline_rank = self._grid.position(self._place.rank).pipeline
-        model = PolicyModel(config, self._shape, pipeline_rank=pipeline_rank).to(self._device)
+        fused = self._config.policy.head == "fused"
+        model = PolicyModel(config, self._shape, pipeline_rank=pipeline_rank, fused_head=fused).to(self._device)
         checkpoint = open_hf_checkpoint(Path(self._config.model.path))
         checkpoint.validate(hf_tensors(self._shape))
         load_hf_weights(model, checkpoint, shape=self._shape, layout=self._layout)
@@ -85,92 +97,66 @@ class MegatronWorker:
     def _reports(self) -> bool:
         return self._place.rank == self._grid.reporter(self._grid.position(self._place.rank).data)
 
-    def score(self, shard: BatchShard) -> list[list[ScoredMicroBatch]] | None:
-        """Hold the step's mini-batches and compute old (and reference) log-probs of their response tokens."""
-        self._held = shard
-        batches = [batch for mini in shard for batch in mini]
-        self._model.eval()
-        old = self._logp(self._model, batches)
-        self._model.train()
-        ref = self._logp(self._reference, batches) if self._reference is not None else [None] * len(old)
-        flat = iter(ScoredMicroBatch(old_logp_R=old_R, ref_logp_R=ref_R) for old_R, ref_R in zip(old, ref, strict=True))
-        self._scores = [[next(flat) for _ in mini] for mini in shard] if old else []
-        if not self._reports:
-            return None
-        return [[_to_host(scored) for scored in mini] for mini in self._scores]
+    def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[ScoredMicroBatch]] | None:
+        """Old (and reference) log-probs and entropies of the response tokens; `hold` keeps the batch for updates."""
+        flat = iter(self._objective.score(self._model, self._reference, [batch for mini in shard for batch in mini]))
+        scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
+        if hold:
+            self._held, self._scores = shard, scores
+        return [[scored.cpu() for scored in mini] for mini in scores] if self._reports else None
 
-    def _logp(self, model: PolicyModel, batches: Sequence[PackedMicroBatch]) -> list[Tensor]:
-        def keep(_index: int, _batch: PackedMicroBatch, logp_R: Tensor, _entropy: Tensor) -> tuple[Tensor, Tensor]:
-            return logp_R.new_zeros(()), logp_R
+    def train_mini_batch(self, index: int, controls: Controls, *, traced: int = 0) -> UpdateReport | None:
+        """One update on held mini-batch `index` with the configured objective; `score` held it.
 
-        with torch.no_grad():
-            return self._passes.run(model, batches, keep, temperature=self._config.rollout.temperature, backward=False)
-
-    def train_mini_batch(self, index: int) -> UpdateReport | None:
-        """One update on held mini-batch `index` with the configured objective; `score` held it."""
-        scores = self._scores[index] if self._scores else []
-
-        def loss(at: int, batch: PackedMicroBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, TokenSums]:
-            return _token_loss(
-                self._config.objective,
-                LossInputs(
-                    logp_T=logp_R,
-                    entropy_T=entropy_R,
-                    old_logp_T=scores[at].old_logp_R,
-                    advantage_T=batch.advantage_R,
-                    weight_T=batch.weight_R,
-                    ref_logp_T=scores[at].ref_logp_R,
-                ),
-            )
-
-        return self._update(self._held[index], loss, temperature=self._config.rollout.temperature)
+        The report traces the tokens of the samples whose id is less than `traced`.
+        """
+        batches, scores = self._held[index], self._scores[index]
+        choices = self._objective.choose(self._model, batches, scores, controls, first=index == 0)
+        self._prepare_update()
+        parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls)
+        return self._finish_update(parts, batches, traced=traced)
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
+        self._prepare_update()
+        return self._finish_update(self._objective.imitate(self._ddp, batches), batches, traced=0)
 
-        def loss(_at: int, batch: PackedMicroBatch, logp_R: Tensor, entropy_R: Tensor) -> tuple[Tensor, TokenSums]:
-            inputs = LossInputs(
-                logp_T=logp_R.detach(),
-                entropy_T=entropy_R,
-                old_logp_T=logp_R.detach(),
-                advantage_T=batch.advantage_R,
-                weight_T=batch.weight_R,
-            )
-            _, sums = _token_loss(_PLAIN_OBJECTIVE, inputs)
-            return -(batch.weight_R * logp_R).sum(), sums
-
-        return self._update(batches, loss, temperature=1.0)
-
-    def _update(self, batches: MiniBatch, loss: TokenFunction, *, temperature: float) -> UpdateReport | None:
+    def _prepare_update(self) -> None:
         self._updates += 1
         lr = learning_rate(self._updates, config=self._optimizer_config, total_updates=self._total_updates)
         set_learning_rate(self._optimizer, lr)
+        self._lr = lr
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
-        parts: list[TokenSums] = self._passes.run(self._ddp, batches, loss, temperature=temperature, backward=True)
-        sums = merge_token_sums(parts, device=self._device)
-        self._refuse_non_finite(sums, parts, batches)
+
+    def _finish_update(self, parts: TokenParts, batches: MiniBatch, *, traced: int) -> UpdateReport | None:
+        """Count the tokens, then let the optimizer act on the gradients."""
+        self._refuse_non_finite(parts, batches)
+        sums, traces = TokenSums.zeros(self._device), []
+        if parts:
+            tokens, loss = merge_parts(parts)
+            sums = collect_token_sums(tokens, loss, data_parallel_reduce())
+            traces = make_traces(tokens, loss, below=traced) if self._reports else []
         _, grad_norm, _ = self._optimizer.step()
         if not self._reports:
             return None
-        return UpdateReport(
-            sums=TokenSums(sums.sum_N.cpu(), sums.max_M.cpu()), grad_norm=float(grad_norm or 0.0), lr=lr
-        )
+        return UpdateReport(sums=sums.cpu(), grad_norm=float(grad_norm or 0.0), lr=self._lr, traces=tuple(traces))
 
-    def _refuse_non_finite(self, sums: TokenSums, parts: Sequence[TokenSums], batches: MiniBatch) -> None:
+    def _refuse_non_finite(self, parts: TokenParts, batches: MiniBatch) -> None:
         """NonFiniteLossError on every rank, before the optimizer acts, when any rank has a NaN or infinity.
 
         One scalar all-reduce and one host read per update; only on failure are the micro-batches looked at one by one.
         """
-        checked = [buffer.grad_data.norm().double() for buffer in self._ddp.buffers] + [sums.sum_N.sum()]
+        checked = [buffer.grad_data.norm().double() for buffer in self._ddp.buffers]
+        checked += [_suspect(tokens.logp_T, tokens.entropy_T, loss.loss) for tokens, loss in parts]
         bad = (~torch.isfinite(torch.stack(checked)).all()).float()
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
         if not bad.item():
             return
         mine = [
             batch.sample_ids
-            for part, batch in zip(parts, batches, strict=False)
-            if not torch.isfinite(part.sum_N).all()
+            for (tokens, loss), batch in zip(parts, batches, strict=False)
+            if not torch.isfinite(_suspect(tokens.logp_T, tokens.entropy_T, loss.loss))
         ]
         # Only last stages have parts; every rank tells the same story, whichever is heard first.
         gathered: list[Any] = [None] * self._grid.world_size
@@ -181,6 +167,13 @@ class MegatronWorker:
             f"update {self._updates}: NaN or infinity {where}; no weight was changed. Look at the weights the run "
             "started from, at these samples (positions in the step), or lower the learning rate"
         )
+
+    def reset_reference(self) -> None:
+        """The reference becomes the current weights, and the optimizer's moments start anew (ProRL)."""
+        if self._reference is None:
+            raise RuntimeError("reset_reference: the objective has no KL, so there is no reference to renew")
+        self._reference.load_state_dict(self._model.state_dict())
+        forget_moments(self._optimizer)
 
     def connect_engines(self, *, num_receivers: int) -> WeightEndpoint | None:
         """Open the sending side of publication on rank 0; the engines get what it returns. None on other ranks."""
@@ -239,15 +232,7 @@ class MegatronWorker:
 
 _EXPORT_BUCKET_BYTES = 1 << 30
 
-_PLAIN_OBJECTIVE = ObjectiveConfig()
-"""For the statistics of supervised updates: they have no reference, whatever the run's objective says."""
 
-
-def _token_loss(objective: ObjectiveConfig, inputs: LossInputs) -> tuple[Tensor, TokenSums]:
-    token_loss = compute_token_loss(objective, inputs)
-    return token_loss.loss, collect_token_sums(objective.clip, objective.kl, inputs, token_loss)
-
-
-def _to_host(scored: ScoredMicroBatch) -> ScoredMicroBatch:
-    ref_R = None if scored.ref_logp_R is None else scored.ref_logp_R.cpu()
-    return ScoredMicroBatch(old_logp_R=scored.old_logp_R.cpu(), ref_logp_R=ref_R)
+def _suspect(*values: Tensor) -> Tensor:
+    """A scalar that is finite where every value is."""
+    return torch.stack([value.double().sum() for value in values]).sum()

@@ -15,9 +15,11 @@ class RewardItem:
     response_tokens: int
     """Sampled tokens, end-of-sequence included: what the overlong penalty counts."""
     prompt_index: int
-    """Position of the prompt in the step's batch (not in the data set: a batch may hold a prompt twice)."""
+    """Position of the prompt among those the step drew (not in the data set: a step may draw a prompt twice)."""
     sample_index: int
     """Position among the prompt's samples."""
+    truncated: bool = False
+    """Cut off at rollout.max_response_tokens."""
 
     @property
     def place(self) -> str:

@@ -61,7 +61,7 @@ class RewardPool:
     async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
         """One Score per item, in order. RewardError when the verifier raises, with the sample and the traceback."""
         if isinstance(self._config.verifier, RandomReward):
-            return [self._add_penalty(item, self._draw(self._config.verifier, item, step), None) for item in items]
+            return [self._make_score(item, self._draw(self._config.verifier, item, step), None) for item in items]
         if self._threads is None:
             raise RewardError("the reward pool is closed")
         loop = asyncio.get_running_loop()
@@ -100,28 +100,30 @@ class RewardPool:
             self._idle.put(process)
         match reply:
             case Scored(value=value):
-                return self._add_penalty(item, value, None)
+                return self._make_score(item, value, None)
             case Failed():
                 raise RewardError(self._describe(item, reply))
             case _:
                 logger.warning("reward %s on %s; it scores 0", reply, item.place)
-                return self._add_penalty(item, 0.0, reply)
+                return self._make_score(item, 0.0, reply)
 
     def _draw(self, verifier: RandomReward, item: RewardItem, step: int) -> float:
         return draw_random_reward(
             verifier, seed=self._seed, step=step, prompt_index=item.prompt_index, sample_index=item.sample_index
         )
 
-    def _add_penalty(self, item: RewardItem, verifier: float, failure: Failure | None) -> Score:
+    def _make_score(self, item: RewardItem, verifier: float, failure: Failure | None) -> Score:
+        """The verifier's number and what the length makes of it; `Score.verifier` keeps the number itself."""
         overlong = 0.0
         if self._config.overlong is not None:
             overlong = compute_overlong_penalty(
                 item.response_tokens,
                 max_tokens=self._max_response_tokens,
-                cache_tokens=self._config.overlong.cache_tokens,
+                cache_tokens=self._config.overlong.cache_of(self._max_response_tokens),
                 factor=self._config.overlong.factor,
             )
-        return Score(reward=verifier + overlong, verifier=verifier, overlong=overlong, failure=failure)
+        kept = verifier * self._config.truncated_factor if item.truncated else verifier
+        return Score(reward=kept + overlong, verifier=verifier, overlong=overlong, failure=failure)
 
     def _describe(self, item: RewardItem, failed: Failed) -> str:
         return (

@@ -11,11 +11,12 @@ import ray.util
 from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
-from megarl.objective.statistics import merge_token_sums, to_metrics
+from megarl.objective.accounting import merge_token_sums, possible_rules, to_metrics
+from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.parallel.packing import PackedMicroBatch, split_by_sample
-from megarl.records import TokenScores
+from megarl.policy.reports import scores_by_sample
+from megarl.records import TokenScores, TokenTrace
 from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call, call_together
 from megarl.telemetry.logs import redirect_output, setup_logging
@@ -107,18 +108,23 @@ class RayPolicyGroup:
         refs = [ray.put(value) for value in values]
         return [(refs[self._grid.position(rank).data],) for rank in range(self._grid.world_size)]
 
-    async def score(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
-        results = await self._each("score", self._per_replica(shards))
-        scores: list[TokenScores] = []
-        for data, shard in enumerate(shards):
-            scored = results[self._grid.reporter(data)]
-            for mini, scored_mini in zip(shard, scored, strict=True):
-                for batch, values in zip(mini, scored_mini, strict=True):
-                    scores += _by_sample(batch, values)
-        return scores
+    async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
+        results = await self._each("score", self._per_replica(shards), hold=hold)
+        return [
+            scores
+            for data, shard in enumerate(shards)
+            for scores in scores_by_sample(shard, results[self._grid.reporter(data)])
+        ]
 
-    async def train_mini_batch(self, index: int) -> Metrics:
-        return self._merge(await self._all("train_mini_batch", index))
+    async def train_mini_batch(
+        self, index: int, controls: Controls, *, traced: int
+    ) -> tuple[Metrics, list[TokenTrace]]:
+        results = await self._all("train_mini_batch", index, controls, traced=traced)
+        traces = [trace for data in range(self._grid.data) for trace in results[self._grid.reporter(data)].traces]
+        return self._merge(results), traces
+
+    async def reset_reference(self) -> None:
+        await self._all("reset_reference")
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
         return self._merge(await self._each("sft_update", self._per_replica(shards)))
@@ -126,7 +132,8 @@ class RayPolicyGroup:
     def _merge(self, results: Sequence[Any]) -> Metrics:
         reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
         sums = merge_token_sums(report.sums for report in reports)
-        metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in to_metrics(sums).items()}
+        values = to_metrics(sums, rules=possible_rules(self._config.objective))
+        metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in values.items()}
         metrics["actor/grad_norm"] = Mean(reports[0].grad_norm, 1.0)
         metrics["actor/lr"] = Max(reports[0].lr)
         return metrics
@@ -154,16 +161,3 @@ def _metric(name: str, total: float, count: float) -> Metric:
     """Extremes merge as extremes over the mini-batches of a step, everything else as a mean."""
     extremes: dict[str, type[Max | Min]] = {"actor/ratio_max": Max, "actor/ratio_min": Min}
     return extremes[name](total) if name in extremes else Mean(total, count)
-
-
-def _by_sample(batch: PackedMicroBatch, values: Any) -> list[TokenScores]:
-    old = split_by_sample(values.old_logp_R, batch)
-    ref = [None] * len(old) if values.ref_logp_R is None else split_by_sample(values.ref_logp_R, batch)
-    return [
-        TokenScores(
-            sample_id=sample_id,
-            old_logp=tuple(old_R.tolist()),
-            ref_logp=None if ref_R is None else tuple(ref_R.tolist()),
-        )
-        for sample_id, old_R, ref_R in zip(batch.sample_ids, old, ref, strict=True)
-    ]

@@ -2,14 +2,17 @@
 
 import io
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from megarl.telemetry.atomic_file import replace_atomically, write_text_atomically
 from megarl.telemetry.charts import build_charts, build_overview, style
 from megarl.telemetry.report import Figure, ReportFacts, format_report
+from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
+from megarl.telemetry.token_view import LOOKED_AT, format_tokens
 
 _PNG_SCALE = 2.0
 """Pixels per point: sharp on a high-density screen and in print."""
@@ -19,7 +22,8 @@ def write_run_figures(run_dir: Path | str) -> list[Path]:
     """Make figures/<chart>.png, figures/overview.png and report.html of a run; existing ones are replaced.
 
     Returns the files written. Charts whose metrics the run did not log are left out. Only metrics.jsonl is needed; the
-    configuration, versions and state are shown where they exist. ValueError when no step has been logged yet.
+    configuration, versions, state and the last step's tokens are shown where they exist. ValueError when no step has
+    been logged yet.
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
     if not run.metrics_path.is_file():
@@ -31,21 +35,23 @@ def write_run_figures(run_dir: Path | str) -> list[Path]:
     charts = build_charts(rows)
     written, figures = [], []
     for key, chart in charts.items():
-        written.append(_write_png(style(chart), run.figures / f"{key}.png"))
-        figures.append(Figure(title=chart.title.text, svg=_svg(style(chart))))
+        written.append(write_png(style(chart), run.figures / f"{key}.png"))
+        figures.append(Figure(title=chart.title.text, svg=format_svg(style(chart))))
     if charts:
-        written.append(_write_png(build_overview(charts), run.figures / "overview.png"))
+        written.append(write_png(build_overview(charts), run.figures / "overview.png"))
     write_text_atomically(run.report_path, format_report(rows, figures, _read_facts(run)))
     return [*written, run.report_path]
 
 
-def _write_png(chart: Any, path: Path) -> Path:
+def write_png(chart: Any, path: Path) -> Path:
+    """Draw a styled chart into a PNG file; returns its path."""
     with replace_atomically(path) as partial:
         chart.save(partial, format="png", scale_factor=_PNG_SCALE)
     return path
 
 
-def _svg(chart: Any) -> str:
+def format_svg(chart: Any) -> str:
+    """A styled chart as SVG text."""
     text = io.StringIO()
     chart.save(text, format="svg")
     return text.getvalue()
@@ -58,4 +64,16 @@ def _read_facts(run: RunDirectory) -> ReportFacts:
         state=json.loads(run.state_path.read_text(encoding="utf-8")) if run.state_path.is_file() else None,
         versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else None,
         config_toml=run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None,
+        tokens_html=_tokens_html(run),
     )
+
+
+def _tokens_html(run: RunDirectory) -> str:
+    """The tokens of the last step whose rollouts were written; why they cannot be shown where the file is another's."""
+    last = max(run.rollouts.glob("step-*.parquet"), default=None)
+    if last is None:
+        return ""
+    try:
+        return format_tokens(read_rollouts(last, at_most=LOOKED_AT))
+    except ValueError as error:
+        return f"<h2>Tokens</h2><p class='message'>{escape(str(error))}</p>"

@@ -9,6 +9,7 @@ from typing import Any
 
 from megarl.telemetry.columns import format_count, format_number
 from megarl.telemetry.names import DESCRIPTIONS
+from megarl.telemetry.token_view import STYLE as _TOKEN_STYLE
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -52,6 +53,8 @@ class ReportFacts:
     state: Mapping[str, Any] | None
     versions: Mapping[str, Any] | None
     config_toml: str | None
+    tokens_html: str = ""
+    """The per-token part (`format_tokens`)."""
 
 
 def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportFacts) -> str:
@@ -65,17 +68,23 @@ def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportF
         f"<p class='message'>{escape(str(message))}</p>" if message else "",
         f"<div class='cards'>{''.join(_cards(rows))}</div>",
         "<h2>Figures</h2>",
-        f"<div class='figures'>{''.join(_figure(figure) for figure in figures)}</div>",
+        f"<div class='figures'>{''.join(format_figure(figure) for figure in figures)}</div>",
+        facts.tokens_html,
         f"<h2>Metrics of step {int(last['step'] or 0)}</h2>",
         _metrics_table(last),
         "<h2>Reproduce</h2>",
-        _details("Configuration", facts.config_toml),
-        _details("Versions", json.dumps(facts.versions, indent=2) if facts.versions else None),
+        format_details("Configuration", facts.config_toml),
+        format_details("Versions", json.dumps(facts.versions, indent=2) if facts.versions else None),
     ]
+    return format_page(facts.name, parts)
+
+
+def format_page(title: str, parts: Sequence[str]) -> str:
+    """A whole page of HTML parts, with the look of every megarl report; empty parts are left out."""
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
-        f"<title>{escape(facts.name)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{_TOKEN_STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -122,7 +131,8 @@ def _card(label: str, value: str) -> str:
     return f"<div class='card'><b>{escape(value)}</b><span>{escape(label)}</span></div>"
 
 
-def _figure(figure: Figure) -> str:
+def format_figure(figure: Figure) -> str:
+    """The figure embedded in the page."""
     # A data URI keeps each SVG's element ids to itself; pasted into one page they would clash.
     data = base64.b64encode(figure.svg.encode()).decode()
     return f"<div class='figure'><img alt='{escape(figure.title)}' src='data:image/svg+xml;base64,{data}'></div>"
@@ -138,7 +148,8 @@ def _metrics_table(row: Row) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _details(title: str, text: str | None) -> str:
+def format_details(title: str, text: str | None) -> str:
+    """A folded part with text as it is; nothing for None."""
     if text is None:
         return ""
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

@@ -1,17 +1,34 @@
 """rollouts/step-N.parquet: every response of a step, as text and with its per-token numbers.
 
-One row per response. The list columns of a row are parallel: entry i of response_tokens, behavior_logp, old_logp and
-ref_logp belong to one token. Log-probs are natural logarithms in float32.
+One row per response. The list columns of a row are parallel: entry i of each belongs to token i of response_tokens.
+
+| columns | what | null where |
+|---|---|---|
+| step, prompt_index, sample_index, sample_id, policy_version | which response, of which weights | |
+| prompt_text, response_text, prompt_tokens, response_tokens | what was said | |
+| token_text | the text of each response token alone | nobody decoded them one by one |
+| behavior_logp, old_logp, ref_logp | log p: engine when it sampled, trainer, reference | ref_logp: no reference |
+| old_entropy | entropy at the token's position under the weights of old_logp | |
+| logp, entropy | under the weights that the response's own update started from | the response was not traced |
+| ratio, low, high | r of the update, and its bounds (high = inf: no bound) | not traced |
+| gate, weight | g, what multiplies grad log p before weights; product of the token weights | not traced |
+| token_advantage | the advantage after token shaping | not traced |
+| rule | the rules that acted on the token, "clip_high+tis"; "" is none | not traced |
+| reward, verifier_reward, overlong, failure, advantage, stop_reason | how the response was scored | failure: it was |
+
+Log-probs are natural logarithms and entropies nats; numbers per token are float32. The rules are those of
+`objective.tokens.Rule`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megarl.records import TokenTrace
 from megarl.telemetry.atomic_file import replace_atomically
 
 
@@ -20,21 +37,39 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 
 
 _TOKENS = pa.list_(_required("element", pa.int32()))
-_LOGPS = pa.list_(_required("element", pa.float32()))
+_NUMBERS = pa.list_(_required("element", pa.float32()))
+_TEXTS = pa.list_(_required("element", pa.dictionary(pa.int32(), pa.string())))
+
+_TRACE_COLUMNS = {
+    "logp": "logp",
+    "entropy": "entropy",
+    "ratio": "ratio",
+    "low": "low",
+    "high": "high",
+    "gate": "gate",
+    "weight": "weight",
+    "token_advantage": "advantage",
+    "rule": "rule",
+}
+"""Column: field of `TokenTrace`."""
 
 SCHEMA = pa.schema(
     [
         _required("step", pa.int32()),
         _required("prompt_index", pa.int64()),
         _required("sample_index", pa.int32()),
+        _required("sample_id", pa.int32()),
         _required("policy_version", pa.int32()),
         _required("prompt_text", pa.string()),
         _required("response_text", pa.string()),
         _required("prompt_tokens", _TOKENS),
         _required("response_tokens", _TOKENS),
-        _required("behavior_logp", _LOGPS),
-        _required("old_logp", _LOGPS),
-        pa.field("ref_logp", _LOGPS),
+        pa.field("token_text", _TEXTS),
+        _required("behavior_logp", _NUMBERS),
+        _required("old_logp", _NUMBERS),
+        _required("old_entropy", _NUMBERS),
+        pa.field("ref_logp", _NUMBERS),
+        *(pa.field(name, _TEXTS if name == "rule" else _NUMBERS) for name in _TRACE_COLUMNS),
         _required("reward", pa.float64()),
         _required("verifier_reward", pa.float64()),
         _required("overlong", pa.float64()),
@@ -43,7 +78,7 @@ SCHEMA = pa.schema(
         _required("stop_reason", pa.string()),
     ]
 )
-"""Columns of the file, in their order; a null is legal in ref_logp and failure only."""
+"""Columns of the file, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +90,26 @@ class RolloutRow:
     """Position of the prompt in the data set."""
     sample_index: int
     """Position in the prompt's group, from 0."""
+    sample_id: int
+    """Position in the step, from 0: with a token's position what keys the random choices."""
     policy_version: int
     """Weights that sampled it."""
     prompt_text: str
     response_text: str
     prompt_tokens: tuple[int, ...]
     response_tokens: tuple[int, ...]
+    token_text: tuple[str, ...] | None = None
+    """Text of each response token alone; a token that is part of a character reads as U+FFFD."""
     behavior_logp: tuple[float, ...]
     """Per response token, from the engine when it sampled."""
     old_logp: tuple[float, ...]
     """Per response token, from the trainer before the step's first update."""
+    old_entropy: tuple[float, ...]
+    """Per response token, under the same weights, nats."""
     ref_logp: tuple[float, ...] | None
     """Per response token, from the reference weights; None: the run has no reference."""
+    trace: TokenTrace | None = None
+    """What the update did with each response token; None: the response was not traced, or has no tokens."""
     reward: float
     """verifier_reward + overlong."""
     verifier_reward: float
@@ -78,32 +121,55 @@ class RolloutRow:
     stop_reason: Literal["stop", "length"]
 
     def __post_init__(self) -> None:
-        for name in ("behavior_logp", "old_logp", "ref_logp"):
-            logps = getattr(self, name)
-            if logps is not None and len(logps) != len(self.response_tokens):
+        columns = {name: getattr(self, name) for name in _PER_TOKEN}
+        if self.trace is not None:
+            if self.trace.sample_id != self.sample_id:
                 raise ValueError(
-                    f"prompt {self.prompt_index}, sample {self.sample_index}: {len(self.response_tokens)} response "
-                    f"tokens but {len(logps)} entries in {name}"
+                    f"{self._name()} is sample {self.sample_id} of the step, its trace is of sample "
+                    f"{self.trace.sample_id}"
                 )
+            columns |= {f"trace.{name}": getattr(self.trace, name) for name in _TRACE_COLUMNS.values()}
+        for name, column in columns.items():
+            if column is not None and len(column) != len(self.response_tokens):
+                raise ValueError(
+                    f"{self._name()}: {len(self.response_tokens)} response tokens but {len(column)} entries in {name}"
+                )
+
+    def _name(self) -> str:
+        return f"prompt {self.prompt_index}, sample {self.sample_index}"
+
+
+_PER_TOKEN = ("token_text", "behavior_logp", "old_logp", "old_entropy", "ref_logp")
+_OWN_COLUMNS = tuple(field.name for field in fields(RolloutRow) if field.name != "trace")
 
 
 def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
     """Write `rows` to `path`, whole or not at all; an existing file is replaced."""
     all_rows = list(rows)
-    columns = {name: [getattr(row, name) for row in all_rows] for name in SCHEMA.names}
+    columns = {name: [getattr(row, name) for row in all_rows] for name in _OWN_COLUMNS}
+    traces = [row.trace for row in all_rows]
+    for name, field in _TRACE_COLUMNS.items():
+        columns[name] = [None if trace is None else getattr(trace, field) for trace in traces]
     table = pa.table(columns, schema=SCHEMA)
     with replace_atomically(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
 
-def read_rollouts(path: Path) -> list[RolloutRow]:
-    """The rows of a file that `write_rollouts` made. ValueError when its columns are others."""
-    table = pq.read_table(path)
-    if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{path} has columns {table.schema.names}, expected {SCHEMA.names}")
-    return [_row(columns) for columns in table.to_pylist()]
+def read_rollouts(path: Path, *, at_most: int | None = None) -> list[RolloutRow]:
+    """The rows of a file that `write_rollouts` made, the first `at_most` of them. ValueError when its columns are
+    others."""
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if names != SCHEMA.names:
+            raise ValueError(f"{path} has columns {names}, expected {SCHEMA.names}")
+        if at_most is None:
+            return [_row(columns) for columns in file.read().to_pylist()]
+        batch = next(file.iter_batches(batch_size=at_most), None) if at_most else None
+        return [] if batch is None else [_row(columns) for columns in batch.to_pylist()]
 
 
 def _row(columns: dict[str, Any]) -> RolloutRow:
     cells: dict[str, Any] = {name: tuple(cell) if isinstance(cell, list) else cell for name, cell in columns.items()}
-    return RolloutRow(**cells)
+    traced = {field: cells.pop(name) for name, field in _TRACE_COLUMNS.items()}
+    trace = None if traced["logp"] is None else TokenTrace(sample_id=cells["sample_id"], **traced)
+    return RolloutRow(**cells, trace=trace)

@@ -1,9 +1,10 @@
 """The directory of one run: where every file of it lies, and the few files it writes itself.
 
     config.toml     the resolved configuration; loading it gives the same RunConfig
-    config.source   the configuration file as the user wrote it, comments included
+    config.source   the configuration file as the user wrote it, comments included; the fragments after it, in order,
+                    are config.source.1-<name>, config.source.2-<name>, ... (overrides: the command in versions.json)
     versions.json   python, packages, git revision, host, command line
-    state.json      status, last finished step, sampler state; replaced whole after every step
+    state.json      status, last finished step, sampler and controller state; replaced whole after every step
     metrics.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
 
 A run directory is made once and never reused for another run; a resumed run opens its own again.
@@ -12,6 +13,7 @@ A run directory is made once and never reused for another run; a resumed run ope
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +38,8 @@ class RunState:
     step: int = 0
     sampler: dict[str, Any] = field(default_factory=dict)
     """JSON-able state from which the prompt sampler goes on."""
+    controllers: dict[str, Any] = field(default_factory=dict)
+    """JSON-able state from which the objective's controllers and the advantage's history go on."""
     message: str | None = None
     """Why it failed or was interrupted."""
 
@@ -47,10 +51,11 @@ class RunDirectory:
     path: Path
 
     @classmethod
-    def create(cls, config: RunConfig, *, source: Path | None, verb: str) -> Self:
+    def create(cls, config: RunConfig, *, source: Path | None, verb: str, fragments: Sequence[Path] = ()) -> Self:
         """Make `<logging.directory>/<name>-<verb>-<UTC time>` and point `latest` beside it there.
 
-        source: the configuration file the user gave, kept word for word; None when there was none.
+        source: the configuration file the user gave, kept word for word; None when there was none. fragments: the
+        files laid over it, kept likewise.
         A second run in the same second gets a number appended; an existing directory is never touched.
         """
         started = datetime.now(UTC)
@@ -59,11 +64,12 @@ class RunDirectory:
         run = cls(_make_unique(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
         for folder in (run.rollouts, run.checkpoints, run.logs, run.figures):
             folder.mkdir()
-        run._write_config(config, source)
+        run._write_config(config, source, fragments)
         facts = {
             "verb": verb,
             "started": started.isoformat(timespec="seconds"),
             "source": str(source) if source else None,
+            "fragments": [str(fragment) for fragment in fragments],
         }
         write_text_atomically(run.path / "versions.json", json.dumps(facts | collect_versions(), indent=2) + "\n")
         run.write_state(RunState(status="running"))
@@ -137,13 +143,16 @@ class RunDirectory:
         return load_config(self.config_path)
 
     def read_versions(self) -> dict[str, Any]:
-        """What `create` noted: verb, started, source and `collect_versions()`."""
+        """What `create` noted: verb, started, source, fragments and `collect_versions()`."""
         return json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
 
-    def _write_config(self, config: RunConfig, source: Path | None) -> None:
+    def _write_config(self, config: RunConfig, source: Path | None, fragments: Sequence[Path]) -> None:
         write_text_atomically(self.config_path, dump_config(config))
         if source is not None:
             write_text_atomically(self.path / "config.source", source.read_text(encoding="utf-8"))
+        for number, fragment in enumerate(fragments, start=1):
+            name = f"config.source.{number}-{fragment.name}"
+            write_text_atomically(self.path / name, fragment.read_text(encoding="utf-8"))
 
 
 def _make_unique(parent: Path, name: str) -> Path:

@@ -65,7 +65,11 @@ def test_fields_lists_every_field_with_default_and_meaning() -> None:
         at = next(index for index, line in enumerate(lines) if line.startswith(start))
         about = lines[at].removeprefix(start) if entry.is_section else " ".join(lines[at + 1 : at + 3])
         assert about.strip(), entry.path
-    assert "objective.clip.dual = inf  (a number > 1)" in lines
+    assert "objective.gate.dual = inf  (a number > 1)" in lines
+    tis = next(line for line in lines if line.startswith("[objective.weights.tis]"))
+    assert "min(rho, cap)" in tis
+    assert tis.endswith("(absent: off)")
+    assert not next(line for line in lines if line.startswith("[objective.weights]")).endswith("off)")
     assert "sft.optimizer.lr = 1e-05  (a number > 0)" in lines
 
 
@@ -79,6 +83,33 @@ def test_config_error_is_plain_and_exits_2(tmp_path: Path) -> None:
         "  train.stepz: unknown key; did you mean train.steps? [override 'train.stepz=1']",
         "  tensor: unknown key; did you mean parallel.tensor or rollout.tensor? [override 'tensor=2']",
     ]
+
+
+def test_fragments_and_overrides(tmp_path: Path) -> None:
+    methods = PAPER.parents[1] / "methods"
+    path = str(write_config(tmp_path))
+    done = run_megarl(
+        "show", path, str(methods / "sapo.toml"), str(methods / "kl-cov.toml"), "objective.weights.tis={}"
+    )
+    assert done.returncode == 0, done.stderr
+    again = tmp_path / "again.toml"
+    again.write_text(done.stdout, encoding="utf-8")
+    objective = load_config(again).objective
+    assert (objective.gate.kind, objective.clip.kind) == ("ppo", "none")
+    assert objective.weights.tis is not None
+    assert "# survey: one more forward pass before every update but a step's first, 1 a step\n" in done.stdout
+    refused = run_megarl("show", path, str(methods / "flexec-id.toml"), str(methods / "sapo.toml"), "train.seed=-1")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == [
+        f"{path} + {methods / 'flexec-id.toml'} + {methods / 'sapo.toml'}: 1 problem",
+        "  train.seed: expected an integer >= 0, found -1 (integer) [override 'train.seed=-1']",
+    ]
+
+
+def test_a_survey_is_counted_only_where_there_is_one(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    assert "objective" not in derived_comments(load_config(path))
+    assert "objective" in derived_comments(load_config(path, ["objective.weights.steer={}"]))
 
 
 def test_show_without_a_file_says_what_is_missing() -> None:

@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from megarl.config.advantage import DynamicSampling
+from megarl.config.auxiliary import AuxiliaryConfig
 from megarl.config.data import RandomReward
-from megarl.config.loader import load_config
+from megarl.config.loader import load_config, load_section
 from megarl.config.preflight import check_shape
 from megarl.config.run import RunConfig
+from megarl.config.theory import TheoryConfig
+from megarl.config.trust import ConstantClip, FlexEcClip
 
 ROOT = Path(__file__).parents[2] / "configs"
 PAPERS = ROOT / "papers"
 SHAPES = Path(__file__).parent / "shapes"
-FILES = sorted(ROOT.glob("**/*.toml"))
+FILES = sorted({*ROOT.glob("*.toml"), *PAPERS.glob("*.toml")} - {ROOT / "theory.toml"})
+"""Of runs. configs/methods/: test_methods.py; theory.toml: tests/cli/test_theory.py."""
 
 LAYOUTS = {  # shape, data-parallel ranks, updates per step, GPUs
     "clip-gsm8k-qwen2.5-1.5b": ("qwen2.5-1.5b", 4, 16, 8),
@@ -23,6 +28,8 @@ LAYOUTS = {  # shape, data-parallel ranks, updates per step, GPUs
     "clip-dapo-math-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
     "clip-dapo-math-qwen2.5-7b-4nodes": ("qwen2.5-7b", 8, 16, 32),
     "flexec-baseline-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
+    "flexec-id-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
+    "flexec-id-qwen2.5-math-7b": ("qwen2.5-math-7b", 2, 16, 8),
     "dapo-qwen2.5-32b-16nodes": ("qwen2.5-32b", 8, 16, 128),
     "dr-grpo-qwen2.5-math-7b": ("qwen2.5-math-7b", 2, 8, 8),
 }
@@ -35,7 +42,7 @@ def load_paper(name: str) -> RunConfig:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_loads(path: Path) -> None:
-    load_config(path)
+    load_section(path, [], TheoryConfig if path.stem == "theory" else RunConfig)
 
 
 def test_every_paper_file_has_a_layout_test() -> None:
@@ -71,7 +78,8 @@ def test_clip_paper_table_1(name: str) -> None:
     assert config.policy.optimizer.warmup_updates == 0
     assert config.rollout.max_response_tokens == 4096
     assert config.rollout.temperature == 1.0
-    assert config.objective.kl.coefficient == 0
+    assert config.objective.auxiliary == AuxiliaryConfig()
+    assert config.objective.sampler.kind == ("dynamic" if "dapo-math" in name else "all")
     assert config.objective.advantage.method == "dr_grpo"
     assert config.objective.aggregation.mode == "seq-mean-token-mean"
     assert (config.reward.overlong is not None) == ("dapo-math" in name)
@@ -107,7 +115,8 @@ def test_dapo() -> None:
     """arXiv 2503.14476 and its released recipe."""
     config = load_paper("dapo-qwen2.5-32b-16nodes")
     clip, overlong = config.objective.clip, config.reward.overlong
-    assert (clip.low, clip.high, clip.dual) == (0.2, 0.28, 10.0)
+    assert (clip.low, clip.high, config.objective.gate.dual) == (0.2, 0.28, 10.0)
+    assert config.objective.sampler == DynamicSampling(kind="dynamic", prompts_per_generation=1536)
     assert config.objective.advantage.method == "grpo"
     assert config.objective.aggregation.mode == "token-mean"
     assert config.train.responses_per_step == 512 * 16
@@ -122,13 +131,26 @@ def test_dr_grpo() -> None:
     assert config.objective.aggregation.norm_length == config.rollout.max_response_tokens == 3000
 
 
-def test_sweep_commands_in_comments_load() -> None:
-    """Each `megarl train FILE overrides` line of the files' comments is one that loads."""
+def test_flexec() -> None:
+    """arXiv 2602.09782: 400 steps, GRPO, no KL; ID differs from the baseline in the bounds alone."""
+    baseline, flexec = load_paper("flexec-baseline-qwen2.5-7b"), load_paper("flexec-id-qwen2.5-7b")
+    assert flexec.objective.clip == FlexEcClip(kind="flexec")
+    assert baseline.objective == flexec.objective.model_copy(update={"clip": ConstantClip(low=0.2, high=0.2)})
+    assert flexec.model_copy(update={"name": baseline.name, "objective": baseline.objective}) == baseline
+    assert flexec.train.steps == 400
+    math_7b = load_paper("flexec-id-qwen2.5-math-7b")
+    assert math_7b.objective == flexec.objective
+    assert math_7b.rollout.max_prompt_tokens + math_7b.rollout.max_response_tokens == 4096
+
+
+def test_sweep_commands_in_comments_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `megarl train FILE arguments` line of the files' comments is one that loads."""
+    monkeypatch.chdir(ROOT.parent)
     commands = 0
     for path in PAPERS.glob("*.toml"):
         for line in path.read_text(encoding="utf-8").splitlines():
             words = line.lstrip("# ").split()
             if words[:2] == ["megarl", "train"]:
                 commands += 1
-                load_config(ROOT.parent / words[2], words[3:])
-    assert commands >= 12
+                load_config(Path(words[2]), words[3:])
+    assert commands >= 16

@@ -57,6 +57,8 @@ def test_config_round_trips(tmp_path: Path) -> None:
     overrides = [
         "objective.clip.high=inf",
         "objective.advantage={method = 'grpo', eps = 1e-5}",
+        "objective.weights.tis={}",
+        "objective.weights.opsm={threshold = 1e-4}",
         "reward.overlong.cache_tokens=100",
         'reward.verifier={kind = "reasoning_gym", answer_pattern = "a\\\\b\\"(.*)"}',
         'data.train.options={a = 1, "b c" = [inf, {d = "x"}]}',

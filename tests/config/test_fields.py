@@ -1,7 +1,7 @@
 """The schema: documented, and small enough to be read."""
 
-from megarl.config.fields import iter_fields
-from megarl.config.objective import Grpo
+from megarl.config.advantage import Grpo
+from megarl.config.fields import describe_type, iter_fields
 from megarl.config.run import RunConfig
 
 ENTRIES = list(iter_fields(RunConfig))
@@ -21,5 +21,14 @@ def test_field_budget() -> None:
 
 def test_union_members_share_a_path() -> None:
     eps = [entry for entry in ENTRIES if entry.path == "objective.advantage.eps"]
-    assert [entry.when for entry in eps] == ['objective.advantage.method = "grpo"']
+    methods = ("grpo", "quantile", "smoothed")
+    assert [entry.when for entry in eps] == [f'objective.advantage.method = "{method}"' for method in methods]
     assert eps[0].info is Grpo.model_fields["eps"]
+
+
+def test_optional_sections() -> None:
+    optional = {entry.path for entry in ENTRIES if entry.is_optional_section}
+    assert {"sft", "reward.overlong", "objective.weights.tis", "objective.auxiliary.kl"} <= optional
+    assert not optional & {"train", "objective.clip", "data.train", "objective.weights", "data.system_prompt"}
+    tis = next(entry for entry in ENTRIES if entry.path == "objective.weights.tis")
+    assert describe_type(tis.info) == "a table, or false (off)"

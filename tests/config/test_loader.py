@@ -18,7 +18,7 @@ def test_defaults_and_values(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path))
     assert config.name == "small"
     assert config.train.mini_batch_responses == 8
-    assert config.objective.clip.dual == math.inf
+    assert config.objective.gate.dual == math.inf
     assert config.train.updates_per_step == 2
 
 
@@ -60,7 +60,8 @@ def test_later_override_wins(tmp_path: Path) -> None:
         ),
         (
             "objective.advantage.eps=1",
-            'objective.advantage.method: missing; expected one of "dr_grpo", "grpo" '
+            'objective.advantage.eps: unknown key; it belongs to objective.advantage.method = "grpo" or '
+            'objective.advantage.method = "quantile" or objective.advantage.method = "smoothed" '
             "[override 'objective.advantage.eps=1']",
         ),
         ("train.steps=1.5", "train.steps: expected an integer >= 1, found 1.5 (float) [override 'train.steps=1.5']"),
@@ -82,8 +83,11 @@ def test_later_override_wins(tmp_path: Path) -> None:
             "name: expected a string matching ^[\\w.-]+$, found 2024 (integer) [override 'name=2024']; for text write "
             "'name=\"2024\"'",
         ),
-        ("train.steps", "override 'train.steps': expected a.b=value, e.g. train.steps=10"),
-        ("name.x=1", "override 'name.x=1': name is not a table, the file has \"small\" (string)"),
+        (
+            "train.steps",
+            "argument 'train.steps': expected a.b=value, e.g. train.steps=10, or a fragment FILE.toml",
+        ),
+        ("name.x=1", "override 'name.x=1': name is not a table, it is \"small\" (string)"),
     ],
 )
 def test_one_problem(tmp_path: Path, override: str, problem: str) -> None:
@@ -114,7 +118,7 @@ def test_everything_at_once(tmp_path: Path) -> None:
     path = write_config(tmp_path, text)
     problems = problems_of(path, "foo", "cluster.nodes=0")
     assert [problem.partition(":")[0] for problem in problems] == [
-        "override 'foo'",
+        "argument 'foo'",
         "name",
         "model.path",
         "model.pth",

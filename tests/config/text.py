@@ -4,6 +4,7 @@ from pathlib import Path
 
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
+from megarl.config.run import RunConfig
 
 SMALL = """
 name = "small"
@@ -25,6 +26,10 @@ def write_config(directory: Path, text: str = SMALL) -> Path:
     path = directory / "run.toml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def load_small(directory: Path, *overrides: str) -> RunConfig:
+    return load_config(write_config(directory), overrides)
 
 
 def problems_of(path: Path, *overrides: str) -> list[str]:

@@ -1,107 +1,16 @@
-"""The loop's order, its groups and its refusal, with parts that only note what is asked of them."""
+"""The loop's order, its groups, controllers and refusals, with parts that only note what is asked of them."""
 
-import asyncio
+import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from megarl.config.run import RunConfig
-from megarl.controller.loop import Parts, sample_requests, train
-from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError
-from megarl.data.sampler import PromptSampler
-from megarl.parallel.batches import BatchShard
-from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores
+from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError, compute_mean_entropy
+from megarl.controller.reporting import rollout_rows
+from megarl.records import TokenScores
 from megarl.rewards.pool import RewardItem
-from megarl.telemetry.metrics import Mean, Metrics
-from megarl.telemetry.spans import Spans
-
-PROMPTS = [Prompt(index=i, text=f"p{i}", token_ids=(i, i + 1), answer="1") for i in range(6)]
-
-
-def make_config(**train_overrides: Any) -> RunConfig:
-    sizes = {"steps": 2, "prompts_per_step": 2, "samples_per_prompt": 2, "mini_batch_responses": 2} | train_overrides
-    return RunConfig.model_validate(
-        {
-            "name": "loop",
-            "model": {"path": "unused"},
-            "data": {"train": {"source": "reasoning_gym", "task": "chain_sum"}},
-            "reward": {"verifier": {"kind": "random"}},
-            "train": sizes,
-        }
-    )
-
-
-class Recorder:
-    """Stands behind every Protocol of the loop; the trainer's log-probs differ from vLLM's by `offset`."""
-
-    def __init__(self, offset: float = 0.0) -> None:
-        self.calls: list[str] = []
-        self.records: list[Any] = []
-        self.spans = Spans()
-        self._offset = offset
-
-    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
-        self.calls.append("generate")
-        advance(len(requests))
-        return [
-            Rollout(prompt=r.prompt, response=(7, 8), behavior_logp=(-1.0, -2.0), stop_reason="stop", policy_version=0)
-            for r in requests
-        ]
-
-    async def adopt_weights(self, version: int) -> None:
-        self.calls.append(f"adopt {version}")
-
-    async def score(self, batch: Any, *, step: int | None = None) -> Any:
-        if step is None:
-            self.calls.append("old_logp")
-            return self._token_scores(batch)
-        self.calls.append("reward")
-        return [Score(reward=float(item.sample_index), verifier=float(item.sample_index)) for item in batch]
-
-    def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
-        ids = [i for shard in shards for mini in shard for batch in mini for i in batch.sample_ids]
-        # Not in order: ranks answer for what they hold.
-        return [TokenScores(sample_id=i, old_logp=(-1.0 + self._offset, -2.0)) for i in reversed(ids)]
-
-    async def train_mini_batch(self, index: int) -> Metrics:
-        self.calls.append(f"update {index}")
-        return {"actor/entropy": Mean(1.0, 2.0)}
-
-    async def publish_weights(self, version: int) -> Metrics:
-        self.calls.append(f"publish {version}")
-        return {}
-
-    async def export_hf(self, path: str) -> None:
-        self.calls.append(f"export {path}")
-
-    # the reporter's part
-    @contextmanager
-    def phase(self, name: str, total: int | None = None) -> Any:
-        yield self
-
-    def advance(self, n: int) -> None: ...
-
-    def report(self, record: Any, *, sampler: dict[str, Any]) -> None:
-        self.records.append(record)
-
-    def checkpoint_path(self, step: int) -> str:
-        return f"hf-{step}"
-
-
-def run(config: RunConfig, recorder: Any) -> None:
-    parts = Parts(
-        policy=recorder,
-        pool=recorder,
-        scorer=recorder,
-        prompts=PROMPTS,
-        sampler=PromptSampler(len(PROMPTS), config.train.prompts_per_step, seed=0, shuffle=False),
-        decode=lambda ids: " ".join(map(str, ids)),
-        reporter=recorder,
-    )
-    asyncio.run(train(config, parts))
+from megarl.telemetry.metrics import to_values
+from tests.controller.fakes import Recorder, make_config, make_parts, run
 
 
 def test_order_of_a_run() -> None:
@@ -117,9 +26,16 @@ def test_advantages_are_within_the_samples_of_a_prompt() -> None:
     (record,) = recorder.records
     # Rewards 0 and 1 for the two samples of each prompt: their mean is 0.5.
     assert [sample.advantage for sample in record.samples] == [-0.5, 0.5, -0.5, 0.5]
+    assert [sample.correct for sample in record.samples] == [False, True, False, True]
     assert [item.prompt.index for item in record.items] == [0, 0, 1, 1]
     assert [scores.sample_id for scores in record.token_scores] == [0, 1, 2, 3]
     assert isinstance(record.items[0], RewardItem)
+
+
+def test_token_whitening_sees_the_lengths_of_the_step() -> None:
+    recorder = Recorder()
+    run(make_config({"advantage": {"method": "reinforce_pp"}}, steps=1), recorder)
+    assert [sample.advantage for sample in recorder.records[0].samples] == pytest.approx([-1.0, 1.0, -1.0, 1.0])
 
 
 def test_a_first_step_that_differs_is_refused_before_any_update() -> None:
@@ -132,6 +48,8 @@ def test_a_first_step_that_differs_is_refused_before_any_update() -> None:
 def test_a_nan_is_refused_and_names_the_side() -> None:
     with pytest.raises(NonFiniteLogpError, match=r"the trainer's \(old_logp\) in samples"):
         run(make_config(), Recorder(offset=math.nan))
+    with pytest.raises(NonFiniteLogpError, match=r"the trainer's entropies in samples \[0, 1, 2, 3\] of 4"):
+        run(make_config(), Recorder(entropy=math.inf))
 
 
 def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
@@ -146,8 +64,102 @@ def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
     assert recorder.calls[-1] == "old_logp"
 
 
-def test_a_prompt_drawn_twice_in_a_step_is_sampled_anew() -> None:
-    requests = sample_requests([PROMPTS[0], PROMPTS[0]], step=3, config=make_config())
-    assert len({request.seed for request in requests}) == 4
-    again = sample_requests([PROMPTS[0], PROMPTS[0]], step=3, config=make_config())
-    assert [r.seed for r in requests] == [r.seed for r in again]
+def test_every_update_of_a_step_gets_the_steps_numbers() -> None:
+    class Cooling(Recorder):
+        async def adopt_weights(self, version: int) -> None:
+            await super().adopt_weights(version)
+            self._entropy /= 2
+
+    objective = {"auxiliary": {"entropy": {"coefficient": 0.0}}, "controllers": {"aer": {"target_ratio": 1, "rate": 1}}}
+    recorder = Cooling(entropy=0.5)
+    run(make_config(objective), recorder)
+    # The target is the starting entropy 0.5; in the second step 0.25 is missing.
+    assert [(c.step, c.entropy_coefficient) for c in recorder.controls] == [(1, 0.0), (1, 0.0), (2, 0.25), (2, 0.25)]
+    values = to_values(recorder.records[1].metrics)
+    assert (values["actor/old_entropy"], values["actor/entropy_over_start"]) == (0.25, 0.5)
+    assert values["control/entropy_coefficient"] == 0.25
+
+
+def test_mean_entropy_counts_tokens() -> None:
+    scores = [
+        TokenScores(sample_id=0, old_logp=(0.0,), old_entropy=(1.0,)),
+        TokenScores(sample_id=1, old_logp=(0.0,) * 3, old_entropy=(2.0, 3.0, 4.0)),
+        TokenScores(sample_id=2, old_logp=(), old_entropy=()),
+    ]
+    assert compute_mean_entropy(scores) == 2.5
+    assert math.isnan(compute_mean_entropy(scores[2:]))
+
+
+def test_the_reference_is_renewed_after_the_updates() -> None:
+    objective = {"auxiliary": {"kl": {}}, "controllers": {"reference_reset": {"every_steps": 2}}}
+    recorder = Recorder()
+    run(make_config(objective), recorder)
+    assert recorder.calls.count("reset_reference") == 1
+    second = recorder.calls[recorder.calls.index("adopt 1") + 1 :]
+    assert second == [
+        *("generate", "reward", "old_logp", "update 0", "update 1", "reset_reference"),
+        *("publish 2", "adopt 2", "export hf-2"),
+    ]
+
+
+def test_a_large_kl_renews_the_reference() -> None:
+    objective = {"auxiliary": {"kl": {}}, "controllers": {"reference_reset": {"kl_above": 0.2}}}
+    recorder = Recorder()
+    run(make_config(objective), recorder)
+    # The updates report 0.25, the mean over both is above 0.2 in each step.
+    assert recorder.calls.count("reset_reference") == 2
+
+
+def test_bonus_scale_follows_the_groups_accuracy() -> None:
+    objective = {"auxiliary": {"entropy": {}}, "controllers": {"aer": {"rho": 0.75}}}
+    # Group means 0.5 and 1: (0.75 - 0.5) / 0.75 and nothing.
+    recorder = Recorder(verify=lambda item: float(item.sample_index or item.prompt_index))
+    run(make_config(objective, steps=1), recorder)
+    scales = [sample.entropy_scale for sample in recorder.records[0].samples]
+    assert scales == pytest.approx([1 / 3, 1 / 3, 0.0, 0.0])
+    # A verifier outside [0, 1] is taken to its end.
+    recorder = Recorder(verify=lambda item: -5.0 if item.prompt_index else 7.0)
+    run(make_config(objective, steps=1), recorder)
+    assert [sample.entropy_scale for sample in recorder.records[0].samples] == [0.0, 0.0, 1.0, 1.0]
+    recorder = Recorder()
+    run(make_config(steps=1), recorder)
+    assert {sample.entropy_scale for sample in recorder.records[0].samples} == {1.0}
+
+
+def test_the_state_after_every_step_goes_on_exactly() -> None:
+    objective = {
+        "advantage": {"method": "smoothed"},
+        "clip": {"kind": "flexec", "schedule": "od"},
+    }
+    config = make_config(objective, steps=4, prompts_per_step=3)
+    recorder = Recorder(verify=lambda item: float((item.sample_index * 7 + item.prompt.index * 3) % 4))
+    run(config, recorder)
+    # Two steps are one epoch, so the second visits of all prompts follow.
+    restored = make_parts(config, recorder)
+    restored.load_controller_state(json.loads(json.dumps(recorder.states[1])))
+    assert restored.controller_state() == recorder.states[1]
+    assert {index: entry[0] for index, entry in recorder.states[1]["advantage"].items()} == dict.fromkeys("012345", 1)
+    assert {entry[0] for entry in recorder.states[3]["advantage"].values()} == {2}
+    assert recorder.states[3]["objective"]["step"] == 4
+    with pytest.raises(ValueError, match=r"controller state has keys \['objective'\]"):
+        restored.load_controller_state({"objective": {}})
+
+
+@pytest.mark.parametrize(("every", "traced"), [(1, [3, 3, 3, 3]), (2, [0, 0, 3, 3]), (0, [0, 0, 0, 0])])
+def test_tokens_are_traced_where_rollouts_are_written(every, traced) -> None:
+    config = make_config()
+    logging = config.logging.model_copy(update={"rollouts_every": every, "traced_responses": 3})
+    recorder = Recorder()
+    run(config.model_copy(update={"logging": logging}), recorder)
+    assert recorder.traced == traced
+
+
+def test_rows_have_their_own_trace() -> None:
+    recorder = Recorder()
+    run(make_config(steps=1), recorder)
+    rows = list(rollout_rows(recorder.records[0]))
+    assert [row.sample_id for row in rows] == [0, 1, 2, 3]
+    # The updates traced the samples 0 and 2.
+    assert [None if row.trace is None else row.trace.sample_id for row in rows] == [0, None, 2, None]
+    assert [row.token_text for row in rows] == [("<7>", "<8>"), None, ("<7>", "<8>"), None]
+    assert rows[1].old_entropy == (1.0, 1.0)

@@ -45,6 +45,15 @@ def test_batch_size_does_not_change_the_order() -> None:
     assert [i for _ in range(7) for i in small.next_batch()] == large.next_batch()
 
 
+def test_drawing_by_the_number_is_the_same_stream() -> None:
+    batches, drawn = PromptSampler(7, 3, seed=3), PromptSampler(7, 5, seed=3)
+    expected = [i for _ in range(4) for i in batches.next_batch()]
+    assert [*drawn.draw(1), *drawn.draw(4), *drawn.next_batch(), *drawn.draw(2)] == expected
+    assert drawn.state_dict() == batches.state_dict()
+    with pytest.raises(ValueError, match="at least one prompt, found 0"):
+        drawn.draw(0)
+
+
 def test_without_shuffle_prompts_come_in_order() -> None:
     sampler = PromptSampler(3, 4, seed=0, shuffle=False)
     assert [sampler.next_batch(), sampler.next_batch()] == [[0, 1, 2, 0], [1, 2, 0, 1]]

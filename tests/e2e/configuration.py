@@ -21,8 +21,9 @@ options = {{ min_terms = 2, max_terms = 2, min_digits = 1, max_digits = 1 }}
 verifier = {{ kind = "random" }}
 workers = 1
 [objective]
-clip = {{ low = 0.2, high = 0.28, dual = 3.0 }}
-kl = {{ coefficient = 0.01, estimator = "k3" }}
+clip = {{ low = 0.2, high = 0.28 }}
+gate = {{ dual = 3.0 }}
+auxiliary = {{ kl = {{ coefficient = 0.01, estimator = "k3" }} }}
 [rollout]
 max_prompt_tokens = 64
 max_response_tokens = 8

@@ -15,6 +15,8 @@ LENGTHS = [4, 0, 1, 5]
         ("seq-mean-token-mean", None, [1 / 12, 0.0, 1 / 3, 1 / 15]),
         ("seq-mean-token-sum-norm", None, [1 / 60, 0.0, 1 / 60, 1 / 60]),
         ("seq-mean-token-sum-norm", 5, [1 / 15, 0.0, 1 / 15, 1 / 15]),
+        ("seq-sum-token-mean", None, [1 / 4, 0.0, 1.0, 1 / 5]),
+        ("token-sum", None, [1.0, 0.0, 1.0, 1.0]),
     ],
 )
 def test_weights_by_hand(mode, norm_length, expected) -> None:

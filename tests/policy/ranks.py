@@ -12,10 +12,11 @@ import torch.distributed as dist
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
+from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard
 from megarl.parallel.packing import split_by_sample
 from megarl.policy.worker import MegatronWorker
-from megarl.records import Sample
+from megarl.records import Sample, TokenTrace
 from tests.dist.gloo import run_on_ranks
 
 
@@ -91,6 +92,8 @@ class StepResult:
     sums: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    traces: list[TokenTrace] = field(default_factory=list)
+    """By sample."""
     ref_logp: list[list[float]] | None = None
 
 
@@ -134,7 +137,7 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, int, Callable[..., Any], tuple[Any
             place,
             optimizer=config.policy.optimizer,
             total_updates=8,
-            reference=config.objective.kl.coefficient > 0,
+            reference=config.objective.auxiliary.kl is not None,
         )
         results.append(work(worker, config, rank, *args))
         worker.close()
@@ -142,10 +145,18 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, int, Callable[..., Any], tuple[Any
 
 
 def _step(worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard]) -> StepResult | None:
-    data = worker._grid.position(rank).data
-    shard = shards[data]
+    return take_step(worker, config, rank, shards, Controls(step=1, seed=0))
+
+
+def take_step(
+    worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard], controls: Controls
+) -> StepResult | None:
+    """Score, one update per mini-batch with every token traced, export; the whole picture on rank 0."""
+    shard = shards[worker._grid.position(rank).data]
     scored = worker.score(shard)
-    reports = [worker.train_mini_batch(index) for index in range(config.train.updates_per_step)]
+    reports = [
+        worker.train_mini_batch(index, controls, traced=1 << 30) for index in range(config.train.updates_per_step)
+    ]
     weights = export(worker)
     gathered: list[Any] = [None] * config.parallel.world_size
     dist.all_gather_object(gathered, (_by_id(shard, scored) if scored else None, reports))
@@ -185,6 +196,8 @@ def _merge(gathered: list[Any], worker: MegatronWorker, weights: dict[str, torch
     for updates in zip(*(reports for _, reports in reporters), strict=True):
         result.sums.append(sum(update.sums.sum_N for update in updates).tolist())
         result.grad_norms.append(updates[0].grad_norm)
+        result.traces += [trace for update in updates for trace in update.traces]
+    result.traces.sort(key=lambda trace: trace.sample_id)
     result.weights = weights
     return result
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from megarl.config.run import RunConfig
-from megarl.objective.statistics import SUM_NAMES
+from megarl.objective.accounting import SUM_NAMES
 from megarl.records import Sample
 from tests.policy.ranks import StepResult, make_checkpoint, make_config, make_samples, run_steps
 
 OBJECTIVE = {
     # Bounds so tight that every clip acts at the second mini-batch, though the policy has barely moved.
-    "objective__clip": {"low": 0.01, "high": 0.02, "dual": 1.01},
+    "objective__clip": {"low": 0.01, "high": 0.02},
+    "objective__gate": {"dual": 1.01},
     "objective__aggregation": {"mode": "seq-mean-token-mean"},
-    "objective__kl": {"coefficient": 0.05, "estimator": "k2"},
+    "objective__auxiliary": {"kl": {"coefficient": 0.05, "estimator": "k2"}},
     "rollout__temperature": 0.8,
     "policy__optimizer": {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-2, "warmup_updates": 1, "clip_grad_norm": 0.5},
 }
@@ -52,9 +53,8 @@ def test_every_layout_agrees_with_plain_pytorch(tmp_path: Path, tied: bool) -> N
     samples = first + [replace(s, advantage=s.advantage * (-1) ** i) for i, s in enumerate(first)]
     results = run_steps([(job(path, layout), samples) for layout in LAYOUTS.values()])
     expected = plain_step(path, job(path, {}), samples)
-    assert expected.sums[1][SUM_NAMES.index("clipped_low")] > 0
-    assert expected.sums[1][SUM_NAMES.index("clipped_high")] > 0
-    assert expected.sums[1][SUM_NAMES.index("clipped_dual")] > 0
+    for clipped in ("clipped_low", "clipped_high", "clipped_dual"):
+        assert expected.sums[1][PLAIN_NAMES.index(clipped)] > 0
     for name, result in zip(LAYOUTS, results, strict=True):
         assert_equal(name, result, expected)
 
@@ -64,8 +64,9 @@ def assert_equal(name: str, result: StepResult, expected: StepResult) -> None:
         assert got == pytest.approx(want, abs=2e-5), name
     for update, (got, want) in enumerate(zip(result.sums, expected.sums, strict=True)):
         # Sums that cancel (old - current) are as exact as their terms: 1e-5 per token. Counts are exact.
-        rounding = 1e-5 * want[SUM_NAMES.index("tokens")]
-        for total, a, b in zip(SUM_NAMES, got, want, strict=True):
+        rounding = 1e-5 * want[PLAIN_NAMES.index("tokens")]
+        for total, b in zip(PLAIN_NAMES, want, strict=True):
+            a = got[SUM_NAMES.index(total)]
             assert a == pytest.approx(b, rel=1e-5, abs=rounding), f"{name}: {total} of update {update}"
     assert result.grad_norms == pytest.approx(expected.grad_norms, rel=1e-5), name
     assert result.weights.keys() == expected.weights.keys()
@@ -84,7 +85,7 @@ def plain_step(path: Path, config: RunConfig, samples: list[Sample]) -> StepResu
     optimizer = plain_adamw(model, config)
     half = config.train.mini_batch_responses
     for update, start in enumerate(range(0, len(samples), half)):
-        sums = torch.zeros(len(SUM_NAMES), dtype=torch.float64)
+        sums = torch.zeros(len(PLAIN_NAMES), dtype=torch.float64)
         optimizer.zero_grad()
         for index in range(start, start + half):
             loss, statistics = plain_loss(model, samples[index], ref[index], config, 1 / half)
@@ -101,48 +102,76 @@ def plain_step(path: Path, config: RunConfig, samples: list[Sample]) -> StepResu
     return result
 
 
-def plain_tokens(model: torch.nn.Module, sample: Sample, config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob and entropy of each response token."""
+def plain_tokens(
+    model: torch.nn.Module, sample: Sample, config: RunConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-prob, entropy and the mean of p (log p + H) over the vocabulary, at each response token."""
     tokens = torch.tensor([sample.prompt + sample.response])
     logits = model(tokens).logits[0, len(sample.prompt) - 1 : -1] / config.rollout.temperature
     logp = torch.log_softmax(logits, -1)
     entropy = -(logp.exp() * logp).sum(-1)
-    return logp.gather(1, torch.tensor(sample.response)[:, None])[:, 0], entropy
+    expected_q = (logp.exp() ** 2 * (logp + entropy[:, None])).sum(-1)
+    return logp.gather(1, torch.tensor(sample.response)[:, None])[:, 0], entropy, expected_q
+
+
+PLAIN_NAMES = (
+    "tokens",
+    "entropy",
+    "response_entropy",
+    "logp",
+    "policy_loss",
+    "auxiliary_loss",
+    "kl",
+    "old_minus_current",
+    "ratio",
+    "clipped_low",
+    "clipped_high",
+    "clipped_dual",
+    "positive",
+    "negative",
+    "low_gap",
+    "high_gap",
+    "budget",
+)
+"""The sums that the plain reference makes too, by the names of the accounting."""
 
 
 def plain_loss(
     model: torch.nn.Module, sample: Sample, ref: torch.Tensor, config: RunConfig, sequence_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped objective with dual clip and k2, averaged over the tokens of the response."""
-    clip, kl = config.objective.clip, config.objective.kl
-    logp, entropy = plain_tokens(model, sample, config)
+    clip, kl, dual = config.objective.clip, config.objective.auxiliary.kl, config.objective.gate.dual
+    logp, entropy, expected_q = plain_tokens(model, sample, config)
     ratio, advantage = (logp - ref).exp(), sample.advantage
     policy = -torch.min(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
     if advantage < 0:
-        policy = torch.min(policy, torch.tensor(-clip.dual * advantage))
+        policy = torch.min(policy, torch.tensor(-dual * advantage))
     penalty = 0.5 * (logp - ref) ** 2
     weight = sequence_weight / len(sample.response)
-    r = ratio.detach()
-    count = float(len(sample.response))
+    r, below, above = ratio.detach(), ratio < 1 - clip.low, ratio > 1 + clip.high
+    kept = ~above if advantage > 0 else ~below & (r <= dual)
+    gap = expected_q - logp.exp() * (logp + entropy)
     statistics = {
-        "tokens": count,
+        "tokens": float(len(sample.response)),
         "entropy": entropy.sum(),
+        "response_entropy": entropy.mean(),
         "logp": logp.sum(),
-        "policy_loss_weighted": weight * policy.sum(),
-        "kl_loss_weighted": kl.coefficient * weight * penalty.sum(),
+        "policy_loss": weight * policy.sum(),
+        "auxiliary_loss": kl.coefficient * weight * penalty.sum(),
         "kl": penalty.sum(),
-        "kl_tokens": count,
         "old_minus_current": (ref - logp).sum(),
         "ratio": r.sum(),
-        "clipped_low": (r < 1 - clip.low).sum() * (advantage < 0),
-        "clipped_high": (r > 1 + clip.high).sum() * (advantage > 0),
-        "clipped_dual": (r > clip.dual).sum() * (advantage < 0),
-        "saturated": 0.0,
-        "advantage_positive": count * (advantage > 0),
-        "advantage_negative": count * (advantage < 0),
+        "clipped_low": below.sum() * (advantage < 0),
+        "clipped_high": above.sum() * (advantage > 0),
+        "clipped_dual": (r > dual).sum() * (advantage < 0),
+        "positive": float(len(sample.response)) * (advantage > 0),
+        "negative": float(len(sample.response)) * (advantage < 0),
+        "low_gap": (r * below * gap).sum(),
+        "high_gap": (r * above * gap).sum(),
+        "budget": (weight * r * advantage * kept * gap).sum(),
     }
     loss = weight * (policy + kl.coefficient * penalty).sum()
-    return loss, torch.tensor([float(statistics[name]) for name in SUM_NAMES], dtype=torch.float64)
+    return loss, torch.tensor([float(statistics[name]) for name in PLAIN_NAMES], dtype=torch.float64)
 
 
 def plain_adamw(model: torch.nn.Module, config: RunConfig) -> torch.optim.AdamW:

@@ -29,10 +29,25 @@ def make_row(step: int) -> dict[str, float | None]:
         "reward/mean": 0.2 + 0.1 * step,
         "reward/std": 0.4,
         "actor/entropy": 1.0 / step,
+        "actor/entropy_response_mean": 1.1 / step,
         "actor/ppo_kl": 1e-4,
         "actor/grad_norm": 0.3,
         "clip_ratio/low_mean": 0.001,
         "clip_ratio/high_mean": 0.002,
+        "clip_ratio/dual_mean": 0.0,
+        **{f"clip_ratio/{side}_q{q}": 0.001 * q for side in ("low", "high") for q in (1, 2, 3, 4, 5)},
+        "rule/tis_frac": 0.05,
+        **{
+            f"entropy/clip_{side}_{name}": 0.01 * step
+            for side in ("low", "high")
+            for name in ("contribution", "difference", "surprisal")
+        },
+        **{f"entropy/region_e{i}": 0.1 * i for i in (1, 2, 3, 4)},
+        "entropy/budget_positive_kept": -0.02,
+        "entropy/budget_positive_clipped": 0.0,
+        "entropy/budget_negative_kept": 0.03,
+        "entropy/budget_negative_clipped": -0.001,
+        **{f"entropy/budget_removed_{side}": -0.001 for side in ("low", "high", "dual")},
         "response_length/mean": 300.0,
         "response_length/max": 512.0,
         "rollout/logp_diff_mean": 0.01,

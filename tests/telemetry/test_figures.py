@@ -6,20 +6,23 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pytest
 from PIL import Image
 
+from megarl.objective.accounting import TokenSums, to_metrics
 from megarl.telemetry.charts import build_charts
 from megarl.telemetry.figures import write_run_figures
 from megarl.telemetry.names import DESCRIPTIONS
-from megarl.telemetry.panels import LINE_PANELS
+from megarl.telemetry.panels import PANELS, HeatPanel
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.smoothing import average_neighbours, moving_mean, moving_window
 from tests.telemetry.runs import make_config, make_row, write_metrics
 
 RL_FIGURES = {
-    *("reward", "entropy", "clip_fractions", "response_length", "policy_change", "grad_norm", "logp_diff"),
-    *("time_by_phase", "overview"),
+    *("reward", "entropy", "clip_fractions", "clip_contributions", "clip_differences", "clip_surprisal"),
+    *("entropy_budget", "budget_removed", "clip_by_entropy", "regions", "rules"),
+    *("response_length", "policy_change", "grad_norm", "logp_diff", "time_by_phase", "overview"),
 }
 
 
@@ -34,15 +37,28 @@ def colours_of(path: Path) -> int:
         return len(colours)
 
 
+def datasets(chart: Any) -> list[list[dict[str, Any]]]:
+    """The data sets of the specification, in the order of its layers."""
+    found: list[list[dict[str, Any]]] = []
+
+    def walk(part: dict[str, Any]) -> None:
+        if "data" in part and part["data"]["values"] not in found:
+            found.append(part["data"]["values"])
+        for layer in part.get("layer", []):
+            walk(layer)
+
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        walk(chart.to_dict())
+    return found
+
+
 def drawn_values(chart: Any, series: str) -> list[float | None]:
     """What the longest data set of the specification holds for a series (the other is the points on the line)."""
-    datasets = chart.to_dict()["datasets"].values()
-    return max(([v["value"] for v in values if v["series"] == series] for values in datasets), key=len)
+    return max(([v["value"] for v in values if v.get("series") == series] for values in datasets(chart)), key=len)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_every_figure_of_a_short_run_is_a_picture(tmp_path: Path, steps: int) -> None:
-    write_metrics(tmp_path / "metrics.jsonl", [make_row(step) for step in range(1, steps + 1)])
+def test_every_figure_of_one_step_is_a_picture(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
     written = write_run_figures(tmp_path)
     pngs = {path.stem: path for path in written if path.suffix == ".png"}
     assert set(pngs) == RL_FIGURES
@@ -99,13 +115,13 @@ class LinkFinder(HTMLParser):
 def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:
     config = make_config(tmp_path, model={"path": "models/<script>alert(1)</script>"})
     run = RunDirectory.create(config, source=None, verb="train")
-    write_metrics(run.metrics_path, [make_row(1), make_row(2) | {"actor/entropy": None}])
+    write_metrics(run.metrics_path, [make_row(1), make_row(2), make_row(3) | {"actor/entropy": None}])
     run.write_state(RunState(status="failed", step=2, message="engine 0 <died>"))
     write_run_figures(run.path)
     html = run.report_path.read_text()
     finder = LinkFinder()
     finder.feed(html)
-    assert len(finder.links) == 8
+    assert len(finder.links) == len(RL_FIGURES) - 1
     assert all(link.startswith("data:image/svg+xml;base64,") for link in finder.links)
     assert "script" not in finder.tags
     assert "models/&lt;script&gt;" in html
@@ -144,9 +160,49 @@ def test_average_neighbours_by_hand() -> None:
 
 def test_a_long_run_is_thinned_and_says_so() -> None:
     charts = build_charts([make_row(step) for step in range(1, 1201)])
-    assert len(drawn_values(charts["entropy"], "entropy")) == 400
-    assert charts["entropy"].title.subtitle.endswith("a point stands for up to 3 steps")
+    assert len(drawn_values(charts["entropy"], "mean over tokens")) == 400
+    assert charts["entropy"].title.subtitle[-1] == "a point stands for up to 3 steps"
+    cells = datasets(charts["clip_by_entropy"])[0]
+    # Thinned columns touch: each reaches back to the end of the one before.
+    assert [(cell["step"], cell["x2"]) for cell in cells[:11:5]] == [(2.5, 3.5), (3.5, 6.5), (6.5, 9.5)]
 
 
-def test_every_drawn_metric_is_documented() -> None:
-    assert {series.metric for panel in LINE_PANELS for series in panel.series} <= set(DESCRIPTIONS)
+def test_every_metric_that_is_drawn_or_counted_is_documented() -> None:
+    drawn: set[str] = set()
+    for panel in PANELS:
+        if isinstance(panel, HeatPanel):
+            drawn |= {metric for band in panel.bands for _, metric in band.rows}
+        else:
+            drawn |= {series.metric for series in panel.series}
+    assert drawn <= set(DESCRIPTIONS)
+    one = TokenSums.zeros()
+    one.sum_N[:] = 1.0
+    assert set(to_metrics(one)) <= set(DESCRIPTIONS)
+    assert drawn - set(make_row(1)) <= {"sft/loss"} | {name for name in drawn if name.startswith("rule/")}
+
+
+def test_the_entropy_is_compared_with_its_start() -> None:
+    rows: list[dict[str, float | None]] = [{"step": s, "actor/entropy": h} for s, h in ((1, None), (2, 2.0), (3, 0.5))]
+    chart = build_charts(rows)["entropy"]
+    assert chart.title.subtitle == "exact; now 25% of step 2's"
+    assert drawn_values(chart, "start") == [2.0, 2.0]
+    assert build_charts(rows[:2])["entropy"].title.subtitle == "exact"
+
+
+def test_a_budget_is_stacked_with_its_sum_and_only_where_it_is_whole() -> None:
+    rows = [make_row(1), make_row(2) | {"entropy/budget_negative_kept": None}, make_row(3)]
+    stacked, total = datasets(build_charts(rows)["entropy_budget"])[:2]
+    assert [value["value"] for value in stacked] == [-0.02, 0.03, 0.0, -0.001] * 2
+    assert [value["step"] for value in total] == [1, 3]
+    assert [value["value"] for value in total] == pytest.approx([0.009, 0.009])
+
+
+def test_quintiles_are_cells_in_percent_from_the_most_uncertain_down() -> None:
+    rows = [{"step": 4.0, "clip_ratio/low_q5": 0.5, "clip_ratio/low_q1": 0.25}, {"step": 5.0, "clip_ratio/low_q5": 0.0}]
+    (cells,) = datasets(build_charts(rows)["clip_by_entropy"])
+    # Below the 5 rows of clip-high and a gap of .7.
+    assert [(cell["step"], cell["y"], cell["value"]) for cell in cells] == [
+        (3.5, 5.7, 50),
+        (3.5, 9.7, 25),
+        (4.5, 5.7, 0),
+    ]

@@ -1,6 +1,8 @@
 """Parquet round trip of rollouts."""
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from megarl.records import TokenTrace
+from megarl.telemetry import rollouts
 from megarl.telemetry.rollouts import SCHEMA, RolloutRow, read_rollouts, write_rollouts
 
 
@@ -16,14 +20,18 @@ def make_row(**changes: object) -> RolloutRow:
         "step": 3,
         "prompt_index": 2**40,
         "sample_index": 1,
+        "sample_id": 9,
         "policy_version": 2,
         "prompt_text": "What is 2 + 2? ≥ ü\n",
         "response_text": "4",
         "prompt_tokens": (1, 151_935),
         "response_tokens": (5, 6, 7),
         "behavior_logp": (-0.5, -1.25, 0.0),  # exact in float32
+        "token_text": None,
         "old_logp": (-0.5, -1.5, 0.0),
+        "old_entropy": (0.25, 2.0, 0.0),
         "ref_logp": None,
+        "trace": None,
         "reward": 0.1 + 0.2,
         "verifier_reward": 1.0,
         "overlong": -0.7,
@@ -34,15 +42,34 @@ def make_row(**changes: object) -> RolloutRow:
     return RolloutRow(**(fields | changes))  # type: ignore[arg-type]
 
 
+def make_trace(**changes: object) -> TokenTrace:
+    fields = {
+        "sample_id": 9,
+        "logp": (-0.5, -1.75, -0.125),
+        "entropy": (0.25, 2.5, 0.0),
+        "ratio": (1.0, 0.75, 1.5),
+        "low": (0.0, 0.75, 0.75),
+        "high": (math.inf, 1.25, 1.25),
+        "gate": (0.5, 0.0, -1.5),
+        "weight": (1.0, 0.0, 2.0),
+        "advantage": (0.5, -0.25, -1.0),
+        "rule": ("", "clip_low+tis", "clip_high"),
+    }
+    return TokenTrace(**(fields | changes))  # type: ignore[arg-type]
+
+
 def test_rows_come_back_equal(tmp_path: Path) -> None:
     rows = [
         make_row(),
         make_row(sample_index=2, ref_logp=(-1.0, -2.0, -4.0), failure="timeout", stop_reason="stop"),
-        make_row(sample_index=3, response_tokens=(), behavior_logp=(), old_logp=(), ref_logp=()),
+        make_row(sample_index=3, response_tokens=(), behavior_logp=(), old_logp=(), old_entropy=(), ref_logp=()),
+        make_row(trace=make_trace(), token_text=("4", "\n", "é")),
     ]
     path = tmp_path / "step-000003.parquet"
     write_rollouts(path, rows)
     assert read_rollouts(path) == rows
+    assert read_rollouts(path, at_most=2) == rows[:2]
+    assert read_rollouts(path, at_most=0) == []
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
@@ -53,11 +80,21 @@ def test_log_probs_are_float32(tmp_path: Path) -> None:
     schema = pq.read_schema(path)
     assert schema.field("response_tokens").type.value_type == pa.int32()
     assert schema.field("behavior_logp").type.value_type == pa.float32()
-    assert [field.name for field in schema if field.nullable] == ["ref_logp", "failure"]
+    assert schema.field("gate").type.value_type == pa.float32()
+    assert schema.field("rule").type.value_type == pa.dictionary(pa.int32(), pa.string())
+    traced = ["logp", "entropy", "ratio", "low", "high", "gate", "weight", "token_advantage", "rule"]
+    assert [field.name for field in schema if field.nullable] == ["token_text", "ref_logp", *traced, "failure"]
 
 
 def test_record_and_schema_list_the_same_columns() -> None:
-    assert [field.name for field in dataclasses.fields(RolloutRow)] == SCHEMA.names
+    own = [field.name for field in dataclasses.fields(RolloutRow)]
+    traced = ["token_advantage" if f.name == "advantage" else f.name for f in dataclasses.fields(TokenTrace)[1:]]
+    at = own.index("trace")
+    assert own[:at] + traced + own[at + 1 :] == SCHEMA.names
+
+
+def test_the_module_documents_every_column() -> None:
+    assert all(re.search(rf"\b{name}\b", rollouts.__doc__ or "") for name in SCHEMA.names)
 
 
 def test_an_empty_step_is_a_file_too(tmp_path: Path) -> None:
@@ -77,6 +114,10 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_wrong_lengths_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sample 1: 3 response tokens but 2 entries in old_logp"):
         make_row(old_logp=(0.0, 0.0))
+    with pytest.raises(ValueError, match=r"sample 1: 3 response tokens but 1 entries in trace\.gate"):
+        make_row(trace=make_trace(gate=(0.0,)))
+    with pytest.raises(ValueError, match=r"sample 9 of the step, its trace is of sample 8"):
+        make_row(trace=make_trace(sample_id=8))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"has columns \['x'\], expected"):
         read_rollouts(tmp_path / "x.parquet")

@@ -38,6 +38,17 @@ def test_create_lays_out_the_run(tmp_path: Path) -> None:
     assert versions["cpus"] >= 1
 
 
+def test_fragments_are_kept_in_order(tmp_path: Path) -> None:
+    source, *fragments = (tmp_path / name for name in ("run.toml", "b.toml", "a.toml"))
+    for file in (source, *fragments):
+        file.write_text(f"# {file.name}\n")
+    run = RunDirectory.create(make_config(tmp_path / "runs"), source=source, fragments=fragments, verb="train")
+    assert (run.path / "config.source").read_text() == "# run.toml\n"
+    assert (run.path / "config.source.1-b.toml").read_text() == "# b.toml\n"
+    assert (run.path / "config.source.2-a.toml").read_text() == "# a.toml\n"
+    assert run.read_versions()["fragments"] == [str(fragment) for fragment in fragments]
+
+
 def test_runs_of_the_same_second_never_share_a_directory(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     with ThreadPoolExecutor(8) as threads:

@@ -1,0 +1,156 @@
+"""`megarl theory`: the theorems on clipping and entropy, computed and drawn; needs no model, no data and no GPU."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from megarl.cli.theory_tables import (
+    DOES_NOT_SAY,
+    case_table,
+    findings,
+    sample_table,
+    step_table,
+    sweep_table,
+    training_table,
+)
+from megarl.config.base import ConfigError
+from megarl.config.dump import dump_config
+from megarl.config.theory import TheoryConfig
+from megarl.objective.theory.counterexamples import CASES, work_case
+from megarl.objective.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
+from megarl.telemetry.theory_figures import TheoryTable, TheoryText, write_theory_files
+from megarl.telemetry.versions import collect_versions
+
+
+def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> int:
+    """Compute, print and write everything; returns the exit code. ConfigError when `output` cannot be a directory."""
+    directory = _make_directory(output)
+    with _progress(console) as stage:
+        with stage("step sizes", len(theory.learning_rates)) as advance:
+            steps = study_steps(theory, advance)
+        cases = [work_case(case, WORKED_DELTA) for case in CASES]
+        sweep_size = len(theory.sweep.low) + len(theory.sweep.high) + len(theory.sweep.low) * len(theory.sweep.high)
+        with stage("bounds", sweep_size) as advance:
+            sweep = study_sweep(theory, advance)
+        with stage("sampled groups", len(theory.monte_carlo.clips)) as advance:
+            samples = study_samples(theory, advance)
+        with stage("trainings", 2 * len(theory.multi_step.clips) * theory.multi_step.rollouts) as advance:
+            training = study_training(theory, advance)
+    tables = [step_table(steps), case_table(cases), sweep_table(sweep), sample_table(samples)]
+    if training:
+        tables.append(training_table(training))
+    text = TheoryText(
+        says=findings(steps, samples, training, seeds=theory.multi_step.seeds),
+        does_not_say=DOES_NOT_SAY,
+        config_toml=dump_config(theory),
+        versions=collect_versions(),
+    )
+    results = {
+        "steps": asdict(steps),
+        "counterexamples": [asdict(case) for case in cases],
+        "sweep": asdict(sweep),
+        "samples": [asdict(row) for row in samples],
+        "training": [asdict(row) for row in training],
+    }
+    files = write_theory_files(directory, results, tables, text)
+    _print_results(console, tables, text)
+    for line in (
+        "",
+        f"figures  {_shown(directory / 'figures')} ({sum(file.suffix == '.png' for file in files)} as PNG and SVG)",
+        f"numbers  {_shown(directory / 'theory.json')}",
+        f"report   {_shown(directory / 'report.html')}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _make_directory(output: Path | None) -> Path:
+    directory = output if output is not None else Path("runs") / f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    directory = directory.expanduser().resolve()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {directory}: cannot be made a directory: {error.strerror}") from error
+    return directory
+
+
+Advance = Callable[[], None]
+Stage = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Stage]:
+    """Gives a context manager per stage: a bar on a terminal, and everywhere a line with its seconds when it ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=40),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        @contextmanager
+        def stage(name: str, total: int) -> Iterator[Advance]:
+            started_s = time.monotonic()
+            task = progress.add_task(name, total=total)
+            yield lambda: progress.advance(task)
+            progress.remove_task(task)
+            console.print(f"{name:<16}{time.monotonic() - started_s:6.1f} s", highlight=False)
+
+        yield stage
+
+
+def _print_results(console: Console, tables: Sequence[TheoryTable], text: TheoryText) -> None:
+    for table in tables:
+        console.print(Text(f"\n{table.title}", style="bold cyan"))
+        console.print(Text(table.caption, style="dim"))
+        _print_whole(console, _render(table))
+        if table.notes:
+            console.print(_bullets(table.notes))
+    for title, lines in (("What follows", text.says), ("What does not follow", text.does_not_say)):
+        console.print(Text(f"\n{title}", style="bold cyan"))
+        console.print(_bullets(lines))
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table at its own width: in a narrower terminal its lines wrap, but no number is cut off."""
+    width = console.width
+    console.width = max(width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table)
+    console.width = width
+
+
+def _bullets(lines: Sequence[str]) -> Table:
+    bullets = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    bullets.add_column(width=1)
+    bullets.add_column(overflow="fold")
+    for line in lines:
+        bullets.add_row("-", Text(line))
+    return bullets
+
+
+def _render(table: TheoryTable) -> Table:
+    rendered = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    for column in table.columns:
+        justify: Literal["left", "right"] = "left" if column.startswith("<") else "right"
+        rendered.add_column(column.removeprefix("<"), justify=justify, no_wrap=True)
+    for row in table.rows:
+        rendered.add_row(*map(Text, row))
+    return rendered
+
+
+def _shown(path: Path) -> str:
+    """Relative to where the person stands, when it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

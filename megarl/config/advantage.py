@@ -1,0 +1,118 @@
+"""Plug points 1 and 2: which groups are trained on, and how rewards become advantages."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from megarl.config.base import Config
+
+
+class AllGroups(Config):
+    """Train on every group that was sampled."""
+
+    kind: Literal["all"] = "all"
+
+
+class DynamicSampling(Config):
+    """Drop groups whose verifier scores are all equal and sample others instead (DAPO, arXiv 2503.14476, eq. 11)."""
+
+    kind: Literal["dynamic"]
+    prompts_per_generation: int | None = Field(None, ge=1)
+    """Prompts of one round of generation; default: train.prompts_per_step. DAPO generates three times as many."""
+    max_generations: int = Field(10, ge=1)
+    """Rounds of generation a step may take."""
+    when_exhausted: Literal["stop", "fill"] = "stop"
+    """After the last round: end the run with a message, or fill the batch with groups that would have been dropped."""
+
+
+Sampler = Annotated[AllGroups | DynamicSampling, Field(discriminator="kind")]
+
+
+class DrGrpo(Config):
+    """A = R - mean of the group (arXiv 2503.20783; the clipping papers' choice)."""
+
+    method: Literal["dr_grpo"] = "dr_grpo"
+
+
+class Grpo(Config):
+    """A = (R - mean) / (std + eps) over the group (arXiv 2402.03300); std with Bessel's correction, as verl and TRL."""
+
+    method: Literal["grpo"]
+    eps: float = Field(1e-6, ge=0)
+    """Added to the standard deviation."""
+
+
+class Rloo(Config):
+    """A = R - mean of the group's other rewards (leave one out, arXiv 2402.14740)."""
+
+    method: Literal["rloo"]
+
+
+class ReinforcePlusPlus(Config):
+    """A = (R - mean) / std over all response tokens of the step (arXiv 2501.03262); no group baseline."""
+
+    method: Literal["reinforce_pp"]
+
+
+class ReinforcePlusPlusBaseline(Config):
+    """R - mean of the group, then centred and scaled over all response tokens of the step (ProRLv2, BroRL)."""
+
+    method: Literal["reinforce_pp_baseline"]
+
+
+class QuantileAdvantage(Config):
+    """A = (R - b) / (std + eps), b = inf{x : share of the group's rewards <= x is >= K} (QAE, arXiv 2509.22611)."""
+
+    method: Literal["quantile"]
+    quantile: float = Field(0.4, gt=0, lt=1)
+    """K: 0.4 holds entropy down, 0.6 holds it up."""
+    eps: float = Field(1e-6, ge=0)
+    """Added to the standard deviation."""
+
+
+class SmoothedAdvantage(Config):
+    """DCPO's smoothed advantage: this group's and the prompt's history's, whichever is smaller (arXiv 2509.02333)."""
+
+    method: Literal["smoothed"]
+    eps: float = Field(1e-6, ge=0)
+    """Added to both standard deviations."""
+
+
+Advantage = Annotated[
+    DrGrpo | Grpo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline | QuantileAdvantage | SmoothedAdvantage,
+    Field(discriminator="method"),
+]
+
+
+class PerplexityBonus(Config):
+    """CDE's actor bonus on the reward: R + omega min(|R| / kappa, alpha B), B = -mean log p of the response
+    (arXiv 2509.09675)."""
+
+    alpha: float = Field(1.0, gt=0)
+    """Scale of the bonus."""
+    kappa: float = Field(3.0, gt=0)
+    """The bonus is at most omega |R| / kappa."""
+    omega: float = Field(1.0, ge=0)
+    """Weight of the bonus at the first step."""
+    decay_factor: float = Field(1.0, gt=0, le=1)
+    """omega is multiplied by this ..."""
+    decay_every_steps: int = Field(50, ge=1)
+    """... every so many steps (the paper's staircase)."""
+
+
+class EntropyAdvantage(Config):
+    """A + min(alpha H, |A| / kappa) per token, H detached (arXiv 2506.14758)."""
+
+    alpha: float = Field(0.4, gt=0)
+    """Scale of the entropy."""
+    kappa: float = Field(2.0, gt=1)
+    """Above 1, so that the sign of A stays."""
+
+
+class ShapingConfig(Config):
+    """Changes to rewards before, and to advantages after, the advantage method. Each is absent or on."""
+
+    perplexity: PerplexityBonus | None = None
+    """CDE's bonus for surprising responses."""
+    entropy: EntropyAdvantage | None = None
+    """Larger advantages where the policy is uncertain."""

@@ -1,0 +1,140 @@
+"""Files and overrides laid over each other; every value knows where it comes from.
+
+Tables merge key by key, later layers win. Where a layer chooses another member of a tagged union (`kind`, `method`,
+`source`), what files said under the old tag goes: bounds of one clip method mean nothing in another, even where the
+keys have one name. What overrides said stays, since somebody just typed it; where the new member has no such key it is
+an unknown key. `false` for an optional table takes it away.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megarl.config.base import Config
+from megarl.config.fields import is_optional_section, section_types, union_tag
+
+_DOTTED = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from."""
+
+    text: str
+    """A file's path, or an override as it was typed."""
+    is_file: bool
+
+    @property
+    def label(self) -> str:
+        return self.text if self.is_file else f"override {self.text!r}"
+
+
+class Layers:
+    """One table made of several layers, in the order they are added."""
+
+    def __init__(self, schema: type[Config]) -> None:
+        self.table: dict[str, Any] = {}
+        self._schema = schema
+        self._origins: dict[str, Origin] = {}
+
+    def add_file(self, table: Mapping[str, Any], name: str) -> None:
+        """Lay a parsed TOML file over what there is."""
+        self._merge(self.table, "", table, [self._schema], Origin(name, is_file=True))
+
+    def add_override(self, keys: Sequence[str], value: Any, override: str) -> tuple[str, Any] | None:
+        """Set one value; a table replaces the table that was there. Returns (path, value) of what stands in the way
+        where a parent is not a table, else None."""
+        origin = Origin(override, is_file=False)
+        table, path, sections = self.table, "", [self._schema]
+        for parent in keys[:-1]:
+            path, sections = _join(path, parent), _sections_below(sections, parent)
+            if parent not in table:
+                table[parent], self._origins[path] = {}, origin
+            table = table[parent]
+            if not isinstance(table, dict):
+                return path, table
+        if isinstance(value, Mapping):
+            self._remove(table, path, keys[-1])
+        self._merge(table, path, {keys[-1]: value}, sections, origin)
+        return None
+
+    def origin_of(self, where: str) -> Origin | None:
+        """The origin of a dotted path, else of the nearest table above it that a layer made."""
+        while where and where not in self._origins:
+            where = where.rpartition(".")[0]
+        return self._origins.get(where)
+
+    def origins_in(self, text: str) -> list[Origin]:
+        """Origins of the dotted paths that a message names, each once."""
+        found = (self._origins.get(path) for path in _DOTTED.findall(text))
+        return list(dict.fromkeys(origin for origin in found if origin))
+
+    def _merge(
+        self,
+        table: dict[str, Any],
+        path: str,
+        layer: Mapping[str, Any],
+        sections: list[type[Config]],
+        origin: Origin,
+    ) -> None:
+        self._switch_member(table, path, layer, sections, origin)
+        for key, value in layer.items():
+            here = _join(path, key)
+            if value is False and _is_optional(sections, key):
+                self._remove(table, path, key)
+            elif isinstance(value, Mapping):
+                if not isinstance(table.get(key), dict):
+                    self._remove(table, path, key)
+                    table[key], self._origins[here] = {}, origin
+                self._merge(table[key], here, value, _sections_below(sections, key), origin)
+            else:
+                self._remove(table, path, key)
+                table[key], self._origins[here] = value, origin
+
+    def _switch_member(
+        self,
+        table: dict[str, Any],
+        path: str,
+        layer: Mapping[str, Any],
+        sections: list[type[Config]],
+        origin: Origin,
+    ) -> None:
+        tag = _tag_of(sections)
+        if tag is None or tag[0] not in layer or table.get(*tag) == layer[tag[0]]:
+            return
+        self._origins[path] = origin
+        for key in list(table):
+            source = self._origins.get(_join(path, key))
+            if source is None or source.is_file:
+                self._remove(table, path, key)
+
+    def _remove(self, table: dict[str, Any], path: str, key: str) -> None:
+        table.pop(key, None)
+        here = _join(path, key)
+        for name in [name for name in self._origins if name == here or name.startswith(f"{here}.")]:
+            del self._origins[name]
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _sections_below(sections: list[type[Config]], key: str) -> list[type[Config]]:
+    for section in sections:
+        if key in section.model_fields:
+            return section_types(section.model_fields[key].annotation)
+    return []
+
+
+def _is_optional(sections: list[type[Config]], key: str) -> bool:
+    return any(key in section.model_fields and is_optional_section(section.model_fields[key]) for section in sections)
+
+
+def _tag_of(sections: list[type[Config]]) -> tuple[str, Any] | None:
+    """(key, default) of the tag that tells a union's members, None where there is one section or none."""
+    if len(sections) < 2:
+        return None
+    tags = [(section, tag) for section in sections if (tag := union_tag(section))]
+    defaults = [tag[1] for section, tag in tags if not section.model_fields[tag[0]].is_required()]
+    return (tags[0][1][0], defaults[0] if defaults else None) if tags else None

@@ -1,0 +1,68 @@
+"""The data set's own answers beside the sampled ones, for the guided loss: their log-probs under the old policy.
+
+The log-probs are set beside a response position by position: token t of the response gets that of token t of the
+answer, whatever the two tokens are. That is how CalibRL defines its expert.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from megarl.config.run import RunConfig
+from megarl.controller.batching import shard_for_scoring
+from megarl.controller.mismatch import NonFiniteLogpError
+from megarl.controller.protocols import PolicyGroup
+from megarl.data.sft import Pair
+from megarl.records import Prompt, Sample
+
+
+async def add_expert_logps(
+    samples: Sequence[Sample],
+    prompts: Sequence[Prompt],
+    *,
+    experts: Sequence[Pair],
+    policy: PolicyGroup,
+    config: RunConfig,
+) -> list[Sample]:
+    """The samples with `expert_logp`, by one scoring call for the step's distinct prompts.
+
+    `prompts` has one entry per sample. NonFiniteLogpError when an answer's log-probs are not finite: a NaN would read
+    as "past the answer's end".
+    """
+    logps = await score_experts(prompts, experts=experts, policy=policy, config=config)
+    return [
+        replace(sample, expert_logp=align(logps[prompt.index], len(sample.response)))
+        for sample, prompt in zip(samples, prompts, strict=True)
+    ]
+
+
+async def score_experts(
+    prompts: Sequence[Prompt], *, experts: Sequence[Pair], policy: PolicyGroup, config: RunConfig
+) -> dict[int, tuple[float, ...]]:
+    """Log-prob of each token of the data set's answer under the current weights, by prompt index."""
+    distinct = list({prompt.index: prompt for prompt in prompts}.values())
+    answers = [_expert_sample(prompt, experts) for prompt in distinct]
+    scored = {scores.sample_id: scores for scores in await policy.score(shard_for_scoring(answers, config), hold=False)}
+    logps = {prompt.index: scored[number].old_logp for number, prompt in enumerate(distinct)}
+    bad = [index for index, values in logps.items() if not all(map(math.isfinite, values))]
+    if bad:
+        raise NonFiniteLogpError(
+            f"the trainer's log-probs of the data set's answers to prompts {bad[:8]} are not finite. No weight was "
+            "changed in this step; look at the learning rate and gradient norm of the steps before"
+        )
+    return logps
+
+
+def align(expert_logp: Sequence[float], length: int) -> tuple[float, ...]:
+    """The first `length` entries; NaN past the answer's end."""
+    return (*expert_logp[:length], *[math.nan] * (length - len(expert_logp)))
+
+
+def _expert_sample(prompt: Prompt, experts: Sequence[Pair]) -> Sample:
+    tokens, answer = experts[prompt.index]
+    if tokens != prompt.token_ids:
+        raise ValueError(
+            f"the data set's answer {prompt.index} belongs to another prompt ({len(tokens)} tokens) than the one that "
+            f"was sampled ({len(prompt.token_ids)} tokens); load prompts and answers from one data set"
+        )
+    return Sample(prompt=tokens, response=answer, behavior_logp=(), advantage=0.0)

@@ -1,0 +1,191 @@
+"""Plug point 1: which prompts a step samples and which groups it trains on.
+
+A step draws prompts one after the other; `position` numbers them over all its rounds of generation. Seeds and random
+rewards are keyed by it, so a prompt's responses do not depend on how many prompts a round takes, nor on the engines.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+import numpy as np
+
+from megarl.config.advantage import AllGroups, DynamicSampling
+from megarl.config.run import RunConfig
+from megarl.controller.parts import Parts
+from megarl.objective.advantage import compute_perplexity_bonus
+from megarl.objective.schedules import perplexity_omega
+from megarl.records import Prompt, Rollout, SampleRequest, Score
+from megarl.rewards.pool import RewardItem
+from megarl.telemetry.metrics import Mean, Metrics, Sum
+
+
+class SamplingExhaustedError(RuntimeError):
+    """Dynamic sampling found too few groups with different scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The scored responses to one prompt of a step."""
+
+    position: int
+    """Of the prompt among those the step drew."""
+    prompt: Prompt
+    items: tuple[RewardItem, ...]
+    rollouts: tuple[Rollout, ...]
+    scores: tuple[Score, ...]
+
+    @property
+    def has_spread(self) -> bool:
+        """The verifier's scores are not all equal: the responses can be told apart."""
+        return len({score.verifier for score in self.scores}) > 1
+
+
+async def sample_groups(step: int, config: RunConfig, parts: Parts) -> tuple[list[Group], Metrics]:
+    """The train.prompts_per_step groups of a step, by position, and what sampling them took.
+
+    SamplingExhaustedError where objective.sampler says so.
+    """
+    wanted = config.train.prompts_per_step
+    match config.objective.sampler:
+        case AllGroups():
+            groups = await _sample_round(wanted, first=0, step=step, config=config, parts=parts)
+            return groups, _bonus_metrics(groups, step=step, config=config)
+        case DynamicSampling() as sampler:
+            drawn: list[Group] = []
+            generations = 0
+            while _count_kept(drawn) < wanted and generations < sampler.max_generations:
+                count = sampler.prompts_per_generation or wanted
+                drawn += await _sample_round(count, first=len(drawn), step=step, config=config, parts=parts)
+                generations += 1
+            groups = select_groups(drawn, wanted=wanted, sampler=sampler, step=step)
+            metrics = _sampling_metrics(drawn, generations) | _bonus_metrics(groups, step=step, config=config)
+            return groups, metrics
+    assert_never(config.objective.sampler)
+
+
+def select_groups(drawn: Sequence[Group], *, wanted: int, sampler: DynamicSampling, step: int) -> list[Group]:
+    """The first `wanted` groups with spread, in the order drawn; what is over is dropped.
+
+    With too few of them, "fill" takes the first of the others too, all in the order drawn.
+
+    Raises:
+        SamplingExhaustedError: too few, and when_exhausted is "stop".
+    """
+    kept = [group for group in drawn if group.has_spread][:wanted]
+    if len(kept) == wanted:
+        return kept
+    if sampler.when_exhausted == "stop":
+        raise SamplingExhaustedError(_describe_exhaustion(drawn, len(kept), wanted=wanted, sampler=sampler, step=step))
+    others = [group for group in drawn if not group.has_spread]
+    return sorted(kept + others[: wanted - len(kept)], key=lambda group: group.position)
+
+
+def sample_requests(prompts: Sequence[Prompt], *, step: int, config: RunConfig, first: int = 0) -> list[SampleRequest]:
+    """Each prompt `samples_per_prompt` times in a row, each sample with its own seed; `first` is the first prompt's
+    position in the step."""
+    return [
+        SampleRequest(prompt=prompt.token_ids, seed=sample_seed(config.train.seed, step, position, sample))
+        for position, prompt in enumerate(prompts, start=first)
+        for sample in range(config.train.samples_per_prompt)
+    ]
+
+
+def sample_seed(seed: int, step: int, position: int, sample: int) -> int:
+    """A 32-bit seed that depends on nothing else, so that engines and their number do not change a sample.
+
+    `position` is the prompt's in the step: a prompt that a step draws twice is sampled anew.
+    """
+    return int(np.random.SeedSequence((seed, step, position, sample)).generate_state(1)[0])
+
+
+def reward_items(
+    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str], *, first: int = 0
+) -> list[RewardItem]:
+    """The answers as text, with their prompts; every prompt has the same number of rollouts in a row."""
+    size = len(rollouts) // len(prompts)
+    return [
+        RewardItem(
+            prompt=prompts[index // size],
+            response=decode(rollout.response),
+            response_tokens=len(rollout.response),
+            prompt_index=first + index // size,
+            sample_index=index % size,
+            truncated=rollout.stop_reason == "length",
+        )
+        for index, rollout in enumerate(rollouts)
+    ]
+
+
+async def _sample_round(count: int, *, first: int, step: int, config: RunConfig, parts: Parts) -> list[Group]:
+    """Draw, generate and score `count` prompts; the first one's position is `first`."""
+    prompts = [parts.prompts[index] for index in parts.sampler.draw(count)]
+    requests = sample_requests(prompts, step=step, config=config, first=first)
+    with parts.reporter.phase("generate", total=len(requests)) as phase:
+        rollouts = await parts.pool.generate(requests, phase.advance)
+    with parts.reporter.phase("reward"):
+        items = reward_items(prompts, rollouts, parts.decode, first=first)
+        verified = await parts.scorer.score(items, step=step)
+    scores = _add_bonus(verified, rollouts, step=step, config=config)
+    size = config.train.samples_per_prompt
+    return [
+        Group(
+            position=first + number,
+            prompt=prompt,
+            items=tuple(items[number * size : (number + 1) * size]),
+            rollouts=tuple(rollouts[number * size : (number + 1) * size]),
+            scores=tuple(scores[number * size : (number + 1) * size]),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _add_bonus(
+    scores: Sequence[Score], rollouts: Sequence[Rollout], *, step: int, config: RunConfig
+) -> Sequence[Score]:
+    bonus = config.objective.shaping.perplexity
+    if bonus is None:
+        return scores
+    omega = perplexity_omega(bonus, step=step)
+    earned = [
+        compute_perplexity_bonus(bonus, score.reward, rollout.behavior_logp, omega=omega)
+        for score, rollout in zip(scores, rollouts, strict=True)
+    ]
+    return [
+        replace(score, reward=score.reward + amount, bonus=amount) for score, amount in zip(scores, earned, strict=True)
+    ]
+
+
+def _bonus_metrics(groups: Sequence[Group], *, step: int, config: RunConfig) -> Metrics:
+    bonus = config.objective.shaping.perplexity
+    if bonus is None:
+        return {}
+    return {
+        "shaping/perplexity_bonus_mean": Mean.of(score.bonus for group in groups for score in group.scores),
+        "shaping/perplexity_omega": Mean(perplexity_omega(bonus, step=step), 1.0),
+    }
+
+
+def _sampling_metrics(drawn: Sequence[Group], generations: int) -> Metrics:
+    return {
+        "sampler/generations": Sum(float(generations)),
+        "sampler/generated_groups": Sum(float(len(drawn))),
+        "sampler/kept_groups": Sum(float(_count_kept(drawn))),
+        "sampler/reward_mean_all": Mean.of(score.reward for group in drawn for score in group.scores),
+    }
+
+
+def _count_kept(drawn: Sequence[Group]) -> int:
+    return sum(group.has_spread for group in drawn)
+
+
+def _describe_exhaustion(drawn: Sequence[Group], kept: int, *, wanted: int, sampler: DynamicSampling, step: int) -> str:
+    equal = Counter(group.scores[0].verifier for group in drawn if not group.has_spread)
+    dropped = ", ".join(f"{count} have {score:g} throughout" for score, count in equal.most_common(3))
+    return (
+        f"step {step}: after {sampler.max_generations} rounds of generation only {kept} of the {wanted} groups of a "
+        f"step have scores that differ; of {len(drawn)} groups generated, {dropped}. Choose prompts that are neither "
+        "too hard nor too easy for this model, raise objective.sampler.max_generations or prompts_per_generation, or "
+        'set objective.sampler.when_exhausted = "fill" to train on groups without spread too'
+    )

@@ -1,0 +1,318 @@
+"""What a mini-batch did to its tokens and to the entropy: sums, counts and maxima that merge exactly.
+
+A metric is a ratio of two merged sums, so it does not depend on micro-batches, packing or ranks; a mean of means
+cannot happen. All sums are float64. Only the edges of the entropy quintiles need the other ranks: they are the one
+statistic for which the host waits before `to_metrics`. T = response tokens, N = len(SUM_NAMES), M = len(MAX_NAMES).
+
+H is the entropy of the current policy at a token's position, Q = p (log p + H) of the sampled token, N(s) = sum over
+the vocabulary of p^2 (log p + H) the mean of Q, r = exp(logp - old_logp) the token's own ratio at every ratio level.
+
+Which tokens count as what:
+* clipped: those with a CLIP_LOW, CLIP_HIGH, DUAL or DPPO flag, even where the gate leaves them some gradient
+  (CE-GPPO). Low side: CLIP_LOW, or DPPO with A < 0; high side: CLIP_HIGH, or DPPO with A > 0; DUAL is a third side.
+* X = {ratio < lo} and Y = {ratio > hi}, whatever the sign of A: the sets of arXiv 2509.26114. The ratio is the one that
+  the clip compares, r itself at level "token" with anchor "old", where the theorem's statement holds.
+* A is the advantage after token shaping.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce as fold
+
+import torch
+from torch import Tensor
+
+from megarl.config.objective import ObjectiveConfig
+from megarl.objective.order_statistics import count, kth_smallest
+from megarl.objective.ratio import LOG_RATIO_LIMIT
+from megarl.objective.tokens import Reduce, Rule, TokenBatch, TokenLoss
+
+CLIPPED = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
+"""The rules that are clipping."""
+QUINTILES = (1, 2, 3, 4, 5)
+"""Fifths of the mini-batch's tokens by entropy; 5 is the most uncertain."""
+
+_RULES = {rule: str(rule.name).lower() for rule in Rule}
+_RATIOS: dict[str, tuple[str, str]] = {
+    "actor/entropy": ("entropy", "tokens"),
+    "actor/entropy_response_mean": ("response_entropy", "responses"),
+    "actor/logp": ("logp", "tokens"),
+    "actor/pg_loss": ("policy_loss", "updates"),
+    "actor/aux_loss": ("auxiliary_loss", "updates"),
+    "actor/loss": ("loss", "updates"),
+    "actor/kl_loss": ("kl", "kl_tokens"),
+    "actor/ppo_kl": ("old_minus_current", "tokens"),
+    "actor/ratio_mean": ("ratio", "tokens"),
+    "actor/ratio_saturated_frac": ("rule_saturated", "tokens"),
+    "actor/pg_clipfrac": ("clipped", "tokens"),
+    "actor/weight_mean": ("weight", "tokens"),
+    "actor/masked_frac": ("masked", "tokens"),
+    "actor/advantage_positive_frac": ("positive", "tokens"),
+    "actor/advantage_negative_frac": ("negative", "tokens"),
+    "clip_ratio/low_mean": ("clipped_low", "tokens"),
+    "clip_ratio/high_mean": ("clipped_high", "tokens"),
+    "clip_ratio/dual_mean": ("clipped_dual", "tokens"),
+    "clip_ratio/region_mean": ("clipped_region", "tokens"),
+    "clip_ratio/low_of_negative": ("clipped_low", "negative"),
+    "clip_ratio/high_of_positive": ("clipped_high", "positive"),
+    **{
+        f"clip_ratio/{side}_q{q}": (f"clipped_{side}_q{q}", f"tokens_q{q}")
+        for side in ("low", "high")
+        for q in QUINTILES
+    },
+    **{f"rule/{name}_frac": (f"rule_{name}", "tokens") for name in _RULES.values()},
+    "entropy/clip_low_contribution": ("low_gap", "tokens"),
+    "entropy/clip_high_contribution": ("high_gap", "tokens"),
+    "entropy/clip_low_difference": ("low_gap", "low_mass"),
+    "entropy/clip_high_difference": ("high_gap", "high_mass"),
+    "entropy/clip_low_surprisal_contribution": ("low_surprisal", "tokens"),
+    "entropy/clip_high_surprisal_contribution": ("high_surprisal", "tokens"),
+    "entropy/clip_low_surprisal": ("low_surprisal", "low_mass"),
+    "entropy/clip_high_surprisal": ("high_surprisal", "high_mass"),
+    **{f"entropy/region_e{i}": (f"region_e{i}", "tokens") for i in (1, 2, 3, 4)},
+    "entropy/budget": ("budget", "updates"),
+    **{
+        f"entropy/budget_{part}": (f"budget_{part}", "updates")
+        for part in ("positive_kept", "positive_clipped", "negative_kept", "negative_clipped")
+    },
+    **{f"entropy/budget_removed_{side}": (f"removed_{side}", "updates") for side in ("low", "high", "dual")},
+}
+"""Metric: (numerator, denominator), both of SUM_NAMES; "updates" is the number of mini-batches merged."""
+
+SUM_NAMES = tuple(dict.fromkeys(name for pair in _RATIOS.values() for name in pair if name != "updates"))
+"""Entries of `TokenSums.sum_N`, in order."""
+MAX_NAMES = ("ratio", "negative_ratio")
+"""Entries of `TokenSums.max_M`, in order: the largest ratio and minus the smallest."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSums:
+    """Mergeable statistics of response tokens: `+` merges disjoint shares of a mini-batch, and mini-batches.
+
+    Across ranks: all-reduce `sum_N` with SUM and `max_M` with MAX over the data-parallel group.
+    """
+
+    sum_N: Tensor
+    """float64: counts stay exact."""
+    max_M: Tensor
+    """float64; -inf where there was no token."""
+
+    @classmethod
+    def zeros(cls, device: torch.device | str = "cpu") -> "TokenSums":
+        """The statistics of no token: the identity of `+`."""
+        return cls(
+            torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=device),
+            torch.full((len(MAX_NAMES),), -torch.inf, dtype=torch.float64, device=device),
+        )
+
+    def cpu(self) -> "TokenSums":
+        """The same statistics on the host."""
+        return TokenSums(self.sum_N.cpu(), self.max_M.cpu())
+
+    def __add__(self, other: "TokenSums") -> "TokenSums":
+        return TokenSums(self.sum_N + other.sum_N, torch.maximum(self.max_M, other.max_M))
+
+
+def merge_token_sums(parts: Iterable[TokenSums], *, device: torch.device | str = "cpu") -> TokenSums:
+    """All parts added up; the identity where there is none."""
+    return fold(TokenSums.__add__, parts, TokenSums.zeros(device))
+
+
+@torch.no_grad()
+def collect_token_sums(tokens: TokenBatch, loss: TokenLoss, reduce: Reduce) -> TokenSums:
+    """Statistics of this rank's whole share of one mini-batch; T may be 0, and every rank must call.
+
+    `loss` is what `compute_token_loss` gave for `tokens`, concatenated in the same order. The sums of all shares add
+    up to those of the mini-batch in one piece.
+
+    Raises:
+        ValueError: an entropy is NaN.
+    """
+    columns = {name: value for part in _columns(tokens.detach(), loss) for name, value in part.items()}
+    sums = {name: value.sum(dtype=torch.float64) for name, value in columns.items()}
+    sums |= _quintile_sums(tokens.entropy_T.detach(), columns, reduce)
+    ratio_T = loss.ratio_T.double()
+    floor_T = ratio_T.new_full((1,), -torch.inf)
+    return TokenSums(
+        torch.stack([sums[name] for name in SUM_NAMES]),
+        torch.stack([torch.cat((value_T, floor_T)).amax() for value_T in (ratio_T, -ratio_T)]),
+    )
+
+
+def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]:
+    """What is summed, by name: entries per token, except the losses' scalars and the response means."""
+    entropy_T, logp_T = tokens.entropy_T.double(), tokens.logp_T.double()
+    positive_T, negative_T = loss.advantage_T > 0, loss.advantage_T < 0
+    dppo_T = (loss.rule_T & Rule.DPPO) != 0
+    low_T = ((loss.rule_T & Rule.CLIP_LOW) != 0) | (dppo_T & negative_T)
+    high_T = ((loss.rule_T & Rule.CLIP_HIGH) != 0) | (dppo_T & positive_T)
+    dual_T = (loss.rule_T & Rule.DUAL) != 0
+    clipped_T = (loss.rule_T & CLIPPED) != 0
+    gap_T = tokens.expected_q_T.double() - logp_T.exp() * (logp_T + entropy_T)  # N(s) - Q
+    yield _loss_columns(tokens, loss)
+    yield {
+        "tokens": torch.ones_like(entropy_T),
+        "entropy": entropy_T,
+        **_response_means(tokens),
+        "logp": logp_T,
+        "ratio": loss.ratio_T,
+        "old_minus_current": tokens.old_logp_T.double() - logp_T,
+        "weight": loss.weight_T,
+        "masked": loss.weight_T == 0,
+        "positive": positive_T,
+        "negative": negative_T,
+        "clipped": clipped_T,
+        "clipped_low": low_T,
+        "clipped_high": high_T,
+        "clipped_dual": dual_T,
+        "clipped_region": low_T | high_T,
+    }
+    yield {f"rule_{name}": (loss.rule_T & rule) != 0 for rule, name in _RULES.items()}
+    yield _theorem_columns(tokens, loss, gap_T)
+    common_T, rare_T = -logp_T < entropy_T, -logp_T > entropy_T
+    yield {
+        "region_e1": positive_T & common_T,
+        "region_e2": positive_T & rare_T,
+        "region_e3": negative_T & common_T,
+        "region_e4": negative_T & rare_T,
+    }
+    budget_T = loss.coefficient_T.double() * gap_T
+    whole_T = (tokens.weight_T * loss.weight_T).double() * loss.ratio_T * loss.advantage_T * gap_T
+    yield {
+        "budget": budget_T,
+        "budget_positive_kept": budget_T * (positive_T & ~clipped_T),
+        "budget_positive_clipped": budget_T * (positive_T & clipped_T),
+        "budget_negative_kept": budget_T * (negative_T & ~clipped_T),
+        "budget_negative_clipped": budget_T * (negative_T & clipped_T),
+        "removed_low": (whole_T - budget_T) * low_T,
+        "removed_high": (whole_T - budget_T) * high_T,
+        "removed_dual": (whole_T - budget_T) * dual_T,
+    }
+
+
+def _loss_columns(tokens: TokenBatch, loss: TokenLoss) -> dict[str, Tensor]:
+    weight_T = (tokens.weight_T * loss.weight_T).double()
+    kl_T = tokens.logp_T.new_zeros(0) if loss.kl_T is None else loss.kl_T
+    return {
+        "policy_loss": weight_T * loss.policy_T,
+        "auxiliary_loss": loss.auxiliary,
+        "loss": loss.loss.detach(),
+        "kl": kl_T,
+        "kl_tokens": torch.ones_like(kl_T),
+    }
+
+
+def _response_means(tokens: TokenBatch) -> dict[str, Tensor]:
+    """Mean entropy of each response that has tokens, and a 1 for each, [B]."""
+    zeros_B = tokens.entropy_T.new_zeros(tokens.num_sequences, dtype=torch.float64)
+    entropy_T = tokens.entropy_T.double()
+    length_B = zeros_B.index_add(0, tokens.sequence_T, torch.ones_like(entropy_T))
+    total_B = zeros_B.index_add(0, tokens.sequence_T, entropy_T)
+    return {"response_entropy": total_B / length_B.clamp(min=1), "responses": length_B > 0}
+
+
+def _theorem_columns(tokens: TokenBatch, loss: TokenLoss, gap_T: Tensor) -> dict[str, Tensor]:
+    """The integrands of Theorems 1 and 2. The weight r turns samples of the old policy into an expectation under the
+    current one, which is what both theorems are about; without it the estimates are biased."""
+    logp_T = tokens.logp_T.double()
+    ratio_T = (logp_T - tokens.old_logp_T.double()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    columns = {}
+    for side, outside_T in (("low", loss.ratio_T < loss.low_T), ("high", loss.ratio_T > loss.high_T)):
+        mass_T = ratio_T * outside_T
+        columns[f"{side}_mass"] = mass_T
+        columns[f"{side}_gap"] = mass_T * gap_T
+        columns[f"{side}_surprisal"] = mass_T * (-logp_T - tokens.entropy_T.double())
+    return columns
+
+
+def _quintile_sums(entropy_T: Tensor, columns: dict[str, Tensor], reduce: Reduce) -> dict[str, Tensor]:
+    """Tokens and clipped tokens of each entropy quintile of the whole mini-batch.
+
+    With n tokens on all ranks, the edges are the entropies of (0-based) rank floor(n/5), floor(2n/5), ...; quintile q
+    holds what is at least its lower edge and below its upper one. Equal entropies share a quintile, so quintiles are
+    a fifth each only where the edges are not tied.
+    """
+    num_tokens = count(torch.ones_like(entropy_T, dtype=torch.bool), reduce)
+    quintile_T = torch.zeros_like(entropy_T, dtype=torch.int64)
+    if num_tokens:
+        edges = kth_smallest(entropy_T, [q * num_tokens // 5 for q in QUINTILES[:-1]], reduce)
+        quintile_T = torch.bucketize(entropy_T, edges.to(entropy_T), right=True)
+    zeros = entropy_T.new_zeros(len(QUINTILES), dtype=torch.float64)
+    return {
+        f"{name}_q{q}": total
+        for name in ("tokens", "clipped_low", "clipped_high")
+        for q, total in zip(QUINTILES, zeros.index_add(0, quintile_T, columns[name].double()), strict=True)
+    }
+
+
+def to_metrics(
+    sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None = None
+) -> dict[str, tuple[float, float]]:
+    """Metric name to (total, count); its value is total / count. What was never counted (0 / 0) is left out.
+
+    Reads the tensors back to the host: call it once per mini-batch or step, on merged sums. `num_mini_batches` is how
+    many mini-batches were merged: losses and budgets are normalised within each, so they average over mini-batches.
+    `rules`: those that get a rule/<name>_frac (`possible_rules`); None: all.
+
+    Entropy and clipping:
+        actor/entropy is the mean over tokens; actor/entropy_response_mean the mean over responses of the mean over
+        their tokens (arXiv 2509.26114, Eq. 4 without its leading minus, which H has already); responses without
+        tokens do not count.
+        Fractions are over ALL response tokens, whatever the sign of A, as in TRL; low_of_negative and high_of_positive
+        are over the tokens with A < 0 and A > 0, low_q1 ... high_q5 over the tokens of that entropy quintile.
+        region_mean = low + high (TRL); pg_clipfrac = low + high + dual (verl's leaves dual out, as pg_clipfrac_lower).
+    Theorems 1 and 2 of arXiv 2509.26114, X the low and Y the high side; states weigh as often as they were visited:
+        entropy/clip_low_contribution   mean of r 1_X (N - Q), an estimate of p (E[Q] - E[Q | X])
+        entropy/clip_low_difference     the same over the mean of r 1_X: E[Q] - E[Q | X], Fig. 1
+        entropy/clip_low_surprisal      sum of r 1_X (-logp - H) over sum of r 1_X: E[-log p | X] - H, Fig. 2
+        entropy/clip_low_surprisal_contribution   mean of r 1_X (-logp - H)
+        and clip_high likewise with Y. With rewards independent of the response, clipping changes the entropy by
+        learning rate * E[max(A, 0)] * (low - high contribution).
+    entropy/region_e1 ... e4: shares of tokens with A > 0 and -logp < H (e1), A > 0 and -logp > H (e2), A < 0 and
+        -logp < H (e3), A < 0 and -logp > H (e4): FlexEC's regions (arXiv 2602.09782). Ties and A = 0 are in none.
+    The budget, in nats per unit of learning rate; POSITIVE RAISES the entropy:
+        entropy/budget = sum over tokens of -c (Q - N), c = what multiplies grad log p in the update (weights and
+        aggregation included, auxiliary losses not). Exactly the first-order change of the visited states' entropies,
+        added up, where each state has logits of its own and plain gradient steps; with shared weights or Adam it
+        keeps its meaning of "which way, and by which tokens", not its scale. Split by the sign of A and into kept and
+        clipped tokens; the clipped ones' is 0 unless the gate leaves them gradient.
+        entropy/budget_removed_low, _high, _dual: what clipped tokens would have with the gate r A, minus what they
+        have. Positive: clipping took away a push that raises the entropy, so it holds the entropy down. With a PPO gate
+        budget + the three is the budget of the unclipped loss.
+    """
+    if num_mini_batches < 1:
+        raise ValueError(f"num_mini_batches is {num_mini_batches}; at least one mini-batch must have been merged")
+    total = dict(zip(SUM_NAMES, sums.sum_N.tolist(), strict=True)) | {"updates": float(num_mini_batches)}
+    shown = _RATIOS
+    if rules is not None:
+        hidden = {f"rule/{name}_frac" for rule, name in _RULES.items() if not rule & rules}
+        shown = {name: pair for name, pair in _RATIOS.items() if name not in hidden}
+    metrics = {name: (total[above], total[below]) for name, (above, below) in shown.items() if total[below]}
+    if total["tokens"]:
+        largest = dict(zip(MAX_NAMES, sums.max_M.tolist(), strict=True))
+        metrics["actor/ratio_max"] = (largest["ratio"], 1.0)
+        metrics["actor/ratio_min"] = (-largest["negative_ratio"], 1.0)
+    return metrics
+
+
+def possible_rules(objective: ObjectiveConfig) -> Rule:
+    """The rules that may act under this configuration."""
+    gate, weights = objective.gate, objective.weights
+    possible = {
+        Rule.CLIP_LOW | Rule.CLIP_HIGH: objective.clip.kind != "none",
+        Rule.DUAL: getattr(gate, "dual", torch.inf) != torch.inf,
+        Rule.CAP: gate.kind in ("cispo", "dppo", "aspo"),
+        Rule.DPPO: gate.kind == "dppo",
+        Rule.TIS: weights.tis,
+        Rule.IMPORTANCE_MASK: weights.importance_mask,
+        Rule.SEQUENCE_REJECTION: weights.sequence_rejection,
+        Rule.OPSM: weights.opsm,
+        Rule.LOW_ENTROPY: weights.high_entropy,
+        Rule.CLIP_COV: weights.clip_cov,
+        Rule.CLIP_B: weights.clip_b,
+        Rule.CLIP_V: weights.clip_v,
+        Rule.ERC: weights.erc,
+        Rule.KL_COV: objective.auxiliary.kl_cov,
+        Rule.SATURATED: True,
+    }
+    return fold(Rule.__or__, (rule for rule, is_on in possible.items() if is_on))

@@ -1,0 +1,101 @@
+"""Which tokens the statistics of the whole mini-batch choose, and how much they weigh.
+
+One call per update, on the rank's whole share of the mini-batch, under the weights that the update starts from. The
+same mini-batch gives the same choices under every parallel layout, micro-batch size and order of the samples: sums and
+order statistics are exact (`exact_sums`, `order_statistics`), ties are broken by the token's identity, and random
+choices are a hash of it (`token_random`). Each rule adds a few collectives of fixed size. Rules multiply; each is
+computed from all response tokens, whatever the others drop, so their order does not matter. No rule changes the
+aggregation's divisor. T = response tokens of this rank's share.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from megarl.config.objective import ObjectiveConfig
+from megarl.objective import entropy_rules, mismatch
+from megarl.objective.bapo import search_bounds
+from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
+from megarl.objective.share import RuleResult, Share, flags, take_share, uses_behavior
+from megarl.objective.tokens import Choices, Controls, Reduce, Rule, TokenBatch
+
+
+def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, reduce: Reduce) -> Choices:
+    """The choices for this rank's share `tokens`; every rank of `reduce` must call. T may be 0.
+
+    Advantages are shaped ones (`shaped_advantage`). Rules that need no statistics of the mini-batch are in `weights`.
+    Without a rule that chooses there is no collective.
+
+    Raises:
+        ValueError: `behavior_logp_T` is missing where a mismatch rule is on, or a number that a rule reads is not
+            finite (then on every rank).
+    """
+    if not needs_choices(objective):
+        return Choices.none(tokens)
+    share = take_share(objective, tokens, controls, reduce)
+    if share is None:
+        return _without_tokens(objective, tokens)
+    bapo_bounds = search_bounds(objective, objective.clip, share) if objective.clip.kind == "bapo" else None
+    weight_T = torch.ones_like(share.tokens.logp_T)
+    rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
+    for rule_weight_T, rule_flags_T in (*_mismatch_rules(objective, share), *_entropy_rules(objective, share)):
+        weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
+    bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds)
+    return _with_covariance_rules(objective, share, bounds)
+
+
+def needs_choices(objective: ObjectiveConfig) -> bool:
+    """Whether `choose` has a rule to apply; otherwise it returns at once. The config alone decides."""
+    return objective.needs_survey or uses_behavior(objective.weights)
+
+
+def _mismatch_rules(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
+    weights = objective.weights
+    if weights.tis is not None:
+        yield mismatch.truncated_importance(weights.tis, share)
+    if weights.importance_mask is not None:
+        yield mismatch.masked_importance(weights.importance_mask, share)
+    if weights.sequence_rejection is not None:
+        yield mismatch.sequence_rejection(weights.sequence_rejection, share)
+
+
+def _entropy_rules(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
+    weights = objective.weights
+    if weights.high_entropy is not None:
+        yield entropy_rules.high_entropy(weights.high_entropy, share)
+    if weights.steer is not None:
+        yield entropy_rules.steer(weights.steer, share)
+    if weights.clip_b is not None:
+        yield entropy_rules.clip_b(weights.clip_b, share)
+    if weights.clip_v is not None:
+        yield entropy_rules.clip_v(weights.clip_v, share)
+
+
+def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Choices) -> Choices:
+    """`so_far` and Clip-Cov, which reads its bounds, and KL-Cov; the two share the covariance."""
+    clip, penalty = objective.weights.clip_cov, objective.auxiliary.kl_cov
+    if clip is None and penalty is None:
+        return so_far
+    covariance_T = token_covariance(share)
+    weight_T, rule_T = so_far.weight_T, so_far.rule_T
+    kl_cov_T: Tensor | None = None
+    if clip is not None:
+        kept_T, dropped_T = clip_cov(clip, share, objective=objective, covariance_T=covariance_T, bounds=so_far)
+        weight_T, rule_T = weight_T * kept_T, rule_T | dropped_T
+    if penalty is not None:
+        kl_cov_T = kl_cov_mask(penalty, share, covariance_T=covariance_T)
+        rule_T = rule_T | flags(kl_cov_T, Rule.KL_COV)
+    return Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T, bapo_bounds=so_far.bapo_bounds)
+
+
+def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
+    """No rank has a token: nothing to choose, but the loss finds every field it reads."""
+    nothing = Choices.none(tokens)
+    clip = objective.clip
+    return Choices(
+        weight_T=nothing.weight_T,
+        rule_T=nothing.rule_T,
+        kl_cov_T=None if objective.auxiliary.kl_cov is None else nothing.rule_T.to(torch.bool),
+        bapo_bounds=(clip.low_start, clip.high_start) if clip.kind == "bapo" else None,
+    )

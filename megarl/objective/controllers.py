@@ -1,0 +1,182 @@
+"""What changes coefficients while the run goes on: one state machine for the configured objective.
+
+A step's entropy is the exact mean over its response tokens, under the weights before the step's first update. Every
+controller sees it before it sets the step's numbers, so what was measured acts at once. H_start is the first step's.
+Numbers that no controller moves are those of the config.
+"""
+
+import math
+from typing import Any
+
+from megarl.config.auxiliary import AdaptiveEntropyCoefficient, AerStyleCoefficient, ReferenceReset
+from megarl.config.objective import ObjectiveConfig
+from megarl.config.trust import FlexEcClip
+from megarl.objective.schedules import Line, flexec_lines, flexec_raises
+from megarl.objective.tokens import Controls
+from megarl.telemetry.metrics import Mean, Metrics
+
+_SHOWN_PROBABILITY = 0.5
+"""Where FlexEC's distances are logged; they are lines, so another probability says no more."""
+
+
+class ControllerState:
+    """Call `begin_step` and `end_step` once per step, in order; `metrics` tells of the last one."""
+
+    def __init__(self, objective: ObjectiveConfig, *, total_steps: int, seed: int) -> None:
+        """total_steps: of the whole run (train.steps). seed: train.seed, handed on in `Controls`."""
+        self._objective, self._total_steps, self._seed = objective, total_steps, seed
+        entropy, positive = objective.auxiliary.entropy, objective.weights.positive_scale
+        self._step = 0
+        self._entropy = math.nan
+        self._entropy_start: float | None = None
+        self._coefficient = entropy.coefficient if entropy else 0.0
+        self._scale = positive.scale if positive else 1.0
+        self._raising = False
+        self._resets = 0
+        self._controls: Controls | None = None
+
+    def begin_step(self, step: int, entropy: float) -> Controls:
+        """Observe the step's entropy (nats per token) and set its numbers.
+
+        Raises:
+            ValueError: `step` is not the one after the last, or the entropy is not finite.
+        """
+        if step != self._step + 1:
+            raise ValueError(
+                f"controllers at step {step}, but the last step they saw is {self._step}; they see every step once: "
+                "start at 1, or load the state that was saved with the run"
+            )
+        if not math.isfinite(entropy):
+            raise ValueError(
+                f"the entropy of step {step} is {entropy}; expected a number, from at least one response token"
+            )
+        self._step, self._entropy = step, entropy
+        if self._entropy_start is None:
+            self._entropy_start = entropy
+        upper, lower = self._move_flexec(entropy)
+        self._controls = Controls(
+            step=step,
+            seed=self._seed,
+            upper=upper,
+            lower=lower,
+            entropy_coefficient=self._move_coefficient(entropy),
+            positive_scale=self._move_scale(entropy),
+        )
+        return self._controls
+
+    def end_step(self, kl: float | None) -> bool:
+        """Whether the reference is to be renewed after this step; `kl` is the step's mean estimate of the KL to it,
+        None where the run has no reference. ValueError when a reset waits for a KL and there is no finite one."""
+        config = self._objective.controllers.reference_reset
+        due = config is not None and self._reset_due(config, kl)
+        self._resets += due
+        return due
+
+    def metrics(self) -> Metrics:
+        """The last step's numbers under `control/`, and its entropy, also relative to the start of the run."""
+        if self._controls is None or self._entropy_start is None:
+            return {}
+        values = {"actor/old_entropy": self._entropy}
+        if self._entropy_start > 0:
+            values["actor/entropy_over_start"] = self._entropy / self._entropy_start
+        if self._objective.auxiliary.entropy:
+            values["control/entropy_coefficient"] = self._controls.entropy_coefficient
+        if self._objective.weights.positive_scale:
+            values["control/positive_scale"] = self._controls.positive_scale
+        if isinstance(self._objective.clip, FlexEcClip):
+            values["control/flexec_high_at_0.5"] = _at(self._controls.upper, _SHOWN_PROBABILITY)
+            values["control/flexec_low_at_0.5"] = _at(self._controls.lower, _SHOWN_PROBABILITY)
+            if self._objective.clip.schedule == "od":
+                values["control/flexec_raising"] = float(self._raising)
+        if self._objective.controllers.reference_reset:
+            values["control/reference_resets"] = float(self._resets)
+        return {name: Mean(value, 1.0) for name, value in values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: everything the next step depends on beside the config."""
+        return {
+            "step": self._step,
+            "entropy_start": self._entropy_start,
+            "entropy_coefficient": self._coefficient,
+            "raising": self._raising,
+            "reference_resets": self._resets,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the step that `state` was saved after. ValueError when it has other keys."""
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"controller state has keys {sorted(state)}, expected {sorted(own)}")
+        start = state["entropy_start"]
+        self._step = int(state["step"])
+        self._entropy_start = None if start is None else float(start)
+        self._coefficient = float(state["entropy_coefficient"])
+        self._raising = bool(state["raising"])
+        self._resets = int(state["reference_resets"])
+        self._controls = None
+
+    def _move_flexec(self, entropy: float) -> tuple[Line, Line]:
+        clip = self._objective.clip
+        if not isinstance(clip, FlexEcClip):
+            return (0.0, 0.0), (0.0, 0.0)
+        steps_done = self._step - 1
+        if clip.schedule == "od":
+            self._raising = flexec_raises(
+                clip,
+                self._raising,
+                entropy=entropy,
+                entropy_start=self._start(),
+                steps_done=steps_done,
+                total_steps=self._total_steps,
+            )
+        return flexec_lines(clip, steps_done=steps_done, total_steps=self._total_steps, raising=self._raising)
+
+    def _move_coefficient(self, entropy: float) -> float:
+        """The coefficient that acts in this step."""
+        controllers = self._objective.controllers
+        if controllers.entropy_coefficient:
+            self._coefficient = _skywork(controllers.entropy_coefficient, self._coefficient, entropy)
+            # The bonus acts only while the entropy is too low, whatever the coefficient has grown to.
+            return self._coefficient if entropy <= controllers.entropy_coefficient.target else 0.0
+        if controllers.aer:
+            self._coefficient = _aer_style(controllers.aer, self._coefficient, entropy, entropy_start=self._start())
+        return self._coefficient
+
+    def _move_scale(self, entropy: float) -> float:
+        """The configured scale, less or more by a fixed step: the moves do not add up over steps."""
+        config = self._objective.controllers.positive_scale
+        if config is None or entropy == config.target:
+            return self._scale
+        return self._scale - config.step if entropy < config.target else self._scale + config.step
+
+    def _start(self) -> float:
+        if self._entropy_start is None:
+            raise RuntimeError("no entropy was observed yet; begin_step comes first")
+        return self._entropy_start
+
+    def _reset_due(self, config: ReferenceReset, kl: float | None) -> bool:
+        if config.every_steps is not None and self._step % config.every_steps == 0:
+            return True
+        if config.kl_above is None:
+            return False
+        if kl is None or not math.isfinite(kl):
+            raise ValueError(
+                f"step {self._step}: objective.controllers.reference_reset.kl_above is {config.kl_above:g}, but the KL "
+                f"to the reference that the step's updates report is {kl}; expected a number"
+            )
+        return kl > config.kl_above
+
+
+def _skywork(config: AdaptiveEntropyCoefficient, coefficient: float, entropy: float) -> float:
+    """Up by `step` at or below the target, down by it above, within the bounds (Skywork-OR1, TRL)."""
+    moved = coefficient + config.step if entropy <= config.target else coefficient - config.step
+    return min(max(moved, config.minimum), config.maximum)
+
+
+def _aer_style(config: AerStyleCoefficient, coefficient: float, entropy: float, *, entropy_start: float) -> float:
+    """A reconstruction of AER's global coefficient, see `AerStyleCoefficient`."""
+    return max(0.0, coefficient + config.rate * (config.target_ratio * entropy_start - entropy))
+
+
+def _at(line: Line, probability: float) -> float:
+    return line[0] * probability + line[1]

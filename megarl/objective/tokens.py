@@ -1,0 +1,258 @@
+"""What the objective reads and says of response tokens.
+
+T = response tokens of B responses: of one micro-batch in the loss, of a rank's whole share of a mini-batch where tokens
+are chosen and counted. Prompts and padding never arrive, so there is no mask; a response is never split. T may be 0.
+Tensors are float32 (float64 works) unless said otherwise.
+
+Four log-probs, four names: `logp` (current), `old_logp` (trainer, before the batch's first update), `behavior_logp`
+(vLLM when it sampled), `ref_logp` (frozen reference).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntFlag
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Reduce(Protocol):
+    """Combines equal-shaped tensors of all ranks that hold a share of the mini-batch; every rank must call."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the ranks."""
+
+    def max(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over the ranks."""
+
+
+class SingleRank:
+    """The whole mini-batch is here."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        return values
+
+
+class Rule(IntFlag):
+    """Which rules acted on a token; flags add up."""
+
+    CLIP_LOW = 1 << 0
+    """A < 0 and the ratio is below lo."""
+    CLIP_HIGH = 1 << 1
+    """A > 0 and the ratio is above hi."""
+    DUAL = 1 << 2
+    """A < 0 and the ratio is above the dual bound."""
+    CAP = 1 << 3
+    """A gate limited the weight (CISPO, DPPO, ASPO)."""
+    DPPO = 1 << 4
+    """Dropped: the probability moved too far."""
+    TIS = 1 << 5
+    """The importance weight was limited."""
+    IMPORTANCE_MASK = 1 << 6
+    """Dropped: importance ratio out of range."""
+    SEQUENCE_REJECTION = 1 << 7
+    """Dropped with its response."""
+    OPSM = 1 << 8
+    """Dropped with its response."""
+    LOW_ENTROPY = 1 << 9
+    """Dropped by the 80/20 mask."""
+    CLIP_COV = 1 << 10
+    """Dropped by Clip-Cov."""
+    CLIP_B = 1 << 11
+    """Dropped by Clip_B."""
+    CLIP_V = 1 << 12
+    """Dropped by Clip_V."""
+    ERC = 1 << 13
+    """Dropped: entropy ratio out of range."""
+    KL_COV = 1 << 14
+    """Has a KL-Cov penalty."""
+    SATURATED = 1 << 15
+    """The log ratio is beyond the overflow clamp, so the token has no gradient."""
+
+
+def rule_names(flags: int) -> str:
+    """'clip_high+tis'; '' where no rule acted."""
+    return "+".join(rule.name.lower() for rule in Rule if flags & rule and rule.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """Response tokens with everything the objective may read of them."""
+
+    logp_T: Tensor
+    """log p under the current weights; carries the gradient in the loss."""
+    entropy_T: Tensor
+    """H of the current policy at the token's position, nats; carries the gradient in the loss."""
+    expected_q_T: Tensor
+    """N = sum over the vocabulary of p^2 (log p + H), the mean of Q = p (log p + H). No gradient."""
+    old_logp_T: Tensor
+    old_entropy_T: Tensor
+    advantage_T: Tensor
+    weight_T: Tensor
+    """Aggregation weight (`aggregation.sequence_weight`)."""
+    sequence_T: Tensor
+    """int64: which of the B responses, ascending from 0."""
+    position_T: Tensor
+    """int64: position in the response, from 0."""
+    sample_id_T: Tensor
+    """int64: the response's position in the step; with `position_T` the identity of a token under any layout."""
+    num_sequences: int
+    """B; responses without tokens count."""
+    behavior_logp_T: Tensor | None = None
+    ref_logp_T: Tensor | None = None
+    expert_logp_T: Tensor | None = None
+    """Old policy's log-prob of the expert answer at the same position; NaN past its end."""
+    correct_T: Tensor | None = None
+    """bool: the verifier gave the response more than 0; with `expert_logp_T`."""
+    entropy_scale_T: Tensor | None = None
+    """Factor of the entropy bonus (AER-style); None: 1."""
+
+    @property
+    def q_T(self) -> Tensor:
+        """Q = p (log p + H) of the sampled token, detached."""
+        logp_T = self.logp_T.detach()
+        return logp_T.exp() * (logp_T + self.entropy_T.detach())
+
+    def lengths(self) -> Tensor:
+        """Tokens of each response, [B], in the dtype of the log-probs."""
+        zeros = self.logp_T.new_zeros(self.num_sequences)
+        return zeros.index_add(0, self.sequence_T, torch.ones_like(self.logp_T.detach()))
+
+    def sequence_sum(self, values_T: Tensor) -> Tensor:
+        """Sum over each response, [B]; differentiable. In float64, because a GPU adds in no fixed order: what that
+        leaves open disappears when the sum is rounded back."""
+        zeros_B = values_T.new_zeros(self.num_sequences, dtype=torch.float64)
+        return zeros_B.index_add(0, self.sequence_T, values_T.double()).to(values_T.dtype)
+
+    def sequence_mean(self, values_T: Tensor) -> Tensor:
+        """Mean over each token's response, given back to its tokens, [T]; differentiable."""
+        mean_B = self.sequence_sum(values_T) / self.lengths().clamp(min=1).to(values_T.dtype)
+        return mean_B[self.sequence_T]
+
+    def replace(self, **columns: Tensor) -> "TokenBatch":
+        """The same tokens with other columns."""
+        changed: dict[str, Any] = dict(columns)
+        return replace(self, **changed)
+
+    def detach(self) -> "TokenBatch":
+        """The same tokens without gradients."""
+        return self._map(lambda value: value.detach())
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        return self._map(lambda value: value.to(device))
+
+    def _map(self, function: Any) -> "TokenBatch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return TokenBatch(
+            **{name: function(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+        )
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[TokenBatch]") -> "TokenBatch":
+        """All parts as one, in order. At least one; a field is None in all parts or in none."""
+        starts = [0]
+        for part in parts:
+            starts.append(starts[-1] + part.num_sequences)
+        values: dict[str, Any] = {"num_sequences": starts[-1]}
+        for field in fields(cls):
+            if field.name == "num_sequences":
+                continue
+            columns = [getattr(part, field.name) for part in parts]
+            if field.name == "sequence_T":
+                columns = [column + start for column, start in zip(columns, starts, strict=False)]
+            values[field.name] = None if columns[0] is None else torch.cat(columns)
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """The numbers that controllers and schedules set for one step; the same on every rank."""
+
+    step: int
+    """From 1."""
+    seed: int
+    """train.seed: random choices are keyed by (seed, step, sample, token)."""
+    upper: tuple[float, float] = (0.0, 0.0)
+    """FlexEC: (slope, start) of high(p) in this step."""
+    lower: tuple[float, float] = (0.0, 0.0)
+    """FlexEC: (slope, start) of low(p) in this step."""
+    entropy_coefficient: float = 0.0
+    """Of auxiliary.entropy in this step; 0: the bonus does not act."""
+    positive_scale: float = 1.0
+    """Of weights.positive_scale in this step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What statistics of the whole mini-batch decided of each token."""
+
+    weight_T: Tensor
+    """Product of the chosen weights and masks; 1 where none acts."""
+    rule_T: Tensor
+    """int32 `Rule` flags."""
+    kl_cov_T: Tensor | None = None
+    """bool: the tokens with a KL-Cov penalty."""
+    bapo_bounds: tuple[float, float] | None = None
+    """(lo, hi) of clip kind "bapo"."""
+
+    @classmethod
+    def none(cls, tokens: TokenBatch) -> "Choices":
+        """No rule looked at the mini-batch."""
+        weight_T = torch.ones_like(tokens.logp_T.detach())
+        return cls(weight_T=weight_T, rule_T=torch.zeros_like(weight_T, dtype=torch.int32))
+
+    def split(self, sizes: Sequence[int]) -> "list[Choices]":
+        """The choices of consecutive parts with `sizes` tokens, as the micro-batches were concatenated."""
+        weights, rules = self.weight_T.split(list(sizes)), self.rule_T.split(list(sizes))
+        covs = [None] * len(sizes) if self.kl_cov_T is None else list(self.kl_cov_T.split(list(sizes)))
+        return [
+            Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T, bapo_bounds=self.bapo_bounds)
+            for weight_T, rule_T, cov_T in zip(weights, rules, covs, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLoss:
+    """The loss of some tokens and what it was made of. All but `loss` are detached."""
+
+    loss: Tensor
+    """Scalar with gradient; add over micro-batches and ranks."""
+    policy_T: Tensor
+    """Policy loss per token, unweighted."""
+    auxiliary: Tensor
+    """Scalar: the auxiliary losses' part of `loss`."""
+    kl_T: Tensor | None
+    """KL estimate to the reference, without its coefficient."""
+    advantage_T: Tensor
+    """After token shaping."""
+    ratio_T: Tensor
+    """r at the configured level and anchor."""
+    low_T: Tensor
+    """lo."""
+    high_T: Tensor
+    """hi; inf is off."""
+    gate_T: Tensor
+    """g = -d policy_T.sum() / d logp: the gate's gradient, before weights."""
+    weight_T: Tensor
+    """Product of all token weights, without the aggregation's."""
+    coefficient_T: Tensor
+    """-d (weighted policy loss) / d logp, aggregation included: what multiplies grad log p in the update."""
+    rule_T: Tensor
+    """int32 `Rule` flags of every rule that acted."""
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[TokenLoss]") -> "TokenLoss":
+        """All parts as one, in order: token fields joined, scalars added."""
+        values: dict[str, Any] = {
+            "loss": torch.stack([part.loss.detach() for part in parts]).sum(),
+            "auxiliary": torch.stack([part.auxiliary for part in parts]).sum(),
+        }
+        for field in fields(cls):
+            if field.name.endswith("_T"):
+                columns = [getattr(part, field.name) for part in parts]
+                values[field.name] = None if columns[0] is None else torch.cat(columns)
+        return cls(**values)

@@ -1,0 +1,55 @@
+"""Token weights that depend on the current policy but on no statistics of the mini-batch.
+
+They are computed in each micro-batch's own pass, detached, and multiply with those of `choices`. A response is never
+split over micro-batches, so its mean is whole. T = response tokens of B responses.
+"""
+
+import torch
+from torch import Tensor
+
+from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, WeightsConfig
+from megarl.objective.tokens import Controls, Rule, TokenBatch
+
+_ENTROPY_OFFSET = 1e-8
+"""Added to both entropies of ERC's ratio, as its authors do."""
+
+
+def token_weights(
+    config: WeightsConfig, tokens: TokenBatch, controls: Controls, advantage_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The product of OPSM, ERC and the positive scale where configured, [T], and int32 `Rule` flags, [T].
+
+    `advantage_T` is the shaped one. The positive scale is `controls.positive_scale`, where a controller may have
+    moved it to, and has no flag.
+    """
+    tokens, advantage_T = tokens.detach(), advantage_T.detach()
+    weight_T = torch.ones_like(tokens.logp_T)
+    rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
+    drops = []
+    if config.opsm is not None:
+        drops.append((off_policy_sequences(config.opsm, tokens, advantage_T), Rule.OPSM))
+    if config.erc is not None:
+        drops.append((entropy_ratio_outside(config.erc, tokens), Rule.ERC))
+    for drop_T, rule in drops:
+        weight_T = weight_T.masked_fill(drop_T, 0.0)
+        rule_T = rule_T | drop_T.to(torch.int32) * int(rule)
+    if config.positive_scale is not None:
+        weight_T = torch.where(advantage_T > 0, weight_T * controls.positive_scale, weight_T)
+    return weight_T, rule_T
+
+
+def off_policy_sequences(config: OffPolicySequenceMask, tokens: TokenBatch, advantage_T: Tensor) -> Tensor:
+    """bool [T], the tokens that OPSM drops (DeepSeek-V3.2): A < 0, and the response's mean of old_logp - logp, an
+    estimate of KL(old || current) per token, is above the threshold."""
+    divergence_T = tokens.sequence_mean(tokens.old_logp_T.double() - tokens.logp_T.double())
+    return (advantage_T < 0) & (divergence_T > config.threshold)
+
+
+def entropy_ratio_outside(config: EntropyRatioClip, tokens: TokenBatch) -> Tensor:
+    """bool [T], the tokens that ERC drops (arXiv 2512.05591): H / H_old is not strictly between `low` and `high`.
+
+    H_old is the trainer's entropy before the batch's first update, so in a step's first update the ratio is 1.
+    """
+    entropy_T, old_entropy_T = tokens.entropy_T.double(), tokens.old_entropy_T.double()
+    ratio_T = (entropy_T + _ENTROPY_OFFSET) / (old_entropy_T + _ENTROPY_OFFSET)
+    return ~((ratio_T > config.low) & (ratio_T < config.high))

@@ -1,0 +1,100 @@
+"""From packed micro-batches to the objective's tokens, and back to per-sample traces.
+
+R = response tokens of a micro-batch, T = those of a rank's whole share of a mini-batch.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megarl.objective.tokens import TokenBatch, TokenLoss, rule_names
+from megarl.parallel.packing import PackedMicroBatch
+from megarl.parallel.vocab import TokenDistribution
+from megarl.policy.reports import ScoredMicroBatch
+from megarl.records import TokenTrace
+
+
+class DataParallelReduce:
+    """The objective's `Reduce` over the ranks of a process group; on one rank it only hands values through."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+
+    def sum(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Tensor) -> Tensor:
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def _reduce(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self._group.size() == 1:
+            return values
+        reduced = values.clone()
+        dist.all_reduce(reduced, op=operation, group=self._group)
+        return reduced
+
+
+def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribution: TokenDistribution) -> TokenBatch:
+    """A micro-batch's response tokens as the objective reads them; `batch` and `scored` are on the same device."""
+    logp_R = distribution.logp_T
+    if distribution.expected_q_T is None:
+        raise ValueError("the objective needs expected Q of every token; run the pass with_expected_q=True")
+    lengths = torch.tensor(batch.response_offsets, device=logp_R.device).diff()
+    sequence_R = torch.arange(batch.num_samples, device=logp_R.device).repeat_interleave(lengths)
+    starts_R = torch.tensor(batch.response_offsets[:-1], device=logp_R.device)[sequence_R]
+    return TokenBatch(
+        logp_T=logp_R,
+        entropy_T=distribution.entropy_T,
+        expected_q_T=distribution.expected_q_T,
+        old_logp_T=scored.old_logp_R,
+        old_entropy_T=scored.old_entropy_R,
+        advantage_T=batch.advantage_R,
+        weight_T=batch.weight_R,
+        sequence_T=sequence_R,
+        position_T=torch.arange(logp_R.shape[0], device=logp_R.device) - starts_R,
+        sample_id_T=torch.tensor(batch.sample_ids, device=logp_R.device)[sequence_R],
+        num_sequences=batch.num_samples,
+        behavior_logp_T=batch.behavior_logp_R,
+        ref_logp_T=scored.ref_logp_R,
+        expert_logp_T=batch.expert_logp_R,
+        correct_T=batch.correct_R,
+        entropy_scale_T=batch.entropy_scale_R,
+    )
+
+
+def make_traces(tokens: TokenBatch, loss: TokenLoss, *, below: int) -> list[TokenTrace]:
+    """What the update did with each token of the samples whose id is less than `below`."""
+    chosen_T = tokens.sample_id_T < below
+    if not bool(chosen_T.any()):
+        return []
+    columns = {
+        "logp": tokens.logp_T,
+        "entropy": tokens.entropy_T,
+        "ratio": loss.ratio_T,
+        "low": loss.low_T,
+        "high": loss.high_T,
+        "gate": loss.gate_T,
+        "weight": loss.weight_T,
+        "advantage": loss.advantage_T,
+    }
+    lists = {name: column_T[chosen_T].tolist() for name, column_T in columns.items()}
+    rules = [rule_names(flags) for flags in loss.rule_T[chosen_T].tolist()]
+    ids = tokens.sample_id_T[chosen_T].tolist()
+    # A response's tokens are consecutive and in order, so its rows are one run of equal ids.
+    edges = [0, *(index for index in range(1, len(ids)) if ids[index] != ids[index - 1]), len(ids)]
+    return [
+        TokenTrace(
+            sample_id=ids[start],
+            rule=tuple(rules[start:stop]),
+            **{name: tuple(values[start:stop]) for name, values in lists.items()},
+        )
+        for start, stop in pairwise(edges)
+    ]
+
+
+def merge_parts(parts: Sequence[tuple[TokenBatch, TokenLoss]]) -> tuple[TokenBatch, TokenLoss]:
+    """A rank's share of a mini-batch from its micro-batches."""
+    return TokenBatch.concatenate([tokens for tokens, _ in parts]), TokenLoss.concatenate([loss for _, loss in parts])

@@ -1,0 +1,229 @@
+"""Combinations that make no sense are refused with a text that says what to change; what makes sense loads."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from megarl.config.advantage import DrGrpo
+from megarl.config.objective import ObjectiveConfig
+from megarl.config.trust import ConstantClip, PpoGate
+from megarl.config.weight import SequenceRejection
+from tests.config.text import load_small, problems_of, write_config
+
+REFUSED = {
+    "gate without bounds": (
+        ["objective.gate.kind=cispo"],
+        'objective.gate.kind "cispo" reads no bounds, but objective.clip.kind is "constant", which would do nothing; '
+        'set objective.clip = {kind = "none"}',
+    ),
+    "gate at bounds": (
+        ["objective.gate.kind=aspo", "objective.clip.kind=none"],
+        'objective.gate.kind "aspo" acts at the bounds, but objective.clip.kind is "none"; choose bounds',
+    ),
+    "one ratio, many bounds": (
+        ["objective.ratio.level=sequence", "objective.clip.kind=flexec"],
+        'objective.clip.kind "flexec" gives each token bounds of its own, objective.ratio.level "sequence" has one '
+        'ratio per response; use level "token", or clip kind "constant" or "log"',
+    ),
+    "gmpo with dual clip": (
+        ["objective.ratio.level=geometric", "objective.gate.dual=3"],
+        'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
+        '= {kind = "ppo"} without dual clip',
+    ),
+    "token gate on a response's ratio": (
+        ["objective.ratio.level=sequence_token", "objective.gate.kind=dppo", "objective.clip.kind=none"],
+        'objective.gate.kind "dppo" is defined on token ratios; set objective.ratio.level to "token"',
+    ),
+    "token advantage on a response's ratio": (
+        ["objective.ratio.level=sequence", "objective.shaping.entropy={}"],
+        'objective.ratio.level "sequence" has one advantage per response, objective.shaping.entropy one per token; use '
+        'level "sequence_token"',
+    ),
+    "token mask on a response's ratio": (
+        ["objective.ratio.level=sequence", "objective.weights.high_entropy={}"],
+        'objective.weights.high_entropy weighs single tokens, but at objective.ratio.level "sequence" the gradient of '
+        'a response runs through all of its tokens; use level "sequence_token" or "token"',
+    ),
+    "token importance on a response's ratio": (
+        ["objective.ratio.level=geometric", "objective.weights.tis={}"],
+        'objective.weights.tis weighs single tokens, but at objective.ratio.level "geometric" the gradient of a '
+        'response runs through all of its tokens; use level "sequence_token" or "token", or '
+        'objective.weights.tis.level "sequence"',
+    ),
+    "mismatch corrected twice": (
+        ["objective.weights.tis={}", "objective.weights.importance_mask={}"],
+        "objective.weights.tis and objective.weights.importance_mask both multiply by old / behavior; the mismatch "
+        "would be corrected twice; keep one",
+    ),
+    "mismatch in the ratio and in a weight": (
+        ["objective.ratio.anchor=behavior", "objective.weights.tis={}"],
+        'objective.ratio.anchor "behavior" has the trainer-vLLM mismatch in the ratio already; remove '
+        'objective.weights.tis and importance_mask, or set the anchor to "old" (the decoupled form)',
+    ),
+    "tis out of order": (["objective.weights.tis={floor=3}"], "objective.weights.tis: floor 3 is above cap 2"),
+    "erc out of order": (["objective.weights.erc={low=2}"], "objective.weights.erc: low 2 is above high 1.05"),
+    "rejection out of order": (
+        ["objective.weights.sequence_rejection={low=1.1}"],
+        "objective.weights.sequence_rejection: low 1.1 is above high 1.001",
+    ),
+    "bapo out of order": (
+        ["objective.clip={kind='bapo', low_start=0.9}"],
+        "objective.clip low: low_start 0.9 is above low_stop 0.8",
+    ),
+    "cispo out of order": (
+        ["objective.gate={kind='cispo', floor=6}", "objective.clip.kind=none"],
+        "objective.gate: floor 6 is above cap 5",
+    ),
+    "flexec below 1": (
+        ["objective.clip={kind='flexec', upper_start=0.1}"],
+        "objective.clip: upper_slope -0.25 + upper_start 0.1 = -0.15 is the distance at p = 1 and must not be below 0; "
+        "raise one of the two",
+    ),
+    "controller of nothing": (
+        ["objective.controllers.aer={}"],
+        "objective.controllers.aer moves objective.auxiliary.entropy.coefficient; add that table",
+    ),
+    "two controllers of one number": (
+        ["objective.auxiliary.entropy={coefficient=0}", "objective.controllers={aer={}, entropy_coefficient={}}"],
+        "objective.controllers.entropy_coefficient and aer both move the same coefficient; keep one",
+    ),
+    "controller starts outside": (
+        ["objective.auxiliary.entropy={coefficient=0.01}", "objective.controllers.entropy_coefficient={}"],
+        "objective.auxiliary.entropy.coefficient 0.01 is where the controller starts, but "
+        "objective.controllers.entropy_coefficient keeps it between 0 and 0.005; start inside",
+    ),
+    "positive tokens turned round": (
+        ["objective.weights.positive_scale={scale=0.05}", "objective.controllers.positive_scale={step=0.1}"],
+        "objective.weights.positive_scale.scale 0.05 minus objective.controllers.positive_scale.step 0.1 is not above "
+        "0; positive tokens would be punished; lower the step",
+    ),
+    "positive scale missing": (
+        ["objective.controllers.positive_scale={}"],
+        "objective.controllers.positive_scale moves objective.weights.positive_scale.scale; add that table",
+    ),
+    "reset of no reference": (
+        ["objective.controllers.reference_reset={every_steps=3}"],
+        "objective.controllers.reference_reset renews the reference of objective.auxiliary.kl; add that table",
+    ),
+    "reset without a trigger": (
+        ["objective.controllers.reference_reset={}"],
+        "objective.controllers.reference_reset: set every_steps or kl_above, or remove the table",
+    ),
+    "two punishments for length": (
+        ["reward.overlong={}", "reward.truncated_factor=0"],
+        "reward.overlong and reward.truncated_factor 0 both punish a response that reaches the limit; keep one: "
+        "reward.overlong=false or reward.truncated_factor=1.0",
+    ),
+    "group of one": (
+        ["train.samples_per_prompt=1", "train.prompts_per_step=16"],
+        'objective.advantage.method "dr_grpo" compares the responses to one prompt, but train.samples_per_prompt is 1 '
+        'and every advantage would be 0; sample more, or use "reinforce_pp"',
+    ),
+    "dynamic sampling of groups of one": (
+        [
+            *("train.samples_per_prompt=1", "train.prompts_per_step=16", "objective.advantage.method=reinforce_pp"),
+            "objective.sampler.kind=dynamic",
+        ],
+        'objective.sampler.kind "dynamic" keeps groups whose scores differ, but train.samples_per_prompt is 1 and none '
+        'ever does; sample more, or use kind "all"',
+    ),
+    "too few prompts to fill a step": (
+        ["objective.sampler={kind='dynamic', prompts_per_generation=1, max_generations=3}"],
+        "objective.sampler.prompts_per_generation 1 x max_generations 3 is below train.prompts_per_step 4: no step "
+        "could be filled; raise one of them",
+    ),
+    "dynamic sampling of a certain coin": (
+        ["objective.sampler.kind=dynamic", "reward.verifier={kind='random', p=1}"],
+        'reward.verifier gives every response the same number, and objective.sampler.kind "dynamic" drops such groups: '
+        'no step could be filled; use kind "all"',
+    ),
+    "guided by a coin": (
+        ["objective.auxiliary.guided={}", "reward.verifier.kind=random"],
+        "objective.auxiliary.guided moves right answers one way and wrong ones the other, but reward.verifier.kind "
+        '"random" does not look at the answer; use a verifier that does, or remove the table',
+    ),
+    "kl-cov with one update": (
+        ["objective.auxiliary.kl_cov={}", "train.mini_batch_responses=16"],
+        "objective.auxiliary.kl_cov compares the policy with itself before a batch's first update, but there is one "
+        "update per batch (train.mini_batch_responses 16 = all responses of a step); lower train.mini_batch_responses, "
+        "or remove the table",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(tmp_path: Path, case: str) -> None:
+    overrides, text = REFUSED[case]
+    assert problems_of(write_config(tmp_path), *overrides) == [text]
+
+
+ACCEPTED = {
+    "response-level importance at a response's ratio": [
+        "objective.ratio.level=sequence",
+        "objective.weights.tis={level='sequence'}",
+        "objective.weights.sequence_rejection={}",
+        "objective.weights.opsm={}",
+    ],
+    "every token rule at sequence_token": [
+        "objective.ratio.level=sequence_token",
+        "objective.weights={tis={}, high_entropy={}, clip_cov={}, steer={}, clip_b={}, clip_v={}, erc={}}",
+        "objective.shaping.entropy={}",
+    ],
+    "cispo's gradient is the token's own at any level": [
+        *("objective.ratio.level=sequence", "objective.gate.kind=cispo", "objective.clip.kind=none"),
+        "objective.weights={high_entropy={}, tis={}}",
+    ],
+    "rejection by k2 has no lower bound": ["objective.weights.sequence_rejection={statistic='k2', high=0.01}"],
+    "reinforce++ needs no group": [
+        *("train.samples_per_prompt=1", "train.prompts_per_step=16", "objective.advantage.method=reinforce_pp"),
+    ],
+    "a fair coin under dynamic sampling": ["objective.sampler.kind=dynamic", "reward.verifier.kind=random"],
+    "both sides off": ["objective.clip.low=1.0", "objective.clip.high=inf"],
+    "several updates for kl-cov": ["objective.auxiliary.kl_cov={}", "objective.clip.kind=none"],
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(tmp_path: Path, case: str) -> None:
+    load_small(tmp_path, *ACCEPTED[case])
+
+
+def test_defaults_are_the_clipping_papers() -> None:
+    objective = ObjectiveConfig()
+    assert (objective.advantage, objective.clip) == (DrGrpo(), ConstantClip(low=0.2, high=0.2))
+    assert objective.gate == PpoGate(dual=math.inf)
+    assert not objective.needs_survey
+    assert SequenceRejection().statistic == "k1"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"objective.weights.{name}={{}}"] for name in ("high_entropy", "clip_cov", "steer", "clip_b", "clip_v")),
+        ["objective.auxiliary.kl_cov={}"],
+        ["objective.clip.kind=bapo"],
+    ],
+)
+def test_what_looks_at_the_mini_batch_needs_a_survey(tmp_path: Path, overrides: list[str]) -> None:
+    assert load_small(tmp_path, *overrides).objective.needs_survey
+
+
+@pytest.mark.parametrize("name", ["tis", "opsm", "erc", "importance_mask", "sequence_rejection", "positive_scale"])
+def test_what_knows_its_token_alone_needs_none(tmp_path: Path, name: str) -> None:
+    assert not load_small(tmp_path, f"objective.weights.{name}={{}}").objective.needs_survey
+
+
+def test_default_tags_leave_errors_readable(tmp_path: Path) -> None:
+    assert problems_of(write_config(tmp_path), "objective.clip.hihg=1", "objective.gate.dual=0.5") == [
+        "objective.clip.hihg: unknown key; did you mean objective.clip.high? [override 'objective.clip.hihg=1']",
+        "objective.gate.dual: expected a number > 1, found 0.5 (float) [override 'objective.gate.dual=0.5']",
+    ]
+    assert problems_of(write_config(tmp_path), "objective.clip.dual=3", "objective.kl.coefficient=0.1") == [
+        "objective.clip.dual: unknown key; did you mean objective.gate.dual? [override 'objective.clip.dual=3']",
+        "objective.kl: unknown key; did you mean objective.auxiliary.kl? [override 'objective.kl.coefficient=0.1']",
+    ]
+    assert problems_of(write_config(tmp_path), "objective.sampler={max_generations=3}") == [
+        'objective.sampler.max_generations: unknown key; it belongs to objective.sampler.kind = "dynamic" '
+        "[override 'objective.sampler={max_generations=3}']"
+    ]

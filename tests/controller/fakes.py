@@ -1,0 +1,163 @@
+"""Parts of the loop that only note what is asked of them, and a configuration small enough to follow by hand."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from megarl.config.run import RunConfig
+from megarl.controller.loop import train
+from megarl.controller.parts import Parts
+from megarl.data.sampler import PromptSampler
+from megarl.objective.controllers import ControllerState
+from megarl.objective.tokens import Controls
+from megarl.parallel.batches import BatchShard
+from megarl.parallel.packing import split_by_sample
+from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
+from megarl.rewards.pool import RewardItem
+from megarl.telemetry.metrics import Mean, Metrics
+from megarl.telemetry.spans import Spans
+
+PROMPTS = [Prompt(index=i, text=f"p{i}", token_ids=(i, i + 1), answer="1") for i in range(6)]
+
+
+def make_config(objective: dict[str, Any] | None = None, **train_overrides: Any) -> RunConfig:
+    sizes = {"steps": 2, "prompts_per_step": 2, "samples_per_prompt": 2, "mini_batch_responses": 2} | train_overrides
+    return RunConfig.model_validate(
+        {
+            "name": "loop",
+            "model": {"path": "unused"},
+            "data": {"train": {"source": "reasoning_gym", "task": "chain_sum"}},
+            "reward": {"verifier": {"kind": "reasoning_gym"}},
+            "objective": objective or {},
+            "train": sizes,
+        }
+    )
+
+
+def rank_of_sample(item: RewardItem) -> float:
+    """A verdict under which every group has spread."""
+    return float(item.sample_index)
+
+
+class Recorder:
+    """Stands behind every Protocol of the loop.
+
+    A response is the tokens 7 and 8; the policy gives token t the log-prob 6 - t, plus `offset` at a response's first
+    token, and each position the entropy `entropy`; vLLM the same without the offset.
+    """
+
+    def __init__(
+        self, offset: float = 0.0, *, verify: Callable[[RewardItem], float] = rank_of_sample, entropy: float = 1.0
+    ) -> None:
+        self.calls: list[str] = []
+        self.requests: list[SampleRequest] = []
+        self.items: list[RewardItem] = []
+        self.controls: list[Controls] = []
+        self.traced: list[int] = []
+        self.scored: list[list[BatchShard]] = []
+        self.records: list[Any] = []
+        self.states: list[dict[str, Any]] = []
+        self.kl = 0.25
+        self.spans = Spans()
+        self._offset, self._verify, self._entropy = offset, verify, entropy
+
+    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
+        self.calls.append("generate")
+        self.requests += requests
+        advance(len(requests))
+        return [
+            Rollout(prompt=r.prompt, response=(7, 8), behavior_logp=(-1.0, -2.0), stop_reason="stop", policy_version=0)
+            for r in requests
+        ]
+
+    async def adopt_weights(self, version: int) -> None:
+        self.calls.append(f"adopt {version}")
+
+    async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
+        if step is None:
+            self.calls.append("old_logp" if hold else "expert_logp")
+            self.scored.append(list(batch))
+            return self._token_scores(batch)
+        self.calls.append("reward")
+        self.items += batch
+        return [Score(reward=self._verify(item), verifier=self._verify(item)) for item in batch]
+
+    def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
+        scores = []
+        for batch in (batch for shard in shards for mini in shard for batch in mini):
+            for sample_id, tokens_R in zip(batch.sample_ids, split_by_sample(batch.target_R, batch), strict=True):
+                first, *others = (6.0 - token for token in tokens_R.tolist())
+                entropies = (self._entropy,) * len(tokens_R)
+                logps = (first + self._offset, *others)
+                scores.append(TokenScores(sample_id=sample_id, old_logp=logps, old_entropy=entropies))
+        # Not in order: ranks answer for what they hold.
+        return scores[::-1]
+
+    async def train_mini_batch(
+        self, index: int, controls: Controls, *, traced: int
+    ) -> tuple[Metrics, list[TokenTrace]]:
+        self.calls.append(f"update {index}")
+        self.controls.append(controls)
+        self.traced.append(traced)
+        return {"actor/entropy": Mean(1.0, 2.0), "actor/kl_loss": Mean(self.kl, 1.0)}, [make_trace(2 * index)]
+
+    async def reset_reference(self) -> None:
+        self.calls.append("reset_reference")
+
+    async def publish_weights(self, version: int) -> Metrics:
+        self.calls.append(f"publish {version}")
+        return {}
+
+    async def export_hf(self, path: str) -> None:
+        self.calls.append(f"export {path}")
+
+    # the reporter's part
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Any:
+        yield self
+
+    def advance(self, n: int) -> None: ...
+
+    def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.states.append(controllers)
+
+    def checkpoint_path(self, step: int) -> str:
+        return f"hf-{step}"
+
+
+def make_trace(sample_id: int) -> TokenTrace:
+    """A trace of a response of two tokens."""
+    two = (1.0, 1.0)
+    return TokenTrace(
+        sample_id=sample_id,
+        logp=two,
+        entropy=two,
+        ratio=two,
+        low=two,
+        high=two,
+        gate=two,
+        weight=two,
+        advantage=two,
+        rule=("", "clip_high"),
+    )
+
+
+def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
+    values: dict[str, Any] = {
+        "policy": recorder,
+        "pool": recorder,
+        "scorer": recorder,
+        "prompts": PROMPTS,
+        "sampler": PromptSampler(len(PROMPTS), config.train.prompts_per_step, seed=0, shuffle=False),
+        "decode": lambda ids: " ".join(map(str, ids)),
+        "token_text": lambda token: f"<{token}>",
+        "reporter": recorder,
+        "controllers": ControllerState(config.objective, total_steps=config.train.steps, seed=config.train.seed),
+    }
+    return Parts(**(values | changes))
+
+
+def run(config: RunConfig, recorder: Any, **changes: Any) -> None:
+    asyncio.run(train(config, make_parts(config, recorder, **changes)))

@@ -1,0 +1,67 @@
+"""Every method file trains two real steps on the tiny model and logs its accounting."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megarl.config.loader import load_config
+from megarl.telemetry.rollouts import read_rollouts
+from tests.e2e.configuration import write_tiny_config
+
+ROOT = Path(__file__).parents[2]
+METHODS = sorted((ROOT / "configs" / "methods").glob("*.toml"))
+ALWAYS_LOGGED = (
+    "actor/entropy",
+    "actor/entropy_response_mean",
+    "actor/entropy_over_start",
+    "actor/pg_loss",
+    "actor/grad_norm",
+    "actor/pg_clipfrac",
+    "entropy/budget",
+    "entropy/clip_low_contribution",
+    "entropy/clip_high_contribution",
+    "entropy/region_e1",
+    "reward/mean",
+)
+QUICK = ("clip-low-high", "flexec-od", "kl-cov", "calibrl")
+
+
+def test_methods_train_two_steps(tiny_model_dir: Path, tmp_path: Path) -> None:
+    check_methods([path for path in METHODS if path.stem in QUICK], tiny_model_dir, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_method_trains_two_steps(tiny_model_dir: Path, tmp_path: Path) -> None:
+    check_methods(METHODS, tiny_model_dir, tmp_path)
+
+
+def check_methods(methods: list[Path], model: Path, directory: Path) -> None:
+    base = write_tiny_config(directory, model)
+    program = [sys.executable, "-m", "tests.e2e.method_runs", str(base), str(directory / "runs"), *map(str, methods)]
+    with (directory / "output.txt").open("w") as output:
+        code = subprocess.run(program, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+    assert code == 0, (directory / "output.txt").read_text()[-6000:]
+    for method in methods:
+        (run,) = (directory / "runs").glob(f"{method.stem}-train-*")
+        check_run(run, method.stem)
+
+
+def check_run(run: Path, method: str) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2], method
+    for line in lines:
+        missing = [name for name in ALWAYS_LOGGED if name not in line]
+        assert not missing, f"{method}: {missing}"
+        assert all(math.isfinite(line[name]) for name in ALWAYS_LOGGED), method
+        shares = sum(line[f"entropy/region_e{region}"] for region in (1, 2, 3, 4))
+        assert shares <= 1 + 1e-9, method
+    objective = load_config(run / "config.toml").objective
+    for row in read_rollouts(run / "rollouts" / "step-000002.parquet"):
+        assert row.trace is not None, method
+        assert len(row.trace.logp) == len(row.response_tokens) == len(row.trace.rule), method
+        assert (row.ref_logp is not None) or objective.auxiliary.kl is None, method

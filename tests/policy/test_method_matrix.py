@@ -1,0 +1,205 @@
+"""Every method gives the same loss, gradient, chosen tokens and metrics under every layout.
+
+One worker per layout runs all methods, each from the same weights: three updates of a step, so that ratios have moved
+when the second and third mini-batch come. The reference is one rank with one micro-batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megarl.config.loader import load_config
+from megarl.config.objective import ObjectiveConfig
+from megarl.config.run import RunConfig
+from megarl.controller.batching import shard_step
+from megarl.objective.accounting import SUM_NAMES
+from megarl.objective.controllers import ControllerState
+from megarl.objective.tokens import Controls, Rule
+from megarl.policy.mini_batch import ObjectivePasses
+from megarl.policy.optimizer import forget_moments
+from megarl.policy.passes import Passes
+from megarl.policy.worker import MegatronWorker
+from megarl.records import Sample
+from tests.policy.ranks import StepResult, make_checkpoint, make_config, make_samples, run_workers, take_step
+
+ROOT = Path(__file__).parents[2]
+METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.toml"))
+COMBINED = ("flexec-id", "high-entropy-tokens", "tis", "entropy-skywork")
+"""One run with pieces of four plug points."""
+
+SMALL_BATCH: dict[str, list[str]] = {
+    # The authors' fractions and thresholds choose nothing among a hundred tokens of a random model.
+    "clip-cov": ["objective.weights.clip_cov.fraction=0.1", "objective.weights.clip_cov.low=0.0"],
+    "kl-cov": ["objective.auxiliary.kl_cov.fraction=0.1"],
+    "clip-b": ["objective.weights.clip_b.mu=0.3"],
+    "clip-v": ["objective.weights.clip_v.mu=0.3", "objective.weights.clip_v.max_fraction=0.1"],
+    "gspo": ["objective.clip.low=0.02", "objective.clip.high=0.02"],
+    "gspo-token": ["objective.clip.low=0.02", "objective.clip.high=0.02"],
+    "sequence-rejection": ["objective.weights.sequence_rejection.low=0.9"],
+    "opsm": ["objective.weights.opsm.threshold=0.01"],
+    "dppo-tv": ["objective.gate.low=0.004", "objective.gate.high=0.004"],
+    "dppo-kl": ["objective.gate.low=1e-4", "objective.gate.high=1e-4"],
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "one rank": {"policy__tokens_per_micro_batch": 10_000},
+    "micro-batches of 64 tokens": {},
+    "micro-batches of 24 tokens": {"policy__tokens_per_micro_batch": 24},
+    "fused head": {"policy__head": "fused"},
+    "TP2": {"parallel": {"tensor": 2, "world_size": 2}},
+    "TP2 sequence parallel, fused head": {
+        "parallel": {"tensor": 2, "world_size": 2, "sequence": True},
+        "policy__head": "fused",
+    },
+    "PP2": {"parallel": {"pipeline": 2, "world_size": 2}},
+    "DP2": {"parallel": {"world_size": 2}},
+    "DP2, micro-batches of 24 tokens": {"parallel": {"world_size": 2}, "policy__tokens_per_micro_batch": 24},
+    "TP2 DP2": {"parallel": {"tensor": 2, "world_size": 4}},
+    "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
+}
+QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "prorlv2", "steer")
+QUICK_LAYOUTS = ("one rank", "micro-batches of 24 tokens", "TP2", "PP2", "DP2")
+
+TRAIN = {
+    "train": {"prompts_per_step": 6, "samples_per_prompt": 4, "mini_batch_responses": 8, "steps": 4},
+    "policy__optimizer": {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-2},
+}
+
+
+def test_methods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+    acted = check_matrix(tmp_path, [*((name,) for name in QUICK_METHODS), COMBINED], QUICK_LAYOUTS)
+    assert {"clip_low", "clip_high", "clip_cov", "kl_cov", "low_entropy", "importance_mask"} <= acted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_method_depends_on_any_layout(tmp_path: Path) -> None:
+    acted = check_matrix(tmp_path, [*((name,) for name in METHODS), COMBINED], tuple(LAYOUTS))
+    # A ratio of e^20 does not come about in three updates; every other rule must have acted somewhere.
+    assert acted == {str(rule.name).lower() for rule in Rule} - {"saturated"}
+
+
+def check_matrix(tmp_path: Path, methods: Sequence[tuple[str, ...]], layouts: Sequence[str]) -> set[str]:
+    """Compare all layouts with the first; returns the rules that acted."""
+    path = make_checkpoint(tmp_path / "model")
+    samples = make_trained_samples(path)
+    objectives = {"+".join(names): load_objective(path, names, tmp_path) for names in methods}
+    jobs = []
+    for layout in layouts:
+        config = make_config(path, **{**TRAIN, **LAYOUTS[layout], "objective": {"auxiliary": {"kl": {}}}})
+        jobs.append((config, (objectives, samples)))
+    results = run_workers(jobs, run_methods, timeout_s=1500)
+    expected = results[0]
+    for layout, result in zip(layouts[1:], results[1:], strict=True):
+        for name in objectives:
+            assert_same(f"{name} under {layout}", result[name], expected[name])
+    rules = {rule for result in expected.values() for trace in result.traces for rule in trace.rule}
+    return {part for joined in rules for part in joined.split("+") if part}
+
+
+def load_objective(path: Path, names: Sequence[str], directory: Path) -> ObjectiveConfig:
+    """The objective of these fragments, laid over each other."""
+    base = directory / "base.toml"
+    base.write_text(
+        f'name = "base"\n[model]\npath = "{path}"\n[data.train]\nsource = "reasoning_gym"\ntask = "chain_sum"\n'
+        '[reward.verifier]\nkind = "reasoning_gym"\n[cluster]\ngpus_per_node = 64\n'
+    )
+    fragments = [str(ROOT / "configs" / "methods" / f"{name}.toml") for name in names]
+    overrides = [text for name in names for text in SMALL_BATCH.get(name, [])]
+    return load_config(base, [*fragments, *overrides, "train.mini_batch_responses=8"]).objective
+
+
+def make_trained_samples(path: Path) -> list[Sample]:
+    """Twenty-four samples: eight, and the same eight twice more with every other advantage turned round, so that the
+    later updates see ratios that have moved with and against their advantage. Behaviour and expert log-probs lie
+    around the policy's own."""
+    first = make_samples(8, seed=1)
+    old = run_workers([(make_config(path), (first,))], score_samples)[0]
+    draw = random.Random(0)
+    made = []
+    for turn in range(3):
+        for index, (sample, logps) in enumerate(zip(first, old, strict=True)):
+            spread = (0.0, 0.02, 0.5)[index % 3]
+            expert = [logp + draw.gauss(0, 0.5) for logp in logps]
+            expert[len(expert) * 3 // 4 + 1 :] = [float("nan")] * len(expert[len(expert) * 3 // 4 + 1 :])
+            made.append(
+                replace(
+                    sample,
+                    advantage=sample.advantage * (-1) ** (index * turn),
+                    behavior_logp=tuple(logp + draw.gauss(0, spread) for logp in logps),
+                    expert_logp=tuple(expert),
+                    correct=index % 2 == 0,
+                    entropy_scale=draw.random(),
+                )
+            )
+    return made
+
+
+def score_samples(worker: MegatronWorker, config: RunConfig, rank: int, samples: list[Sample]) -> list[list[float]]:
+    from megarl.controller.batching import shard_mini_batch
+    from megarl.parallel.packing import split_by_sample
+
+    (mini,) = shard_mini_batch(samples, [1.0] * len(samples), config, first_id=0)
+    scored = worker.score((mini,))
+    assert scored is not None
+    by_id = {}
+    for batch, values in zip(mini, scored[0], strict=True):
+        by_id |= dict(zip(batch.sample_ids, split_by_sample(values.old_logp_R, batch), strict=True))
+    return [by_id[index].tolist() for index in range(len(samples))]
+
+
+def run_methods(
+    worker: MegatronWorker, config: RunConfig, rank: int, objectives: dict[str, ObjectiveConfig], samples: list[Sample]
+) -> dict[str, StepResult | None]:
+    """Every method from the worker's first weights, one after another."""
+    start = {name: value.clone() for name, value in worker._model.state_dict().items() if value is not None}
+    results = {}
+    for name, objective in objectives.items():
+        worker._model.load_state_dict(start, strict=False)
+        worker._optimizer.reload_model_params()
+        forget_moments(worker._optimizer)
+        worker._updates = 0
+        worker._objective = ObjectivePasses(
+            objective, Passes(device=worker._device), device=worker._device, temperature=config.rollout.temperature
+        )
+        shards = shard_step(samples, config.model_copy(update={"objective": objective}))
+        result = take_step(worker, config, rank, shards, controls_of(objective))
+        if result is not None:
+            # A tensor takes a file descriptor on its way to the parent, and there are thousands here.
+            result.weights = {tensor: weight.numpy() for tensor, weight in result.weights.items()}
+        results[name] = result
+    return results
+
+
+def controls_of(objective: ObjectiveConfig) -> Controls:
+    """What the controllers say at step 40 of 100, at an entropy below every target."""
+    state = ControllerState(objective, total_steps=100, seed=7)
+    state.load_state_dict(state.state_dict() | {"step": 39, "entropy_start": 0.5})
+    return state.begin_step(40, 0.05)
+
+
+def assert_same(where: str, result: StepResult, expected: StepResult) -> None:
+    assert [trace.sample_id for trace in result.traces] == [trace.sample_id for trace in expected.traces], where
+    for got, want in zip(result.traces, expected.traces, strict=True):
+        place = f"{where}: sample {got.sample_id}"
+        assert got.rule == want.rule, place
+        for column in ("logp", "entropy", "ratio", "low", "high", "gate", "weight", "advantage"):
+            assert getattr(got, column) == pytest.approx(getattr(want, column), rel=1e-4, abs=5e-5), f"{place} {column}"
+    for update, (got_sums, want_sums) in enumerate(zip(result.sums, expected.sums, strict=True)):
+        rounding = 1e-5 * want_sums[SUM_NAMES.index("tokens")]
+        for total, a, b in zip(SUM_NAMES, got_sums, want_sums, strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=rounding), f"{where}: {total} of update {update}"
+    assert result.grad_norms == pytest.approx(expected.grad_norms, rel=2e-4, abs=1e-7), where
+    for tensor, want_weight in expected.weights.items():
+        difference = np.linalg.norm(result.weights[tensor] - want_weight) / np.linalg.norm(want_weight)
+        assert difference < 1e-5, f"{where}: {tensor} differs by {difference:.1e} of its norm"
+
+
+def test_methods_are_found() -> None:
+    assert set(QUICK_METHODS) | set(COMBINED) <= set(METHODS)
+    assert set(SMALL_BATCH) <= set(METHODS)
+    assert len(METHODS) >= 40
