@@ -2,6 +2,7 @@
 
 import random
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,20 +118,28 @@ def run_workers(
     results: list[Any] = [None] * len(jobs)
     for world in sorted({config.parallel.world_size for config, _ in jobs}):
         mine = [index for index, (config, _) in enumerate(jobs) if config.parallel.world_size == world]
-        prepared = [(jobs[index][0], _free_port(), work, jobs[index][1]) for index in mine]
-        for index, result in zip(mine, run_on_ranks(_run_jobs, world, prepared, timeout_s=timeout_s)[0], strict=True):
+        prepared = [(jobs[index][0], work, jobs[index][1]) for index in mine]
+        with tempfile.TemporaryDirectory() as directory:
+            ports = str(Path(directory) / "ports")
+            of_ranks = run_on_ranks(_run_jobs, world, prepared, ports, timeout_s=timeout_s)
+        for index, result in zip(mine, of_ranks[0], strict=True):
             results[index] = result
     return results
 
 
-def _run_jobs(jobs: Sequence[tuple[RunConfig, int, Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...]]], ports: str) -> list[Any]:
+    """`ports`: path of a file store in which rank 0 tells each job's port, probed just before it is used."""
     from megarl.policy.process import RankPlace
 
     rank, world = dist.get_rank(), dist.get_world_size()
     # The worker meets its peers by itself, as it does in a run.
     dist.destroy_process_group()
+    store = dist.FileStore(ports, world)
     results = []
-    for config, port, work, args in jobs:
+    for number, (config, work, args) in enumerate(jobs):
+        if rank == 0:
+            store.set(f"port {number}", str(_free_port()))
+        port = int(store.get(f"port {number}"))
         place = RankPlace(rank=rank, world_size=world, master_host="127.0.0.1", master_port=port)
         worker = MegatronWorker(
             config,
@@ -145,7 +154,9 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, int, Callable[..., Any], tuple[Any
 
 
 def _step(worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard]) -> StepResult | None:
-    return take_step(worker, config, rank, shards, Controls(step=1, seed=0))
+    bonus = config.objective.auxiliary.entropy
+    controls = Controls(step=1, seed=0, entropy_coefficient=bonus.coefficient if bonus else 0.0)
+    return take_step(worker, config, rank, shards, controls)
 
 
 def take_step(

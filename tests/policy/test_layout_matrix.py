@@ -19,7 +19,7 @@ OBJECTIVE = {
     "objective__clip": {"low": 0.01, "high": 0.02},
     "objective__gate": {"dual": 1.01},
     "objective__aggregation": {"mode": "seq-mean-token-mean"},
-    "objective__auxiliary": {"kl": {"coefficient": 0.05, "estimator": "k2"}},
+    "objective__auxiliary": {"kl": {"coefficient": 0.05, "estimator": "k2"}, "entropy": {"coefficient": 0.03}},
     "rollout__temperature": 0.8,
     "policy__optimizer": {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-2, "warmup_updates": 1, "clip_grad_norm": 0.5},
 }
@@ -27,7 +27,10 @@ LAYOUTS = {
     "one rank": {},
     "micro-batches of 24 tokens": {"policy__tokens_per_micro_batch": 24},
     "one micro-batch": {"policy__tokens_per_micro_batch": 10_000},
+    "fused head": {"policy__head": "fused"},
     "TP2": {"parallel": {"tensor": 2, "world_size": 2}},
+    "TP2 fused head": {"parallel": {"tensor": 2, "world_size": 2}, "policy__head": "fused"},
+    "PP2 fused head": {"parallel": {"pipeline": 2, "world_size": 2}, "policy__head": "fused"},
     "TP2 sequence parallel": {"parallel": {"tensor": 2, "world_size": 2, "sequence": True}},
     "TP2 recompute": {"parallel": {"tensor": 2, "world_size": 2}, "policy__recompute": "full"},
     "PP2": {"parallel": {"pipeline": 2, "world_size": 2}},
@@ -36,6 +39,10 @@ LAYOUTS = {
     "DP2 plain optimizer": {"parallel": {"world_size": 2}, "policy__distributed_optimizer": False},
     "TP2 PP2": {"parallel": {"tensor": 2, "pipeline": 2, "world_size": 4}},
     "TP2 DP2 sequence parallel": {"parallel": {"tensor": 2, "world_size": 4, "sequence": True}},
+    "TP2 DP2 sequence parallel fused head": {
+        "parallel": {"tensor": 2, "world_size": 4, "sequence": True},
+        "policy__head": "fused",
+    },
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
 }
 
@@ -140,13 +147,14 @@ def plain_loss(
     model: torch.nn.Module, sample: Sample, ref: torch.Tensor, config: RunConfig, sequence_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped objective with dual clip and k2, averaged over the tokens of the response."""
-    clip, kl, dual = config.objective.clip, config.objective.auxiliary.kl, config.objective.gate.dual
+    clip, dual, auxiliary = config.objective.clip, config.objective.gate.dual, config.objective.auxiliary
     logp, entropy, expected_q = plain_tokens(model, sample, config)
     ratio, advantage = (logp - ref).exp(), sample.advantage
     policy = -torch.min(ratio * advantage, ratio.clamp(1 - clip.low, 1 + clip.high) * advantage)
     if advantage < 0:
         policy = torch.min(policy, torch.tensor(-dual * advantage))
     penalty = 0.5 * (logp - ref) ** 2
+    extra = auxiliary.kl.coefficient * penalty - auxiliary.entropy.coefficient * entropy
     weight = sequence_weight / len(sample.response)
     r, below, above = ratio.detach(), ratio < 1 - clip.low, ratio > 1 + clip.high
     kept = ~above if advantage > 0 else ~below & (r <= dual)
@@ -157,7 +165,7 @@ def plain_loss(
         "response_entropy": entropy.mean(),
         "logp": logp.sum(),
         "policy_loss": weight * policy.sum(),
-        "auxiliary_loss": kl.coefficient * weight * penalty.sum(),
+        "auxiliary_loss": weight * extra.sum(),
         "kl": penalty.sum(),
         "old_minus_current": (ref - logp).sum(),
         "ratio": r.sum(),
@@ -170,7 +178,7 @@ def plain_loss(
         "high_gap": (r * above * gap).sum(),
         "budget": (weight * r * advantage * kept * gap).sum(),
     }
-    loss = weight * (policy + kl.coefficient * penalty).sum()
+    loss = weight * (policy + extra).sum()
     return loss, torch.tensor([float(statistics[name]) for name in PLAIN_NAMES], dtype=torch.float64)
 
 
