@@ -53,7 +53,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MIN_REPEATS = 5
 MALLOC_FOR_TIMES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 MALLOC_FOR_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
-HEAP_SHARDS = 10
+HEAP_SHARDS = 8
 LOGITS_SPREAD = 3.0
 EXAMPLES = """examples:
   python tools/bench_vocab_parallel.py                        # a table, about 5 minutes on 2 cores

@@ -160,3 +160,42 @@ def test_any_split_of_the_vocabulary_gives_the_reference(ranks: int) -> None:
             for gradient, reference in zip(gradients, references, strict=True):
                 atol = rounding * float(reference.abs().max())
                 torch.testing.assert_close(gradient, reference, atol=atol, rtol=rounding)
+
+
+def _through_megatrons_mappings() -> tuple[Tensor, Tensor]:
+    """Gradients of the hidden states in front of each mapping: [tokens, H], and this rank's tokens with SP."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.mappings import (
+        copy_to_tensor_model_parallel_region,
+        gather_from_sequence_parallel_region,
+    )
+
+    from megarl.parallel.device import adapt_process_to_cpu
+
+    adapt_process_to_cpu()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=2, create_gloo_process_groups=False)
+    hidden, weight, target = linear_case(tokens=10, columns=36, dtype=torch.float64)
+    rank, weights = dist.get_rank(), upstream_weights(10)
+    shard = weight[18 * rank : 18 * rank + 18]
+    options = {"vocab_start": 18 * rank, "vocab_stop": 18 * rank + 18, "group": dist.group.WORLD}
+    gradients = []
+    for mapping, leaf in (
+        (copy_to_tensor_model_parallel_region, hidden.clone()),
+        (gather_from_sequence_parallel_region, hidden[5 * rank : 5 * rank + 5].clone()),
+    ):
+        leaf.requires_grad_()
+        logp, entropy, _ = fused_linear_logp_entropy(mapping(leaf), shard, target, **options)
+        (weights[0] * logp + weights[1] * entropy).sum().backward()
+        gradients.append(leaf.grad)
+    parallel_state.destroy_model_parallel()
+    return gradients[0], gradients[1]
+
+
+def test_megatrons_mappings_sum_the_hidden_gradient() -> None:
+    by_rank = run_on_ranks(_through_megatrons_mappings, 2)
+    hidden, weight, target = linear_case(tokens=10, columns=36, dtype=torch.float64)
+    reference, _ = reference_linear_gradients(hidden, weight, target, upstream_weights(10))
+    for copied, _ in by_rank:
+        torch.testing.assert_close(copied, reference, atol=1e-12, rtol=1e-12)
+    gathered = torch.cat([own for _, own in by_rank])
+    torch.testing.assert_close(gathered, reference, atol=1e-12, rtol=1e-12)

@@ -23,8 +23,8 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def rows() -> dict[tuple[str, str], dict]:
-    """TP2 at a shard large enough that scratch blocks are small beside it (160 MiB of float32 logits a rank)."""
-    sizes = ["--tokens", "512", "--vocab", "163840", "--hidden", "32", "--tensor", "2"]
+    """TP2 at a shard large enough that scratch blocks are small beside it (240 MiB of float32 logits a rank)."""
+    sizes = ["--tokens", "768", "--vocab", "163840", "--hidden", "32", "--tensor", "2"]
     command = [sys.executable, str(TOOL), "--json", *sizes]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
