@@ -50,6 +50,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"responses per data-parallel rank and update: {per_rank:g}",
         ),
         **_survey_comment(config),
+        **_rate_comment(config),
         "rollout": (f"longest sequence: {tokens} tokens",),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
@@ -67,6 +68,19 @@ def _survey_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "objective": (
             "tokens are chosen from statistics of the whole mini-batch under the current weights;",
             f"survey: one more forward pass before every update but a step's first, {passes} a step",
+        )
+    }
+
+
+def _rate_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """The rate that is used, where it follows the size of the update."""
+    optimizer, responses = config.policy.optimizer, config.train.mini_batch_responses
+    if optimizer.lr_for_responses is None:
+        return {}
+    return {
+        "policy.optimizer": (
+            f"peak learning rate: {optimizer.scaled(responses).lr:.4g} = lr x sqrt({responses} responses / "
+            f"{optimizer.lr_for_responses})",
         )
     }
 

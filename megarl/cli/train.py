@@ -97,7 +97,7 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
     config = session.config
     with session.reporter.start_up("policy ranks"):
         await policy.setup(
-            optimizer=config.policy.optimizer,
+            optimizer=config.policy.optimizer.scaled(config.train.mini_batch_responses),
             total_updates=config.train.steps * config.train.updates_per_step,
             reference=config.objective.auxiliary.kl is not None,
         )

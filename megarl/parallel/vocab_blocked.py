@@ -31,7 +31,7 @@ from megarl.parallel.token_statistics import (
 )
 
 BLOCK_BYTES = 3 << 20
-"""One scratch block. Two of them stay in a core's share of the cache, and rows are enough to hide the cost of calling torch."""
+"""One scratch block. Two of them stay in a core's share of the cache, and hide the cost of calling torch."""
 LOG2_E = math.log2(math.e)
 LN_2 = math.log(2.0)
 

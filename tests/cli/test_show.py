@@ -112,6 +112,12 @@ def test_a_survey_is_counted_only_where_there_is_one(tmp_path: Path) -> None:
     assert "objective" in derived_comments(load_config(path, ["objective.weights.steer={}"]))
 
 
+def test_a_scaled_learning_rate_is_shown(tmp_path: Path) -> None:
+    overrides = ["policy.optimizer.lr=1e-6", "policy.optimizer.lr_for_responses=4", "train.mini_batch_responses=16"]
+    (line,) = derived_comments(load_config(write_config(tmp_path), overrides))["policy.optimizer"]
+    assert line == "peak learning rate: 2e-06 = lr x sqrt(16 responses / 4)"
+
+
 def test_show_without_a_file_says_what_is_missing() -> None:
     done = run_megarl("show")
     assert done.returncode == 2
