@@ -37,7 +37,9 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
                 placement = start_ray(config, num_engines=0)
             policy = RayPolicyGroup(config, session.directory, placement)
             with session.reporter.start_up("policy ranks"):
-                await policy.setup(optimizer=sft.optimizer.scaled(sft.batch_examples), total_updates=sft.steps, reference=False)
+                await policy.setup(
+                    optimizer=sft.optimizer.scaled(sft.batch_examples), total_updates=sft.steps, reference=False
+                )
             await fine_tune(config, sft, policy=policy, pairs=pairs, reporter=session.reporter)
             await policy.close()
         finally:
