@@ -80,7 +80,8 @@ class LoggingConfig(Config):
     rollouts_every: int = Field(1, ge=0)
     """Write rollouts/step-N.parquet every so many steps; 0: never."""
     traced_responses: int = Field(256, ge=0)
-    """Responses of a step, from its first, whose parquet rows say what training did with each token; 0: none."""
+    """Responses of a step whose parquet rows say what training did with each token: as many of every mini-batch, its
+    first; 0: none."""
     wandb_project: str | None = None
     """Log to Weights & Biases; offline when there is no login."""
     tensorboard: bool = False

@@ -5,6 +5,7 @@ publish weights. `policy_version` is the number of finished steps whose updates 
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 from megarl.config.run import RunConfig
@@ -76,12 +77,13 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
 
 async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[Metrics, list[TokenTrace]]:
     """The step's optimizer updates, and the reference's renewal where one is due after them."""
-    traced = config.logging.traced_responses if rollouts_due(controls.step, config) else 0
     metrics: list[Metrics] = []
     traces: list[TokenTrace] = []
     with parts.reporter.phase("update", total=config.train.updates_per_step) as phase:
         for index in range(config.train.updates_per_step):
-            of_update, of_tokens = await parts.policy.train_mini_batch(index, controls, traced=traced)
+            of_update, of_tokens = await parts.policy.train_mini_batch(
+                index, controls, traced=traced_ids(index, controls.step, config)
+            )
             metrics.append(of_update)
             traces += of_tokens
             phase.advance(1)
@@ -91,6 +93,15 @@ async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[
         with parts.reporter.phase("reset_reference"):
             await parts.policy.reset_reference()
     return merged, traces
+
+
+def traced_ids(index: int, step: int, config: RunConfig) -> range:
+    """The samples of mini-batch `index` whose tokens are traced: its first ones, as many in every mini-batch, because
+    nothing is clipped in a step's first update and most in its last."""
+    size = config.train.mini_batch_responses
+    each = math.ceil(config.logging.traced_responses / config.train.updates_per_step)
+    start = index * size
+    return range(start, start + (min(each, size) if rollouts_due(step, config) else 0))
 
 
 def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:

@@ -23,10 +23,10 @@ class PolicyGroup(Protocol):
         """
 
     async def train_mini_batch(
-        self, index: int, controls: Controls, *, traced: int
+        self, index: int, controls: Controls, *, traced: range
     ) -> tuple[Metrics, list[TokenTrace]]:
         """One optimizer update on mini-batch `index` of the held batch with the step's numbers; also what it did with
-        the tokens of the samples whose id is below `traced`."""
+        the tokens of the samples whose id is in `traced`."""
 
     async def reset_reference(self) -> None:
         """The reference becomes the current weights, and the optimizer's moments start anew."""

@@ -65,9 +65,9 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
     )
 
 
-def make_traces(tokens: TokenBatch, loss: TokenLoss, *, below: int) -> list[TokenTrace]:
-    """What the update did with each token of the samples whose id is less than `below`."""
-    chosen_T = tokens.sample_id_T < below
+def make_traces(tokens: TokenBatch, loss: TokenLoss, *, ids: range) -> list[TokenTrace]:
+    """What the update did with each token of the samples whose id lies in `ids`, a range of step 1."""
+    chosen_T = (tokens.sample_id_T >= ids.start) & (tokens.sample_id_T < ids.stop)
     if not bool(chosen_T.any()):
         return []
     columns = {
@@ -82,12 +82,13 @@ def make_traces(tokens: TokenBatch, loss: TokenLoss, *, below: int) -> list[Toke
     }
     lists = {name: column_T[chosen_T].tolist() for name, column_T in columns.items()}
     rules = [rule_names(flags) for flags in loss.rule_T[chosen_T].tolist()]
-    ids = tokens.sample_id_T[chosen_T].tolist()
+    sample_ids = tokens.sample_id_T[chosen_T].tolist()
     # A response's tokens are consecutive and in order, so its rows are one run of equal ids.
-    edges = [0, *(index for index in range(1, len(ids)) if ids[index] != ids[index - 1]), len(ids)]
+    starts = (at for at in range(1, len(sample_ids)) if sample_ids[at] != sample_ids[at - 1])
+    edges = [0, *starts, len(sample_ids)]
     return [
         TokenTrace(
-            sample_id=ids[start],
+            sample_id=sample_ids[start],
             rule=tuple(rules[start:stop]),
             **{name: tuple(values[start:stop]) for name, values in lists.items()},
         )

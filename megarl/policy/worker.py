@@ -105,10 +105,10 @@ class MegatronWorker:
             self._held, self._scores = shard, scores
         return [[scored.cpu() for scored in mini] for mini in scores] if self._reports else None
 
-    def train_mini_batch(self, index: int, controls: Controls, *, traced: int = 0) -> UpdateReport | None:
+    def train_mini_batch(self, index: int, controls: Controls, *, traced: range = range(0)) -> UpdateReport | None:
         """One update on held mini-batch `index` with the configured objective; `score` held it.
 
-        The report traces the tokens of the samples whose id is less than `traced`.
+        The report traces the tokens of the samples whose id is in `traced`.
         """
         batches, scores = self._held[index], self._scores[index]
         choices = self._objective.choose(self._model, batches, scores, controls, first=index == 0)
@@ -119,7 +119,7 @@ class MegatronWorker:
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
         self._prepare_update()
-        return self._finish_update(self._objective.imitate(self._ddp, batches), batches, traced=0)
+        return self._finish_update(self._objective.imitate(self._ddp, batches), batches, traced=range(0))
 
     def _prepare_update(self) -> None:
         self._updates += 1
@@ -129,14 +129,14 @@ class MegatronWorker:
         self._ddp.zero_grad_buffer()
         self._optimizer.zero_grad()
 
-    def _finish_update(self, parts: TokenParts, batches: MiniBatch, *, traced: int) -> UpdateReport | None:
+    def _finish_update(self, parts: TokenParts, batches: MiniBatch, *, traced: range) -> UpdateReport | None:
         """Count the tokens, then let the optimizer act on the gradients."""
         self._refuse_non_finite(parts, batches)
         sums, traces = TokenSums.zeros(self._device), []
         if parts:
             tokens, loss = merge_parts(parts)
             sums = collect_token_sums(tokens, loss, data_parallel_reduce())
-            traces = make_traces(tokens, loss, below=traced) if self._reports else []
+            traces = make_traces(tokens, loss, ids=traced) if self._reports else []
         _, grad_norm, _ = self._optimizer.step()
         if not self._reports:
             return None

@@ -117,7 +117,7 @@ class RayPolicyGroup:
         ]
 
     async def train_mini_batch(
-        self, index: int, controls: Controls, *, traced: int
+        self, index: int, controls: Controls, *, traced: range
     ) -> tuple[Metrics, list[TokenTrace]]:
         results = await self._all("train_mini_batch", index, controls, traced=traced)
         traces = [trace for data in range(self._grid.data) for trace in results[self._grid.reporter(data)].traces]

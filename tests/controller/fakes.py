@@ -54,7 +54,7 @@ class Recorder:
         self.requests: list[SampleRequest] = []
         self.items: list[RewardItem] = []
         self.controls: list[Controls] = []
-        self.traced: list[int] = []
+        self.traced: list[range] = []
         self.scored: list[list[BatchShard]] = []
         self.records: list[Any] = []
         self.states: list[dict[str, Any]] = []
@@ -95,7 +95,7 @@ class Recorder:
         return scores[::-1]
 
     async def train_mini_batch(
-        self, index: int, controls: Controls, *, traced: int
+        self, index: int, controls: Controls, *, traced: range
     ) -> tuple[Metrics, list[TokenTrace]]:
         self.calls.append(f"update {index}")
         self.controls.append(controls)

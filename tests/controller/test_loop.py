@@ -145,13 +145,23 @@ def test_the_state_after_every_step_goes_on_exactly() -> None:
         restored.load_controller_state({"objective": {}})
 
 
-@pytest.mark.parametrize(("every", "traced"), [(1, [3, 3, 3, 3]), (2, [0, 0, 3, 3]), (0, [0, 0, 0, 0])])
+@pytest.mark.parametrize(("every", "traced"), [(1, [1, 2]), (2, [2]), (0, [])])
 def test_tokens_are_traced_where_rollouts_are_written(every, traced) -> None:
+    """One response of each mini-batch, which hold the samples 0, 1 and 2, 3."""
     config = make_config()
-    logging = config.logging.model_copy(update={"rollouts_every": every, "traced_responses": 3})
+    logging = config.logging.model_copy(update={"rollouts_every": every, "traced_responses": 2})
     recorder = Recorder()
     run(config.model_copy(update={"logging": logging}), recorder)
-    assert recorder.traced == traced
+    of_step = {1: [range(0), range(0)], 2: [range(0), range(0)]} | {step: [range(1), range(2, 3)] for step in traced}
+    assert recorder.traced == of_step[1] + of_step[2]
+
+
+def test_a_mini_batch_traces_no_more_than_it_has() -> None:
+    config = make_config()
+    logging = config.logging.model_copy(update={"traced_responses": 1000})
+    recorder = Recorder()
+    run(config.model_copy(update={"logging": logging}), recorder)
+    assert recorder.traced[:2] == [range(2), range(2, 4)]
 
 
 def test_rows_have_their_own_trace() -> None:

@@ -77,7 +77,7 @@ class LocalPolicy:
         return list(scores_by_sample(shards[0], scored))
 
     async def train_mini_batch(
-        self, index: int, controls: Controls, *, traced: int
+        self, index: int, controls: Controls, *, traced: range
     ) -> tuple[Metrics, list[TokenTrace]]:
         report = self._worker.train_mini_batch(index, controls, traced=traced)
         values = to_metrics(merge_token_sums([report.sums]))

@@ -61,7 +61,13 @@ def check_run(run: Path, method: str) -> None:
         shares = sum(line[f"entropy/region_e{region}"] for region in (1, 2, 3, 4))
         assert shares <= 1 + 1e-9, method
     objective = load_config(run / "config.toml").objective
-    for row in read_rollouts(run / "rollouts" / "step-000002.parquet"):
+    rows = read_rollouts(run / "rollouts" / "step-000002.parquet")
+    acted = {rule for row in rows if row.trace for rule in row.trace.rule}
+    for side in ("low", "high"):
+        # Every response is traced here, so what the step counts as clipped must be found among its tokens.
+        found = any(f"clip_{side}" in rule or "dppo" in rule for rule in acted)
+        assert found or lines[1][f"clip_ratio/{side}_mean"] == 0, method
+    for row in rows:
         assert row.trace is not None, method
         assert len(row.trace.logp) == len(row.response_tokens) == len(row.trace.rule), method
         assert (row.ref_logp is not None) or objective.auxiliary.kl is None, method

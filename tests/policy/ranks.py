@@ -166,7 +166,7 @@ def take_step(
     shard = shards[worker._grid.position(rank).data]
     scored = worker.score(shard)
     reports = [
-        worker.train_mini_batch(index, controls, traced=1 << 30) for index in range(config.train.updates_per_step)
+        worker.train_mini_batch(index, controls, traced=range(1 << 30)) for index in range(config.train.updates_per_step)
     ]
     weights = export(worker)
     gathered: list[Any] = [None] * config.parallel.world_size
