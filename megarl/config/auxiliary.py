@@ -13,7 +13,8 @@ class KlLoss(Config):
     coefficient: float = Field(1e-3, gt=0)
     """Weight of the estimate in the loss."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """k1 = lp - ref, k2 = (lp - ref)^2 / 2, k3 = exp(ref - lp) - (ref - lp) - 1, on sampled tokens."""
+    """k1 = lp - ref (with k2's gradient; its own does not pull to the reference), k2 = (lp - ref)^2 / 2,
+    k3 = exp(ref - lp) - (ref - lp) - 1, on sampled tokens."""
 
 
 class KlCov(Config):

@@ -19,7 +19,7 @@ class PolicyGroup(Protocol):
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
         """Compute old (and reference) log-probs and entropies of every sample, and hold the batch to train on it.
 
-        `hold` false only computes: a batch that is held stays.
+        `hold` false only computes, and nothing under the reference: a batch that is held stays.
         """
 
     async def train_mini_batch(

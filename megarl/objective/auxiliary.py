@@ -59,13 +59,14 @@ def kl_estimate(logp_T: Tensor, ref_logp_T: Tensor, *, estimator: Literal["k1", 
     """Estimate of KL(policy || reference) from sampled tokens (Schulman, "Approximating KL divergence", 2020).
 
     With d = ref - logp: k1 = -d; k2 = d^2 / 2; k3 = exp(d) - d - 1, clamped as verl does (d to ±20, k3 to ±10).
-    As a loss on tokens of the policy's own samples, k1 has gradient grad log p, whose expectation is 0: it adds
-    noise and no pull to the reference, so use it to measure. k2 has the gradient of KL(policy || reference) in
-    expectation; k3 that of KL(reference || policy). All three are detached from ref_logp_T by its construction.
+    On samples of the policy, k2 has the gradient of KL(policy || reference) in expectation, k3 that of
+    KL(reference || policy). k1's own gradient, grad log p, knows nothing of the reference: so k1 has its unbiased
+    value and k2's gradient (verl's "k1+"). All three are detached from ref_logp_T by its construction.
     """
     match estimator:
         case "k1":
-            return logp_T - ref_logp_T
+            half_square_T = 0.5 * (logp_T - ref_logp_T).square()
+            return half_square_T + (logp_T - ref_logp_T - half_square_T).detach()
         case "k2":
             return 0.5 * (logp_T - ref_logp_T).square()
         case "k3":

@@ -27,16 +27,6 @@ class Reduce(Protocol):
         """Elementwise maximum over the ranks."""
 
 
-class SingleRank:
-    """The whole mini-batch is here."""
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-    def max(self, values: Tensor) -> Tensor:
-        return values
-
-
 class Rule(IntFlag):
     """Which rules acted on a token; flags add up."""
 
@@ -153,7 +143,7 @@ class TokenBatch:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[TokenBatch]") -> "TokenBatch":
-        """All parts as one, in order. At least one; a field is None in all parts or in none."""
+        """All parts as one, in order. At least one; of those with tokens, a field is None in all or in none."""
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + part.num_sequences)
@@ -164,6 +154,8 @@ class TokenBatch:
             columns = [getattr(part, field.name) for part in parts]
             if field.name == "sequence_T":
                 columns = [column + start for column, start in zip(columns, starts, strict=False)]
+            # A part without tokens has nothing to add, whatever it says of a column.
+            columns = [column for column, part in zip(columns, parts, strict=True) if part.logp_T.numel()] or columns
             values[field.name] = None if columns[0] is None else torch.cat(columns)
         return cls(**values)
 

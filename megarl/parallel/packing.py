@@ -184,6 +184,12 @@ class PackedMicroBatch:
     """Tokens of the dummy sequence at the end of the stream; never scored."""
     sample_ids: tuple[int, ...]
     """[B]: the caller's name for each sample, to find per-token results again."""
+    sequence_R: Tensor
+    """int64: which of the B samples."""
+    position_R: Tensor
+    """int64: position in the response, from 0."""
+    sample_id_R: Tensor
+    """int64: `sample_ids` per token."""
     correct_R: Tensor
     """bool."""
     entropy_scale_R: Tensor
@@ -251,6 +257,9 @@ def pack(
     cu_seqlens = torch.tensor(starts, dtype=torch.int32)
     lengths = cu_seqlens.diff().long()
     response_lengths = torch.tensor([len(sample.response) for sample in samples])
+    offsets = (0, *response_lengths.cumsum(0).tolist())
+    sequence_R = torch.arange(len(samples)).repeat_interleave(response_lengths)
+    ids = tuple(range(len(samples)) if sample_ids is None else sample_ids)
     return PackedMicroBatch(
         tokens_S=torch.tensor(tokens, dtype=torch.int64),
         position_S=torch.arange(len(tokens)) - cu_seqlens[:-1].long().repeat_interleave(lengths),
@@ -260,9 +269,12 @@ def pack(
         target_R=torch.tensor([token for sample in samples for token in sample.response], dtype=torch.int64),
         advantage_R=_per_token([sample.advantage for sample in samples], response_lengths),
         weight_R=_per_token(weights, response_lengths),
-        response_offsets=(0, *response_lengths.cumsum(0).tolist()),
+        response_offsets=offsets,
         num_padding=num_padding,
-        sample_ids=tuple(range(len(samples)) if sample_ids is None else sample_ids),
+        sample_ids=ids,
+        sequence_R=sequence_R,
+        position_R=torch.arange(offsets[-1]) - torch.tensor(offsets)[sequence_R],
+        sample_id_R=torch.tensor(ids, dtype=torch.int64)[sequence_R],
         correct_R=_per_token([float(sample.correct) for sample in samples], response_lengths).bool(),
         entropy_scale_R=_per_token([sample.entropy_scale for sample in samples], response_lengths),
         behavior_logp_R=_pack_logps("behavior_logp", [sample.behavior_logp for sample in samples], samples),
@@ -284,8 +296,8 @@ def _per_token(values: Sequence[float], response_lengths: Tensor) -> Tensor:
 
 
 def _pack_logps(name: str, logps: Sequence[Sequence[float]], samples: Sequence[PackableSample]) -> Tensor | None:
-    """One entry per response token, or None where no sample has any."""
-    if not any(logps):
+    """One entry per response token, or None where no sample has any. Without response tokens, no entries."""
+    if not any(logps) and any(sample.response for sample in samples):
         return None
     for number, (own, sample) in enumerate(zip(logps, samples, strict=True)):
         if len(own) != len(sample.response):

@@ -37,7 +37,7 @@ class ObjectivePasses:
     def score(
         self, model: PolicyModel, reference: PolicyModel | None, batches: Sequence[PackedMicroBatch]
     ) -> list[ScoredMicroBatch]:
-        """Log-probs and entropies under the model, and log-probs under the reference; [] on inner stages."""
+        """Log-probs and entropies under the model, and log-probs under the reference if given; [] on inner stages."""
         old = self._look(model, batches, with_expected_q=self._objective.needs_survey)
         ref = [None] * len(old) if reference is None else [token.logp_T for token in self._look(reference, batches)]
         return [

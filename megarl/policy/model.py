@@ -38,6 +38,7 @@ from megarl.parallel.vocab import TokenDistribution, vocab_parallel_logp_entropy
 from megarl.policy.layers import PackedAttention, RmsNorm
 
 _FREE_FIELDS = {
+    "apply_rope_fusion",
     "bias_activation_fusion",
     "bias_dropout_fusion",
     "masked_softmax_fusion",
@@ -90,6 +91,8 @@ def build_transformer_config(
         # Fused kernels go through torch.compile or CUDA extensions.
         "bias_activation_fusion": cuda_present(),
         "bias_dropout_fusion": cuda_present(),
+        # Megatron's own RoPE on packed sequences waits for the device in every layer.
+        "apply_rope_fusion": uses_transformer_engine(),
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
         "gradient_accumulation_fusion": False,

@@ -6,7 +6,6 @@ R = response tokens of a micro-batch, T = those of a rank's whole share of a min
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -42,9 +41,6 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
     logp_R = distribution.logp_T
     if distribution.expected_q_T is None:
         raise ValueError("the objective needs expected Q of every token; run the pass with_expected_q=True")
-    lengths = torch.tensor(batch.response_offsets, device=logp_R.device).diff()
-    sequence_R = torch.arange(batch.num_samples, device=logp_R.device).repeat_interleave(lengths)
-    starts_R = torch.tensor(batch.response_offsets[:-1], device=logp_R.device)[sequence_R]
     return TokenBatch(
         logp_T=logp_R,
         entropy_T=distribution.entropy_T,
@@ -53,9 +49,9 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
         old_entropy_T=scored.old_entropy_R,
         advantage_T=batch.advantage_R,
         weight_T=batch.weight_R,
-        sequence_T=sequence_R,
-        position_T=torch.arange(logp_R.shape[0], device=logp_R.device) - starts_R,
-        sample_id_T=torch.tensor(batch.sample_ids, device=logp_R.device)[sequence_R],
+        sequence_T=batch.sequence_R,
+        position_T=batch.position_R,
+        sample_id_T=batch.sample_id_R,
         num_sequences=batch.num_samples,
         behavior_logp_T=batch.behavior_logp_R,
         ref_logp_T=scored.ref_logp_R,

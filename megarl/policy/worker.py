@@ -98,8 +98,10 @@ class MegatronWorker:
         return self._place.rank == self._grid.reporter(self._grid.position(self._place.rank).data)
 
     def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[ScoredMicroBatch]] | None:
-        """Old (and reference) log-probs and entropies of the response tokens; `hold` keeps the batch for updates."""
-        flat = iter(self._objective.score(self._model, self._reference, [batch for mini in shard for batch in mini]))
+        """Old log-probs and entropies of the response tokens; `hold` keeps the batch for updates, which also need
+        the reference's log-probs."""
+        reference = self._reference if hold else None
+        flat = iter(self._objective.score(self._model, reference, [batch for mini in shard for batch in mini]))
         scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
         if hold:
             self._held, self._scores = shard, scores

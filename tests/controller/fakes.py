@@ -44,11 +44,17 @@ class Recorder:
     """Stands behind every Protocol of the loop.
 
     A response is the tokens 7 and 8; the policy gives token t the log-prob 6 - t, plus `offset` at a response's first
-    token, and each position the entropy `entropy`; vLLM the same without the offset.
+    token, and each position the entropy `entropy`; vLLM the same without the offset. A reward is the verifier's word
+    plus `shift`.
     """
 
     def __init__(
-        self, offset: float = 0.0, *, verify: Callable[[RewardItem], float] = rank_of_sample, entropy: float = 1.0
+        self,
+        offset: float = 0.0,
+        *,
+        verify: Callable[[RewardItem], float] = rank_of_sample,
+        shift: Callable[[RewardItem], float] = lambda _: 0.0,
+        entropy: float = 1.0,
     ) -> None:
         self.calls: list[str] = []
         self.requests: list[SampleRequest] = []
@@ -60,7 +66,7 @@ class Recorder:
         self.states: list[dict[str, Any]] = []
         self.kl = 0.25
         self.spans = Spans()
-        self._offset, self._verify, self._entropy = offset, verify, entropy
+        self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
 
     async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
         self.calls.append("generate")
@@ -81,7 +87,8 @@ class Recorder:
             return self._token_scores(batch)
         self.calls.append("reward")
         self.items += batch
-        return [Score(reward=self._verify(item), verifier=self._verify(item)) for item in batch]
+        verdicts = [(self._verify(item), self._shift(item)) for item in batch]
+        return [Score(reward=verdict + shift, verifier=verdict) for verdict, shift in verdicts]
 
     def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
         scores = []

@@ -108,6 +108,22 @@ def test_a_large_kl_renews_the_reference() -> None:
     run(make_config(objective), recorder)
     # The updates report 0.25, the mean over both is above 0.2 in each step.
     assert recorder.calls.count("reset_reference") == 2
+    # It is the mean, not the sum of the two updates.
+    objective["controllers"]["reference_reset"]["kl_above"] = 0.3
+    recorder = Recorder()
+    run(make_config(objective), recorder)
+    assert recorder.calls.count("reset_reference") == 0
+
+
+def test_right_and_wrong_are_the_verifiers_word_not_the_rewards() -> None:
+    """A penalty can take a right answer's reward below 0, and a bonus a wrong one's above."""
+    objective = {"auxiliary": {"entropy": {}}, "controllers": {"aer": {"rho": 1.0}}}
+    recorder = Recorder(shift=lambda item: -3.0 if item.sample_index else 2.0)
+    run(make_config(objective, steps=1), recorder)
+    samples = recorder.records[0].samples
+    assert [sample.correct for sample in samples] == [False, True, False, True]
+    # Half of each group is right.
+    assert [sample.entropy_scale for sample in samples] == [0.5] * 4
 
 
 def test_bonus_scale_follows_the_groups_accuracy() -> None:

@@ -33,6 +33,14 @@ def test_kl_to_the_reference(estimator: str, expected: float) -> None:
     )
 
 
+def test_k1_pulls_to_the_reference_as_k2_does() -> None:
+    """Its own gradient is 1 wherever the reference is."""
+    logp_T = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    kl_estimate(logp_T, torch.tensor([-1.5, -1.5], dtype=torch.float64), estimator="k1").sum().backward()
+    assert logp_T.grad is not None
+    assert logp_T.grad.tolist() == [0.5, -0.5]
+
+
 def test_k3_is_clamped_without_gradient() -> None:
     logp_T = torch.tensor([-30.0], dtype=torch.float64, requires_grad=True)
     value_T = kl_estimate(logp_T, torch.zeros(1, dtype=torch.float64), estimator="k3")

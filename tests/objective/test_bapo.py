@@ -6,9 +6,8 @@ import torch
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bapo import candidates
 from megarl.objective.choices import choose
-from megarl.objective.tokens import SingleRank
 from tests.objective.choosing import CONTROLS, batch_of, choose_of, random_samples
-from tests.objective.simulated_ranks import on_ranks
+from tests.objective.simulated_ranks import SingleRank, on_ranks
 from tests.objective.tokens import make_tokens
 
 
@@ -94,3 +93,12 @@ def test_ranks_search_together_in_three_collectives():
     assert [choices.bapo_bounds for choices in found] == [pytest.approx((0.8, 1.5))] * 3
     assert all(torch.equal(choices.weight_T, torch.ones_like(choices.weight_T)) for choices in found)
     assert [len(rank) for rank in calls] == [3, 3, 3]
+
+
+def test_the_search_reads_the_shaped_advantage():
+    # Plain: 1 against 1.2, so the bounds move. Shaped by min(10 H, A / 2): 1.5 against 0.6, they stay.
+    clip = {"clip": {"kind": "bapo"}}
+    tokens = make_tokens([2], logp=-1.0, entropy=1.0, advantage=[1.0, -1.2])
+    assert choose_of(clip, tokens).bapo_bounds == pytest.approx((0.8, 2.0))
+    shaped = clip | {"shaping": {"entropy": {"alpha": 10.0}}}
+    assert choose_of(shaped, tokens).bapo_bounds == (0.6, 1.2)

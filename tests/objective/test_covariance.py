@@ -8,8 +8,9 @@ from megarl.objective.choices import choose
 from megarl.objective.covariance import token_covariance
 from megarl.objective.share import take_share
 from megarl.objective.token_random import token_keys
-from megarl.objective.tokens import Controls, Rule, SingleRank
+from megarl.objective.tokens import Controls, Rule
 from tests.objective.choosing import CONTROLS, batch_of, choose_of, random_samples
+from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
 GOLDEN = [1.821205, -0.376019, -1.233419, 2.678604]
@@ -142,3 +143,19 @@ def test_kl_cov_ties_go_to_the_smaller_sample_then_the_earlier_token():
     # Samples 11 and 14 tie with them (A and logp both below their means) and come later.
     assert covariance(tokens) == [1.0] * 100
     assert chosen_T.nonzero().flatten().tolist() == [*range(5), *range(50, 75)]
+
+
+def test_clip_cov_reads_the_bounds_at_the_ratios_anchor():
+    """DCPO's room depends on the anchor's probability: 0.5 under the trainer, 0.01 under the engine."""
+    behavior = {"clip": {"kind": "dcpo"}, "ratio": {"anchor": "behavior"}}
+    tokens = golden(behavior_logp=[math.log(p) for p in (0.9, 0.1, 0.5, 0.01)], old_logp=math.log(0.01))
+    kept = clip_cov(tokens, objective=behavior, fraction=1.0, low=1.0, high=5.0)
+    # At the anchor every ratio is 1, so nothing is clipped already and both high covariances are eligible.
+    assert kept.weight_T.tolist() == [0.0, 1.0, 1.0, 0.0]
+    old = clip_cov(tokens, objective={"clip": {"kind": "dcpo"}}, fraction=1.0, low=1.0, high=5.0)
+    # Against 0.01 the first token's ratio is 90, above DCPO's cap of 10: it is clipped, and not eligible.
+    assert old.weight_T.tolist() == [1.0, 1.0, 1.0, 0.0]
+    # Rising from 0.2 to 0.5 is a ratio of 2.5: inside DCPO's room at 0.01 (3.7 at 0.02), outside it at 0.2.
+    rises = {"logp": [math.log(0.5), -3.0, -3.0], "advantage": [1.0, -1.0, -1.0]}
+    moved = make_tokens([3], behavior_logp=[math.log(0.2), -3.0, -3.0], old_logp=math.log(0.01), **rises)
+    assert clip_cov(moved, objective=behavior, fraction=1.0, low=0.1, high=50.0).weight_T[0] == 1.0

@@ -173,3 +173,22 @@ def test_bad_samples_are_refused(samples, weights, message) -> None:
 def test_split_checks_its_length() -> None:
     with pytest.raises(ValueError, match="2 response tokens"):
         split_by_sample(torch.zeros(3), pack([_sample((1,), (2, 3))], [1.0]))
+
+
+def test_tokens_know_their_sample_and_position() -> None:
+    samples = [
+        Sample(prompt=(1,), response=(2, 3), behavior_logp=(-1.0, -2.0), advantage=1.0),
+        Sample(prompt=(1,), response=(), behavior_logp=(), advantage=1.0),
+        Sample(prompt=(1, 2), response=(4,), behavior_logp=(-3.0,), advantage=1.0),
+    ]
+    batch = pack(samples, [1.0] * 3, sample_ids=[7, 8, 9])
+    assert batch.sequence_R.tolist() == [0, 0, 2]
+    assert batch.position_R.tolist() == [0, 1, 0]
+    assert batch.sample_id_R.tolist() == [7, 7, 9]
+
+
+def test_a_batch_of_empty_responses_has_empty_columns() -> None:
+    """Not None: other micro-batches of the same samples do have log-probs."""
+    batch = pack([Sample(prompt=(1,), response=(), behavior_logp=(), advantage=1.0)], [0.0])
+    assert batch.behavior_logp_R is not None
+    assert batch.behavior_logp_R.shape == batch.sample_id_R.shape == (0,)

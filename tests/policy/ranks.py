@@ -165,9 +165,9 @@ def take_step(
     """Score, one update per mini-batch with every token traced, export; the whole picture on rank 0."""
     shard = shards[worker._grid.position(rank).data]
     scored = worker.score(shard)
-    reports = [
-        worker.train_mini_batch(index, controls, traced=range(1 << 30)) for index in range(config.train.updates_per_step)
-    ]
+    every = range(config.train.responses_per_step)
+    updates = range(config.train.updates_per_step)
+    reports = [worker.train_mini_batch(index, controls, traced=every) for index in updates]
     weights = export(worker)
     gathered: list[Any] = [None] * config.parallel.world_size
     dist.all_gather_object(gathered, (_by_id(shard, scored) if scored else None, reports))

@@ -4,6 +4,7 @@ One worker per layout runs all methods, each from the same weights: three update
 when the second and third mini-batch come. The reference is one rank with one micro-batch.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,8 +98,19 @@ def check_matrix(tmp_path: Path, methods: Sequence[tuple[str, ...]], layouts: Se
     for layout, result in zip(layouts[1:], results[1:], strict=True):
         for name in objectives:
             assert_same(f"{name} under {layout}", result[name], expected[name])
+    check_survey(expected["high-entropy-tokens"])
     rules = {rule for result in expected.values() for trace in result.traces for rule in trace.rule}
     return {part for joined in rules for part in joined.split("+") if part}
+
+
+def check_survey(result: StepResult) -> None:
+    """Every update masks by the entropies of the weights it starts from: those that its own pass saw."""
+    for update in range(3):
+        traces = [trace for trace in result.traces if trace.sample_id // 8 == update]
+        entropy = [value for trace in traces for value in trace.entropy]
+        dropped = ["low_entropy" in rule for trace in traces for rule in trace.rule]
+        threshold = sorted(entropy, reverse=True)[math.ceil(0.2 * len(entropy)) - 1]
+        assert dropped == [value < threshold for value in entropy], f"update {update}"
 
 
 def load_objective(path: Path, names: Sequence[str], directory: Path) -> ObjectiveConfig:
@@ -118,6 +130,8 @@ def make_trained_samples(path: Path) -> list[Sample]:
     later updates see ratios that have moved with and against their advantage. Behaviour and expert log-probs lie
     around the policy's own."""
     first = make_samples(8, seed=1)
+    # One of them said nothing to a prompt that fills a small micro-batch: it trains nothing and disturbs nothing.
+    first[5] = replace(first[5], prompt=tuple(range(1, 31)), response=(), behavior_logp=())
     old = run_workers([(make_config(path), (first,))], score_samples)[0]
     draw = random.Random(0)
     made = []
