@@ -85,6 +85,7 @@ async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[
                 index, controls, traced=traced_ids(index, controls.step, config)
             )
             metrics.append(of_update)
+            parts.reporter.report_update(controls.step, index, of_update)
             traces += of_tokens
             phase.advance(1)
     merged = merge(*metrics)

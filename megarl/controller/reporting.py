@@ -39,9 +39,17 @@ class StepReporter:
     """Writes steps to the console, the sinks and the run directory."""
 
     def __init__(
-        self, *, config: RunConfig, directory: RunDirectory, console: Console, sinks: Sinks, spans: Spans
+        self,
+        *,
+        config: RunConfig,
+        directory: RunDirectory,
+        console: Console,
+        sinks: Sinks,
+        update_sinks: Sinks,
+        spans: Spans,
     ) -> None:
-        self._config, self._directory, self._console, self._sinks = config, directory, console, sinks
+        self._config, self._directory, self._console = config, directory, console
+        self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
 
     @contextmanager
@@ -61,6 +69,10 @@ class StepReporter:
     def checkpoint_path(self, step: int) -> Path:
         """Directory of the Hugging Face checkpoint of a step."""
         return self._directory.checkpoints / f"step-{step:06d}-hf"
+
+    def report_update(self, step: int, update: int, metrics: Metrics) -> None:
+        """One optimizer update of an RL step; `update` counts from 0 in the step."""
+        self._update_sinks.log(step, {"update": float(update), **to_values(metrics)})
 
     def report(self, record: StepRecord, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
         """One finished RL step; `sampler` and `controllers` are the states after it."""
@@ -155,6 +167,7 @@ def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
             reward=score.reward,
             verifier_reward=score.verifier,
             overlong=score.overlong,
+            bonus=score.bonus,
             failure=score.failure,
             advantage=sample.advantage,
             stop_reason=rollout.stop_reason,

@@ -12,10 +12,10 @@ from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.objective.accounting import merge_token_sums, possible_rules, to_metrics
-from megarl.objective.tokens import Controls
+from megarl.objective.tokens import Controls, Rule
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.policy.reports import scores_by_sample
+from megarl.policy.reports import UpdateReport, scores_by_sample
 from megarl.records import TokenScores, TokenTrace
 from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call, call_together
@@ -131,12 +131,7 @@ class RayPolicyGroup:
 
     def _merge(self, results: Sequence[Any]) -> Metrics:
         reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
-        sums = merge_token_sums(report.sums for report in reports)
-        values = to_metrics(sums, rules=possible_rules(self._config.objective))
-        metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in values.items()}
-        metrics["actor/grad_norm"] = Mean(reports[0].grad_norm, 1.0)
-        metrics["actor/lr"] = Max(reports[0].lr)
-        return metrics
+        return merge_reports(reports, rules=possible_rules(self._config.objective))
 
     async def connect_engines(self, num_receivers: int) -> Any:
         """Open the sending side; returns what the engines need to connect."""
@@ -155,6 +150,15 @@ class RayPolicyGroup:
 
     async def close(self) -> None:
         await self._all("close")
+
+
+def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> Metrics:
+    """Metrics of one update from its replicas' reports: sums add up; gradient norm and rate are global already."""
+    values = to_metrics(merge_token_sums(report.sums for report in reports), rules=rules)
+    metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in values.items()}
+    metrics["actor/grad_norm"] = Mean(reports[0].grad_norm, 1.0)
+    metrics["actor/lr"] = Max(reports[0].lr)
+    return metrics
 
 
 def _metric(name: str, total: float, count: float) -> Metric:

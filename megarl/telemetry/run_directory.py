@@ -5,7 +5,7 @@
                     are config.source.1-<name>, config.source.2-<name>, ... (overrides: the command in versions.json)
     versions.json   python, packages, git revision, host, command line
     state.json      status, last finished step, sampler and controller state; replaced whole after every step
-    metrics.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
+    metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
 
 A run directory is made once and never reused for another run; a resumed run opens its own again.
 """
@@ -95,6 +95,10 @@ class RunDirectory:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def updates_path(self) -> Path:
+        return self.path / "updates.jsonl"
 
     @property
     def timeline_path(self) -> Path:

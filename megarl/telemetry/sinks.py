@@ -149,6 +149,11 @@ def build_sinks(config: RunConfig, *, run: RunDirectory) -> Sinks:
     return Sinks(sinks)
 
 
+def build_update_sinks(*, run: RunDirectory) -> Sinks:
+    """Where the metrics of single optimizer updates go: updates.jsonl, with an "update" counted from 0 in each step."""
+    return Sinks([JsonlSink(run.updates_path)])
+
+
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The rows of a metrics.jsonl by step. Of a step logged twice (resume) the later row; a torn last line is left out.
 

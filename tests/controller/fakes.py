@@ -63,6 +63,7 @@ class Recorder:
         self.traced: list[range] = []
         self.scored: list[list[BatchShard]] = []
         self.records: list[Any] = []
+        self.reported_updates: list[tuple[int, int]] = []
         self.states: list[dict[str, Any]] = []
         self.kl = 0.25
         self.spans = Spans()
@@ -125,6 +126,9 @@ class Recorder:
         yield self
 
     def advance(self, n: int) -> None: ...
+
+    def report_update(self, step: int, update: int, metrics: Metrics) -> None:
+        self.reported_updates.append((step, update))
 
     def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
         self.records.append(record)

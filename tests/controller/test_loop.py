@@ -178,6 +178,7 @@ def test_a_mini_batch_traces_no_more_than_it_has() -> None:
     recorder = Recorder()
     run(config.model_copy(update={"logging": logging}), recorder)
     assert recorder.traced[:2] == [range(2), range(2, 4)]
+    assert recorder.reported_updates == [(1, 0), (1, 1), (2, 0), (2, 1)]
 
 
 def test_rows_have_their_own_trace() -> None:

@@ -13,7 +13,7 @@ from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
-from megarl.telemetry.sinks import build_sinks
+from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 from tests.controller.fakes import Recorder, make_config, make_parts, run
 
@@ -25,17 +25,28 @@ def test_a_run_leaves_rows_metrics_and_the_state_to_go_on_from(tmp_path: Path) -
     config = config.model_copy(update={"logging": logging})
     directory = RunDirectory.create(config, source=None, verb="train")
     recorder = Recorder()
-    sinks = build_sinks(config, run=directory)
+    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
     with Console(steps=2, columns=RL_COLUMNS, file=io.StringIO()) as console, Spans(directory.timeline_path) as spans:
-        reporter = StepReporter(config=config, directory=directory, console=console, sinks=sinks, spans=spans)
+        reporter = StepReporter(
+            config=config,
+            directory=directory,
+            console=console,
+            sinks=sinks,
+            update_sinks=update_sinks,
+            spans=spans,
+        )
         run(config, recorder, reporter=reporter)
     sinks.close()
+    update_sinks.close()
     rows = read_rollouts(directory.rollouts_path(2))
     assert [row.sample_id for row in rows] == [0, 1, 2, 3]
     assert [row.trace is not None for row in rows] == [True, False, True, False]
     lines = [json.loads(line) for line in directory.metrics_path.read_text().splitlines()]
     assert [line["sampler/generations"] for line in lines] == [1, 1]
     assert lines[1]["actor/old_entropy"] == 1.0
+    updates = [json.loads(line) for line in directory.updates_path.read_text().splitlines()]
+    assert [(line["step"], line["update"]) for line in updates] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert {line["actor/entropy"] for line in updates} == {0.5}
     state = directory.read_state()
     assert (state.status, state.step, state.sampler["num_drawn"]) == ("running", 2, 4)
     parts: Parts = make_parts(config, recorder)

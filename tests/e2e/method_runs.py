@@ -38,7 +38,7 @@ from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.metrics import Mean, Metrics
 from megarl.telemetry.run_directory import RunDirectory
-from megarl.telemetry.sinks import build_sinks
+from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 
 ROOT = Path(__file__).parents[2]
@@ -153,14 +153,21 @@ def _make_worker(config: RunConfig) -> MegatronWorker:
 
 async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer: Any) -> None:
     directory = RunDirectory.create(config, source=base, verb="train")
-    sinks = build_sinks(config, run=directory)
+    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
     longest = config.rollout.max_response_tokens
     with (
         Console(steps=config.train.steps, columns=RL_COLUMNS) as console,
         Spans(directory.timeline_path) as spans,
         RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer,
     ):
-        reporter = StepReporter(config=config, directory=directory, console=console, sinks=sinks, spans=spans)
+        reporter = StepReporter(
+            config=config,
+            directory=directory,
+            console=console,
+            sinks=sinks,
+            update_sinks=update_sinks,
+            spans=spans,
+        )
         prompts = load_prompts(config.data, tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
         limits = {"max_prompt_tokens": config.rollout.max_prompt_tokens, "max_response_tokens": longest}
         guided = config.objective.auxiliary.guided is not None
@@ -178,6 +185,7 @@ async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer:
         )
         await train(config, parts)
     sinks.close()
+    update_sinks.close()
 
 
 if __name__ == "__main__":

@@ -53,8 +53,13 @@ def check_methods(methods: list[Path], model: Path, directory: Path) -> None:
 
 def check_run(run: Path, method: str) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [json.loads(line) for line in (run / "updates.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2], method
-    for line in lines:
+    per_step = len(updates) // 2
+    assert [(row["step"], row["update"]) for row in updates] == [(s, u) for s in (1, 2) for u in range(per_step)], (
+        method
+    )
+    for line in [*lines, *({**lines[0], **update} for update in updates)]:
         missing = [name for name in ALWAYS_LOGGED if name not in line]
         assert not missing, f"{method}: {missing}"
         assert all(math.isfinite(line[name]) for name in ALWAYS_LOGGED), method
