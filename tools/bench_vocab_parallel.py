@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -352,12 +353,13 @@ def bench(shape: Shape, names: tuple[str, ...], dtypes: tuple[str, ...]) -> list
 
 def print_table(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Rows with their ratios to the core of the same dtype and layout."""
-    table = Table(title=f"{arguments.tokens} tokens x {arguments.vocab} vocabulary, hidden size {arguments.hidden}")
-    for column in ("implementation", "dtype", "tensor"):
+    title = f"{arguments.tokens} tokens x {arguments.vocab} vocabulary, hidden size {arguments.hidden}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("implementation", "dtype", "TP"):
         table.add_column(column, no_wrap=True)
-    for column in ("fwd ms", "bwd ms", "sum", "x core", "peak", "calls"):
+    for column in ("fwd", "bwd", "sum", "x core", "peak", "calls"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.caption = "peak: fp32 logits shards; calls: collectives forward + backward"
+    table.caption = "fwd, bwd, sum: ms; peak: fp32 logits shards; calls: collectives forward + backward"
     core = {
         (row["dtype"], row["tensor"]): row["forward_ms"] + row["backward_ms"]
         for row in rows

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
 """
 
+import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,22 @@ Overrides = Annotated[
 def _examples(*lines: str) -> str:
     """Examples for the end of a verb's help, one a line."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"megarl {importlib.metadata.version('megarl')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _megarl(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    # Options of the command itself. No docstring: it would replace the help of `app`.
+    return
 
 
 @app.command(
@@ -138,11 +155,15 @@ def theory(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Where report.html and figures go; default runs/theory-<time>."),
+        typer.Option(
+            "--output",
+            metavar="DIR",
+            help="An empty or new directory for report.html and figures; default runs/theory-<time>.",
+        ),
     ] = None,
 ) -> None:
     """Compute what is proven about clipping and entropy, against the proofs' predictions; no model needed."""
-    from megarl.config.theory import load_theory
+    from megarl.config.loader import load_theory
 
     theory_config = load_theory(config, overrides or ())
     from megarl.cli.theory import run_theory

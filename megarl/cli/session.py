@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf import open_hf_checkpoint
+from megarl.cli.paths import shown_path
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.reporting import StepReporter
@@ -20,7 +21,7 @@ from megarl.telemetry.console import Console
 from megarl.telemetry.figures import write_run_figures
 from megarl.telemetry.logs import setup_logging
 from megarl.telemetry.run_directory import RunDirectory, RunStatus
-from megarl.telemetry.sinks import build_sinks
+from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 
 EXIT_FAILED = 1
@@ -67,7 +68,7 @@ def run_session(
     directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
     with _open_session(config, directory, steps=steps, columns=columns) as session:
-        session.console.note(f"run  {_shown(directory.path)}")
+        session.console.note(f"run  {shown_path(directory.path)}")
         status: RunStatus
         message: str | None
         try:
@@ -88,13 +89,21 @@ def run_session(
 def _open_session(
     config: RunConfig, directory: RunDirectory, *, steps: int, columns: Sequence[Column]
 ) -> Iterator[Session]:
-    sinks = build_sinks(config, run=directory)
+    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
     try:
         with Console(steps=steps, columns=columns) as console, Spans(directory.timeline_path) as spans:
-            reporter = StepReporter(config=config, directory=directory, console=console, sinks=sinks, spans=spans)
+            reporter = StepReporter(
+                config=config,
+                directory=directory,
+                console=console,
+                sinks=sinks,
+                update_sinks=update_sinks,
+                spans=spans,
+            )
             yield Session(config, directory, console, reporter)
     finally:
         sinks.close()
+        update_sinks.close()
 
 
 async def _cancellable(work: Awaitable[None]) -> None:
@@ -119,12 +128,6 @@ def _finish(session: Session, status: RunStatus, message: str | None) -> None:
         print(f"\n{status}: {message}", flush=True)
     if directory.metrics_path.stat().st_size:
         figures = write_run_figures(directory.path)
-        print(f"\nfigures  {_shown(directory.figures)} ({len(figures)} files)")
-        print(f"report   {_shown(directory.report_path)}")
-    print(f"run      {_shown(directory.path)}")
-
-
-def _shown(path: Path) -> str:
-    """Relative to where the person stands, when it lies below."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+        print(f"\nfigures  {shown_path(directory.figures)} ({len(figures)} files)")
+        print(f"report   {shown_path(directory.report_path)}")
+    print(f"run      {shown_path(directory.path)}")

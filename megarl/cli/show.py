@@ -12,23 +12,35 @@ from rich.text import Text
 from megarl.config.base import Config
 from megarl.config.dump import dump_config, format_value
 from megarl.config.fields import FieldEntry, describe_type, iter_fields, section_types, union_tag
-from megarl.config.loader import load_config
+from megarl.config.layers import Replacement
+from megarl.config.loader import find_replacements, load_config
 from megarl.config.run import RunConfig
 
 
 def print_config(console: Console, path: Path, arguments: Sequence[str] = ()) -> None:
     """Print the configuration of a file with fragments and overrides; in colour on a terminal, else plain TOML that
     can be redirected to a file."""
-    text = render_config(load_config(path, arguments))
+    text = render_config(load_config(path, arguments), replacements=find_replacements(path, arguments))
     if console.is_terminal:
         console.print(Syntax(text, "toml", theme="ansi_dark", background_color="default", word_wrap=True))
     else:
         console.file.write(text)
 
 
-def render_config(config: RunConfig) -> str:
-    """The configuration as TOML with the derived numbers as comments."""
-    return dump_config(config, comments=derived_comments(config))
+def render_config(config: RunConfig, replacements: Sequence[Replacement] = ()) -> str:
+    """The configuration as TOML; as comments at its head what files took back, and the derived numbers below."""
+    return dump_config(config, comments={"": describe_replacements(replacements), **derived_comments(config)})
+
+
+def describe_replacements(replacements: Sequence[Replacement]) -> tuple[str, ...]:
+    """A line for each value that a file took from another; values that fell to one new tag share theirs."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for found in replacements:
+        new = format_value(found.by_value)
+        cause = new if found.by_path == found.path else f"{found.by_path} {new}"
+        place = (found.origin.label, f"{cause} ({found.by.label})", found.path if found.by_path == found.path else "")
+        lines.setdefault(place, []).append(f"{found.path} {format_value(found.value)}")
+    return tuple(f"replaced: {', '.join(old)} ({origin}) by {new}" for (origin, new, _), old in lines.items())
 
 
 def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:

@@ -14,10 +14,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from megarl.cli.paths import shown_path
 from megarl.cli.theory_tables import (
     DOES_NOT_SAY,
     case_table,
     findings,
+    identity_table,
     sample_table,
     step_table,
     sweep_table,
@@ -27,17 +29,22 @@ from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.theory import TheoryConfig
 from megarl.objective.theory.counterexamples import CASES, work_case
+from megarl.objective.theory.identities import study_identities
 from megarl.objective.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
 from megarl.telemetry.theory_figures import TheoryTable, TheoryText, write_theory_files
 from megarl.telemetry.versions import collect_versions
 
 
 def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> int:
-    """Compute, print and write everything; returns the exit code. ConfigError when `output` cannot be a directory."""
+    """Compute, print and write everything; returns the exit code.
+
+    output: an empty directory or one to be made, else ConfigError; None: runs/theory-<time>.
+    """
     directory = _make_directory(output)
     with _progress(console) as stage:
         with stage("step sizes", len(theory.learning_rates)) as advance:
             steps = study_steps(theory, advance)
+        identities = study_identities(theory)
         cases = [work_case(case, WORKED_DELTA) for case in CASES]
         sweep_size = len(theory.sweep.low) + len(theory.sweep.high) + len(theory.sweep.low) * len(theory.sweep.high)
         with stage("bounds", sweep_size) as advance:
@@ -46,7 +53,13 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
             samples = study_samples(theory, advance)
         with stage("trainings", 2 * len(theory.multi_step.clips) * theory.multi_step.rollouts) as advance:
             training = study_training(theory, advance)
-    tables = [step_table(steps), case_table(cases), sweep_table(sweep), sample_table(samples)]
+    tables = [
+        step_table(steps),
+        identity_table(identities),
+        case_table(cases),
+        sweep_table(sweep),
+        sample_table(samples),
+    ]
     if training:
         tables.append(training_table(training))
     text = TheoryText(
@@ -57,6 +70,7 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
     )
     results = {
         "steps": asdict(steps),
+        "identities": [asdict(identity) for identity in identities],
         "counterexamples": [asdict(case) for case in cases],
         "sweep": asdict(sweep),
         "samples": [asdict(row) for row in samples],
@@ -66,22 +80,44 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
     _print_results(console, tables, text)
     for line in (
         "",
-        f"figures  {_shown(directory / 'figures')} ({sum(file.suffix == '.png' for file in files)} as PNG and SVG)",
-        f"numbers  {_shown(directory / 'theory.json')}",
-        f"report   {_shown(directory / 'report.html')}",
+        f"figures  {shown_path(directory / 'figures')} ({sum(file.suffix == '.png' for file in files)} as PNG and SVG)",
+        f"numbers  {shown_path(directory / 'theory.json')}",
+        f"report   {shown_path(directory / 'report.html')}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def _make_directory(output: Path | None) -> Path:
-    directory = output if output is not None else Path("runs") / f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    directory = directory.expanduser().resolve()
+    """A directory that holds nothing yet: a study never replaces the files of another."""
+    if output is None:
+        return _make_numbered(Path("runs").resolve(), f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    directory = output.expanduser().resolve()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {directory}: cannot be made a directory: {error.strerror}") from error
+    held = sorted(entry.name for entry in directory.iterdir())
+    if held:
+        raise ConfigError(
+            f"--output {output}: expected an empty or a new directory, found one with {', '.join(held[:5])}"
+            f"{', ...' if len(held) > 5 else ''}; name another, or remove it"
+        )
     return directory
+
+
+def _make_numbered(parent: Path, name: str) -> Path:
+    """As run directories: a second study in the same second gets a number appended."""
+    parent.mkdir(parents=True, exist_ok=True)
+    attempt = 1
+    while True:
+        directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return directory
 
 
 Advance = Callable[[], None]
@@ -148,9 +184,3 @@ def _render(table: TheoryTable) -> Table:
     for row in table.rows:
         rendered.add_row(*map(Text, row))
     return rendered
-
-
-def _shown(path: Path) -> str:
-    """Relative to where the person stands, when it lies below."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

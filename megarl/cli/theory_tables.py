@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from megarl.objective.theory.counterexamples import Worked
+from megarl.objective.theory.identities import Identity
 from megarl.objective.theory.monte_carlo import SlopeRow
 from megarl.objective.theory.studies import WORKED_DELTA, StepStudy, SweepRow, SweepStudy, TrainingRow
 from megarl.telemetry.theory_figures import TheoryTable
@@ -41,6 +42,31 @@ def step_table(study: StepStudy) -> TheoryTable:
                 "" if row.order is None else f"{row.order:.2f}",
             )
             for row in sorted(study.rows, key=lambda row: row.theorem)
+        ],
+    )
+
+
+def identity_table(identities: Sequence[Identity]) -> TheoryTable:
+    """The other statements, each beside a form that is wrong."""
+
+    def cell(measure: str, value: float | None) -> str:
+        return "-" if value is None else f"{value:.1e}" if measure == "difference" else f"{value:.2f}"
+
+    return TheoryTable(
+        title="Other statements, and near misses",
+        caption="difference: the largest to the exact change or to automatic differentiation, rounding where it is "
+        "true; order: 2 where it is the whole first order; |z|: below 4 where the mean is right. T: length of an "
+        "episode; m: 1 where the clip leaves the gradient",
+        columns=("<statement", "<measure", "value", "<near miss", "value"),
+        rows=[
+            (
+                identity.statement,
+                identity.measure,
+                cell(identity.measure, identity.value),
+                identity.wrong_form,
+                cell(identity.measure, identity.wrong_value),
+            )
+            for identity in identities
         ],
     )
 
@@ -175,7 +201,8 @@ def findings(
     scores = [abs(row.z) for row in samples if row.z is not None]
     if scores:
         verdict = "agree" if max(scores) < 4 else "DISAGREE"
-        lines.append(f"Sampled groups {verdict} with the prediction: largest |z| {max(scores):.1f} of {len(scores)}.")
+        clips = "1 clip" if len(scores) == 1 else f"{len(scores)} clips"
+        lines.append(f"Sampled groups {verdict} with the prediction: largest |z| {max(scores):.1f} over {clips}.")
     lines += [_training_finding(row, seeds) for row in training]
     return lines
 

@@ -1,6 +1,7 @@
 """What every config section is: frozen, strict, with no unknown keys."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,3 +21,14 @@ class Config(BaseModel):
     """Base of every section. A field's docstring is its documentation (`megarl show --fields`)."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Section = TypeVar("Section", bound=Config)
+
+
+def raise_problems(section: Section, checks: Sequence[Callable[[Section], Iterator[str]]]) -> Section:
+    """The section itself, for a model validator. Raises one ConfigError with every problem that the checks find."""
+    problems = [text for check in checks for text in check(section)]
+    if problems:
+        raise ConfigError("\n".join(problems), problems)
+    return section

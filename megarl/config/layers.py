@@ -14,7 +14,7 @@ from typing import Any
 from megarl.config.base import Config
 from megarl.config.fields import is_optional_section, section_types, union_tag
 
-_DOTTED = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,19 @@ class Origin:
         return self.text if self.is_file else f"override {self.text!r}"
 
 
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """What one file said and a later one took back."""
+
+    path: str
+    value: Any
+    origin: Origin
+    by_path: str
+    """`path` itself, the tag whose new value dropped the table's keys, or the table that was turned off."""
+    by_value: Any
+    by: Origin
+
+
 class Layers:
     """One table made of several layers, in the order they are added."""
 
@@ -37,6 +50,7 @@ class Layers:
         self.table: dict[str, Any] = {}
         self._schema = schema
         self._origins: dict[str, Origin] = {}
+        self._replacements: list[Replacement] = []
 
     def add_file(self, table: Mapping[str, Any], name: str) -> None:
         """Lay a parsed TOML file over what there is."""
@@ -66,9 +80,27 @@ class Layers:
         return self._origins.get(where)
 
     def origins_in(self, text: str) -> list[Origin]:
-        """Origins of the dotted paths that a message names, each once."""
-        found = (self._origins.get(path) for path in _DOTTED.findall(text))
+        """Origins of the values that a message names, each once. A name without dots is a key in or beside the last
+        dotted path before it: "train.steps 3 is not a multiple of every" names train.every, where that was set."""
+        found: list[Origin | None] = []
+        last = ""
+        for name in _NAME.findall(text):
+            if name.partition(".")[0] in self._schema.model_fields and "." in name:
+                last = name
+                found.append(self._origins.get(name))
+            else:
+                near = (_join(last, name), _join(last.rpartition(".")[0], name))
+                found += (self._origins[path] for path in near if self._is_value(path))
         return list(dict.fromkeys(origin for origin in found if origin))
+
+    def replacements(self) -> list[Replacement]:
+        """Where two files disagree, in the order of the later file; what an override decides is left out."""
+        typed = {path for path, origin in self._origins.items() if not origin.is_file}
+        return [found for found in self._replacements if not typed & {found.path, found.by_path}]
+
+    def _is_value(self, path: str) -> bool:
+        """Whether a layer set this path, and not to a table."""
+        return path in self._origins and not any(name.startswith(f"{path}.") for name in self._origins)
 
     def _merge(
         self,
@@ -82,13 +114,16 @@ class Layers:
         for key, value in layer.items():
             here = _join(path, key)
             if value is False and _is_optional(sections, key):
+                self._note_replaced(here, table.get(key), here, value, origin)
                 self._remove(table, path, key)
             elif isinstance(value, Mapping):
                 if not isinstance(table.get(key), dict):
+                    self._note_replaced(here, table.get(key), here, value, origin)
                     self._remove(table, path, key)
                     table[key], self._origins[here] = {}, origin
                 self._merge(table[key], here, value, _sections_below(sections, key), origin)
             else:
+                self._note_replaced(here, table.get(key), here, value, origin)
                 self._remove(table, path, key)
                 table[key], self._origins[here] = value, origin
 
@@ -107,7 +142,18 @@ class Layers:
         for key in list(table):
             source = self._origins.get(_join(path, key))
             if source is None or source.is_file:
+                self._note_replaced(_join(path, key), table[key], _join(path, tag[0]), layer[tag[0]], origin)
                 self._remove(table, path, key)
+
+    def _note_replaced(self, path: str, value: Any, by_path: str, by_value: Any, by: Origin) -> None:
+        """Keep what a file is about to take from another one, value by value."""
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                self._note_replaced(_join(path, key), inner, by_path, by_value, by)
+            return
+        origin = self._origins.get(path)
+        if origin and origin.is_file and by.is_file and origin != by and (path, value) != (by_path, by_value):
+            self._replacements.append(Replacement(path, value, origin, by_path, by_value, by))
 
     def _remove(self, table: dict[str, Any], path: str, key: str) -> None:
         table.pop(key, None)

@@ -1,20 +1,30 @@
 """TOML files and overrides become one checked configuration, or one ConfigError that names everything wrong."""
 
-import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from megarl.config.base import Config, ConfigError
-from megarl.config.layers import Layers, Origin
+from megarl.config.layers import Layers, Origin, Replacement
 from megarl.config.problems import describe_validation_error, describe_value
 from megarl.config.run import RunConfig
+from megarl.config.theory import TheoryConfig
+from megarl.config.toml_files import find_meant, read_files
 
-_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_KINDS: dict[type[Config], tuple[str, str, str]] = {  # what it is, who reads it, an example
+    RunConfig: (
+        "a training configuration",
+        "`megarl train`, `sft`, `show` and `doctor` read",
+        "configs/quickstart.toml",
+    ),
+    TheoryConfig: ("a theory configuration", "`megarl theory` reads", "configs/theory.toml"),
+}
 
 Schema = TypeVar("Schema", bound=Config)
 
@@ -22,6 +32,17 @@ Schema = TypeVar("Schema", bound=Config)
 def load_config(path: Path, arguments: Sequence[str] = ()) -> RunConfig:
     """The run's configuration of a file, with fragments and overrides applied in order; see `load_section`."""
     return load_section(path, arguments, RunConfig)
+
+
+def load_theory(path: Path | None, arguments: Sequence[str]) -> TheoryConfig:
+    """The configuration of `megarl theory [CONFIG] [a.b=value ...]`; the defaults where no file is given.
+
+    Without CONFIG the command line has the first override in its place, which is told by its "=".
+    Raises ConfigError with all problems.
+    """
+    if path is not None and "=" in path.name and not path.exists():
+        path, arguments = None, [str(path), *arguments]
+    return load_section(path, arguments, TheoryConfig)
 
 
 def load_section(path: Path | None, arguments: Sequence[str], schema: type[Schema]) -> Schema:
@@ -33,28 +54,24 @@ def load_section(path: Path | None, arguments: Sequence[str], schema: type[Schem
     no quotes; a table replaces the table that was there; `false` takes an optional table away. Raises ConfigError
     with all problems.
     """
-    files = [*([path] if path else []), *source_files(arguments)]
-    tables = _read_all(files)
-    layers = Layers(schema)
-    problems: list[str] = []
-    if path:
-        layers.add_file(tables[path], str(path))
-    for argument in arguments:
-        if is_fragment(argument):
-            layers.add_file(tables[Path(argument)], argument)
-        elif problem := _apply_override(layers, argument):
-            problems.append(problem)
+    sources = _lay(path, arguments, schema)
+    layers, problems = sources.layers, list(sources.problems)
     config: Schema | None = None
     try:
         config = schema.model_validate(layers.table)
     except ValidationError as error:
         for where, text in describe_validation_error(error, schema):
-            problems.append(text + _describe_origin(layers, where, text, several=len(files) > 1))
+            problems.append(text + _describe_origin(layers, where, text, several=len(sources.files) > 1))
     if config is None or problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        heading = " + ".join(map(str, files)) or "overrides"
+        heading = " + ".join(map(str, sources.files)) or "overrides"
         raise ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
     return config
+
+
+def find_replacements(path: Path, arguments: Sequence[str]) -> list[Replacement]:
+    """What one file of a run's configuration says and a later one takes back. Raises ConfigError as `load_config`."""
+    return _lay(path, arguments, RunConfig).layers.replacements()
 
 
 def is_fragment(argument: str) -> bool:
@@ -67,63 +84,54 @@ def source_files(arguments: Sequence[str]) -> list[Path]:
     return [Path(argument) for argument in arguments if is_fragment(argument)]
 
 
-def _read_all(files: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Every file's table; one ConfigError for all that cannot be read."""
-    tables: dict[Path, dict[str, Any]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """Files and overrides laid over each other, before the schema is asked."""
+
+    layers: Layers
+    files: list[Path]
+    problems: list[str]
+    """Of arguments that are neither."""
+
+
+def _lay(path: Path | None, arguments: Sequence[str], schema: type[Config]) -> _Sources:
+    files = [*([path] if path else []), *source_files(arguments)]
+    tables = read_files(files)
+    for file in files:
+        _refuse_other_kind(file, tables[file], schema, fewest=1 if file == path else 2)
+    layers = Layers(schema)
     problems: list[str] = []
-    for file in dict.fromkeys(files):
-        try:
-            tables[file] = _read_toml(file)
-        except ConfigError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigError("\n".join(problems), problems)
-    return tables
+    if path:
+        layers.add_file(tables[path], str(path))
+    for argument in arguments:
+        if is_fragment(argument):
+            layers.add_file(tables[Path(argument)], argument)
+        elif problem := _apply_override(layers, argument, files):
+            problems.append(problem)
+    return _Sources(layers=layers, files=files, problems=problems)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_near_files(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a TOML file: {error}") from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(_describe_syntax(path, text, str(error))) from None
+def _refuse_other_kind(file: Path, table: Mapping[str, Any], schema: type[Config], *, fewest: int) -> None:
+    """One line for a file that configures another verb, where each of its keys would be unknown.
+
+    fewest: keys of the other schema that tell it; a fragment with a single one may have left out its section.
+    """
+    if schema not in _KINDS or any(key in schema.model_fields for key in table):
+        return
+    wanted, _, example = _KINDS[schema]
+    for other, (name, readers, _) in _KINDS.items():
+        if sum(key in other.model_fields for key in table) >= fewest:
+            raise ConfigError(f"{file}: expected {wanted}, such as {example}; found {name}, which {readers}")
 
 
-def _near_files(path: Path) -> str:
-    """What the user may have meant: names like it in its directory."""
-    if not path.parent.is_dir():
-        return f"; the directory {path.parent} does not exist"
-    names = sorted(entry.name for entry in path.parent.glob("*.toml"))
-    near = difflib.get_close_matches(path.name, names, n=3) or difflib.get_close_matches(f"{path.name}.toml", names)
-    if near:
-        return f"; did you mean {' or '.join(str(path.parent / name) for name in near)}?"
-    return f"; {path.parent} holds {', '.join(names[:10])}" if names else f"; {path.parent} holds no .toml file"
-
-
-def _describe_syntax(path: Path, text: str, message: str) -> str:
-    """tomllib's message as file:line:column with the line itself and a caret."""
-    place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
-    lines = text.splitlines() or [""]
-    what = message[: place.start()] if place else message
-    if place is None or place.group(1) is None:
-        row, column = len(lines), len(lines[-1]) + 1
-    else:
-        row, column = int(place.group(1)), int(place.group(2))
-    shown = lines[row - 1] if row <= len(lines) else ""
-    return f"{path}:{row}:{column}: TOML syntax: {what}\n  {shown}\n  {' ' * (column - 1)}^"
-
-
-def _apply_override(layers: Layers, override: str) -> str | None:
+def _apply_override(layers: Layers, override: str, files: Sequence[Path]) -> str | None:
     """Lay one override over the layers; returns what is wrong with it, or None."""
     key, equals, text = override.partition("=")
     key = key.strip()
-    if not equals or not _KEY.fullmatch(key):
-        return f"argument {override!r}: expected a.b=value, e.g. train.steps=10, or a fragment FILE.toml"
+    if not equals or not _OVERRIDE_KEY.fullmatch(key):
+        meant = [] if equals else find_meant(override, files)
+        hint = f"; did you mean {' or '.join(map(str, meant))}?" if meant else ""
+        return f"argument {override!r}: expected a.b=value, e.g. train.steps=10, or a fragment FILE.toml{hint}"
     in_the_way = layers.add_override(key.split("."), _parse_value(text.strip()), override)
     if in_the_way:
         return f"override {override!r}: {in_the_way[0]} is not a table, it is {describe_value(in_the_way[1])}"
@@ -139,13 +147,10 @@ def _parse_value(text: str) -> Any:
 
 
 def _describe_origin(layers: Layers, where: str, text: str, *, several: bool) -> str:
-    """Which override or, where there are several, which file a problem comes from. Of a rule across keys (no `where`)
-    all files and overrides that set the keys it names."""
-    if where:
-        origin = layers.origin_of(where)
-        shown = [origin] if origin and (several or not origin.is_file) else []
-    else:
-        shown = layers.origins_in(text) if several else []
+    """Which override a problem comes from or, where there are several files, which file. Of a rule across keys (no
+    `where`) all overrides and files that set the keys it names."""
+    origins = [layers.origin_of(where)] if where else layers.origins_in(text)
+    shown = [origin for origin in origins if origin and (several or not origin.is_file)]
     suffix = f" [{', '.join(origin.label for origin in shown)}]" if shown else ""
     return suffix + _quoting(where, text, shown)
 

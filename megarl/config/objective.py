@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from megarl.config.advantage import Advantage, AllGroups, DrGrpo, Sampler, ShapingConfig
 from megarl.config.auxiliary import AuxiliaryConfig, ControllersConfig
-from megarl.config.base import Config, ConfigError
+from megarl.config.base import Config, raise_problems
 from megarl.config.trust import Clip, ConstantClip, Gate, PpoGate, RatioConfig
 from megarl.config.weight import AggregationConfig, WeightsConfig
 
@@ -62,10 +62,7 @@ class ObjectiveConfig(Config):
 
     @model_validator(mode="after")
     def _rules_across_plug_points(self) -> Self:
-        problems = [text for check in _CHECKS for text in check(self)]
-        if problems:
-            raise ConfigError("\n".join(problems), problems)
-        return self
+        return raise_problems(self, _CHECKS)
 
     @property
     def needs_survey(self) -> bool:
@@ -81,10 +78,13 @@ def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
     if gate in ("cispo", "sapo", "dppo") and clip != "none":
         yield (
             f'objective.gate.kind "{gate}" reads no bounds, but objective.clip.kind is "{clip}", which would do '
-            'nothing; set objective.clip = {kind = "none"}'
+            'nothing; set objective.clip = {kind = "none"}, or a gate that reads bounds: "ppo", "ce_gppo" or "aspo"'
         )
     if gate in ("ce_gppo", "aspo") and clip == "none":
-        yield f'objective.gate.kind "{gate}" acts at the bounds, but objective.clip.kind is "none"; choose bounds'
+        yield (
+            f'objective.gate.kind "{gate}" acts at the bounds, but objective.clip.kind is "none"; choose bounds, or a '
+            'gate that needs none: "ppo", "cispo", "sapo" or "dppo"'
+        )
 
 
 def _check_level(config: ObjectiveConfig) -> Iterator[str]:
@@ -148,25 +148,24 @@ def _check_mismatch(config: ObjectiveConfig) -> Iterator[str]:
 
 def _check_bounds_in_order(config: ObjectiveConfig) -> Iterator[str]:
     rejection = config.weights.sequence_rejection
-    rejection = config.weights.sequence_rejection
-    ordered = {
-        "objective.weights.tis": (config.weights.tis, "floor", "cap"),
-        "objective.weights.importance_mask": (config.weights.importance_mask, "low", "high"),
-        "objective.weights.sequence_rejection": (
-            rejection if rejection and rejection.statistic == "k1" else None,
-            "low",
-            "high",
-        ),
-        "objective.weights.clip_cov": (config.weights.clip_cov, "low", "high"),
-        "objective.weights.erc": (config.weights.erc, "low", "high"),
-        "objective.controllers.entropy_coefficient": (config.controllers.entropy_coefficient, "minimum", "maximum"),
-        "objective.gate": (config.gate if config.gate.kind == "cispo" else None, "floor", "cap"),
-        "objective.clip low": (config.clip if config.clip.kind == "bapo" else None, "low_start", "low_stop"),
-        "objective.clip high": (config.clip if config.clip.kind == "bapo" else None, "high_start", "high_stop"),
-    }
-    for path, (section, low, high) in ordered.items():
+    ranged = rejection if rejection and rejection.statistic == "k1" else None
+    cispo = config.gate if config.gate.kind == "cispo" else None
+    bapo = config.clip if config.clip.kind == "bapo" else None
+    coefficient = config.controllers.entropy_coefficient
+    ordered = (
+        ("objective.weights.tis", config.weights.tis, "floor", "cap"),
+        ("objective.weights.importance_mask", config.weights.importance_mask, "low", "high"),
+        ("objective.weights.sequence_rejection", ranged, "low", "high"),
+        ("objective.weights.clip_cov", config.weights.clip_cov, "low", "high"),
+        ("objective.weights.erc", config.weights.erc, "low", "high"),
+        ("objective.controllers.entropy_coefficient", coefficient, "minimum", "maximum"),
+        ("objective.gate", cispo, "floor", "cap"),
+        ("objective.clip", bapo, "low_start", "low_stop"),
+        ("objective.clip", bapo, "high_start", "high_stop"),
+    )
+    for path, section, low, high in ordered:
         if section is not None and getattr(section, low) > getattr(section, high):
-            yield f"{path}: {low} {getattr(section, low):g} is above {high} {getattr(section, high):g}"
+            yield f"{path}.{low} {getattr(section, low):g} is above {high} {getattr(section, high):g}"
 
 
 def _check_controllers(config: ObjectiveConfig) -> Iterator[str]:

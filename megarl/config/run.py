@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, ConfigError
+from megarl.config.base import Config, ConfigError, raise_problems
 from megarl.config.data import DataConfig, RewardConfig
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
@@ -107,10 +107,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _rules_across_sections(self) -> Self:
-        problems = [text for check in _CHECKS for text in check(self)]
-        if problems:
-            raise ConfigError("\n".join(problems), problems)
-        return self
+        return raise_problems(self, _CHECKS)
 
     @property
     def gpus_needed(self) -> int:
@@ -244,7 +241,11 @@ def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
     train, objective = config.train, config.objective
     if train.responses_per_step != train.mini_batch_responses:
         return
-    idle = {"objective.auxiliary.kl_cov": objective.auxiliary.kl_cov, "objective.weights.erc": objective.weights.erc}
+    idle = {
+        "objective.auxiliary.kl_cov": objective.auxiliary.kl_cov,
+        "objective.weights.erc": objective.weights.erc,
+        "objective.weights.opsm": objective.weights.opsm,
+    }
     for path in (path for path, section in idle.items() if section):
         yield (
             f"{path} compares the policy with itself before a batch's first update, but there is one update per batch "

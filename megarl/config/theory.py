@@ -1,14 +1,12 @@
 """Sizes and grids of `megarl theory`, the numerical study of arXiv 2509.26114's theorems; no model and no data."""
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, ConfigError
-from megarl.config.loader import load_section
+from megarl.config.base import Config, raise_problems
 
 _MOST_NUMBERS = 100_000_000
 """float64 numbers of one table of probabilities: 0.8 GB, of which a few exist at a time."""
@@ -111,52 +109,41 @@ class TheoryConfig(Config):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        problems = [*self._check_learning_rates(), *self._check_bounds(), *self._check_sizes()]
-        if problems:
-            raise ConfigError("\n".join(problems), problems)
-        return self
-
-    def _check_learning_rates(self) -> Iterator[str]:
-        rates = self.learning_rates
-        if not all(0 < rate < math.inf for rate in rates) or sorted(set(rates), reverse=True) != rates:
-            yield f"learning_rates: expected positive numbers that fall, found {rates}"
-
-    def _check_bounds(self) -> Iterator[str]:
-        for low in self.sweep.low:
-            if not 0 <= low <= 1:
-                yield f"sweep.low: expected numbers in [0, 1] (1.0 is off), found {low:g}"
-        for high in self.sweep.high:
-            if not high >= 0:
-                yield f"sweep.high: expected numbers >= 0 (inf is off), found {high:g}"
-        for name, clips in (("monte_carlo", self.monte_carlo.clips), ("multi_step", self.multi_step.clips)):
-            for clip in clips:
-                if len(clip) != 2 or not 0 <= clip[0] <= 1 or not clip[1] >= 0:
-                    yield f"{name}.clips: expected pairs [low, high], low in [0, 1] and high >= 0, found {clip}"
-
-    def _check_sizes(self) -> Iterator[str]:
-        pairs, monte_carlo, multi_step = self.pairs, self.monte_carlo, self.multi_step
-        sizes = {
-            "pairs.count x vocabulary": pairs.count * pairs.vocabulary,
-            "monte_carlo.states x vocabulary": monte_carlo.states * monte_carlo.vocabulary,
-            "multi_step.seeds x prompts x vocabulary": multi_step.seeds * multi_step.prompts * multi_step.vocabulary,
-        }
-        for name, size in sizes.items():
-            if size > _MOST_NUMBERS:
-                yield f"{name} is {size:,} numbers; expected at most {_MOST_NUMBERS:,}, make one of them smaller"
-        samples = multi_step.prompts * multi_step.group
-        if samples % multi_step.updates_per_rollout:
-            yield (
-                f"multi_step.prompts {multi_step.prompts} x group {multi_step.group} = {samples} samples are not a "
-                f"multiple of updates_per_rollout {multi_step.updates_per_rollout}"
-            )
+        return raise_problems(self, (_check_learning_rates, _check_bounds, _check_sizes))
 
 
-def load_theory(path: Path | None, arguments: Sequence[str]) -> TheoryConfig:
-    """The configuration of `megarl theory [CONFIG] [a.b=value ...]`; the defaults where no file is given.
+def _check_learning_rates(config: TheoryConfig) -> Iterator[str]:
+    rates = config.learning_rates
+    if not all(0 < rate < math.inf for rate in rates) or sorted(set(rates), reverse=True) != rates:
+        yield f"learning_rates: expected positive numbers that fall, found {rates}"
 
-    Without CONFIG the command line has the first override in its place, which is told by its "=".
-    Raises ConfigError with all problems.
-    """
-    if path is not None and "=" in path.name and not path.exists():
-        path, arguments = None, [str(path), *arguments]
-    return load_section(path, arguments, TheoryConfig)
+
+def _check_bounds(config: TheoryConfig) -> Iterator[str]:
+    for low in config.sweep.low:
+        if not 0 <= low <= 1:
+            yield f"sweep.low: expected numbers in [0, 1] (1.0 is off), found {low:g}"
+    for high in config.sweep.high:
+        if not high >= 0:
+            yield f"sweep.high: expected numbers >= 0 (inf is off), found {high:g}"
+    for name, clips in (("monte_carlo", config.monte_carlo.clips), ("multi_step", config.multi_step.clips)):
+        for clip in clips:
+            if len(clip) != 2 or not 0 <= clip[0] <= 1 or not clip[1] >= 0:
+                yield f"{name}.clips: expected pairs [low, high], low in [0, 1] and high >= 0, found {clip}"
+
+
+def _check_sizes(config: TheoryConfig) -> Iterator[str]:
+    pairs, monte_carlo, multi_step = config.pairs, config.monte_carlo, config.multi_step
+    sizes = {
+        "pairs.count x vocabulary": pairs.count * pairs.vocabulary,
+        "monte_carlo.states x vocabulary": monte_carlo.states * monte_carlo.vocabulary,
+        "multi_step.seeds x prompts x vocabulary": multi_step.seeds * multi_step.prompts * multi_step.vocabulary,
+    }
+    for name, size in sizes.items():
+        if size > _MOST_NUMBERS:
+            yield f"{name} is {size:,} numbers; expected at most {_MOST_NUMBERS:,}, make one of them smaller"
+    samples = multi_step.prompts * multi_step.group
+    if samples % multi_step.updates_per_rollout:
+        yield (
+            f"multi_step.prompts {multi_step.prompts} x group {multi_step.group} = {samples} samples are not a "
+            f"multiple of updates_per_rollout {multi_step.updates_per_rollout}"
+        )

@@ -58,19 +58,20 @@ class FlexEcClip(Config):
     """upper: dynamic upper bound, `standard` below (raises entropy). lower: dynamic lower bound (lowers it). both:
     always both. id: increase then decrease. did: decrease, increase, decrease. od: oscillatory decay, hysteresis."""
     upper_slope: float = Field(-0.25, le=0)
-    """Slope of high(p)."""
+    """Slope of high(p). Read by every schedule but lower."""
     upper_start: float = Field(0.5, ge=0)
-    """high(0)."""
+    """high(0). Read by every schedule but lower."""
     lower_slope: float = Field(-0.13, le=0)
-    """Slope of low(p)."""
+    """Slope of low(p). Read by every schedule but upper."""
     lower_start: float = Field(0.3, ge=0, le=1)
-    """low(0)."""
+    """low(0). Read by every schedule but upper."""
     standard: float = Field(0.2, ge=0, le=1)
-    """The constant distance a schedule starts from or returns to (the value of GRPO; the paper names none)."""
+    """The constant distance a schedule starts from or returns to (the value of GRPO; the paper names none). Read by
+    every schedule but both."""
     phase_split: float = Field(0.5, gt=0, lt=1)
-    """id and did: share of the steps in the first phase."""
+    """Share of the steps in the first phase. Read by schedules id and did alone."""
     floor_ratio: float = Field(0.2, gt=0, lt=1)
-    """od: the lower entropy threshold, relative to the starting entropy."""
+    """The lower entropy threshold, relative to the starting entropy. Read by schedule od alone."""
 
     @model_validator(mode="after")
     def _lines_stay_above_zero(self) -> Self:
@@ -78,7 +79,7 @@ class FlexEcClip(Config):
             slope, start = getattr(self, f"{name}_slope"), getattr(self, f"{name}_start")
             if slope + start < 0:
                 raise ConfigError(
-                    f"objective.clip: {name}_slope {slope:g} + {name}_start {start:g} = {slope + start:g} is the "
+                    f"objective.clip.{name}_slope {slope:g} + {name}_start {start:g} = {slope + start:g} is the "
                     "distance at p = 1 and must not be below 0; raise one of the two"
                 )
         return self

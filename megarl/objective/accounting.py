@@ -9,7 +9,8 @@ the vocabulary of p^2 (log p + H) the mean of Q, r = exp(logp - old_logp) the to
 
 Which tokens count as what:
 * clipped: those with a CLIP_LOW, CLIP_HIGH, DUAL or DPPO flag, even where the gate leaves them some gradient
-  (CE-GPPO). Low side: CLIP_LOW, or DPPO with A < 0; high side: CLIP_HIGH, or DPPO with A > 0; DUAL is a third side.
+  (CE-GPPO), and even where a mask has set their weight to 0; "effective" leaves those masked ones out. Low side:
+  CLIP_LOW, or DPPO with A < 0; high side: CLIP_HIGH, or DPPO with A > 0; DUAL is a third side.
 * X = {ratio < lo} and Y = {ratio > hi}, whatever the sign of A: the sets of arXiv 2509.26114. The ratio is the one that
   the clip compares, r itself at level "token" with anchor "old", where the theorem's statement holds.
 * A is the advantage after token shaping.
@@ -32,7 +33,21 @@ CLIPPED = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
 QUINTILES = (1, 2, 3, 4, 5)
 """Fifths of the mini-batch's tokens by entropy; 5 is the most uncertain."""
 
-_RULES = {rule: str(rule.name).lower() for rule in Rule}
+MASKS = (
+    Rule.IMPORTANCE_MASK
+    | Rule.SEQUENCE_REJECTION
+    | Rule.OPSM
+    | Rule.LOW_ENTROPY
+    | Rule.CLIP_COV
+    | Rule.CLIP_B
+    | Rule.CLIP_V
+    | Rule.ERC
+)
+"""The rules that set a token's weight to 0."""
+
+_COUNTED_ELSEWHERE = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.SATURATED
+"""Their shares are clip_ratio/low_mean, high_mean, dual_mean and actor/ratio_saturated_frac."""
+_RULES = {rule: str(rule.name).lower() for rule in Rule if not rule & _COUNTED_ELSEWHERE}
 _RATIOS: dict[str, tuple[str, str]] = {
     "actor/entropy": ("entropy", "tokens"),
     "actor/entropy_response_mean": ("response_entropy", "responses"),
@@ -43,7 +58,7 @@ _RATIOS: dict[str, tuple[str, str]] = {
     "actor/kl_loss": ("kl", "kl_tokens"),
     "actor/ppo_kl": ("old_minus_current", "tokens"),
     "actor/ratio_mean": ("ratio", "tokens"),
-    "actor/ratio_saturated_frac": ("rule_saturated", "tokens"),
+    "actor/ratio_saturated_frac": ("saturated", "tokens"),
     "actor/pg_clipfrac": ("clipped", "tokens"),
     "actor/weight_mean": ("weight", "tokens"),
     "actor/masked_frac": ("masked", "tokens"),
@@ -52,6 +67,8 @@ _RATIOS: dict[str, tuple[str, str]] = {
     "clip_ratio/low_mean": ("clipped_low", "tokens"),
     "clip_ratio/high_mean": ("clipped_high", "tokens"),
     "clip_ratio/dual_mean": ("clipped_dual", "tokens"),
+    "clip_ratio/low_effective": ("effective_low", "tokens"),
+    "clip_ratio/high_effective": ("effective_high", "tokens"),
     "clip_ratio/region_mean": ("clipped_region", "tokens"),
     "clip_ratio/low_of_negative": ("clipped_low", "negative"),
     "clip_ratio/high_of_positive": ("clipped_high", "positive"),
@@ -60,9 +77,13 @@ _RATIOS: dict[str, tuple[str, str]] = {
         for side in ("low", "high")
         for q in QUINTILES
     },
+    "clip_bound/low_mean": ("low_distance", "low_bounded"),
+    "clip_bound/high_mean": ("high_distance", "high_bounded"),
     **{f"rule/{name}_frac": (f"rule_{name}", "tokens") for name in _RULES.values()},
     "entropy/clip_low_contribution": ("low_gap", "tokens"),
     "entropy/clip_high_contribution": ("high_gap", "tokens"),
+    "entropy/clip_low_contribution_weighted": ("low_gap_weighted", "updates"),
+    "entropy/clip_high_contribution_weighted": ("high_gap_weighted", "updates"),
     "entropy/clip_low_difference": ("low_gap", "low_mass"),
     "entropy/clip_high_difference": ("high_gap", "high_mass"),
     "entropy/clip_low_surprisal_contribution": ("low_surprisal", "tokens"),
@@ -166,7 +187,11 @@ def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]
         "clipped_high": high_T,
         "clipped_dual": dual_T,
         "clipped_region": low_T | high_T,
+        "effective_low": low_T & (loss.weight_T != 0),
+        "effective_high": high_T & (loss.weight_T != 0),
+        "saturated": (loss.rule_T & Rule.SATURATED) != 0,
     }
+    yield _bound_columns(loss)
     yield {f"rule_{name}": (loss.rule_T & rule) != 0 for rule, name in _RULES.items()}
     yield _theorem_columns(tokens, loss, gap_T)
     common_T, rare_T = -logp_T < entropy_T, -logp_T > entropy_T
@@ -187,6 +212,17 @@ def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]
         "removed_low": (whole_T - budget_T) * low_T,
         "removed_high": (whole_T - budget_T) * high_T,
         "removed_dual": (whole_T - budget_T) * dual_T,
+    }
+
+
+def _bound_columns(loss: TokenLoss) -> dict[str, Tensor]:
+    """Distances of the bounds from 1, and a 1 for each bound that is on."""
+    low_on_T, high_on_T = loss.low_T > 0, torch.isfinite(loss.high_T)
+    return {
+        "low_distance": torch.where(low_on_T, 1.0 - loss.low_T.double(), 0.0),
+        "low_bounded": low_on_T,
+        "high_distance": torch.where(high_on_T, loss.high_T.double() - 1.0, 0.0),
+        "high_bounded": high_on_T,
     }
 
 
@@ -221,6 +257,7 @@ def _theorem_columns(tokens: TokenBatch, loss: TokenLoss, gap_T: Tensor) -> dict
         mass_T = ratio_T * outside_T
         columns[f"{side}_mass"] = mass_T
         columns[f"{side}_gap"] = mass_T * gap_T
+        columns[f"{side}_gap_weighted"] = tokens.weight_T.double() * mass_T * gap_T
         columns[f"{side}_surprisal"] = mass_T * (-logp_T - tokens.entropy_T.double())
     return columns
 
@@ -252,7 +289,8 @@ def to_metrics(
 
     Reads the tensors back to the host: call it once per mini-batch or step, on merged sums. `num_mini_batches` is how
     many mini-batches were merged: losses and budgets are normalised within each, so they average over mini-batches.
-    `rules`: those that get a rule/<name>_frac (`possible_rules`); None: all.
+    `rules`: those that may act (`possible_rules`), None: all. The others get no rule/<name>_frac, and without a rule
+    that masks tokens clip_ratio/<side>_effective, which then is <side>_mean, is left out.
 
     Entropy and clipping:
         actor/entropy is the mean over tokens; actor/entropy_response_mean the mean over responses of the mean over
@@ -260,20 +298,25 @@ def to_metrics(
         tokens do not count.
         Fractions are over ALL response tokens, whatever the sign of A, as in TRL; low_of_negative and high_of_positive
         are over the tokens with A < 0 and A > 0, low_q1 ... high_q5 over the tokens of that entropy quintile.
+        All count masked tokens too; low_effective and high_effective are low_mean and high_mean without them.
         region_mean = low + high (TRL); pg_clipfrac = low + high + dual (verl's leaves dual out, as pg_clipfrac_lower).
+    clip_bound/low_mean, high_mean: means of 1 - lo and hi - 1 over the tokens whose bound is on (lo > 0, hi < inf).
     Theorems 1 and 2 of arXiv 2509.26114, X the low and Y the high side; states weigh as often as they were visited:
         entropy/clip_low_contribution   mean of r 1_X (N - Q), an estimate of p (E[Q] - E[Q | X])
         entropy/clip_low_difference     the same over the mean of r 1_X: E[Q] - E[Q | X], Fig. 1
         entropy/clip_low_surprisal      sum of r 1_X (-logp - H) over sum of r 1_X: E[-log p | X] - H, Fig. 2
         entropy/clip_low_surprisal_contribution   mean of r 1_X (-logp - H)
-        and clip_high likewise with Y. With rewards independent of the response, clipping changes the entropy by
-        learning rate * E[max(A, 0)] * (low - high contribution).
+        entropy/clip_low_contribution_weighted   sum of aggregation weight * r 1_X (N - Q): states weigh as in the loss
+        and clip_high likewise with Y; all are 0 where the gate reads no bounds. With rewards independent of the
+        response, clipping changes the entropy by learning rate * E[max(A, 0)] * (low - high contribution_weighted);
+        with aggregation token-mean the plain contributions are the same number, with any other they are not.
     entropy/region_e1 ... e4: shares of tokens with A > 0 and -logp < H (e1), A > 0 and -logp > H (e2), A < 0 and
         -logp < H (e3), A < 0 and -logp > H (e4): FlexEC's regions (arXiv 2602.09782). Ties and A = 0 are in none.
     The budget, in nats per unit of learning rate; POSITIVE RAISES the entropy:
         entropy/budget = sum over tokens of -c (Q - N), c = what multiplies grad log p in the update (weights and
         aggregation included, auxiliary losses not). Exactly the first-order change of the visited states' entropies,
-        added up, where each state has logits of its own and plain gradient steps; with shared weights or Adam it
+        added up, where each state has logits of its own (those already divided by the temperature: for those before
+        it, divide by its square) and plain gradient steps; with shared weights or Adam it
         keeps its meaning of "which way, and by which tokens", not its scale. Split by the sign of A and into kept and
         clipped tokens; the clipped ones' is 0 unless the gate leaves them gradient.
         entropy/budget_removed_low, _high, _dual: what clipped tokens would have with the gate r A, minus what they
@@ -286,6 +329,7 @@ def to_metrics(
     shown = _RATIOS
     if rules is not None:
         hidden = {f"rule/{name}_frac" for rule, name in _RULES.items() if not rule & rules}
+        hidden |= set() if rules & MASKS else {f"clip_ratio/{side}_effective" for side in ("low", "high")}
         shown = {name: pair for name, pair in _RATIOS.items() if name not in hidden}
     metrics = {name: (total[above], total[below]) for name, (above, below) in shown.items() if total[below]}
     if total["tokens"]:

@@ -88,6 +88,8 @@ class ControllerState:
             values["control/flexec_low_at_0.5"] = _at(self._controls.lower, _SHOWN_PROBABILITY)
             if self._objective.clip.schedule == "od":
                 values["control/flexec_raising"] = float(self._raising)
+        if (target := self._entropy_target()) is not None:
+            values["control/entropy_target"] = target
         if self._objective.controllers.reference_reset:
             values["control/reference_resets"] = float(self._resets)
         return {name: Mean(value, 1.0) for name, value in values.items()}
@@ -148,6 +150,16 @@ class ControllerState:
         if config is None or entropy == config.target:
             return self._scale
         return self._scale - config.step if entropy < config.target else self._scale + config.step
+
+    def _entropy_target(self) -> float | None:
+        """What the configured controllers steer to; None without one, and where two do not agree."""
+        controllers = self._objective.controllers
+        targets = {
+            section.target for section in (controllers.entropy_coefficient, controllers.positive_scale) if section
+        }
+        if controllers.aer:
+            targets.add(controllers.aer.target_ratio * self._start())
+        return targets.pop() if len(targets) == 1 else None
 
     def _start(self) -> float:
         if self._entropy_start is None:

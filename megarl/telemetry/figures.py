@@ -2,17 +2,20 @@
 
 import io
 import json
+import tomllib
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from megarl.config.run import TrainConfig
 from megarl.telemetry.atomic_file import replace_atomically, write_text_atomically
 from megarl.telemetry.charts import build_charts, build_overview, style
 from megarl.telemetry.report import Figure, ReportFacts, format_report
 from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
-from megarl.telemetry.token_view import LOOKED_AT, format_tokens
+from megarl.telemetry.token_view import StepUpdates, choose_responses, format_tokens
+from megarl.telemetry.traces import survey_traces
 
 _PNG_SCALE = 2.0
 """Pixels per point: sharp on a high-density screen and in print."""
@@ -74,6 +77,20 @@ def _tokens_html(run: RunDirectory) -> str:
     if last is None:
         return ""
     try:
-        return format_tokens(read_rollouts(last, at_most=LOOKED_AT))
+        survey = survey_traces(last)
+        if survey is None:
+            return ""
+        rows = read_rollouts(last, sample_ids=choose_responses(survey))
+        return format_tokens(survey, rows, updates=_step_updates(run))
     except ValueError as error:
         return f"<h2>Tokens</h2><p class='message'>{escape(str(error))}</p>"
+
+
+def _step_updates(run: RunDirectory) -> StepUpdates | None:
+    """From the run's own configuration; None where the directory has none. Only the section [train] is read, so the
+    rest may be that of another version."""
+    if not run.config_path.is_file():
+        return None
+    table = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
+    train = TrainConfig.model_validate(table.get("train", {}))
+    return StepUpdates(count=train.updates_per_step, mini_batch_responses=train.mini_batch_responses)

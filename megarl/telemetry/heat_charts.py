@@ -32,7 +32,7 @@ def build_heat_chart(rows: Rows, panel: HeatPanel) -> Any | None:
         "y:Q",
         title=panel.y_title,
         scale=alt.Scale(domain=[top - _GAP, 0], nice=False),
-        axis=alt.Axis(values=list(labels), labelExpr=f"{names}[datum.value]", grid=False, ticks=False),
+        axis=alt.Axis(values=list(labels), labelExpr=f"{names}[datum.value]", grid=False, ticks=False, domain=False),
     )
     return (
         alt.layer(*layers)

@@ -1,5 +1,8 @@
 """Which charts a run has: their metrics, titles and units. Data only; `charts` draws them.
 
+Where a chart shows an effect on the entropy, upwards raises it; a metric with the opposite sign in metrics.jsonl is
+drawn with `factor` -1. The terms its title uses are those of `glossary`.
+
 Colours are those of Okabe and Ito (2008), distinct under every common colour blindness.
 """
 
@@ -20,6 +23,11 @@ class Series:
     metric: str
     label: str
     colour: str
+    factor: float = 1.0
+    """-1 where the metric counts downwards what the chart shows upwards."""
+    only_if_moving: bool = False
+    """Leave the line out where its value never changes."""
+    dashed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,8 @@ class LinePanel:
     """Factor on every value: 100 turns a share into percent."""
     axis: Literal["from_zero", "data", "log"] = "from_zero"
     """Where the value axis starts: at zero; at the data; or a logarithmic one, without values that are not positive."""
+    min_span: float = 0.0
+    """The axis covers at least this much, in its own unit, so that what barely moves looks flat."""
     smooth: bool = False
     """Add the moving mean of the one series."""
     relative_to_start: bool = False
@@ -86,10 +96,10 @@ Panel = LinePanel | StackPanel | HeatPanel
 
 
 def _sides(metric: str) -> tuple[Series, Series]:
-    """The low and the high side of `entropy/clip_<side>_<metric>`."""
+    """Theorem 1's or 2's term of the low side, and that of the high side, which enters with a minus."""
     return (
-        Series(metric=f"entropy/clip_low_{metric}", label="clip-low", colour=BLUE),
-        Series(metric=f"entropy/clip_high_{metric}", label="clip-high", colour=VERMILION),
+        Series(metric=f"entropy/clip_low_{metric}", label="low side, X", colour=BLUE),
+        Series(metric=f"entropy/clip_high_{metric}", label="high side, Y (sign turned)", colour=VERMILION, factor=-1),
     )
 
 
@@ -114,32 +124,23 @@ _RULES = {
 """Rule: (label, colour). Runs use few of them at a time; those that share a colour are rarely combined."""
 
 _ENTROPY_PANELS: tuple[Panel, ...] = (
-    LinePanel(
-        key="clip_contributions",
-        title="What clipping does to the entropy",
-        subtitle="mean of r 1[clipped side] (N - Q): clip-low raises the entropy by it, clip-high lowers it",
-        y_title="nats per token",
-        series=_sides("contribution"),
-    ),
-    LinePanel(
-        key="clip_differences",
-        title="Clipped sides against all tokens",
-        subtitle="E[Q] - E[Q | side]: positive where clipping acts on the entropy as usual",
-        y_title="nats",
-        series=_sides("difference"),
-    ),
-    LinePanel(
-        key="clip_surprisal",
-        title="Surprisal of the clipped sides",
-        subtitle="E[-log p | side] - H: positive where a side holds the rarer tokens",
-        y_title="nats",
-        series=_sides("surprisal"),
+    StackPanel(
+        key="budget_removed",
+        title="What clipping did to the entropy",
+        subtitle="effect on the entropy budget, with this run's advantages; upwards: it raised the entropy",
+        y_title="entropy change, nats per rate",
+        series=(
+            Series(metric="entropy/budget_removed_low", label="clip-low", colour=BLUE, factor=-1),
+            Series(metric="entropy/budget_removed_high", label="clip-high", colour=VERMILION, factor=-1),
+            Series(metric="entropy/budget_removed_dual", label="dual clip", colour=GREEN, factor=-1),
+        ),
+        total=True,
     ),
     StackPanel(
         key="entropy_budget",
-        title="Entropy budget of the update",
-        subtitle="first-order change per unit of learning rate; upwards raises the entropy, black is the sum",
-        y_title="nats per mini-batch",
+        title="Entropy budget of an update",
+        subtitle="first order of one plain gradient step: compare signs and shares, not sizes (Adam); black: sum",
+        y_title="entropy change, nats per rate",
         series=(
             Series(metric="entropy/budget_positive_kept", label="A > 0, kept", colour=VERMILION),
             Series(metric="entropy/budget_negative_kept", label="A < 0, kept", colour=BLUE),
@@ -148,17 +149,28 @@ _ENTROPY_PANELS: tuple[Panel, ...] = (
         ),
         total=True,
     ),
-    StackPanel(
-        key="budget_removed",
-        title="Budget that clipping removed",
-        subtitle="upwards: clipping took away pushes that raise the entropy",
-        y_title="nats per mini-batch",
-        series=(
-            Series(metric="entropy/budget_removed_low", label="clip-low", colour=BLUE),
-            Series(metric="entropy/budget_removed_high", label="clip-high", colour=VERMILION),
-            Series(metric="entropy/budget_removed_dual", label="dual clip", colour=GREEN),
-        ),
-        total=True,
+    LinePanel(
+        key="clip_contributions",
+        title="If rewards were random: Theorem 1",
+        subtitle="clip terms over X = {r < lo}, Y = {r > hi}, ANY sign of A; upwards: the clip raises the entropy",
+        y_title="nats per rate × E[max(A, 0)]",
+        series=_sides("contribution"),
+    ),
+    LinePanel(
+        key="clip_differences",
+        title="If rewards were random: Theorem 1, per clipped token",
+        subtitle="E[Q] - E[Q | X] and E[Q | Y] - E[Q], any sign of A; upwards: the clip raises the entropy",
+        y_title="nats",
+        series=_sides("difference"),
+        min_span=0.002,
+    ),
+    LinePanel(
+        key="clip_surprisal",
+        title="If rewards were random: Theorem 2, per clipped token",
+        subtitle="natural gradient: E[-log p | X] - H and H - E[-log p | Y], any sign of A; upwards: raises",
+        y_title="nats",
+        series=_sides("surprisal"),
+        min_span=0.02,
     ),
     HeatPanel(
         key="clip_by_entropy",
@@ -174,7 +186,7 @@ _ENTROPY_PANELS: tuple[Panel, ...] = (
     StackPanel(
         key="regions",
         title="Tokens by advantage and surprisal",
-        subtitle="common: -log p < H, rare: >; arrow: where the update pushes the entropy; the rest: A = 0",
+        subtitle="common: -log p < H, rare: >; arrow: push on the entropy by the sign of Q; the rest: A = 0",
         y_title="% of response tokens",
         series=(
             Series(metric="entropy/region_e1", label="E1: A > 0, common, H ↓", colour=BLUE),
@@ -194,9 +206,51 @@ _ENTROPY_PANELS: tuple[Panel, ...] = (
             Series(metric=f"rule/{rule}_frac", label=label, colour=colour) for rule, (label, colour) in _RULES.items()
         ),
         scale=100,
+        min_span=0.01,
     ),
 )
 """How the entropy and the clipping hang together."""
+
+_CONTROL_PANELS: tuple[Panel, ...] = (
+    LinePanel(
+        key="bounds",
+        title="Bounds of the ratio",
+        subtitle="distances from 1: low = 1 - lo, high = hi - 1; upwards: clips less",
+        y_title="distance",
+        series=(
+            Series(metric="clip_bound/low_mean", label="low, token mean", colour=BLUE, only_if_moving=True),
+            Series(metric="clip_bound/high_mean", label="high, token mean", colour=VERMILION, only_if_moving=True),
+            Series(metric="control/flexec_low_at_0.5", label="low(p = 0.5), FlexEC", colour=SKY, dashed=True),
+            Series(metric="control/flexec_high_at_0.5", label="high(p = 0.5), FlexEC", colour=ORANGE, dashed=True),
+        ),
+        min_span=0.02,
+    ),
+    LinePanel(
+        key="entropy_coefficient",
+        title="Controller: entropy bonus",
+        subtitle="coefficient that acted in the step; upwards: a stronger push for entropy",
+        y_title="coefficient",
+        series=(Series(metric="control/entropy_coefficient", label="coefficient", colour=BLUE),),
+        min_span=1e-3,
+    ),
+    LinePanel(
+        key="positive_scale",
+        title="Controller: weight of positive advantages",
+        subtitle="weights.positive_scale in the step; upwards: tokens with A > 0 weigh more",
+        y_title="factor",
+        series=(Series(metric="control/positive_scale", label="factor", colour=VERMILION),),
+        axis="data",
+        min_span=0.1,
+    ),
+    LinePanel(
+        key="reference_resets",
+        title="Controller: reference resets",
+        subtitle="renewals of the reference weights so far",
+        y_title="resets",
+        series=(Series(metric="control/reference_resets", label="resets", colour=GREEN),),
+    ),
+)
+"""What moves during a run; a run draws those it logs."""
 
 PANELS: tuple[Panel, ...] = (
     LinePanel(
@@ -206,6 +260,7 @@ PANELS: tuple[Panel, ...] = (
         y_title="reward",
         series=(Series(metric="reward/mean", label="per step", colour=BLUE),),
         axis="data",
+        min_span=0.02,
         smooth=True,
     ),
     LinePanel(
@@ -215,6 +270,7 @@ PANELS: tuple[Panel, ...] = (
         y_title="nats per token",
         series=(Series(metric="sft/loss", label="per step", colour=BLUE),),
         axis="data",
+        min_span=0.02,
         smooth=True,
     ),
     LinePanel(
@@ -225,22 +281,28 @@ PANELS: tuple[Panel, ...] = (
         series=(
             Series(metric="actor/entropy", label="mean over tokens", colour=BLUE),
             Series(metric="actor/entropy_response_mean", label="mean over responses", colour=SKY),
+            Series(metric="control/entropy_target", label="target", colour=ORANGE, dashed=True),
         ),
+        min_span=0.01,
         relative_to_start=True,
     ),
     LinePanel(
         key="clip_fractions",
         title="Clipped tokens",
-        subtitle="tokens whose gradient the clip removes, by side",
+        subtitle="ratio outside the bound of the advantage's side; tokens that a mask dropped count too",
         y_title="% of response tokens",
         series=(
             Series(metric="clip_ratio/low_mean", label="clip-low (A < 0)", colour=BLUE),
             Series(metric="clip_ratio/high_mean", label="clip-high (A > 0)", colour=VERMILION),
             Series(metric="clip_ratio/dual_mean", label="dual clip (A < 0)", colour=GREEN),
+            Series(metric="clip_ratio/low_effective", label="clip-low, not masked", colour=SKY, dashed=True),
+            Series(metric="clip_ratio/high_effective", label="clip-high, not masked", colour=ORANGE, dashed=True),
         ),
         scale=100,
+        min_span=0.01,
     ),
     *_ENTROPY_PANELS,
+    *_CONTROL_PANELS,
     LinePanel(
         key="response_length",
         title="Response length",
@@ -250,6 +312,7 @@ PANELS: tuple[Panel, ...] = (
             Series(metric="response_length/mean", label="mean", colour=BLUE),
             Series(metric="response_length/max", label="longest", colour=ORANGE),
         ),
+        min_span=4,
     ),
     LinePanel(
         key="policy_change",
@@ -257,6 +320,7 @@ PANELS: tuple[Panel, ...] = (
         subtitle="mean of old_logp - logp over response tokens",
         y_title="nats per token",
         series=(Series(metric="actor/ppo_kl", label="ppo_kl", colour=BLUE),),
+        min_span=1e-5,
     ),
     LinePanel(
         key="grad_norm",

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from megarl.telemetry.columns import format_count, format_number
+from megarl.telemetry.glossary import format_glossary
 from megarl.telemetry.names import DESCRIPTIONS
 from megarl.telemetry.token_view import STYLE as _TOKEN_STYLE
 
@@ -30,6 +31,7 @@ h1 { font-size: 25px; margin: 0 0 2px; overflow-wrap: anywhere; } h2 { font-size
 table { border-collapse: separate; border-spacing: 0; width: 100%; } td, th { padding: 5px 14px; text-align: left; }
 tr + tr td { border-top: 1px solid #eef0f2; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 td.meaning { color: #5f6368; } code, pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace; }
+.terms td:first-child { white-space: nowrap; vertical-align: top; }
 details { margin-top: 10px; padding: 8px 14px; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; margin: 8px 0 4px; } .message { white-space: pre-wrap; }
 """
@@ -69,6 +71,7 @@ def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportF
         f"<div class='cards'>{''.join(_cards(rows))}</div>",
         "<h2>Figures</h2>",
         f"<div class='figures'>{''.join(format_figure(figure) for figure in figures)}</div>",
+        format_glossary(last),
         facts.tokens_html,
         f"<h2>Metrics of step {int(last['step'] or 0)}</h2>",
         _metrics_table(last),

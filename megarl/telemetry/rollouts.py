@@ -14,18 +14,22 @@ One row per response. The list columns of a row are parallel: entry i of each be
 | gate, weight | g, what multiplies grad log p before weights; product of the token weights | not traced |
 | token_advantage | the advantage after token shaping | not traced |
 | rule | the rules that acted on the token, "clip_high+tis"; "" is none | not traced |
-| reward, verifier_reward, overlong, failure, advantage, stop_reason | how the response was scored | failure: it was |
+| reward, verifier_reward, overlong, bonus, failure | how the response was scored | failure: it was |
+| advantage, stop_reason | what training made of it; why sampling ended | |
+
+reward = verifier_reward (times reward.truncated_factor where stop_reason is "length") + overlong + bonus.
 
 Log-probs are natural logarithms and entropies nats; numbers per token are float32. The rules are those of
 `objective.tokens.Rule`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from megarl.records import TokenTrace
@@ -39,6 +43,8 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 _TOKENS = pa.list_(_required("element", pa.int32()))
 _NUMBERS = pa.list_(_required("element", pa.float32()))
 _TEXTS = pa.list_(_required("element", pa.dictionary(pa.int32(), pa.string())))
+
+_ROWS_AT_ONCE = 64
 
 _TRACE_COLUMNS = {
     "logp": "logp",
@@ -73,6 +79,7 @@ SCHEMA = pa.schema(
         _required("reward", pa.float64()),
         _required("verifier_reward", pa.float64()),
         _required("overlong", pa.float64()),
+        _required("bonus", pa.float64()),
         pa.field("failure", pa.string()),
         _required("advantage", pa.float64()),
         _required("stop_reason", pa.string()),
@@ -111,10 +118,13 @@ class RolloutRow:
     trace: TokenTrace | None = None
     """What the update did with each response token; None: the response was not traced, or has no tokens."""
     reward: float
-    """verifier_reward + overlong."""
+    """verifier_reward, times reward.truncated_factor where cut off, + overlong + bonus: what the advantage saw."""
     verifier_reward: float
+    """As the verifier gave it."""
     overlong: float
     """The penalty, at most 0."""
+    bonus: float
+    """That of objective.shaping.perplexity; 0 without."""
     failure: str | None
     """Why the verifier gave no answer: "timeout", "crash"; None: it answered."""
     advantage: float
@@ -155,17 +165,26 @@ def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
-def read_rollouts(path: Path, *, at_most: int | None = None) -> list[RolloutRow]:
-    """The rows of a file that `write_rollouts` made, the first `at_most` of them. ValueError when its columns are
-    others."""
+def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:
+    """The rows of a file that `write_rollouts` made, in its order: all, or those of `sample_ids`. ValueError when its
+    columns are others."""
+    rows: list[RolloutRow] = []
+    for batch in iterate_batches(path, SCHEMA.names):
+        wanted = batch
+        if sample_ids is not None:
+            wanted = batch.filter(pc.is_in(batch["sample_id"], pa.array(sorted(sample_ids), pa.int32())))
+        rows += [_row(columns) for columns in wanted.to_pylist()]
+    return rows
+
+
+def iterate_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The file's rows a few at a time, with these columns alone: a long step does not fit into memory as Python
+    objects. ValueError when the file has other columns than `SCHEMA`."""
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if names != SCHEMA.names:
             raise ValueError(f"{path} has columns {names}, expected {SCHEMA.names}")
-        if at_most is None:
-            return [_row(columns) for columns in file.read().to_pylist()]
-        batch = next(file.iter_batches(batch_size=at_most), None) if at_most else None
-        return [] if batch is None else [_row(columns) for columns in batch.to_pylist()]
+        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(columns))
 
 
 def _row(columns: dict[str, Any]) -> RolloutRow:

@@ -36,7 +36,7 @@ def build_stack_chart(rows: Rows, panel: StackPanel) -> Any | None:
     """
     values, totals = [], []
     for row in rows:
-        parts = {series.label: finite(row.get(series.metric), panel.scale) for series in panel.series}
+        parts = {series.label: finite(row.get(series.metric), panel.scale * series.factor) for series in panel.series}
         known = {label: value for label, value in parts.items() if value is not None}
         if len(known) == len(parts):
             values += _entries(step_of(row), known)

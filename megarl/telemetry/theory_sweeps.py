@@ -47,10 +47,9 @@ def build_sweep(rows: Rows, side: str) -> Any:
         x=alt.X("bound:O", sort=None, title=f"{side} (the other bound off)", axis=alt.Axis(labelAngle=0)),
         color=alt.Color("series:N", scale=colours),
     )
-    zero = alt.Chart(alt.InlineData(values=[{"zero": 0.0}])).mark_rule(color="#9AA0A6").encode(y="zero:Q")
     y_title = "mean entropy change, millinats"
     return alt.layer(
-        zero,
+        _zero_line(),
         base.mark_line(strokeWidth=2).encode(y=alt.Y("predicted:Q", title=y_title, axis=alt.Axis(tickCount=6))),
         base.mark_point(size=52, filled=True, opacity=1).encode(y="exact:Q"),
     ).properties(
@@ -132,50 +131,61 @@ def build_samples(rows: Rows) -> Any:
 
 
 def build_training(rows: Rows) -> Any:
-    """Entropy with a clip minus that with its control, over a training; two standard errors at its end."""
+    """Entropy with a clip minus that with its control, over a training; beside it the end with two standard errors."""
     labels = [clip_label(row["low"], row["high"]) for row in rows]
     lines = [
         {"rollout": index, "difference": clip - control, "clip": label}
         for row, label in zip(rows, labels, strict=True)
         for index, (clip, control) in enumerate(zip(row["curve"], row["control_curve"], strict=True))
     ]
-    last = max(line["rollout"] for line in lines)
     ends = [
         {
-            "rollout": last + (index - (len(rows) - 1) / 2) * 0.012 * last + 0.05 * last,
             "from": row["difference"] - 2 * row["standard_error"],
             "to": row["difference"] + 2 * row["standard_error"],
             "difference": row["difference"],
             "clip": label,
         }
-        for index, (row, label) in enumerate(zip(rows, labels, strict=True))
+        for row, label in zip(rows, labels, strict=True)
     ]
     palette = [_CLIP_COLOURS[index % len(_CLIP_COLOURS)] for index in range(len(labels))]
     colour = alt.Color("clip:N", scale=alt.Scale(domain=labels, range=palette), legend=alt.Legend(columns=3))
-    zero = alt.Chart(alt.InlineData(values=[{"zero": 0.0}])).mark_rule(color="#9AA0A6").encode(y="zero:Q")
-    end = alt.Chart(alt.InlineData(values=ends)).encode(color=colour)
-    step = max(1, round(last / 5))
-    ticks = list(range(0, last + 1, step))
+    extremes = [0.0, *(line["difference"] for line in lines), *(end[key] for end in ends for key in ("from", "to"))]
+    y_scale = alt.Scale(domain=[min(extremes), max(extremes)], nice=6, zero=False)
+    return alt.hconcat(
+        _training_lines(lines, colour, y_scale), _training_ends(ends, labels, colour, y_scale), spacing=12
+    ).properties(
+        title=chart_title(
+            "Whole trainings on coin-flip rewards",
+            "entropy / initial entropy, mean over seeds; right: the last rollout with ± 2 standard errors",
+        )
+    )
+
+
+def _training_lines(lines: Rows, colour: Any, y_scale: Any) -> Any:
+    last = max(line["rollout"] for line in lines)
     x = alt.X(
         "rollout:Q",
         title="rollout",
-        scale=alt.Scale(domain=[0, last * 1.1], nice=False),
-        axis=alt.Axis(grid=False, values=ticks),
+        scale=alt.Scale(domain=[0, last or 1], nice=False),
+        axis=alt.Axis(grid=False, values=list(range(0, last + 1, max(1, round(last / 5))))),
     )
-    y = alt.Y("difference:Q", title="relative entropy, clip − control", axis=alt.Axis(tickCount=6))
-    return alt.layer(
-        zero,
-        alt.Chart(alt.InlineData(values=lines)).mark_line(strokeWidth=2).encode(x=x, y=y, color=colour),
-        end.mark_rule(strokeWidth=2).encode(x=x, y="from:Q", y2="to:Q"),
-        end.mark_circle(size=40, opacity=1).encode(x=x, y=y),
-    ).properties(
-        width=WIDTH,
-        height=HEIGHT,
-        title=chart_title(
-            "Whole trainings on coin-flip rewards",
-            "entropy / initial entropy, mean over seeds; bars: ± 2 standard errors at the end",
-        ),
-    )
+    y = alt.Y("difference:Q", title="relative entropy, clip − control", scale=y_scale, axis=alt.Axis(tickCount=6))
+    chart = alt.Chart(alt.InlineData(values=lines)).mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
+    return alt.layer(_zero_line(), chart).properties(width=0.8 * WIDTH, height=HEIGHT)
+
+
+def _training_ends(ends: Rows, labels: Sequence[str], colour: Any, y_scale: Any) -> Any:
+    """One place per clip, so that bars do not hide each other; the scale is that of the lines."""
+    place = alt.X("clip:N", sort=list(labels), title="at the end", axis=alt.Axis(labels=False, ticks=False))
+    base = alt.Chart(alt.InlineData(values=ends)).encode(x=place, color=colour)
+    y_axis = alt.Axis(labels=False, ticks=False, domain=False, title=None, tickCount=6)
+    bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("from:Q", scale=y_scale, axis=y_axis), y2="to:Q")
+    dots = base.mark_circle(size=40, opacity=1).encode(y=alt.Y("difference:Q", scale=y_scale, axis=y_axis))
+    return alt.layer(_zero_line(), bars, dots).properties(width=0.2 * WIDTH, height=HEIGHT)
+
+
+def _zero_line() -> Any:
+    return alt.Chart(alt.InlineData(values=[{"zero": 0.0}])).mark_rule(color="#9AA0A6").encode(y="zero:Q")
 
 
 def chart_title(text: str, subtitle: str) -> Any:

@@ -1,21 +1,22 @@
 """The per-token part of report.html: what an update did with each token of a few responses, and which tokens rules
-act on most. Pure; HTML without scripts, every text escaped."""
+act on most. The responses are chosen among all that were traced. Pure; HTML without scripts, every text escaped."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from megarl.records import TokenTrace
 from megarl.telemetry.columns import format_number
 from megarl.telemetry.panels import BLUE, GREEN, GREY, VERMILION
 from megarl.telemetry.rollouts import RolloutRow
+from megarl.telemetry.traces import CLIPPING, RuledToken, TracedResponse, TraceSurvey, is_clipped
 
 STYLE = f"""
 .tokens {{ font: 13px/2.0 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   margin: 6px 0 2px; }}
 .tokens i, .key i {{ font-style: normal; border-bottom: 3px solid transparent; border-radius: 2px; padding: 1px 0 0; }}
 i.clip_low {{ border-bottom-color: {BLUE}; }} i.clip_high {{ border-bottom-color: {VERMILION}; }}
-i.dual {{ border-bottom-color: {GREEN}; }} i.other {{ border-bottom: 3px dotted {GREY}; }}
+i.dual {{ border-bottom-color: {GREEN}; }} i.other, i.dppo {{ border-bottom: 3px dotted {GREY}; }}
 .response {{ background: #fff; border: 1px solid #e3e6ea; border-radius: 8px; padding: 10px 14px; }}
 .response + .response {{ margin-top: 12px; }}
 .response h3 {{ font-size: 14px; margin: 0; }} .key {{ font-size: 13px; color: #5f6368; margin: 0 0 10px; }}
@@ -26,56 +27,60 @@ i.dual {{ border-bottom-color: {GREEN}; }} i.other {{ border-bottom: 3px dotted 
 .token-table td, .token-table th {{ padding: 3px 16px; }} .token-table th.number {{ text-align: right; }}
 """
 
-LOOKED_AT = 64
-"""Responses of the file that are read for this part, from its first."""
 _SHOWN_RESPONSES = 2
 """Of each sign of the advantage."""
 _SHOWN_TOKENS = 600
 _SHOWN_RULES = 12
 _TINT = (126, 87, 194)
 """The colour of the most uncertain token."""
-_CLIPPING = ("clip_high", "clip_low", "dual")
 
 
-def format_tokens(rows: Sequence[RolloutRow]) -> str:
-    """The section's HTML; "" where none of the rows was traced."""
-    traced = [(row, row.trace) for row in rows if row.trace is not None]
-    if not traced:
-        return ""
-    chosen = _choose(traced)
-    largest = max(max(trace.entropy) for _, trace in chosen) or 1.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepUpdates:
+    """How a step's responses are divided among its updates."""
+
+    count: int
+    mini_batch_responses: int
+
+    def index(self, sample_id: int) -> int:
+        """Which update of the step trained the response, from 1."""
+        return sample_id // self.mini_batch_responses + 1
+
+
+def choose_responses(survey: TraceSurvey) -> list[int]:
+    """Sample ids of the responses to show: of either sign of the advantage those with the most clipped tokens, then
+    with the most that another rule acted on; one of a prompt and sign."""
+
+    def order(response: TracedResponse) -> tuple[int, int, int]:
+        return -response.num_clipped, -response.num_ruled, response.sample_id
+
+    best: dict[tuple[int, int], int] = {}
+    for response in sorted(survey.responses, key=order):
+        best.setdefault((_sign(response.advantage), response.prompt_index), response.sample_id)
+    positive = [sample_id for (sign, _), sample_id in best.items() if sign > 0][:_SHOWN_RESPONSES]
+    negative = [sample_id for (sign, _), sample_id in best.items() if sign < 0][:_SHOWN_RESPONSES]
+    return positive + negative or list(best.values())[:_SHOWN_RESPONSES]
+
+
+def format_tokens(survey: TraceSurvey, rows: Sequence[RolloutRow], *, updates: StepUpdates | None) -> str:
+    """The section's HTML. `rows`: the traced rows of `choose_responses`, in any order. `updates`: None where the
+    run's configuration is not known; then the view names no update."""
+    traced = {row.sample_id: (row, row.trace) for row in rows if row.trace is not None}
+    chosen = [traced[sample_id] for sample_id in choose_responses(survey)]
+    largest = max(max(trace.entropy, default=0.0) for _, trace in chosen) or 1.0
     return "\n".join(
         [
-            f"<h2>Tokens of step {traced[0][0].step}</h2>",
+            f"<h2>Tokens of step {survey.step}</h2>",
             _key(largest),
-            *(_response(row, trace, largest) for row, trace in chosen),
-            _rule_table(traced),
+            _update_table(survey, updates),
+            *(_response(row, trace, largest, updates) for row, trace in chosen),
+            _rule_table(survey),
         ]
     )
 
 
-def _choose(traced: Iterable[tuple[RolloutRow, TokenTrace]]) -> list[tuple[RolloutRow, TokenTrace]]:
-    """Of either sign of the advantage the responses with the most clipped tokens, then with the most that another rule
-    acted on; one of a prompt and sign."""
-
-    def order(pair: tuple[RolloutRow, TokenTrace]) -> tuple[int, int, int]:
-        row, trace = pair
-        return -sum(map(_is_clipped, trace.rule)), -sum(map(bool, trace.rule)), row.sample_id
-
-    best: dict[tuple[int, int], tuple[RolloutRow, TokenTrace]] = {}
-    for row, trace in sorted(traced, key=order):
-        best.setdefault((_sign(row.advantage), row.prompt_index), (row, trace))
-    positive = [pair for (sign, _), pair in best.items() if sign > 0][:_SHOWN_RESPONSES]
-    negative = [pair for (sign, _), pair in best.items() if sign < 0][:_SHOWN_RESPONSES]
-    return positive + negative or list(best.values())[:_SHOWN_RESPONSES]
-
-
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
-
-
-def _is_clipped(rule: str) -> bool:
-    return any(name in _CLIPPING for name in rule.split("+"))
 
 
 def _key(largest: float) -> str:
@@ -91,18 +96,44 @@ def _key(largest: float) -> str:
     )
     return (
         f"<p class='key'>entropy 0<span class='scale' style='background: {gradient}'></span>{largest:.2f} nats {marks}"
-        "<br>Traced responses in which clipping, or else another rule, acted most. Point at a token to read it.</p>"
+        "<br>Of all traced responses, those of either sign of the advantage in which clipping, or else another rule, "
+        "acted most; one of a prompt and sign. Point at a token to read it.</p>"
     )
 
 
-def _response(row: RolloutRow, trace: TokenTrace, largest: float) -> str:
+def _update_table(survey: TraceSurvey, updates: StepUpdates | None) -> str:
+    """What was traced of each update of the step, and how much of that was clipped."""
+    if updates is None:
+        return ""
+    by_update: dict[int, list[TracedResponse]] = {}
+    for response in survey.responses:
+        by_update.setdefault(updates.index(response.sample_id), []).append(response)
+    heads = "".join(f"<th class='number'>{head}</th>" for head in ("traced responses", "tokens", "clipped", "any rule"))
+    lines = []
+    for update, responses in sorted(by_update.items()):
+        tokens = sum(response.num_tokens for response in responses)
+        shares = [
+            f"{sum(counts) / tokens:.2%}" if tokens else "-"
+            for counts in ([r.num_clipped for r in responses], [r.num_ruled for r in responses])
+        ]
+        numbers = _numbers(f"{len(responses):,}", f"{tokens:,}", *shares)
+        lines.append(f"<tr><td>{update} of {updates.count}</td>{numbers}</tr>")
+    return (
+        f"<table class='token-table'><tr><th>update</th>{heads}</tr>{''.join(lines)}</table>"
+        "<p class='sub'>Responses are trained on in the order in which they were sampled, a mini-batch per update, and "
+        "the first ones of each are traced. In a step's first update the policy is still the old one.</p>"
+    )
+
+
+def _response(row: RolloutRow, trace: TokenTrace, largest: float, updates: StepUpdates | None) -> str:
     ruled = sum(map(bool, trace.rule))
+    update = f", update {updates.index(row.sample_id)} of {updates.count}" if updates else ""
     shown = min(len(trace.logp), _SHOWN_TOKENS)
     tokens = "".join(_token(row, trace, position, largest) for position in range(shown))
     rest = f" <small>… and {len(trace.logp) - shown:,} more tokens</small>" if shown < len(trace.logp) else ""
     return (
-        f"<div class='response'><h3>Prompt {row.prompt_index}, sample {row.sample_index}: reward {row.reward:g}, "
-        f"advantage {row.advantage:+.3g}, {len(trace.logp):,} tokens, rules acted on {ruled:,}</h3>"
+        f"<div class='response'><h3>Prompt {row.prompt_index}, sample {row.sample_index}{update}: reward "
+        f"{row.reward:g}, advantage {row.advantage:+.3g}, {len(trace.logp):,} tokens, rules acted on {ruled:,}</h3>"
         f"<details><summary>Prompt</summary><pre>{escape(row.prompt_text)}</pre></details>"
         f"<div class='tokens'>{tokens}{rest}</div></div>"
     )
@@ -111,7 +142,7 @@ def _response(row: RolloutRow, trace: TokenTrace, largest: float) -> str:
 def _token(row: RolloutRow, trace: TokenTrace, position: int, largest: float) -> str:
     rule = trace.rule[position]
     names = rule.split("+") if rule else []
-    mark = next((name for name in _CLIPPING if name in names), "other" if names else "")
+    mark = next((name for name in CLIPPING if name in names), "other" if names else "")
     numbers = (
         f"token {position}: log p {trace.logp[position]:.3f}, H {trace.entropy[position]:.3f}, "
         f"r {trace.ratio[position]:.3f} in [{trace.low[position]:.3g}, {trace.high[position]:.3g}], "
@@ -138,35 +169,28 @@ def _tint(share: float) -> str:
     return "#" + "".join(f"{round(255 + strength * (channel - 255)):02x}" for channel in _TINT)
 
 
-def _rule_table(traced: Sequence[tuple[RolloutRow, TokenTrace]]) -> str:
+def _rule_table(survey: TraceSurvey) -> str:
     """Which tokens rules act on, clipping first: text and rule, how often, and what they have in common."""
-    occurrences: dict[str, int] = defaultdict(int)
-    found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-    for row, trace in traced:
-        for position, (rule, entropy, ratio) in enumerate(zip(trace.rule, trace.entropy, trace.ratio, strict=True)):
-            text = _text(row, position)
-            occurrences[text] += 1
-            if rule:
-                found[text, rule].append((entropy, ratio))
-    most = sorted(found.items(), key=lambda item: (not _is_clipped(item[0][1]), -len(item[1]), item[0]))[:_SHOWN_RULES]
+
+    def order(token: RuledToken) -> tuple[bool, int, str, str]:
+        return not is_clipped(token.rule), -token.count, token.text, token.rule
+
+    most = sorted(survey.tokens, key=order)[:_SHOWN_RULES]
     if not most:
         return "<p class='sub'>No rule acted on a traced token.</p>"
     lines = [
-        f"<tr><td><code>{escape(repr(text)[1:-1])}</code></td><td>{escape(rule)}</td>"
-        + _numbers(f"{len(pairs):,}", f"{len(pairs) / occurrences[text]:.0%}", _mean(pairs, 0), _mean(pairs, 1))
+        f"<tr><td><code>{escape(repr(token.text)[1:-1])}</code></td><td>{escape(token.rule)}</td>"
+        + _numbers(f"{token.count:,}", f"{token.count / token.occurrences:.0%}")
+        + _numbers(*(format_number(mean, width=7, decimals=3) for mean in (token.mean_entropy, token.mean_ratio)))
         + "</tr>"
-        for (text, rule), pairs in most
+        for token in most
     ]
     heads = "".join(f"<th class='number'>{head}</th>" for head in ("times", "of its tokens", "mean H", "mean r"))
     return (
-        f"<h3>Tokens that rules acted on most, in {len(traced):,} traced responses</h3>"
+        f"<h3>Tokens that rules acted on most, in {len(survey.responses):,} traced responses</h3>"
         f"<table class='token-table'><tr><th>token</th><th>rule</th>{heads}</tr>{''.join(lines)}</table>"
     )
 
 
 def _numbers(*texts: str) -> str:
     return "".join(f"<td class='number'>{text}</td>" for text in texts)
-
-
-def _mean(pairs: Sequence[tuple[float, float]], index: int) -> str:
-    return format_number(sum(pair[index] for pair in pairs) / len(pairs), width=7, decimals=3)

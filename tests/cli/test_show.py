@@ -1,5 +1,6 @@
 """`megarl show` and the command itself: TOML that loads back, exit codes, and a start without torch."""
 
+import importlib.metadata
 import subprocess
 import sys
 from io import StringIO
@@ -12,7 +13,7 @@ from megarl.cli.show import derived_comments, print_config, print_fields
 from megarl.config.fields import iter_fields
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
-from tests.config.text import write_config
+from tests.config.text import SMALL, write_config
 
 PAPER = Path(__file__).parents[2] / "configs" / "papers" / "clip-dapo-math-qwen2.5-7b-4nodes.toml"
 OVERRIDES = ["objective.clip.high=inf", "reward.overlong.cache_tokens=8", "policy.optimizer.lr=3e-7"]
@@ -106,6 +107,25 @@ def test_fragments_and_overrides(tmp_path: Path) -> None:
     ]
 
 
+def test_choices_that_files_take_from_one_another_are_marked(tmp_path: Path) -> None:
+    methods = PAPER.parents[1] / "methods"
+    sapo, bonus, skywork = (str(methods / f"{name}.toml") for name in ("sapo", "entropy-bonus", "entropy-skywork"))
+    path = write_config(tmp_path, SMALL + "[objective]\ngate = { dual = 3.0 }\nclip = { low = 0.1, high = inf }\n")
+    assert "replaced" not in shown(path, ["objective.clip.low=0.3"])
+    text = shown(path, [sapo, bonus, skywork])
+    assert text.startswith(
+        f'# replaced: objective.clip.low 0.1, objective.clip.high inf ({path}) by objective.clip.kind "none" ({sapo})\n'
+        f'# replaced: objective.gate.dual 3.0 ({path}) by objective.gate.kind "sapo" ({sapo})\n'
+        f"# replaced: objective.auxiliary.entropy.coefficient 0.001 ({bonus}) by 0.0 ({skywork})\n"
+        'name = "small"\n'
+    )
+
+
+def test_version() -> None:
+    done = run_megarl("--version")
+    assert (done.returncode, done.stdout) == (0, f"megarl {importlib.metadata.version('megarl')}\n")
+
+
 def test_a_survey_is_counted_only_where_there_is_one(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     assert "objective" not in derived_comments(load_config(path))
@@ -144,7 +164,9 @@ def test_help_has_examples(verb: str) -> None:
     assert f"megarl {verb} " in done.stdout.partition("Examples")[2]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["show", "CONFIG"], ["show", "--fields"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["show", "CONFIG"], ["show", "--fields"], ["doctor", "--help"]]
+)
 def test_starts_without_heavy_packages(tmp_path: Path, arguments: list[str]) -> None:
     path = str(write_config(tmp_path))
     arguments = [path if argument == "CONFIG" else argument for argument in arguments]

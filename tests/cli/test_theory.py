@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from megarl.cli.theory import run_theory
 from megarl.cli.theory_tables import findings
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
-from megarl.config.loader import load_section
-from megarl.config.theory import TheoryConfig, load_theory
+from megarl.config.loader import load_section, load_theory
+from megarl.config.theory import TheoryConfig
 from megarl.objective.theory.monte_carlo import SlopeRow
 from megarl.objective.theory.studies import StepStudy, TrainingRow
 from megarl.telemetry.theory_charts import build_theory_charts
@@ -87,7 +88,7 @@ def test_json_holds_the_numbers_without_infinities(small_run: tuple[Path, str]) 
         raise AssertionError(f"{constant} is not JSON")
 
     results = json.loads((small_run[0] / "theory.json").read_text(encoding="utf-8"), parse_constant=refuse)
-    assert set(results) == {"steps", "counterexamples", "sweep", "samples", "training"}
+    assert set(results) == {"steps", "identities", "counterexamples", "sweep", "samples", "training"}
     assert [row["high"] for row in results["samples"]] == ["inf", "inf"]
     orders = [row["order"] for row in results["steps"]["rows"] if row["theorem"] == "Theorem 1"]
     assert orders[0] is None
@@ -99,6 +100,25 @@ def test_json_holds_the_numbers_without_infinities(small_run: tuple[Path, str]) 
     off = [row for row in results["sweep"]["rows"] if row["bound"] in ("inf", 1.0) and row["probability"] == 0]
     assert [row["pg_term"] for row in off] == [0, 0]
     assert all(row["pg_positive"] is None for row in off)
+
+
+def test_identities_hold_and_their_near_misses_do_not(small_run: tuple[Path, str]) -> None:
+    results = json.loads((small_run[0] / "theory.json").read_text(encoding="utf-8"))
+    expected = {"difference": (0, 1e-12), "order": (1.9, 2.1), "|z|": (0, 4)}
+    wrong = {"difference": (1e-3, 1), "order": (0.8, 1.3), "|z|": (10, math.inf)}
+    assert [row["measure"] for row in results["identities"]] == [
+        "difference",
+        "order",
+        "difference",
+        "difference",
+        "|z|",
+    ]
+    for row in results["identities"]:
+        low, high = expected[row["measure"]]
+        assert low <= row["value"] <= high, row
+        low, high = wrong[row["measure"]]
+        assert low <= row["wrong_value"] <= high, row
+        assert row["statement"] in small_run[1]
 
 
 def test_the_written_config_repeats_the_run(small_run: tuple[Path, str]) -> None:
@@ -122,8 +142,6 @@ def test_a_file_gets_no_control_characters(small_run: tuple[Path, str]) -> None:
 
 
 def test_a_study_that_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "training.png").write_bytes(b"of an earlier study")
     file = io.StringIO()
     run_theory(Console(file=file, width=80), load_theory(None, [*SMALL, "multi_step.rollouts=0"]), tmp_path)
     assert not (tmp_path / "figures" / "training.png").exists()
@@ -160,7 +178,7 @@ def test_findings_judge_only_with_enough_seeds_and_beyond_noise() -> None:
         )
 
     lines = findings(steps, [bad], [row(0.05), row(-0.05), row(-0.02)], seeds=8)
-    assert "DISAGREE" in lines[2]
+    assert lines[2] == "Sampled groups DISAGREE with the prediction: largest |z| 10.0 over 1 clip."
     assert "entropy higher" in lines[3]
     assert "entropy lower" in lines[4]
     assert "no effect beyond noise" in lines[5]
@@ -223,6 +241,28 @@ def test_an_output_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="cannot be made a directory"):
         run_theory(Console(file=io.StringIO()), load_theory(None, SMALL), tmp_path / "taken")
+
+
+def test_an_output_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("of an earlier study")
+    with pytest.raises(ConfigError, match=r"expected an empty or a new directory, found one with report\.html; name"):
+        run_theory(Console(file=io.StringIO()), load_theory(None, SMALL), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "of an earlier study"
+
+
+def test_studies_of_one_second_have_directories_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("megarl.cli.theory.datetime", Stopped)
+    for _ in range(2):
+        run_theory(Console(file=io.StringIO()), load_theory(None, [*SMALL, "multi_step.rollouts=0"]), None)
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert names == ["theory-20260102T030405Z", "theory-20260102T030405Z-2"]
 
 
 def test_the_shipped_file_is_the_defaults() -> None:

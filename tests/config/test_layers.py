@@ -6,7 +6,7 @@ import pytest
 
 from megarl.config.advantage import Grpo, SmoothedAdvantage
 from megarl.config.base import Config, ConfigError
-from megarl.config.loader import load_config, load_section, source_files
+from megarl.config.loader import find_replacements, load_config, load_section, load_theory, source_files
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.run import RunConfig
 from megarl.config.trust import ArcherClip, ConstantClip, DcpoClip, NoClip, PpoGate, SapoGate
@@ -154,9 +154,53 @@ def test_a_rule_names_the_files_that_set_what_it_speaks_of(tmp_path: Path) -> No
     sapo = write_fragment(tmp_path, "sapo", '[objective]\ngate = { kind = "sapo" }\nclip = { kind = "none" }\n')
     flexec = write_fragment(tmp_path, "flexec", '[objective.clip]\nkind = "flexec"\n')
     assert message(tmp_path, sapo, flexec)[1].endswith(f" [{sapo}, {flexec}]")
-    # With one file its name is the heading, and overrides are in front of the person.
+    # With one file its name is the heading; an override is named always.
     _, problem = message(tmp_path, "objective.gate.kind=sapo")
-    assert problem.endswith('set objective.clip = {kind = "none"}')
+    assert problem.endswith("[override 'objective.gate.kind=sapo']")
+    _, problem = message(tmp_path, sapo, "objective.clip={kind='flexec'}")
+    assert problem.endswith(f"[{sapo}, override \"objective.clip={{kind='flexec'}}\"]")
+
+
+def test_a_rule_names_keys_that_its_text_shortens(tmp_path: Path) -> None:
+    """world_size is named in full, tensor beside it; tensor of another section and words of prose are not blamed."""
+    _, problem = message(tmp_path, "parallel.tensor=2", "parallel.world_size=3", "rollout.tensor=1", "train.seed=2")
+    assert problem.endswith("[override 'parallel.world_size=3', override 'parallel.tensor=2']")
+    fragment = write_fragment(tmp_path, "f", "[train]\nsamples_per_prompt = 3\n")
+    _, problem = message(tmp_path, fragment, "train.mini_batch_responses=5")
+    path = tmp_path / "run.toml"
+    assert problem.endswith(f"[{path}, {fragment}, override 'train.mini_batch_responses=5']")
+
+
+def replaced(directory: Path, *arguments: str) -> list[tuple[str, object, str, str, object, str]]:
+    path = write_config(directory, BASE)
+    return [
+        (found.path, found.value, Path(found.origin.text).stem, found.by_path, found.by_value, Path(found.by.text).stem)
+        for found in find_replacements(path, arguments)
+    ]
+
+
+def test_what_files_take_from_one_another_is_known(tmp_path: Path) -> None:
+    one = write_fragment(tmp_path, "one", "[objective.clip]\nlow = 0.3\nhigh = 0.5\n[objective.gate]\ndual = 3.0\n")
+    two = write_fragment(
+        tmp_path, "two", '[objective]\nclip = { kind = "dcpo", low = 0.3 }\nweights = { tis = false }\n'
+    )
+    assert replaced(tmp_path) == []
+    assert replaced(tmp_path, one) == [("objective.clip.low", 0.1, "run", "objective.clip.low", 0.3, "one")]
+    assert replaced(tmp_path, one, two) == [
+        ("objective.clip.low", 0.1, "run", "objective.clip.low", 0.3, "one"),
+        ("objective.clip.low", 0.3, "one", "objective.clip.kind", "dcpo", "two"),
+        ("objective.clip.high", 0.5, "one", "objective.clip.kind", "dcpo", "two"),
+        ("objective.weights.tis.cap", 5.0, "run", "objective.weights.tis", False, "two"),
+    ]
+
+
+def test_what_overrides_decide_is_no_disagreement_of_files(tmp_path: Path) -> None:
+    one = write_fragment(tmp_path, "one", "[objective.clip]\nlow = 0.3\n")
+    sapo = write_fragment(tmp_path, "sapo", '[objective]\ngate = { kind = "sapo" }\nclip = { kind = "none" }\n')
+    assert replaced(tmp_path, one, "objective.clip.low=0.4") == []
+    assert replaced(tmp_path, "objective.gate.dual=9") == []
+    undone = replaced(tmp_path, sapo, "objective.gate.kind=ppo", "objective.clip.kind=constant")
+    assert undone == []
 
 
 def test_missing_keys_are_blamed_on_who_opened_the_table(tmp_path: Path) -> None:
@@ -172,6 +216,45 @@ def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
     lines = message(tmp_path, str(tmp_path / "sappo.toml"), broken)
     assert f"{tmp_path / 'sappo.toml'}: no such file; did you mean {tmp_path / 'sapo.toml'}" in lines[0]
     assert lines[1].startswith(f"{broken}:1:7: TOML syntax: ")
+
+
+def test_a_name_without_its_directory_or_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # `configs` where the person stands is looked at too
+    (tmp_path / "methods").mkdir()
+    sapo = write_fragment(tmp_path / "methods", "sapo", "")
+    base = write_fragment(tmp_path, "v1.5", BASE)
+    expected = "expected a.b=value, e.g. train.steps=10, or a fragment FILE.toml"
+    for name in ("sapo", f"{tmp_path}/methods/sapo", "sappo"):
+        assert message(tmp_path, name)[1] == f"  argument {name!r}: {expected}; did you mean {sapo}?"
+    assert message(tmp_path, "v1.5")[1].endswith(f"did you mean {base}?")
+    for name in ("train.steps", "unheard-of"):
+        assert message(tmp_path, name)[1] == f"  argument {name!r}: {expected}"
+    assert message(tmp_path, "sapo.toml") == [f"sapo.toml: no such file; did you mean {sapo}?"]
+
+
+def test_a_file_of_another_verb_is_one_line(tmp_path: Path) -> None:
+    study = write_fragment(tmp_path, "study", "seed = 1\n[clip]\nlow = 0.1\n")
+    path = write_config(tmp_path, BASE)
+    for load_it in (lambda: load_theory(path, []), lambda: load_theory(Path(study), [str(path), "sed=3"])):
+        with pytest.raises(ConfigError) as caught:
+            load_it()
+        assert str(caught.value) == (
+            f"{path}: expected a theory configuration, such as configs/theory.toml; found a training configuration, "
+            "which `megarl train`, `sft`, `show` and `doctor` read"
+        )
+    for load_it in (lambda: load_config(Path(study)), lambda: load_config(path, [study])):
+        with pytest.raises(ConfigError) as caught:
+            load_it()
+        assert str(caught.value) == (
+            f"{study}: expected a training configuration, such as configs/quickstart.toml; found a theory "
+            "configuration, which `megarl theory` reads"
+        )
+
+
+def test_a_fragment_that_left_out_its_section_is_told_the_section(tmp_path: Path) -> None:
+    fragment = write_fragment(tmp_path, "f", "[clip]\nlow = 0.1\n")
+    assert message(tmp_path, fragment)[1] == f"  clip: unknown key; did you mean objective.clip? [{fragment}]"
 
 
 def test_source_files_are_the_fragments() -> None:

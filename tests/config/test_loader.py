@@ -147,7 +147,7 @@ def test_rules_across_sections_all_at_once(tmp_path: Path) -> None:
         "policy.optimizer.schedule=cosine",
         "policy.optimizer.min_lr=1",
     )
-    assert problems == [
+    assert [problem.partition(" [override ")[0] for problem in problems] == [
         "parallel.world_size 3 is not a multiple of tensor 2 x pipeline 1 = 2; change one of the three",
         "train.prompts_per_step 4 x samples_per_prompt 4 = 16 responses are not a multiple of mini_batch_responses 7",
         "parallel.world_size 3 and rollout.engines x tensor = 9 need 12 GPUs, cluster.nodes x gpus_per_node = 8",
@@ -156,18 +156,22 @@ def test_rules_across_sections_all_at_once(tmp_path: Path) -> None:
         'reward.verifier.kind = "reasoning_gym" scores only data.train.source = "reasoning_gym", found "file"; use '
         '"math_verify", "gsm8k" or "function"',
     ]
+    assert problems[1].endswith(" [override 'train.mini_batch_responses=7']")
+    assert problems[2].endswith(" [override 'parallel.world_size=3', override 'rollout.engines=9']")
+    assert problems[3].endswith(" [override 'policy.optimizer.min_lr=1']")
 
 
 def test_responses_not_dealt_evenly_to_the_ranks(tmp_path: Path) -> None:
     assert problems_of(write_config(tmp_path), "parallel.world_size=4", "train.mini_batch_responses=2") == [
         "train.mini_batch_responses 2 is not a multiple of the 4 data-parallel ranks; every rank takes equally many "
-        "micro-batches"
+        "micro-batches [override 'train.mini_batch_responses=2']"
     ]
 
 
 def test_shared_memory_does_not_cross_nodes(tmp_path: Path) -> None:
     assert problems_of(write_config(tmp_path), "cluster.nodes=2") == [
-        'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is 2; set it to "broadcast"'
+        'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is 2; set it to "broadcast" '
+        "[override 'cluster.nodes=2']"
     ]
 
 

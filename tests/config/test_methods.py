@@ -1,17 +1,23 @@
 """configs/methods/: every fragment has its authors' values, loads on the examples, and combines or is refused."""
 
 import itertools
+import json
 import math
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from megarl.cli.show import describe_replacements
 from megarl.config.base import Config, ConfigError
-from megarl.config.loader import load_config
+from megarl.config.loader import find_replacements, load_config
 from megarl.config.run import RunConfig
+from megarl.telemetry.names import DESCRIPTIONS
 
 ROOT = Path(__file__).parents[2]
 METHODS = ROOT / "configs" / "methods"
@@ -314,3 +320,33 @@ def test_readme_shows_the_refusal_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         load_config(Path("configs/quickstart.toml"), ["configs/methods/sapo.toml", "configs/methods/flexec-id.toml"])
     shown = [line.strip() for line in README.splitlines()]
     assert all(line.strip() in shown for line in str(caught.value).splitlines())
+
+
+def test_readme_shows_a_replacement_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (command, shown), *others = re.findall(r"^\$ megarl show (.*) \| head -1\n(.*)$", README, flags=re.MULTILINE)
+    path, *arguments = command.split()
+    assert not others
+    assert shown == f"# {describe_replacements(find_replacements(Path(path), arguments))[0]}"
+
+
+def test_readme_compares_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    assert {"actor/entropy", "reward/mean"} <= set(DESCRIPTIONS) & set(re.findall(r'"(\w+/\w+)"', code))
+    for run, start in (("low-0.1", 0.5), ("low-0.2", 0.75)):
+        (tmp_path / run).mkdir()
+        steps = [{"step": step, "actor/entropy": start / step, "reward/mean": 0.25 * step} for step in (1, 2)]
+        steps.append({"step": 3, "actor/entropy": None})
+        (tmp_path / run / "metrics.jsonl").write_text("".join(f"{json.dumps(step)}\n" for step in steps))
+    (tmp_path / "compare.py").write_text(code)
+    command = [sys.executable, "compare.py", "low-0.1", "low-0.2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "low-0.1  actor/entropy  0.500 -> 0.250  in 2 steps",
+        "low-0.1  reward/mean    0.250 -> 0.500  in 2 steps",
+        "low-0.2  actor/entropy  0.750 -> 0.375  in 2 steps",
+        "low-0.2  reward/mean    0.250 -> 0.500  in 2 steps",
+    ]
+    with Image.open(tmp_path / "compare.png") as image:
+        assert image.width > image.height > 100

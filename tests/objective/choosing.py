@@ -7,7 +7,8 @@ import torch
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.choices import choose
-from megarl.objective.tokens import Choices, Controls, Reduce, SingleRank, TokenBatch
+from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
+from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
 CONTROLS = Controls(step=4, seed=17)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
+from megarl.config.weight import AggregationConfig
 from megarl.objective.accounting import (
     MAX_NAMES,
     SUM_NAMES,
@@ -24,8 +25,10 @@ from megarl.objective.accounting import (
     possible_rules,
     to_metrics,
 )
+from megarl.objective.aggregation import aggregation_weights
 from megarl.objective.loss import compute_token_loss
-from megarl.objective.tokens import Choices, Controls, Rule, SingleRank, TokenBatch, TokenLoss
+from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch, TokenLoss
+from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
 BIT = math.log(2)
@@ -98,8 +101,10 @@ def test_clip_fractions_by_hand() -> None:
     assert metrics["actor/pg_clipfrac"] == (4, 8)
     assert metrics["clip_ratio/low_of_negative"] == (1, 4)
     assert metrics["clip_ratio/high_of_positive"] == (2, 3)
-    assert metrics["rule/clip_low_frac"] == (1, 8)
-    assert metrics["rule/dual_frac"] == (1, 8)
+    assert metrics["clip_ratio/low_effective"] == (1, 8)
+    assert metrics["clip_ratio/high_effective"] == (2, 8)
+    assert metrics["clip_bound/low_mean"] == (8 * 0.25, 8)
+    assert metrics["clip_bound/high_mean"] == (8 * 0.5, 8)
     assert metrics["rule/tis_frac"] == (0, 8)
     assert [metrics[f"entropy/region_e{i}"][0] for i in (1, 2, 3, 4)] == [1, 2, 2, 1]  # token 5 is a tie
     # Sorted bits 1 1 2 3 4 4 5 6: edges of rank 1, 3, 4, 6 are 1, 3, 4, 5. Nothing is below the first edge.
@@ -116,17 +121,40 @@ def test_theorem_quantities_by_hand() -> None:
     expected = {  # in bits
         # X = {0, 1}, r = 1/2 each: 3/64 + 8/64; -logp - H = -1 and 4.
         "clip_low_contribution": (11 / 64, 8),
+        "clip_low_contribution_weighted": (11 / 64 / 8, 1),
         "clip_low_difference": (11 / 64, 1),
         "clip_low_surprisal": (1.5, 1),
         "clip_low_surprisal_contribution": (1.5, 8),
         # Y = {3, 4, 5, 6} whatever the sign of A, r = 2, 2, 4, 4; -logp - H = -2, -1, 0, 1.
         "clip_high_contribution": (1.75, 8),
+        "clip_high_contribution_weighted": (1.75 / 8, 1),
         "clip_high_difference": (1.75, 12),
         "clip_high_surprisal": (-2, 12),
         "clip_high_surprisal_contribution": (-2, 8),
     }
     for name, (bits, count) in expected.items():
         assert metrics[f"entropy/{name}"] == pytest.approx((bits * BIT, count))
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
+def test_weighted_contributions_are_what_clipping_does_to_the_budget(mode: str) -> None:
+    """Random rewards, A = +1 and -1 equally often: the mean budget is E[max(A, 0)] (CL - CH), states weighing as in the
+    loss. The plain means over tokens say so only where the loss is one, too."""
+    lengths, config = [1, 3], AggregationConfig.model_validate({"mode": mode})
+    per_response = aggregation_weights(config, lengths, norm_length=None)
+    weight = [w for w, length in zip(per_response, lengths, strict=True) for _ in range(length)]
+    logp = [math.log(0.06), math.log(0.3), math.log(0.1), math.log(0.5)]
+    common = {"old_logp": math.log(0.2), "entropy": [1.0, 0.7, 1.5, 0.4], "expected_q": 0.05, "logp": logp}
+    found = []
+    for advantage in (1.0, -1.0):
+        tokens = make_tokens(lengths, advantage=advantage, weight=weight, **common)
+        found.append(metrics_of(tokens, compute(tokens, clip={"low": 0.2, "high": 0.2}, gate={"dual": math.inf})))
+    value = {name: total / count for name, (total, count) in found[0].items()}
+    mean_budget = sum(metrics["entropy/budget"][0] for metrics in found) / 2
+    weighted = [value[f"entropy/clip_{side}_contribution_weighted"] for side in ("low", "high")]
+    plain = [value[f"entropy/clip_{side}_contribution"] for side in ("low", "high")]
+    assert mean_budget == pytest.approx(0.5 * (weighted[0] - weighted[1]), rel=1e-9)
+    assert (weighted == pytest.approx(plain)) == (mode == "token-mean")
 
 
 def test_budget_by_hand() -> None:
@@ -168,6 +196,10 @@ def test_token_weights_scale_losses_and_budgets_but_no_count() -> None:
     assert metrics["rule/tis_frac"] == (2, 8)
     assert metrics["rule/clip_cov_frac"] == (1, 8)
     assert metrics["clip_ratio/high_mean"] == (2, 8)
+    # Token 0, the one of the low side, is masked.
+    assert metrics["clip_ratio/low_mean"] == (1, 8)
+    assert metrics["clip_ratio/low_effective"] == (0, 8)
+    assert metrics["clip_ratio/high_effective"] == (2, 8)
     assert metrics["actor/pg_loss"] == pytest.approx(((3.25 - 0.75 - 1.5) / 8, 1))
     assert metrics["entropy/budget_removed_low"][0] == 0
     assert metrics["entropy/budget_removed_high"][0] == pytest.approx((-1 / 4 + 2 * 1.5) * BIT / 8)
@@ -204,13 +236,17 @@ def test_what_was_never_counted_has_no_value() -> None:
     metrics = metrics_of(tokens, compute(tokens))
     assert metrics == to_metrics(TokenSums.zeros())
     # Only what averages over mini-batches is left.
-    assert set(metrics) == {name for name in metrics if name.split("/")[1].startswith(("budget", "pg", "aux", "loss"))}
+    averaged = ("budget", "pg", "aux", "loss", "clip_low_contribution_weighted", "clip_high_contribution_weighted")
+    assert set(metrics) == {name for name in metrics if name.split("/")[1].startswith(averaged)}
     assert all(pair == (0.0, 1.0) for pair in metrics.values())
     inside = make_tokens(advantage=[1.0, 1.0])
     metrics = metrics_of(inside, compute(inside))
     assert "entropy/clip_low_difference" not in metrics
     assert "entropy/clip_high_surprisal" not in metrics
     assert "clip_ratio/low_of_negative" not in metrics
+    metrics_off = metrics_of(inside, compute(inside, clip={"low": 1.0, "high": math.inf}))
+    assert "clip_bound/low_mean" not in metrics_off
+    assert "clip_bound/high_mean" not in metrics_off
     assert "actor/kl_loss" not in metrics
     assert metrics["entropy/clip_low_contribution"] == (0, 2)
 
@@ -239,12 +275,28 @@ def test_only_rules_that_may_act_are_reported() -> None:
 
     tokens = hand_tokens()
     sums = collect_token_sums(tokens, compute(tokens), SingleRank())
-    assert names() == {"rule/clip_low_frac", "rule/clip_high_frac", "rule/saturated_frac"}
+    assert names() == set()
     assert names(clip={"kind": "none"}, gate={"kind": "dppo"}, weights={"tis": {}}, auxiliary={"kl_cov": {}}) == {
-        *("rule/cap_frac", "rule/dppo_frac", "rule/tis_frac", "rule/kl_cov_frac", "rule/saturated_frac"),
+        *("rule/cap_frac", "rule/dppo_frac", "rule/tis_frac", "rule/kl_cov_frac"),
     }
-    assert "rule/dual_frac" in names(gate={"kind": "ce_gppo"})
-    assert len({name for name in to_metrics(sums) if name.startswith("rule/")}) == len(Rule)
+    # Both clip sides, the dual clip and saturated ratios are counted under clip_ratio/ and actor/ alone.
+    assert len({name for name in to_metrics(sums) if name.startswith("rule/")}) == len(Rule) - 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "masks"),
+    [
+        ({}, False),
+        ({"tis": {}, "positive_scale": {}}, False),
+        *(({name: {}}, True) for name in ("importance_mask", "sequence_rejection", "opsm", "high_entropy")),
+        *(({name: {}}, True) for name in ("clip_cov", "clip_b", "clip_v", "erc")),
+    ],
+)
+def test_effective_shares_are_reported_where_a_rule_may_mask(weights: dict[str, Any], *, masks: bool) -> None:
+    tokens = hand_tokens()
+    sums = collect_token_sums(tokens, compute(tokens), SingleRank())
+    metrics = to_metrics(sums, rules=possible_rules(ObjectiveConfig.model_validate({"weights": weights})))
+    assert ("clip_ratio/low_effective" in metrics, "clip_ratio/high_effective" in metrics) == (masks, masks)
 
 
 # --- The theorems of arXiv 2509.26114 on one tabular state -----------------------------------------------------------

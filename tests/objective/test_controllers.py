@@ -117,6 +117,20 @@ def test_metrics_tell_only_of_what_is_on() -> None:
     assert to_values(certain.metrics()) == {"actor/old_entropy": 0.0}
 
 
+def test_the_target_is_logged_where_there_is_one() -> None:
+    aer = build(auxiliary={"entropy": {}}, controllers={"aer": {"target_ratio": 0.4}})
+    drive(aer, [2.0, 1.9])
+    assert to_values(aer.metrics())["control/entropy_target"] == pytest.approx(0.8)
+    one = {"entropy_coefficient": {"target": 0.3}}
+    skywork = build(auxiliary={"entropy": {}}, controllers=one)
+    drive(skywork, [2.0])
+    assert to_values(skywork.metrics())["control/entropy_target"] == 0.3
+    two = one | {"positive_scale": {"target": 0.5}}
+    torn = build(auxiliary={"entropy": {}}, weights={"positive_scale": {}}, controllers=two)
+    drive(torn, [2.0])
+    assert "control/entropy_target" not in to_values(torn.metrics())
+
+
 OBJECTIVES = [
     {
         "auxiliary": {"entropy": {}, "kl": {}},

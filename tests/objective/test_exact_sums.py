@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarl.objective.exact_sums import exact_sums
-from megarl.objective.tokens import SingleRank
-from tests.objective.simulated_ranks import on_ranks, raised_on_ranks
+from tests.objective.simulated_ranks import SingleRank, on_ranks, raised_on_ranks
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e300, max_value=1e300)
 

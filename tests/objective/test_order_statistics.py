@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarl.objective.order_statistics import count, kth_smallest, smallest_k_mask
-from megarl.objective.tokens import SingleRank
-from tests.objective.simulated_ranks import on_ranks, raised_on_ranks
+from tests.objective.simulated_ranks import SingleRank, on_ranks, raised_on_ranks
 
 ALONE = SingleRank()
 VALUES = {

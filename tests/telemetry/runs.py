@@ -36,6 +36,16 @@ def make_row(step: int) -> dict[str, float | None]:
         "clip_ratio/high_mean": 0.002,
         "clip_ratio/dual_mean": 0.0,
         **{f"clip_ratio/{side}_q{q}": 0.001 * q for side in ("low", "high") for q in (1, 2, 3, 4, 5)},
+        "clip_ratio/low_effective": 0.0005,
+        "clip_ratio/high_effective": 0.001,
+        "clip_bound/low_mean": 0.2 + 0.01 * step,
+        "clip_bound/high_mean": 0.2,
+        "control/flexec_low_at_0.5": 0.2,
+        "control/flexec_high_at_0.5": 0.375,
+        "control/entropy_coefficient": 0.0,
+        "control/entropy_target": 0.2,
+        "control/positive_scale": 0.95,
+        "control/reference_resets": 0.0,
         "rule/tis_frac": 0.05,
         **{
             f"entropy/clip_{side}_{name}": 0.01 * step

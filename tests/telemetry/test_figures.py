@@ -10,11 +10,10 @@ import altair as alt
 import pytest
 from PIL import Image
 
-from megarl.objective.accounting import TokenSums, to_metrics
 from megarl.telemetry.charts import build_charts
 from megarl.telemetry.figures import write_run_figures
-from megarl.telemetry.names import DESCRIPTIONS
-from megarl.telemetry.panels import PANELS, HeatPanel
+from megarl.telemetry.line_charts import build_line_chart
+from megarl.telemetry.panels import LinePanel, Series
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.smoothing import average_neighbours, moving_mean, moving_window
 from tests.telemetry.runs import make_config, make_row, write_metrics
@@ -22,6 +21,7 @@ from tests.telemetry.runs import make_config, make_row, write_metrics
 RL_FIGURES = {
     *("reward", "entropy", "clip_fractions", "clip_contributions", "clip_differences", "clip_surprisal"),
     *("entropy_budget", "budget_removed", "clip_by_entropy", "regions", "rules"),
+    *("bounds", "entropy_coefficient", "positive_scale", "reference_resets"),
     *("response_length", "policy_change", "grad_norm", "logp_diff", "time_by_phase", "overview"),
 }
 
@@ -50,6 +50,11 @@ def datasets(chart: Any) -> list[list[dict[str, Any]]]:
     with alt.data_transformers.enable(consolidate_datasets=False):
         walk(chart.to_dict())
     return found
+
+
+def value_domain(chart: Any) -> list[float]:
+    """The ends of the value axis of a line chart."""
+    return chart.encoding.y.to_dict()["scale"]["domain"]
 
 
 def drawn_values(chart: Any, series: str) -> list[float | None]:
@@ -167,20 +172,6 @@ def test_a_long_run_is_thinned_and_says_so() -> None:
     assert [(cell["step"], cell["x2"]) for cell in cells[:11:5]] == [(2.5, 3.5), (3.5, 6.5), (6.5, 9.5)]
 
 
-def test_every_metric_that_is_drawn_or_counted_is_documented() -> None:
-    drawn: set[str] = set()
-    for panel in PANELS:
-        if isinstance(panel, HeatPanel):
-            drawn |= {metric for band in panel.bands for _, metric in band.rows}
-        else:
-            drawn |= {series.metric for series in panel.series}
-    assert drawn <= set(DESCRIPTIONS)
-    one = TokenSums.zeros()
-    one.sum_N[:] = 1.0
-    assert set(to_metrics(one)) <= set(DESCRIPTIONS)
-    assert drawn - set(make_row(1)) <= {"sft/loss"} | {name for name in drawn if name.startswith("rule/")}
-
-
 def test_the_entropy_is_compared_with_its_start() -> None:
     rows: list[dict[str, float | None]] = [{"step": s, "actor/entropy": h} for s, h in ((1, None), (2, 2.0), (3, 0.5))]
     chart = build_charts(rows)["entropy"]
@@ -206,3 +197,61 @@ def test_quintiles_are_cells_in_percent_from_the_most_uncertain_down() -> None:
         (3.5, 9.7, 25),
         (4.5, 5.7, 0),
     ]
+
+
+def test_effects_on_the_entropy_point_upwards_where_they_raise_it() -> None:
+    charts = build_charts([make_row(1), make_row(2)])
+    for key in ("clip_contributions", "clip_differences", "clip_surprisal"):
+        assert drawn_values(charts[key], "low side, X") == [0.01, 0.02], key
+        assert drawn_values(charts[key], "high side, Y (sign turned)") == [-0.01, -0.02], key
+    # A budget of -.001 removed on each of three sides: clipping raised the entropy by as much.
+    stacked, total = datasets(charts["budget_removed"])[:2]
+    assert [value["value"] for value in stacked] == [0.001] * 6
+    assert [value["value"] for value in total] == pytest.approx([0.003, 0.003])
+
+
+def test_the_run_s_own_clipping_comes_before_the_theorems() -> None:
+    keys = list(build_charts([make_row(1)]))
+    order = [keys.index(key) for key in ("clip_fractions", "budget_removed", "clip_contributions")]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("values", "axis", "domain"),
+    [
+        ([0.5, 0.502], "data", [0.491, 0.511]),
+        ([0.5, 0.6], "data", [0.5, 0.6]),
+        ([0.001, 0.003], "data", [0.0, 0.02]),
+        ([-0.003, -0.001], "data", [-0.02, 0.0]),
+        ([0.0, 0.0], "from_zero", [0.0, 0.02]),
+        ([0.001, 0.003], "from_zero", [0.0, 0.02]),
+        ([-0.003, -0.001], "from_zero", [-0.02, 0.0]),
+    ],
+)
+def test_what_barely_moves_is_drawn_flat(values: list[float], axis: Any, domain: list[float]) -> None:
+    series = Series(metric="x", label="x", colour="red")
+    panel = LinePanel(key="x", title="", subtitle="", y_title="", series=(series,), axis=axis, min_span=0.02)
+    chart = build_line_chart([{"step": step, "x": value} for step, value in enumerate(values, 1)], panel)
+    assert value_domain(chart) == pytest.approx(domain)
+
+
+def test_bounds_that_never_move_are_not_drawn_unless_a_schedule_moves_them() -> None:
+    # Rounding of a mean is no movement.
+    rows = [{"step": step, "clip_bound/low_mean": 0.2 + 1e-9 * step, "clip_bound/high_mean": 0.2} for step in (1, 2, 3)]
+    assert build_charts(rows) == {}
+    (bounds,) = build_charts([row | {"clip_bound/high_mean": 0.1 * row["step"]} for row in rows]).values()
+    assert drawn_values(bounds, "high, token mean") == pytest.approx([0.1, 0.2, 0.3])
+    assert drawn_values(bounds, "low, token mean") == []
+    (constant,) = build_charts([{"step": 1, "control/flexec_low_at_0.5": 0.2}]).values()
+    assert drawn_values(constant, "low(p = 0.5), FlexEC") == [0.2]
+
+
+def test_the_terms_are_explained_once_where_the_run_uses_them(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
+    write_run_figures(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    for term in ("H", "Q, N", "E1 - E4", "X, Y", "budget"):
+        assert html.count(f"<td><b>{term}</b></td>") == 1
+    write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "sft/loss": 2.0, "actor/entropy": 1.0}])
+    write_run_figures(tmp_path)
+    assert "Terms in the figures" not in (tmp_path / "report.html").read_text()

@@ -35,6 +35,7 @@ def make_row(**changes: object) -> RolloutRow:
         "reward": 0.1 + 0.2,
         "verifier_reward": 1.0,
         "overlong": -0.7,
+        "bonus": 0.0,
         "failure": None,
         "advantage": -1 / 3,
         "stop_reason": "length",
@@ -61,16 +62,23 @@ def make_trace(**changes: object) -> TokenTrace:
 def test_rows_come_back_equal(tmp_path: Path) -> None:
     rows = [
         make_row(),
-        make_row(sample_index=2, ref_logp=(-1.0, -2.0, -4.0), failure="timeout", stop_reason="stop"),
-        make_row(sample_index=3, response_tokens=(), behavior_logp=(), old_logp=(), old_entropy=(), ref_logp=()),
+        make_row(sample_id=2, ref_logp=(-1.0, -2.0, -4.0), failure="timeout", stop_reason="stop", bonus=0.25),
+        make_row(sample_id=3, response_tokens=(), behavior_logp=(), old_logp=(), old_entropy=(), ref_logp=()),
         make_row(trace=make_trace(), token_text=("4", "\n", "é")),
     ]
     path = tmp_path / "step-000003.parquet"
     write_rollouts(path, rows)
     assert read_rollouts(path) == rows
-    assert read_rollouts(path, at_most=2) == rows[:2]
-    assert read_rollouts(path, at_most=0) == []
+    assert read_rollouts(path, sample_ids={9, 3}) == [rows[0], *rows[2:]]
+    assert read_rollouts(path, sample_ids=[]) == []
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_rows_of_a_long_step_are_found_in_every_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "step-000003.parquet"
+    write_rollouts(path, (make_row(sample_id=number) for number in range(200)))
+    assert [row.sample_id for row in read_rollouts(path)] == list(range(200))
+    assert [row.sample_id for row in read_rollouts(path, sample_ids=(199, 5, 64))] == [5, 64, 199]
 
 
 def test_log_probs_are_float32(tmp_path: Path) -> None:

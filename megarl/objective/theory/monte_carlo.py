@@ -22,14 +22,14 @@ from megarl.objective.theory.theorems import kept, policy_gradient_terms
 def sampled_terms(
     policy: Tensor, old: Tensor, bounds: Bounds, actions: Tensor, *, weighted: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Per-sample (r 1_X (E[Q] - Q), r 1_Y (E[Q] - Q)) of actions [N] drawn from `old` [V].
+    """Per-sample (r 1_X (E[Q] - Q), r 1_Y (E[Q] - Q)) of actions [..., N] drawn from `old` [..., V].
 
     `weighted=False` leaves r out and is biased; it exists to show that.
     """
     low_set, high_set = clip_sets(policy, old, bounds)
-    gap = expected_q(policy) - q_values(policy)
+    gap = expected_q(policy)[..., None] - q_values(policy)
     weighted_gap = gap * (policy / old) if weighted else gap
-    return (weighted_gap * low_set)[actions], (weighted_gap * high_set)[actions]
+    return (weighted_gap * low_set).gather(-1, actions), (weighted_gap * high_set).gather(-1, actions)
 
 
 def random_pairs(count: int, vocabulary: int, *, old_scale: float, drift: float, seed: int) -> tuple[Tensor, Tensor]:
