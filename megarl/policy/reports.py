@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from megarl.objective.accounting import TokenSums
+from megarl.objective.token_sums import TokenSums
 from megarl.parallel.batches import BatchShard
 from megarl.parallel.packing import PackedMicroBatch, split_by_sample
 from megarl.records import TokenScores, TokenTrace

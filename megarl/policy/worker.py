@@ -17,7 +17,8 @@ from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
-from megarl.objective.accounting import TokenSums, collect_token_sums
+from megarl.objective.accounting import collect_token_sums
+from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid

@@ -11,7 +11,7 @@ import ray.util
 from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
-from megarl.objective.accounting import merge_token_sums, possible_rules, to_metrics
+from megarl.objective.token_sums import merge_token_sums, possible_rules, to_metrics
 from megarl.objective.tokens import Controls, Rule
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid

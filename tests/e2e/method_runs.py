@@ -21,8 +21,8 @@ from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import load_pairs
 from megarl.data.tokenizer import load_stop_token_ids, load_tokenizer
-from megarl.objective.accounting import merge_token_sums, to_metrics
 from megarl.objective.controllers import ControllerState
+from megarl.objective.token_sums import merge_token_sums, to_metrics
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.policy.mini_batch import ObjectivePasses

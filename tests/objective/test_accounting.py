@@ -16,17 +16,17 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import AggregationConfig
-from megarl.objective.accounting import (
+from megarl.objective.accounting import collect_token_sums
+from megarl.objective.aggregation import aggregation_weights
+from megarl.objective.loss import compute_token_loss
+from megarl.objective.token_sums import (
     MAX_NAMES,
     SUM_NAMES,
     TokenSums,
-    collect_token_sums,
     merge_token_sums,
     possible_rules,
     to_metrics,
 )
-from megarl.objective.aggregation import aggregation_weights
-from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch, TokenLoss
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megarl.config.run import RunConfig
-from megarl.objective.accounting import SUM_NAMES
+from megarl.objective.token_sums import SUM_NAMES
 from megarl.records import Sample
 from tests.policy.ranks import StepResult, make_checkpoint, make_config, make_samples, run_steps
 

@@ -18,8 +18,8 @@ from megarl.config.loader import load_config
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
-from megarl.objective.accounting import SUM_NAMES
 from megarl.objective.controllers import ControllerState
+from megarl.objective.token_sums import SUM_NAMES
 from megarl.objective.tokens import Controls, Rule
 from megarl.policy.mini_batch import ObjectivePasses
 from megarl.policy.optimizer import forget_moments

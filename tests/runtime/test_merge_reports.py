@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megarl.config.objective import ObjectiveConfig
-from megarl.objective.accounting import TokenSums, collect_token_sums
+from megarl.objective.accounting import collect_token_sums
 from megarl.objective.loss import compute_token_loss
+from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Choices, Controls, Rule
 from megarl.policy.reports import UpdateReport
 from megarl.runtime.policy_actors import merge_reports

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import megarl
-from megarl.objective.accounting import TokenSums, to_metrics
+from megarl.objective.token_sums import TokenSums, to_metrics
 from megarl.telemetry.names import DESCRIPTIONS, PHASES
 from megarl.telemetry.panels import PANELS, HeatPanel
 from tests.telemetry.runs import make_row
@@ -14,7 +14,7 @@ PACKAGE = Path(megarl.__file__).parent
 METRIC = re.compile(r"[a-z_]+/[a-z0-9_.]+")
 READERS = ("telemetry/names.py",)
 """Files whose dictionary keys are names of metrics that others emit."""
-COMPUTED_NAMES = {"objective/accounting.py": "to_metrics", "telemetry/spans.py": "timing_s"}
+COMPUTED_NAMES = {"objective/token_sums.py": "to_metrics", "telemetry/spans.py": "timing_s"}
 """Files that put names together at run time; both are read in another way here."""
 
 
