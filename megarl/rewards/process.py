@@ -16,7 +16,7 @@ from megarl.config.data import DataConfig
 from megarl.records import Prompt
 from megarl.rewards.item import RewardError
 from megarl.rewards.verifiers import VerifierConfig
-from megarl.rewards.worker import Failed, Ready, Scored
+from megarl.rewards.worker import Failed, Ready, Scored, Taken
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 120.0
@@ -60,7 +60,7 @@ class ScoringProcess:
 
         RewardError when no process can be started or `stop` was called.
         """
-        self._send_when_ready(prompt, response)
+        self._ask(prompt, response)
         try:
             if self._connection.poll(timeout_s):
                 reply: Scored | Failed = self._connection.recv()
@@ -107,20 +107,31 @@ class ScoringProcess:
         self.stop()
         self._end()
 
-    def _send_when_ready(self, prompt: Prompt, response: str) -> None:
-        """A process that was killed while idle or starting is no answer's fault: the question goes to a fresh one."""
+    def _ask(self, prompt: Prompt, response: str) -> None:
+        """Return when the process has taken the question. One that was killed while idle or starting is no answer's
+        fault: the question goes to a fresh one."""
         for attempts_left in reversed(range(_START_ATTEMPTS)):
             try:
                 self.wait_ready()
                 self._connection.send((prompt, response))
+                self._await_taken()
                 return
-            except (_DiedAtStartError, OSError) as error:
+            except (_DiedAtStartError, EOFError, OSError) as error:
                 if not attempts_left:
                     raise RewardError(
                         f"a reward worker died {_START_ATTEMPTS} times before it was asked; {error}"
                     ) from error
                 logger.warning("an idle reward worker died with exit code %s and is replaced", self._end())
                 self._spawn()
+
+    def _await_taken(self) -> None:
+        """EOFError or OSError where the process died before it read the question: the socket of a dying process may
+        still accept one."""
+        if not self._connection.poll(_START_TIMEOUT_S):
+            raise RewardError(f"an idle reward worker took no question for {_START_TIMEOUT_S:.0f} s; is it stopped?")
+        reply = self._connection.recv()
+        if not isinstance(reply, Taken):
+            raise RewardError(f"a reward worker answered {reply!r} before it had taken the question")
 
     def _spawn(self) -> None:
         with self._lock:

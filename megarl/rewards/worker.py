@@ -1,8 +1,8 @@
 """A process that scores answers, one at a time, in its main thread. It never imports torch.
 
 Protocol, over one socket: the parent sends (verifier config, data config), the worker answers Ready or Failed; then for
-every (prompt, response) it answers Scored or Failed. It ends when the parent closes the socket, and is ended by the
-kernel when the parent is gone, whatever it is busy with.
+every (prompt, response) it answers Taken, then Scored or Failed. It ends when the parent closes the socket, and is
+ended by the kernel when the parent is gone, whatever it is busy with.
 """
 
 import contextlib
@@ -20,6 +20,11 @@ from megarl.rewards.verifiers import Verify, build_verifier
 @dataclass(frozen=True, slots=True)
 class Ready:
     """The verifier is built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The question was read: a worker that dies before this did not die of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ def main(data_fd: int, life_fd: int) -> None:
         connection.send(Ready())
         while True:
             prompt, response = connection.recv()
+            connection.send(Taken())
             connection.send(_score(verify, prompt, response))
 
 

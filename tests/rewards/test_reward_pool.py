@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -106,6 +107,18 @@ def test_worker_that_dies_while_idle_costs_no_answer(user_pool: RewardPool) -> N
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(is_running(pid) for pid in user_pool.pids))
     assert [s.failure for s in score(user_pool, "ok", "ok", "ok")] == [None] * 3
+
+
+def test_worker_that_dies_before_it_reads_the_question_costs_no_answer() -> None:
+    """Its socket takes the question, as that of a dying process may; a stopped one makes that last."""
+    with make_pool(USER, workers=1, timeout_s=5.0) as pool, ThreadPoolExecutor(1) as thread:
+        (pid,) = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        scores = thread.submit(score, pool, "ok")
+        time.sleep(0.5)
+        os.kill(pid, signal.SIGKILL)
+        assert [s.failure for s in scores.result(timeout=60)] == [None]
+        assert pool.pids != [pid]
 
 
 @pytest.mark.parametrize(
