@@ -31,6 +31,7 @@ from megarl.config.theory import TheoryConfig
 from megarl.objective.theory.counterexamples import CASES, work_case
 from megarl.objective.theory.identities import study_identities
 from megarl.objective.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
+from megarl.telemetry.run_directory import make_numbered
 from megarl.telemetry.theory_figures import TheoryTable, TheoryText, write_theory_files
 from megarl.telemetry.versions import collect_versions
 
@@ -91,7 +92,9 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
 def _make_directory(output: Path | None) -> Path:
     """A directory that holds nothing yet: a study never replaces the files of another."""
     if output is None:
-        return _make_numbered(Path("runs").resolve(), f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        parent = Path("runs").resolve()
+        parent.mkdir(parents=True, exist_ok=True)
+        return make_numbered(parent, f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     directory = output.expanduser().resolve()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,20 +107,6 @@ def _make_directory(output: Path | None) -> Path:
             f"{', ...' if len(held) > 5 else ''}; name another, or remove it"
         )
     return directory
-
-
-def _make_numbered(parent: Path, name: str) -> Path:
-    """As run directories: a second study in the same second gets a number appended."""
-    parent.mkdir(parents=True, exist_ok=True)
-    attempt = 1
-    while True:
-        directory = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            directory.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return directory
 
 
 Advance = Callable[[], None]

@@ -56,7 +56,7 @@ def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]
     high_T = ((loss.rule_T & Rule.CLIP_HIGH) != 0) | (dppo_T & positive_T)
     dual_T = (loss.rule_T & Rule.DUAL) != 0
     clipped_T = (loss.rule_T & CLIPPED) != 0
-    gap_T = tokens.expected_q_T.double() - logp_T.exp() * (logp_T + entropy_T)  # N(s) - Q
+    gap_T = tokens.expected_q_T.double() - tokens.q_T  # N(s) - Q
     yield _loss_columns(tokens, loss)
     yield {
         "tokens": torch.ones_like(entropy_T),
@@ -127,10 +127,7 @@ def _loss_columns(tokens: TokenBatch, loss: TokenLoss) -> dict[str, Tensor]:
 
 def _response_means(tokens: TokenBatch) -> dict[str, Tensor]:
     """Mean entropy of each response that has tokens, and a 1 for each, [B]."""
-    zeros_B = tokens.entropy_T.new_zeros(tokens.num_sequences, dtype=torch.float64)
-    entropy_T = tokens.entropy_T.double()
-    length_B = zeros_B.index_add(0, tokens.sequence_T, torch.ones_like(entropy_T))
-    total_B = zeros_B.index_add(0, tokens.sequence_T, entropy_T)
+    length_B, total_B = tokens.lengths(), tokens.sequence_sum(tokens.entropy_T.double())
     return {"response_entropy": total_B / length_B.clamp(min=1), "responses": length_B > 0}
 
 

@@ -32,7 +32,7 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
             finite (then on every rank).
     """
     if not needs_choices(objective):
-        return Choices.none(tokens)
+        return Choices.none(tokens.logp_T)
     share = take_share(objective, tokens, controls, reduce)
     if share is None:
         return _without_tokens(objective, tokens)
@@ -91,7 +91,7 @@ def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Cho
 
 def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
     """No rank has a token: nothing to choose, but the loss finds every field it reads."""
-    nothing = Choices.none(tokens)
+    nothing = Choices.none(tokens.logp_T)
     clip = objective.clip
     return Choices(
         weight_T=nothing.weight_T,

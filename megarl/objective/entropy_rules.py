@@ -75,7 +75,7 @@ def entropy_change_metric(share: Share) -> Tensor:
 
 def clip_b(config: ClipB, share: Share) -> RuleResult:
     """Clip_B (arXiv 2602.03392): drops A < 0 tokens with S - mean(S) < -mu std(S), S = Q. Four collectives."""
-    s_T = share.q_T()
+    s_T = share.tokens.q_T
     mean, std = _mean_and_std(s_T, share)
     if std < _SMALLEST_STD:
         return share.dropped(torch.zeros_like(s_T, dtype=torch.bool), Rule.CLIP_B)
@@ -88,7 +88,7 @@ def clip_v(config: ClipV, share: Share) -> RuleResult:
 
     Ties go to the smaller sample_id, then to the earlier position.
     """
-    x_T = share.tokens.expected_q_T.to(torch.float64) - share.q_T()
+    x_T = share.tokens.expected_q_T.to(torch.float64) - share.tokens.q_T
     _, std = _mean_and_std(x_T, share)
     if std < _SMALLEST_STD:
         return share.dropped(torch.zeros_like(x_T, dtype=torch.bool), Rule.CLIP_V)

@@ -39,11 +39,6 @@ class Share:
         """What tells tokens apart under any layout: the last keys of an exact choice."""
         return self.tokens.sample_id_T, self.tokens.position_T
 
-    def q_T(self) -> Tensor:
-        """Q = p (log p + H) in float64 (S of arXiv 2602.03392)."""
-        logp_T = self.tokens.logp_T.to(torch.float64)
-        return logp_T.exp() * (logp_T + self.tokens.entropy_T.to(torch.float64))
-
     def dropped(self, drop_T: Tensor, rule: Rule) -> RuleResult:
         """Weight 0 and the flag where `drop_T`, 1 and none elsewhere."""
         return torch.where(drop_T, 0.0, 1.0).to(self.tokens.logp_T.dtype), flags(drop_T, rule)

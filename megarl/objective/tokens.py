@@ -103,9 +103,9 @@ class TokenBatch:
 
     @property
     def q_T(self) -> Tensor:
-        """Q = p (log p + H) of the sampled token, detached."""
-        logp_T = self.logp_T.detach()
-        return logp_T.exp() * (logp_T + self.entropy_T.detach())
+        """Q = p (log p + H) of the sampled token (S of arXiv 2602.03392), float64, detached."""
+        logp_T = self.logp_T.detach().double()
+        return logp_T.exp() * (logp_T + self.entropy_T.detach().double())
 
     def lengths(self) -> Tensor:
         """Tokens of each response, [B], in the dtype of the log-probs."""
@@ -130,16 +130,9 @@ class TokenBatch:
 
     def detach(self) -> "TokenBatch":
         """The same tokens without gradients."""
-        return self._map(lambda value: value.detach())
-
-    def to(self, device: torch.device | str) -> "TokenBatch":
-        return self._map(lambda value: value.to(device))
-
-    def _map(self, function: Any) -> "TokenBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TokenBatch(
-            **{name: function(value) if isinstance(value, Tensor) else value for name, value in values.items()}
-        )
+        detached: dict[str, Any] = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **detached)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[TokenBatch]") -> "TokenBatch":
@@ -192,9 +185,9 @@ class Choices:
     """(lo, hi) of clip kind "bapo"."""
 
     @classmethod
-    def none(cls, tokens: TokenBatch) -> "Choices":
-        """No rule looked at the mini-batch."""
-        weight_T = torch.ones_like(tokens.logp_T.detach())
+    def none(cls, like_T: Tensor) -> "Choices":
+        """No rule looked at the mini-batch, whose tokens' log-probs are like `like_T`."""
+        weight_T = torch.ones_like(like_T.detach())
         return cls(weight_T=weight_T, rule_T=torch.zeros_like(weight_T, dtype=torch.int32))
 
     def split(self, sizes: Sequence[int]) -> "list[Choices]":

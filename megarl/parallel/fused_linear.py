@@ -25,12 +25,9 @@ from torch.autograd.function import once_differentiable
 from megarl.parallel.kernels import fused_linear_kernels
 from megarl.parallel.token_statistics import (
     TokenDistribution,
-    check_tokens,
-    combine_shards,
-    finish_statistics,
-    gather_shards,
     inverse_temperature,
-    owned_columns,
+    locate_targets,
+    merge_over_ranks,
     statistics_dtype,
     token_gradient,
 )
@@ -70,7 +67,7 @@ def fused_linear_logp_entropy(
             without kernels.
     """
     _check_operands(hidden_TH, weight_VH)
-    check_tokens(
+    column_T, num_valid = locate_targets(
         target_T,
         num_tokens=hidden_TH.shape[0],
         num_columns=weight_VH.shape[0],
@@ -78,8 +75,6 @@ def fused_linear_logp_entropy(
         vocab_stop=vocab_stop,
         temperature=temperature,
     )
-    num_valid = max(0, vocab_stop - vocab_start)
-    column_T = owned_columns(target_T, vocab_start=vocab_start, num_valid=num_valid)
     outputs = _FusedLinearLogpEntropy.apply(
         hidden_TH, weight_VH, column_T, num_valid, temperature, group, with_expected_q
     )
@@ -102,7 +97,7 @@ class _FusedLinearLogpEntropy(torch.autograd.Function):
         shard_TK = fused_linear_kernels(hidden_TH.device).shard_statistics(
             hidden_TH, weight_VH[:num_valid], column_T, scale=scale, with_expected_q=with_expected_q
         )
-        merged = finish_statistics(combine_shards(gather_shards(shard_TK, group), scale), scale)
+        merged = merge_over_ranks(shard_TK, scale, group)
         ctx.save_for_backward(hidden_TH, weight_VH, column_T, merged.max_T, merged.sum_T, merged.entropy_T)
         ctx.num_valid, ctx.scale = num_valid, scale
         # An unused output's gradient arrives as None, which spares its arithmetic in backward.

@@ -111,6 +111,11 @@ def _moved_sums(sum_WT: Tensor, dot_WT: Tensor, gap_WT: Tensor, factor_WT: Tenso
     return (factor_WT * sum_WT).sum(0), (factor_WT * (dot_WT + gap_WT * sum_WT)).sum(0)
 
 
+def merge_over_ranks(shard_TK: Tensor, scale: float | Tensor, group: dist.ProcessGroup | None) -> MergedStatistics:
+    """What the whole vocabulary says of each token, from this rank's shard, by one collective."""
+    return finish_statistics(combine_shards(gather_shards(shard_TK, group), scale), scale)
+
+
 def finish_statistics(table_TK: Tensor, scale: float | Tensor) -> MergedStatistics:
     """Log-prob, entropy and expected q from the statistics of the whole vocabulary."""
     max_T, sum_T = table_TK[:, MAXIMUM].clone(), table_TK[:, SUM].clone()
@@ -154,13 +159,7 @@ def rows_of(scale: float | Tensor, rows: slice) -> float | Tensor:
     return scale[rows] if isinstance(scale, Tensor) else scale
 
 
-def owned_columns(target_T: Tensor, *, vocab_start: int, num_valid: int) -> Tensor:
-    """[T] int64: the column of this rank that holds the target, -1 where another rank holds it."""
-    column_T = target_T - vocab_start
-    return torch.where((column_T >= 0) & (column_T < num_valid), column_T, -1)
-
-
-def check_tokens(
+def locate_targets(
     target_T: Tensor,
     *,
     num_tokens: int,
@@ -168,8 +167,11 @@ def check_tokens(
     vocab_start: int,
     vocab_stop: int,
     temperature: float | Tensor,
-) -> None:
-    """ValueError unless the targets, the range of token ids and the temperature fit `num_tokens` x `num_columns`."""
+) -> tuple[Tensor, int]:
+    """([T] int64: the column of this rank that holds the target, -1 where another rank does; number of valid columns).
+
+    ValueError unless the targets, the range of token ids and the temperature fit `num_tokens` x `num_columns`.
+    """
     if target_T.shape != (num_tokens,) or target_T.dtype != torch.int64:
         raise ValueError(
             f"expected one int64 target for each of {num_tokens} tokens, found {target_T.dtype} targets "
@@ -188,3 +190,6 @@ def check_tokens(
             )
     elif not 0.0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature}; it must be positive and finite")
+    num_valid = max(0, vocab_stop - vocab_start)
+    column_T = target_T - vocab_start
+    return torch.where((column_T >= 0) & (column_T < num_valid), column_T, -1), num_valid

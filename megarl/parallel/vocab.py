@@ -21,12 +21,9 @@ from torch.autograd.function import once_differentiable
 from megarl.parallel.kernels import vocab_kernels
 from megarl.parallel.token_statistics import (
     TokenDistribution,
-    check_tokens,
-    combine_shards,
-    finish_statistics,
-    gather_shards,
     inverse_temperature,
-    owned_columns,
+    locate_targets,
+    merge_over_ranks,
     statistics_dtype,
     token_gradient,
 )
@@ -70,7 +67,7 @@ def vocab_parallel_logp_entropy(
     """
     if logits_TV.ndim != 2:
         raise ValueError(f"expected logits [tokens, vocabulary columns], found {tuple(logits_TV.shape)}")
-    check_tokens(
+    column_T, num_valid = locate_targets(
         target_T,
         num_tokens=logits_TV.shape[0],
         num_columns=logits_TV.shape[1],
@@ -80,8 +77,6 @@ def vocab_parallel_logp_entropy(
     )
     if inplace_backward and logits_TV.requires_grad and torch.is_grad_enabled():
         _check_overwritable(logits_TV)
-    num_valid = max(0, vocab_stop - vocab_start)
-    column_T = owned_columns(target_T, vocab_start=vocab_start, num_valid=num_valid)
     outputs = _VocabParallelLogpEntropy.apply(
         logits_TV, column_T, num_valid, temperature, group, inplace_backward, with_expected_q
     )
@@ -104,7 +99,7 @@ class _VocabParallelLogpEntropy(torch.autograd.Function):
         shard_TK = vocab_kernels(logits_TV.device).shard_statistics(
             logits_TV[:, :num_valid], column_T, scale=scale, with_expected_q=with_expected_q
         )
-        merged = finish_statistics(combine_shards(gather_shards(shard_TK, group), scale), scale)
+        merged = merge_over_ranks(shard_TK, scale, group)
         ctx.save_for_backward(logits_TV, column_T, merged.max_T, merged.sum_T, merged.entropy_T)
         ctx.num_valid, ctx.scale, ctx.inplace, ctx.consumed = num_valid, scale, inplace_backward, False
         # An unused output's gradient arrives as None, which spares its arithmetic in backward.

@@ -13,7 +13,7 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
-from megarl.objective.choices import choose
+from megarl.objective.choices import choose, needs_choices
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.parallel.batches import MiniBatch
@@ -63,6 +63,8 @@ class ObjectivePasses:
 
         `first`: no update has happened since `score`, so its results are the survey.
         """
+        if not needs_choices(self._objective):
+            return [Choices.none(scored.old_logp_R) for scored in scores]
         surveyed: Sequence[TokenDistribution]
         if self._objective.needs_survey and not first:
             surveyed = self._look(model, batches, with_expected_q=True)
@@ -113,7 +115,7 @@ class ObjectivePasses:
                 expected_q_R=None,
             )
             tokens = make_token_batch(batch, scored, token).detach()
-            counted = compute_token_loss(_PLAIN, _UNCONTROLLED, tokens, Choices.none(tokens))
+            counted = compute_token_loss(_PLAIN, _UNCONTROLLED, tokens, Choices.none(tokens.logp_T))
             value = -(batch.weight_R * token.logp_T).sum()
             return value, (tokens, replace(counted, loss=value.detach()))
 

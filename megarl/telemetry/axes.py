@@ -14,6 +14,7 @@ _SHORT = 40
 
 
 def step_of(row: Mapping[str, float | None]) -> int:
+    """The step a row of metrics.jsonl belongs to."""
     return int(row["step"] or 0)
 
 

@@ -31,14 +31,20 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinePanel:
-    """A chart of one or more metrics over the steps."""
+class _Titled:
+    """What every chart says of itself."""
 
     key: str
     """File name without ending."""
     title: str
     subtitle: str
     y_title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePanel(_Titled):
+    """A chart of one or more metrics over the steps."""
+
     series: tuple[Series, ...]
     scale: float = 1.0
     """Factor on every value: 100 turns a share into percent."""
@@ -53,13 +59,9 @@ class LinePanel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StackPanel:
+class StackPanel(_Titled):
     """A chart of parts that add up, over the steps."""
 
-    key: str
-    title: str
-    subtitle: str
-    y_title: str
     series: tuple[Series, ...]
     """The parts, first at the axis."""
     scale: float = 1.0
@@ -81,13 +83,9 @@ class HeatBand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatPanel:
+class HeatPanel(_Titled):
     """A map of shares: classes of tokens from top to bottom, steps from left to right."""
 
-    key: str
-    title: str
-    subtitle: str
-    y_title: str
     bands: tuple[HeatBand, ...]
     scale: float = 1.0
 

@@ -61,7 +61,7 @@ class RunDirectory:
         started = datetime.now(UTC)
         parent = Path(config.logging.directory).expanduser().resolve()
         parent.mkdir(parents=True, exist_ok=True)
-        run = cls(_make_unique(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
+        run = cls(make_numbered(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
         for folder in (run.rollouts, run.checkpoints, run.logs, run.figures):
             folder.mkdir()
         run._write_config(config, source, fragments)
@@ -159,7 +159,8 @@ class RunDirectory:
             write_text_atomically(self.path / name, fragment.read_text(encoding="utf-8"))
 
 
-def _make_unique(parent: Path, name: str) -> Path:
+def make_numbered(parent: Path, name: str) -> Path:
+    """Make `parent/name`, or `name-2` and so on where that exists: no directory is ever shared or touched twice."""
     attempt = 1
     while True:
         path = parent / (name if attempt == 1 else f"{name}-{attempt}")

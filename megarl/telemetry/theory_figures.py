@@ -48,7 +48,8 @@ def write_theory_files(
 ) -> list[Path]:
     """Write theory.json, config.toml, figures/<chart>.png and .svg, report.html; existing ones are replaced.
 
-    results: plain dicts, lists and numbers of the studies ("steps", "counterexamples", "sweep", "samples", "training").
+    results: plain dicts, lists and numbers of the studies ("steps", "identities", "counterexamples", "sweep",
+        "samples", "training").
     Returns the files written.
     """
     figures_path = directory / "figures"
@@ -58,9 +59,6 @@ def write_theory_files(
     config = directory / "config.toml"
     write_text_atomically(config, text.config_toml)
     written, figures = [data, config], []
-    if not results["training"]:
-        for stale in figures_path.glob("training.*"):  # of an earlier study in this directory
-            stale.unlink()
     for key, chart in build_theory_charts(results).items():
         svg = format_svg(style(chart))
         write_text_atomically(figures_path / f"{key}.svg", svg)

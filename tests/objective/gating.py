@@ -23,7 +23,7 @@ def objective(gate, clip=OFF, **ratio) -> ObjectiveConfig:
 
 
 def gated(config: ObjectiveConfig, tokens: TokenBatch) -> GateResult:
-    low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, Choices.none(tokens), anchor=config.ratio.anchor)
+    low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, Choices.none(tokens.logp_T), anchor=config.ratio.anchor)
     return apply_gate(config, tokens, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
 
 

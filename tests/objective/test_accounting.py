@@ -38,7 +38,7 @@ OBJECTIVE = {"clip": {"low": 0.25, "high": 0.5}, "gate": {"dual": 3.0}}
 def compute(tokens: TokenBatch, *, choices: Choices | None = None, **objective: Any) -> TokenLoss:
     """The real loss with the objective of this file, `objective` on top."""
     config = ObjectiveConfig.model_validate(OBJECTIVE | objective)
-    return compute_token_loss(config, Controls(step=1, seed=0), tokens, choices or Choices.none(tokens))
+    return compute_token_loss(config, Controls(step=1, seed=0), tokens, choices or Choices.none(tokens.logp_T))
 
 
 def metrics_of(tokens: TokenBatch, loss: TokenLoss) -> dict[str, tuple[float, float]]:

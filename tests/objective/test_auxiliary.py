@@ -14,7 +14,9 @@ CONTROLS = Controls(step=1, seed=0, entropy_coefficient=0.25)
 
 
 def loss_of(config: dict, tokens: TokenBatch, choices: Choices | None = None) -> torch.Tensor:
-    return auxiliary_loss(AuxiliaryConfig.model_validate(config), CONTROLS, tokens, choices or Choices.none(tokens))
+    return auxiliary_loss(
+        AuxiliaryConfig.model_validate(config), CONTROLS, tokens, choices or Choices.none(tokens.logp_T)
+    )
 
 
 def test_nothing_configured_is_zero() -> None:
@@ -53,7 +55,7 @@ def test_k3_is_clamped_without_gradient() -> None:
 def test_kl_cov_penalises_chosen_tokens_only() -> None:
     logp_T = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     tokens = make_tokens(logp=logp_T, old_logp=[-1.5, -1.5, -0.5])
-    none = Choices.none(tokens)
+    none = Choices.none(tokens.logp_T)
     chosen = Choices(weight_T=none.weight_T, rule_T=none.rule_T, kl_cov_T=torch.tensor([True, True, False]))
     loss_T = loss_of({"kl_cov": {"coefficient": 3.0}}, tokens, chosen)
     assert loss_T.tolist() == pytest.approx([1.5, 1.5, 0.0])
@@ -65,7 +67,7 @@ def test_kl_cov_penalises_chosen_tokens_only() -> None:
 def test_kl_cov_is_inert_where_nothing_has_moved() -> None:
     logp_T = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
     tokens = make_tokens(logp=logp_T, old_logp=[-1.0])
-    none = Choices.none(tokens)
+    none = Choices.none(tokens.logp_T)
     chosen = Choices(weight_T=none.weight_T, rule_T=none.rule_T, kl_cov_T=torch.tensor([True]))
     loss_of({"kl_cov": {}}, tokens, chosen).sum().backward()
     assert logp_T.grad is not None

@@ -19,7 +19,7 @@ STANDARD = (0.0, 0.2)
 
 
 def bounds_of(clip, tokens: TokenBatch, **controls) -> tuple[list[float], list[float]]:
-    low_T, high_T = token_bounds(clip, tokens, Controls(step=1, seed=0, **controls), Choices.none(tokens))
+    low_T, high_T = token_bounds(clip, tokens, Controls(step=1, seed=0, **controls), Choices.none(tokens.logp_T))
     assert low_T.shape == high_T.shape == tokens.logp_T.shape
     assert low_T.dtype == high_T.dtype == tokens.logp_T.dtype
     assert not low_T.requires_grad
@@ -138,7 +138,7 @@ def test_flexec_refuses_lines_without_a_meaning(lines, message) -> None:
 def test_probability_is_that_of_the_ratios_anchor(clip) -> None:
     controls = Controls(step=1, seed=0, upper=H, lower=M)
     tokens = make_tokens([1], old_logp=-0.1, behavior_logp=-2.0)
-    choices = Choices.none(tokens)
+    choices = Choices.none(tokens.logp_T)
     expected = token_bounds(clip, make_tokens([1], old_logp=-2.0), controls, choices)
     assert token_bounds(clip, tokens, controls, choices, anchor="behavior") == expected
     assert token_bounds(clip, tokens, controls, choices) != expected

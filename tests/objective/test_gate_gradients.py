@@ -1,6 +1,7 @@
 """Gradients of every gate against finite differences, and what holds for any tokens."""
 
 import math
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -227,9 +228,14 @@ def test_no_tokens(name, lengths) -> None:
 @pytest.mark.parametrize("name", ALL_GATES)
 def test_nothing_waits_for_the_device(name, clip) -> None:
     # Tensors without data: whatever would read a value on the host raises.
-    tokens = random_tokens(0, "token").to("meta")
+    tokens = _without_data(random_tokens(0, "token"))
     config = config_of(name).model_copy(update={"clip": objective(PpoGate(), clip).clip})
     result = gated(config, tokens.replace(logp_T=tokens.logp_T.requires_grad_()))
     result.loss_T.sum().backward()
     assert result.loss_T.is_meta
     assert result.loss_T.shape == result.rule_T.shape == tokens.logp_T.shape
+
+
+def _without_data(tokens: TokenBatch) -> TokenBatch:
+    values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    return replace(tokens, **{name: value.to("meta") for name, value in values.items() if isinstance(value, Tensor)})

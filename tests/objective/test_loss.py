@@ -21,7 +21,7 @@ MIXED = {
 
 def composed(config: dict, tokens: TokenBatch, choices: Choices | None = None) -> TokenLoss:
     objective = ObjectiveConfig.model_validate(config)
-    return compute_token_loss(objective, CONTROLS, tokens, choices or Choices.none(tokens))
+    return compute_token_loss(objective, CONTROLS, tokens, choices or Choices.none(tokens.logp_T))
 
 
 def random_tokens(seed: int, lengths: tuple[int, ...] = (5, 3, 7)) -> TokenBatch:
@@ -43,7 +43,7 @@ def random_tokens(seed: int, lengths: tuple[int, ...] = (5, 3, 7)) -> TokenBatch
 def test_weights_multiply_the_policy_loss_and_not_the_auxiliary() -> None:
     # r = e^0.1 inside the bounds, A = 2: policy loss -2 r, aggregation 0.25, scale 2, mask 0 on the second token.
     tokens = make_tokens(logp=[-0.9, -0.9], advantage=2.0, weight=0.25, entropy=1.5)
-    none = Choices.none(tokens)
+    none = Choices.none(tokens.logp_T)
     masked = Choices(weight_T=torch.tensor([1.0, 0.0]), rule_T=none.rule_T | int(Rule.CLIP_COV))
     loss = composed({"weights": {"positive_scale": {}}, "auxiliary": {"entropy": {}}}, tokens, masked)
     ratio = math.exp(0.1)

@@ -56,7 +56,7 @@ def trainer_loss(
         weight=old.logp_T.exp() / repeats,
     )
     config = ObjectiveConfig.model_validate(objective)
-    return compute_token_loss(config, CONTROLS, tokens, Choices.none(tokens)), tokens
+    return compute_token_loss(config, CONTROLS, tokens, Choices.none(tokens.logp_T)), tokens
 
 
 def every_action_with_both_signs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

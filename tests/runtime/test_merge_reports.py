@@ -26,7 +26,7 @@ class Alone:
 def report(logp: list[float], advantage: float) -> UpdateReport:
     tokens = make_tokens([len(logp)], logp=logp, old_logp=-1.0, advantage=advantage, entropy=[1.0] * len(logp))
     objective = ObjectiveConfig.model_validate({"clip": {"low": 0.2, "high": 0.2}})
-    loss = compute_token_loss(objective, Controls(step=1, seed=0), tokens, Choices.none(tokens))
+    loss = compute_token_loss(objective, Controls(step=1, seed=0), tokens, Choices.none(tokens.logp_T))
     sums: TokenSums = collect_token_sums(tokens, loss, Alone())
     return UpdateReport(sums=sums, grad_norm=3.0, lr=1e-6)
 

@@ -62,7 +62,7 @@ def test_create_never_writes_into_an_existing_directory(tmp_path: Path) -> None:
     run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
     taken = [run.path.name, f"{run.path.name}-2"]
     (tmp_path / taken[1]).mkdir()
-    assert module._make_unique(tmp_path, run.path.name).name == f"{run.path.name}-3"
+    assert module.make_numbered(tmp_path, run.path.name).name == f"{run.path.name}-3"
     assert list((tmp_path / taken[1]).iterdir()) == []
 
 
