@@ -1,0 +1,76 @@
+"""How long a publication takes on given links, and which fan-out takes least.
+
+The model: every rank sends and receives at its link's speed at once, between nodes over its own network adapter, and
+hops follow each other by buckets. A lower figure than reality; the fan-outs are compared by it, not promised.
+"""
+
+from dataclasses import dataclass
+
+from megarl.reshard.blocks import WantedBoxes
+from megarl.reshard.fanout import FANOUTS, Fanout
+from megarl.reshard.topology import Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the estimate needs to know of a publication, in bytes."""
+
+    trainer_rank: int
+    """The most a trainer rank has to send for one copy to one engine, shared among its replicas."""
+    taker: int
+    """The most a taker receives."""
+    node: int
+    """Distinct bytes an engine node needs."""
+    num_nodes: int
+    takers_per_node: int
+    """Takers that share a node's network."""
+    copies_per_node: float
+    """Engines per node."""
+    engines: int
+    crosses_nodes: bool
+    """Trainer and engines are on different nodes."""
+    bucket: int
+
+
+def measure_load(wanted: WantedBoxes, topology: Topology, *, itemsize: int, bucket_bytes: int) -> Load:
+    """The figures of a layout; trainer positions are taken to hold equal parts of the model."""
+    nodes = topology.takers_by_node(range(topology.tensor))
+    tensor_ranks = {taker % topology.tensor for taker in max(nodes, key=len)}
+    model = wanted.distinct_elements(range(topology.tensor)) * itemsize
+    return Load(
+        trainer_rank=model // topology.grid.world_size,
+        taker=max(map(wanted.elements, range(topology.tensor))) * itemsize,
+        node=wanted.distinct_elements(tensor_ranks) * itemsize,
+        num_nodes=len(nodes),
+        takers_per_node=max(map(len, nodes)),
+        copies_per_node=topology.num_takers / topology.tensor / len(nodes),
+        engines=topology.engines,
+        crosses_nodes=set(topology.trainer_nodes) != set(topology.taker_nodes) or len(nodes) > 1,
+        bucket=bucket_bytes,
+    )
+
+
+def estimate_seconds(load: Load, fanout: Fanout, topology: Topology) -> float:
+    """Seconds from the first byte sent to the last received."""
+    links = topology.links
+    network = links.between_nodes if load.crosses_nodes else links.inside_node
+    stripe = load.node / load.takers_per_node
+    exchange = (load.taker - min(stripe, load.taker)) / links.inside_node
+    last = load.num_nodes - 1
+    match fanout:
+        case "direct":
+            return links.latency_s + max(load.engines * load.trainer_rank, load.taker) / network
+        case "node":
+            node_copies = max(1.0, load.engines / load.copies_per_node) if load.copies_per_node > 1 else load.engines
+            return 2 * links.latency_s + max(node_copies * load.trainer_rank, stripe) / network + exchange
+        case "relay":
+            fill = last * (links.latency_s + min(load.bucket, stripe) / network)
+            return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
+        case "all_gather":
+            fill = last * links.latency_s
+            return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
+
+
+def choose_fanout(load: Load, topology: Topology) -> Fanout:
+    """The fan-out with the lowest estimate, the plainest of equals."""
+    return min(FANOUTS, key=lambda fanout: estimate_seconds(load, fanout, topology))

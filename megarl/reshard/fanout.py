@@ -1,0 +1,179 @@
+"""Who hands which part of a block to whom.
+
+Every taker of a block gets all of it once. Four ways, from the plainest:
+
+* direct: each taker gets it from the trainer;
+* node: a node gets it once, each of its takers a stripe, and the takers exchange stripes inside the node;
+* relay: the first node gets it from the trainer, every other node from the node before it;
+* all_gather: each node gets a stripe from the trainer, and the stripes go round the ring of nodes.
+
+In the last two takers exchange stripes inside their node as in the second. Data-parallel replicas of the trainer hold
+the same block and share the copies of it evenly, to the element.
+
+Invariant: a hop's range lies inside what its sender has by hops of smaller depth (replicas have everything).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Fanout = Literal["direct", "node", "relay", "all_gather"]
+FANOUTS: tuple[Fanout, ...] = ("direct", "node", "relay", "all_gather")
+
+
+class Hop(NamedTuple):
+    """Elements [start, stop) of a block go to the taker `receiver`."""
+
+    start: int
+    stop: int
+    sender: int
+    """At depth 0 a data-parallel replica of the trainer, else a taker."""
+    receiver: int
+    depth: int
+
+
+class Stripe(NamedTuple):
+    """Elements [start, stop) of a copy of a block, and the nodes they pass through."""
+
+    copy: int
+    start: int
+    stop: int
+    first_node: int
+    num_nodes: int
+    """Nodes on its way, in ring order from `first_node`."""
+    lane: int
+    """Position, in each node, of the taker that brings it there; modulo the node's takers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How one block spreads. Takers are numbers of receiving ranks over all engines."""
+
+    fanout: Fanout
+    num_elements: int
+    nodes: tuple[tuple[int, ...], ...]
+    """The block's takers, node by node."""
+    replicas: int
+    min_share: int
+    """Replicas and nodes share in parts of at least so many elements: smaller messages cost more than they save."""
+
+    @property
+    def num_copies(self) -> int:
+        """How many times the trainer sends the block."""
+        match self.fanout:
+            case "direct":
+                return sum(len(takers) for takers in self.nodes)
+            case "node":
+                return len(self.nodes)
+            case "relay" | "all_gather":
+                return 1
+
+    def from_replica(self, replica: int) -> Iterator[Hop]:
+        """What data-parallel replica `replica` sends."""
+        low, high = self._share(replica)
+        for copy in range(low // self.num_elements, -(-high // self.num_elements)):
+            base = copy * self.num_elements
+            for stripe in self._stripes(copy):
+                start, stop = max(low - base, stripe.start), min(high - base, stripe.stop)
+                if start < stop:
+                    yield Hop(start, stop, replica, self._carrier(stripe, stripe.first_node), 0)
+
+    def to_taker(self, taker: int) -> Iterator[Hop]:
+        """What the taker receives."""
+        for stripe, node, passed in self._passing(taker):
+            carrier = self._carrier(stripe, node)
+            if carrier != taker:
+                yield Hop(stripe.start, stripe.stop, carrier, taker, passed + 1)
+            elif passed:
+                before = self._carrier(stripe, (node - 1) % len(self.nodes))
+                yield Hop(stripe.start, stripe.stop, before, taker, passed)
+            else:
+                yield from self._from_replicas(stripe, taker)
+
+    def from_taker(self, taker: int) -> Iterator[Hop]:
+        """What the taker hands on."""
+        for stripe, node, passed in self._passing(taker):
+            if self._carrier(stripe, node) != taker:
+                continue
+            if passed + 1 < stripe.num_nodes:
+                after = self._carrier(stripe, (node + 1) % len(self.nodes))
+                yield Hop(stripe.start, stripe.stop, taker, after, passed + 1)
+            if self.fanout != "direct":
+                for other in self.nodes[node]:
+                    if other != taker:
+                        yield Hop(stripe.start, stripe.stop, taker, other, passed + 1)
+
+    def _stripes(self, copy: int) -> Iterator[Stripe]:
+        """The stripes of one copy, end to end."""
+        size, count = self.num_elements, len(self.nodes)
+        match self.fanout:
+            case "direct":
+                node, lane = self._nth_taker(copy)
+                yield Stripe(copy, 0, size, node, 1, lane)
+            case "node":
+                lanes = len(self.nodes[copy])
+                for lane in range(lanes):
+                    yield Stripe(copy, *_part(size, lane, lanes), copy, 1, lane)
+            case "relay" | "all_gather":
+                lanes = max(len(takers) for takers in self.nodes)
+                firsts = 1 if self.fanout == "relay" else max(1, min(count, size // (lanes * self.min_share)))
+                for first in range(firsts):
+                    for lane in range(lanes):
+                        start, stop = _part(size, first * lanes + lane, firsts * lanes)
+                        yield Stripe(copy, start, stop, first * count // firsts, count, lane)
+
+    def _passing(self, taker: int) -> Iterator[tuple[Stripe, int, int]]:
+        """(stripe, the taker's node, nodes it passed before) of every stripe that comes to the taker."""
+        node = next(node for node, takers in enumerate(self.nodes) if taker in takers)
+        match self.fanout:
+            case "direct":
+                copy = sum(map(len, self.nodes[:node])) + self.nodes[node].index(taker)
+            case "node":
+                copy = node
+            case "relay" | "all_gather":
+                copy = 0
+        for stripe in self._stripes(copy):
+            if stripe.start < stripe.stop:
+                yield stripe, node, (node - stripe.first_node) % len(self.nodes)
+
+    def _carrier(self, stripe: Stripe, node: int) -> int:
+        takers = self.nodes[node]
+        return takers[stripe.lane % len(takers)]
+
+    def _nth_taker(self, number: int) -> tuple[int, int]:
+        for node, takers in enumerate(self.nodes):
+            if number < len(takers):
+                return node, number
+            number -= len(takers)
+        raise IndexError(number)
+
+    def _num_shares(self) -> int:
+        """Replicas that send: all, or as many as give each a share worth sending."""
+        return max(1, min(self.replicas, self.num_copies * self.num_elements // self.min_share))
+
+    def _share(self, replica: int) -> tuple[int, int]:
+        """The replica's part of all copies laid end to end; empty for one that does not send."""
+        shares = self._num_shares()
+        share = -(-replica * shares // self.replicas)  # the share of replica floor(share * replicas / shares)
+        if share == shares or share * self.replicas // shares != replica:
+            return 0, 0
+        return _part(self.num_copies * self.num_elements, share, shares)
+
+    def _from_replicas(self, stripe: Stripe, taker: int) -> Iterator[Hop]:
+        """The trainer's hops that bring a stripe to its first taker."""
+        total, shares = self.num_copies * self.num_elements, self._num_shares()
+        base = stripe.copy * self.num_elements
+        share = (base + stripe.start) * shares // total
+        while share < shares:
+            low, high = _part(total, share, shares)
+            start, stop = max(low - base, stripe.start), min(high - base, stripe.stop)
+            if start >= stripe.stop:
+                return
+            if start < stop:
+                yield Hop(start, stop, share * self.replicas // shares, taker, 0)
+            share += 1
+
+
+def _part(size: int, index: int, count: int) -> tuple[int, int]:
+    """The index-th of `count` even parts of `size` elements."""
+    return size * index // count, size * (index + 1) // count

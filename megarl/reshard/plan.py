@@ -1,0 +1,213 @@
+"""The transfer plan: which ranges of which blocks a rank sends and receives, in which order.
+
+`plan_trainer` and `plan_taker` are pure functions of the layouts. Each computes its own rank's part only: nothing is
+asked of other ranks, and the work does not grow with their number but by the copies a rank itself handles.
+
+Invariants: all takers together receive every wanted element exactly once each; messages of all ranks have one order,
+in which a message comes after those that bring its sender the data, so that ranks which work through their own parts
+in that order cannot wait for each other in a circle.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megarl.models.boxes import Box
+from megarl.reshard.blocks import (
+    Block,
+    BlockKey,
+    LayoutError,
+    Sources,
+    WantedBoxes,
+    cut_source_blocks,
+    cut_target_blocks,
+)
+from megarl.reshard.cost import Load, choose_fanout, estimate_seconds, measure_load
+from megarl.reshard.fanout import Fanout, Hop, Spread
+from megarl.reshard.regions import Placed, Region
+from megarl.reshard.topology import Topology
+
+_MIN_SHARE_BYTES = 1 << 22
+
+
+class Message(NamedTuple):
+    """Elements [start, stop) of a block from peer to peer in one contiguous buffer. Sorts in the order of all."""
+
+    bucket: int
+    depth: int
+    block: BlockKey
+    start: int
+    stop: int
+    receiver: int
+    sender: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferPlan:
+    """One peer's part of a publication."""
+
+    peer: int
+    itemsize: int
+    fanout: Fanout
+    blocks: Mapping[BlockKey, Block]
+    """Those the peer sends from its own parameters or receives."""
+    sends: tuple[Message, ...]
+    receives: tuple[Message, ...]
+    bound_elements: int
+    """The fewest elements this peer can receive: what it wants (0 on the trainer)."""
+    estimated_s: float
+    """Seconds on the topology's links."""
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum(message.num_elements for message in self.sends) * self.itemsize
+
+    @property
+    def bytes_received(self) -> int:
+        return sum(message.num_elements for message in self.receives) * self.itemsize
+
+    @property
+    def received_over_bound(self) -> float:
+        """Bytes received over the fewest possible: 1.0 when nothing comes twice."""
+        return self.bytes_received / (self.bound_elements * self.itemsize) if self.bound_elements else 1.0
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets in which the messages come, over all blocks."""
+        return len({(message.block, message.bucket) for message in (*self.sends, *self.receives)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What every peer knows before it plans."""
+
+    wanted: WantedBoxes
+    topology: Topology
+    itemsize: int
+    """Bytes of an element on the wire."""
+    bucket_bytes: int
+    fanout: Fanout | None = None
+    """None: the one with the lowest estimate."""
+
+    def __post_init__(self) -> None:
+        if self.wanted.tensor_size != self.topology.tensor:
+            raise LayoutError(
+                f"{self.wanted.tensor_size} tensor ranks of an engine described, the topology has "
+                f"{self.topology.tensor}"
+            )
+        if self.bucket_bytes < self.itemsize:
+            raise ValueError(f"a bucket of {self.bucket_bytes} bytes holds no element of {self.itemsize}")
+
+    @property
+    def load(self) -> Load:
+        return measure_load(self.wanted, self.topology, itemsize=self.itemsize, bucket_bytes=self.bucket_bytes)
+
+
+def plan_trainer(request: PlanRequest, placed: Sequence[Placed], *, rank: int) -> TransferPlan:
+    """The plan of trainer rank `rank`, which holds `placed`."""
+    position = request.topology.grid.position(rank)
+    blocks = cut_source_blocks(placed, request.wanted, pipeline=position.pipeline, tensor=position.tensor)
+    planner = _Planner(request)
+    sends = [
+        planner.message(block.key, hop)
+        for block in blocks
+        for hop in planner.spread(block).from_replica(position.data)
+    ]
+    return planner.plan(rank, blocks, sends=sends, receives=(), bound_elements=0)
+
+
+def plan_taker(
+    request: PlanRequest, sources: Sources, targets: Mapping[Box, tuple[Region, ...]], *, taker: int
+) -> TransferPlan:
+    """The plan of engine worker `taker`, whose parameters want `targets`.
+
+    Raises:
+        LayoutError: the trainer does not hold every wanted element.
+    """
+    grid = request.topology.grid
+    blocks = cut_target_blocks(
+        targets,
+        request.wanted,
+        tensor_rank=taker % request.topology.tensor,
+        sources=sources,
+        positions=[(pipeline, tensor) for pipeline in range(grid.pipeline) for tensor in range(grid.tensor)],
+    )
+    planner = _Planner(request)
+    sends: list[Message] = []
+    receives: list[Message] = []
+    for block in blocks:
+        spread = planner.spread(block)
+        receives += (planner.message(block.key, hop) for hop in spread.to_taker(taker))
+        sends += (planner.message(block.key, hop) for hop in spread.from_taker(taker))
+    return planner.plan(
+        request.topology.taker_peer(taker),
+        blocks,
+        sends=sends,
+        receives=receives,
+        bound_elements=sum(box.num_elements for box in targets),
+    )
+
+
+class _Planner:
+    """What the blocks of one plan share."""
+
+    def __init__(self, request: PlanRequest) -> None:
+        self._request = request
+        self._topology = request.topology
+        load = request.load
+        self._fanout = request.fanout or choose_fanout(load, self._topology)
+        self._estimated_s = estimate_seconds(load, self._fanout, self._topology)
+        self._nodes: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
+
+    def spread(self, block: Block) -> Spread:
+        takers = block.key.wanted_by
+        if takers not in self._nodes:
+            self._nodes[takers] = self._topology.takers_by_node(takers)
+        return Spread(
+            fanout=self._fanout,
+            num_elements=block.num_elements,
+            nodes=self._nodes[takers],
+            replicas=self._topology.grid.data,
+            min_share=max(1, _MIN_SHARE_BYTES // self._request.itemsize),
+        )
+
+    def message(self, key: BlockKey, hop: Hop) -> Message:
+        """The hop as one message; `plan` cuts it into buckets."""
+        if hop.depth:
+            sender = self._topology.taker_peer(hop.sender)
+        else:
+            sender = self._topology.grid.rank(tensor=key.tensor, data=hop.sender, pipeline=key.pipeline)
+        return Message(0, hop.depth, key, hop.start, hop.stop, self._topology.taker_peer(hop.receiver), sender)
+
+    def plan(
+        self,
+        peer: int,
+        blocks: Iterable[Block],
+        *,
+        sends: Iterable[Message],
+        receives: Iterable[Message],
+        bound_elements: int,
+    ) -> TransferPlan:
+        size = self._request.bucket_bytes // self._request.itemsize
+        return TransferPlan(
+            peer=peer,
+            itemsize=self._request.itemsize,
+            fanout=self._fanout,
+            blocks={block.key: block for block in blocks},
+            sends=tuple(sorted(_in_buckets(sends, size))),
+            receives=tuple(sorted(_in_buckets(receives, size))),
+            bound_elements=bound_elements,
+            estimated_s=self._estimated_s,
+        )
+
+
+def _in_buckets(messages: Iterable[Message], size: int) -> Iterator[Message]:
+    """Cut at multiples of `size` elements of the block, so that a range handed on was received in the same cuts."""
+    for message in messages:
+        for bucket in range(message.start // size, -(-message.stop // size)):
+            start, stop = max(message.start, bucket * size), min(message.stop, (bucket + 1) * size)
+            yield message._replace(bucket=bucket, start=start, stop=stop)
