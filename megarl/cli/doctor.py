@@ -35,7 +35,6 @@ from megarl.cli.findings import Finding, ask_process, print_summary, render_find
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import check_files, weight_files
-from megarl.config.rollout import PublishConfig
 from megarl.config.run import LoggingConfig, RunConfig
 
 _MODEL_TIMEOUT_S = 300.0
@@ -87,8 +86,7 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
     """Devices, memory, disk, ports, Ray and Slurm; measured against the configuration where there is one."""
     one_node = config is not None and config.cluster.nodes == 1
     yield from check_devices(detect_stack(installed), gpus_wanted=config.gpus_needed if config and one_node else None)
-    publish = config.rollout.publish if config else PublishConfig()
-    yield check_shared_memory(publish.bucket_mib)
+    yield check_shared_memory()
     directory = config.logging.directory if config else LoggingConfig().directory
     yield check_disk(Path(directory), need_gib=export_gib(config) if config else None)
     yield from check_network(

@@ -49,16 +49,15 @@ def judge_gpus(first: str, count: int, wanted: int | None) -> Finding:
     return Finding(name=name, level="ok", found=f"{count}, the first: {first}")
 
 
-def check_shared_memory(bucket_mib: int, path: Path = Path("/dev/shm")) -> Finding:
-    """Room for two buckets of weights in flight, and 1 GiB for the queues of vLLM and NCCL."""
-    need_gib = 2 * bucket_mib / 1024 + 1
+def check_shared_memory(path: Path = Path("/dev/shm"), *, need_gib: float = 1.0) -> Finding:
+    """Room for the queues of vLLM and NCCL. Weights do not pass through it."""
     name = str(path)
     if not path.is_dir():
         return Finding(name=name, level="failure", found="absent", action="mount a tmpfs there")
     free_gib = shutil.disk_usage(path).free / _GIB
-    found = f"{free_gib:.1f} GiB free; {need_gib:.1f} GiB needed (two buckets of {bucket_mib} MiB, 1 GiB for queues)"
+    found = f"{free_gib:.1f} GiB free; {need_gib:.1f} GiB needed for queues"
     if free_gib < need_gib:
-        action = f"in a container use --shm-size={need_gib + 1:.0f}g or --ipc=host; or lower rollout.publish.bucket_mib"
+        action = f"in a container use --shm-size={need_gib + 1:.0f}g or --ipc=host"
         return Finding(name=name, level="failure", found=found, action=action)
     return Finding(name=name, level="ok", found=found)
 

@@ -52,6 +52,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed
                     ),
+                    connect=functools.partial(_connect, policy, pool),
                     experts=experts,
                 )
                 try:
@@ -89,8 +90,14 @@ def _place_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[R
 
 async def _start_workers(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
     await asyncio.gather(_start_policy(session, policy), _start_engines(session, pool))
-    await pool.connect(await policy.connect_engines(pool.num_receivers))
-    await policy.await_engines()
+    with session.reporter.start_up("weight transfer"):
+        await _connect(policy, pool)
+
+
+async def _connect(policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
+    """A new session for publications: ranks and workers meet and plan, each its own part."""
+    endpoint = await policy.open_session()
+    await asyncio.gather(policy.join_session(endpoint), pool.connect(endpoint))
 
 
 async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:

@@ -10,12 +10,18 @@ from megarl.config.base import Config
 class PublishConfig(Config):
     """How new weights reach the engines after every step."""
 
-    transport: Literal["shared_memory", "broadcast"] = "shared_memory"
-    """shared_memory: policy rank 0 and the engines are on one node. broadcast: gloo or NCCL, any node."""
-    bucket_mib: int = Field(256, ge=1)
-    """Bytes in flight: weights are streamed in buckets of at most this size (or one tensor, if larger)."""
+    transport: Literal["shared_memory", "network"] = "shared_memory"
+    """shared_memory: policy and engines are on one host; ranks pack straight into the workers' memory. network: gloo or
+    NCCL between any hosts."""
+    staging: Literal["host", "device"] = "host"
+    """CUDA only: memory in which a worker gathers a version before it is installed, of the size of its weights."""
+    bucket_mib: int = Field(64, ge=1, le=1024)
+    """Messages are at most this large; a policy rank has two of them in memory."""
+    delta: bool = False
+    """With the network: send only elements that changed since the last publication, where that is smaller. Costs a
+    policy rank the memory of what it sends."""
     timeout_s: float = Field(300.0, gt=0)
-    """A bucket that neither side moves for this long ends the run with the version, tensor and peer."""
+    """A message that does not move for this long ends the publication, with version, tensors and peer."""
 
 
 class RolloutConfig(Config):

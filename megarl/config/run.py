@@ -157,10 +157,16 @@ def _check_gpus(config: RunConfig) -> Iterator[str]:
 
 
 def _check_transport(config: RunConfig) -> Iterator[str]:
-    if config.cluster.nodes > 1 and config.rollout.publish.transport == "shared_memory":
+    publish = config.rollout.publish
+    if config.cluster.nodes > 1 and publish.transport == "shared_memory":
         yield (
             f'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is {config.cluster.nodes};'
-            ' set it to "broadcast"'
+            ' set it to "network"'
+        )
+    if publish.delta and publish.transport == "shared_memory":
+        yield (
+            'rollout.publish.delta spares a network, but with transport "shared_memory" weights cross none; set '
+            'transport to "network" or delta to false'
         )
 
 

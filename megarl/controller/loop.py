@@ -4,7 +4,6 @@ Step: propose prompts -> generate -> score -> advantages -> old and reference lo
 publish weights. `policy_version` is the number of finished steps whose updates the weights contain.
 """
 
-import asyncio
 import math
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from megarl.controller.batching import shard_step
 from megarl.controller.experts import add_expert_logps
 from megarl.controller.mismatch import check_finite, check_logp_diff, compute_logp_diff, compute_mean_entropy
 from megarl.controller.parts import Parts
+from megarl.controller.publication import publish_weights
 from megarl.controller.reporting import StepRecord, rollouts_due
 from megarl.controller.sampling import Group, sample_groups
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
@@ -59,7 +59,7 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
     controls = parts.controllers.begin_step(step, compute_mean_entropy(token_scores))
     updates, traces = await _update(controls, config, parts)
     with report.phase("publish"):
-        published, _ = await asyncio.gather(parts.policy.publish_weights(step), parts.pool.adopt_weights(step))
+        published = await publish_weights(step, parts)
     return StepRecord(
         step=step,
         items=[item for group in groups for item in group.items],

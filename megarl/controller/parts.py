@@ -1,6 +1,6 @@
 """What the loop is given: workers behind Protocols, data, and the state that goes on from step to step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Parts:
     """The text of one token alone, a special token's name included."""
     reporter: StepReporter
     controllers: ControllerState
+    connect: Callable[[], Awaitable[None]]
+    """Connects policy and engines for publications, anew where they were connected."""
     history: AdvantageHistory = field(default_factory=AdvantageHistory)
     experts: Sequence[Pair] | None = None
     """The data set's own answers, by prompt index; None where no loss asks for them."""

@@ -35,7 +35,10 @@ class PolicyGroup(Protocol):
         """One supervised update; `shards` are per data-parallel rank."""
 
     async def publish_weights(self, version: int) -> Metrics:
-        """Send the weights to the connected engines as `version`."""
+        """Send the weights to the connected engines as `version`; returns when all of them have it, checked.
+
+        TransportError when it did not come whole: no engine installs it, and the session is over.
+        """
 
     async def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint."""
@@ -47,8 +50,11 @@ class RolloutPool(Protocol):
     async def generate(self, requests: Sequence[SampleRequest], advance: Advance) -> list[Rollout]:
         """One rollout per request, in order."""
 
-    async def adopt_weights(self, version: int) -> None:
-        """Receive what the policy publishes as `version`."""
+    async def receive_weights(self, version: int) -> None:
+        """Begin to receive what the policy publishes as `version`, beside sampling."""
+
+    async def adopt_weights(self, version: int) -> Metrics:
+        """Install `version`, which the policy has published."""
 
 
 class Scorer(Protocol):

@@ -8,6 +8,7 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
 from megarl.checkpoint.hf import HfCheckpoint
+from megarl.config.run import RunConfig
 from megarl.models.layout import RankLayout, layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
@@ -15,6 +16,8 @@ from megarl.models.table import ParameterEntry, Spec, hf_tensors, list_parameter
 from megarl.parallel.grid import RankGrid
 from megarl.policy.model import uses_transformer_engine
 from megarl.reshard.gather import GatherPlan, gather_hf_tensors, plan_gather
+from megarl.reshard.regions import parameter_key
+from megarl.reshard.session import Offer
 
 
 def rank_layout(shape: ModelShape, *, grid: RankGrid, rank: int) -> RankLayout:
@@ -70,3 +73,30 @@ def plan_export(shape: ModelShape, *, grid: RankGrid, bucket_bytes: int, dtype: 
 def export_hf_weights(module: nn.Module, plan: GatherPlan) -> Iterator[tuple[str, Tensor]]:
     """Full HF tensors, in the plan's dtype, on rank 0; every rank of the first replica must exhaust the iterator."""
     yield from gather_hf_tensors({name: p.data for name, p in module.named_parameters()}, plan, rank=dist.get_rank())
+
+
+def make_offer(
+    shape: ModelShape, *, config: RunConfig, grid: RankGrid, dtype: torch.dtype, device: torch.device
+) -> Offer:
+    """What the policy publishes to the configured engines."""
+    publish = config.rollout.publish
+    return Offer(
+        shape=shape,
+        grid=grid,
+        virtual=1,
+        spec=_spec(),
+        tensors=hf_tensors(shape),
+        dtype=dtype,
+        engines=config.rollout.engines,
+        tensor=config.rollout.tensor,
+        transport=publish.transport,
+        bucket_bytes=publish.bucket_mib << 20,
+        device="cuda" if device.type == "cuda" else "cpu",
+        staging=publish.staging if device.type == "cuda" else "host",
+        delta=publish.delta,
+    )
+
+
+def shared_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """The rank's parameters by the keys of the transfer plan; they keep their memory over all updates."""
+    return {parameter_key(0, name): parameter.data for name, parameter in module.named_parameters()}

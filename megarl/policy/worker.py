@@ -35,10 +35,17 @@ from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
 from megarl.policy.reports import NonFiniteLossError, ScoredMicroBatch, UpdateReport
 from megarl.policy.token_batches import make_traces, merge_parts
-from megarl.policy.weights import export_hf_weights, load_hf_weights, plan_export, rank_layout
-from megarl.reshard.gather import GatherPlan
-from megarl.reshard.transport import WeightEndpoint, WeightSender
-from megarl.telemetry.metrics import Max, Metrics
+from megarl.policy.weights import (
+    export_hf_weights,
+    load_hf_weights,
+    make_offer,
+    plan_export,
+    rank_layout,
+    shared_parameters,
+)
+from megarl.reshard.sender import WeightSender, serve_weights
+from megarl.reshard.session import WeightEndpoint
+from megarl.reshard.tally import PublishReport
 
 
 class MegatronWorker:
@@ -79,8 +86,8 @@ class MegatronWorker:
         )
         self._held: BatchShard = ()
         self._scores: list[list[ScoredMicroBatch]] = []
+        self._store: Any = None
         self._sender: WeightSender | None = None
-        self._publish_plan: GatherPlan | None = None
 
     def _build_model(self) -> PolicyModel:
         config = build_transformer_config(
@@ -178,41 +185,30 @@ class MegatronWorker:
         self._reference.load_state_dict(self._model.state_dict())
         forget_moments(self._optimizer)
 
-    def connect_engines(self, *, num_receivers: int) -> WeightEndpoint | None:
-        """Open the sending side of publication on rank 0; the engines get what it returns. None on other ranks."""
-        publish = self._config.rollout.publish
-        self._publish_plan = plan_export(
-            self._shape, grid=self._grid, bucket_bytes=publish.bucket_mib << 20, dtype=self._dtype
-        )
+    def open_session(self) -> WeightEndpoint | None:
+        """Let engines find the trainer; rank 0 returns where. Ends an earlier session."""
+        self._leave_session()
         if self._place.rank != 0:
             return None
-        self._sender = WeightSender(
-            transport=publish.transport,
-            receivers=num_receivers,
-            bucket_bytes=publish.bucket_mib << 20,
-            timeout_s=publish.timeout_s,
-            host=self._place.master_host,
-            device=self._device,
-        )
-        return self._sender.endpoint
+        self._store, endpoint = serve_weights(self._place.master_host, timeout_s=self._config.rollout.publish.timeout_s)
+        return endpoint
 
-    def await_engines(self) -> None:
-        """Wait until every engine has connected to what `connect_engines` opened."""
-        if self._sender is not None:
-            self._sender.connect()
+    def join_session(self, endpoint: WeightEndpoint) -> None:
+        """Meet the engines' workers and plan; every rank at once, while the engines connect."""
+        offer = make_offer(self._shape, config=self._config, grid=self._grid, dtype=self._dtype, device=self._device)
+        parameters = shared_parameters(self._model)
+        self._sender = WeightSender(endpoint, offer, parameters, rank=self._place.rank, store=self._store)
 
-    def publish_weights(self, version: int) -> Metrics | None:
-        """Send the current weights to all engines as `version`; rank 0 says what moved."""
-        if self._grid.position(self._place.rank).data != 0:
-            return None
-        if self._publish_plan is None:
-            raise RuntimeError("publish_weights before connect_engines")
-        tensors = export_hf_weights(self._model, self._publish_plan)
+    def publish_weights(self, version: int) -> PublishReport:
+        """Send the current weights to all engines as `version`; the report is of this rank's part."""
         if self._sender is None:
-            deque(tensors, maxlen=0)
-            return None
-        report = self._sender.send(version, tensors)
-        return {"publish/bytes": Max(float(report.bytes)), "publish/tensors": Max(float(report.tensors))}
+            raise RuntimeError("publish_weights before join_session")
+        return self._sender.publish(version)
+
+    def _leave_session(self) -> None:
+        if self._sender is not None:
+            self._sender.close()
+        self._sender, self._store = None, None
 
     def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint: rank 0 writes what the first replica holds."""
@@ -226,10 +222,8 @@ class MegatronWorker:
             deque(tensors, maxlen=0)
 
     def close(self) -> None:
-        """Leave the process groups and free the sender's shared memory."""
-        if self._sender is not None:
-            self._sender.close()
-            self._sender = None
+        """Leave the engines and the process groups."""
+        self._leave_session()
         leave_policy_group()
 
 

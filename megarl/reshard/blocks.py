@@ -59,13 +59,19 @@ class WantedBoxes:
             for box in boxes:
                 takers.setdefault(box, set()).add(tensor_rank)
         self._by_tensor: dict[str, list[tuple[Box, tuple[int, ...]]]] = {}
-        for box, ranks in takers.items():
+        # In one order on every peer, whatever the order of the boxes: blocks are built in it.
+        for box, ranks in sorted(takers.items(), key=lambda item: (item[0].tensor, item[0].start, item[0].stop)):
             self._by_tensor.setdefault(box.tensor, []).append((box, tuple(sorted(ranks))))
         self.tensor_size = len(wanted)
 
     def of(self, tensor: str) -> Sequence[tuple[Box, tuple[int, ...]]]:
         """(box, tensor ranks that want it) of one checkpoint tensor."""
         return self._by_tensor.get(tensor, ())
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Checkpoint tensors of which something is wanted."""
+        return frozenset(self._by_tensor)
 
     def elements(self, tensor_rank: int) -> int:
         """Elements tensor rank `tensor_rank` wants: the fewest it can receive."""

@@ -30,9 +30,13 @@ class Load:
     crosses_nodes: bool
     """Trainer and engines are on different nodes."""
     bucket: int
+    min_share: int
+    """The smallest stripe."""
 
 
-def measure_load(wanted: WantedBoxes, topology: Topology, *, itemsize: int, bucket_bytes: int) -> Load:
+def measure_load(
+    wanted: WantedBoxes, topology: Topology, *, itemsize: int, bucket_bytes: int, min_share_bytes: int
+) -> Load:
     """The figures of a layout; trainer positions are taken to hold equal parts of the model."""
     nodes = topology.takers_by_node(range(topology.tensor))
     tensor_ranks = {taker % topology.tensor for taker in max(nodes, key=len)}
@@ -47,6 +51,7 @@ def measure_load(wanted: WantedBoxes, topology: Topology, *, itemsize: int, buck
         engines=topology.engines,
         crosses_nodes=set(topology.trainer_nodes) != set(topology.taker_nodes) or len(nodes) > 1,
         bucket=bucket_bytes,
+        min_share=min_share_bytes,
     )
 
 
@@ -67,7 +72,9 @@ def estimate_seconds(load: Load, fanout: Fanout, topology: Topology) -> float:
             fill = last * (links.latency_s + min(load.bucket, stripe) / network)
             return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
         case "all_gather":
-            fill = last * links.latency_s
+            # Stripes smaller than worth sending are not made: then fewer nodes start, and the others wait.
+            uneven = max(0.0, load.num_nodes * min(stripe, max(stripe / load.num_nodes, load.min_share)) - stripe)
+            fill = last * links.latency_s + uneven / network
             return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
 
 

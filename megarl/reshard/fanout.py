@@ -30,6 +30,8 @@ class Hop(NamedTuple):
     """At depth 0 a data-parallel replica of the trainer, else a taker."""
     receiver: int
     depth: int
+    base: int
+    """Where the stripe begins that the hop carries on."""
 
 
 class Stripe(NamedTuple):
@@ -76,17 +78,17 @@ class Spread:
             for stripe in self._stripes(copy):
                 start, stop = max(low - base, stripe.start), min(high - base, stripe.stop)
                 if start < stop:
-                    yield Hop(start, stop, replica, self._carrier(stripe, stripe.first_node), 0)
+                    yield Hop(start, stop, replica, self._carrier(stripe, stripe.first_node), 0, stripe.start)
 
     def to_taker(self, taker: int) -> Iterator[Hop]:
         """What the taker receives."""
         for stripe, node, passed in self._passing(taker):
             carrier = self._carrier(stripe, node)
             if carrier != taker:
-                yield Hop(stripe.start, stripe.stop, carrier, taker, passed + 1)
+                yield Hop(stripe.start, stripe.stop, carrier, taker, passed + 1, stripe.start)
             elif passed:
                 before = self._carrier(stripe, (node - 1) % len(self.nodes))
-                yield Hop(stripe.start, stripe.stop, before, taker, passed)
+                yield Hop(stripe.start, stripe.stop, before, taker, passed, stripe.start)
             else:
                 yield from self._from_replicas(stripe, taker)
 
@@ -97,11 +99,11 @@ class Spread:
                 continue
             if passed + 1 < stripe.num_nodes:
                 after = self._carrier(stripe, (node + 1) % len(self.nodes))
-                yield Hop(stripe.start, stripe.stop, taker, after, passed + 1)
+                yield Hop(stripe.start, stripe.stop, taker, after, passed + 1, stripe.start)
             if self.fanout != "direct":
                 for other in self.nodes[node]:
                     if other != taker:
-                        yield Hop(stripe.start, stripe.stop, taker, other, passed + 1)
+                        yield Hop(stripe.start, stripe.stop, taker, other, passed + 1, stripe.start)
 
     def _stripes(self, copy: int) -> Iterator[Stripe]:
         """The stripes of one copy, end to end."""
@@ -170,7 +172,7 @@ class Spread:
             if start >= stripe.stop:
                 return
             if start < stop:
-                yield Hop(start, stop, share * self.replicas // shares, taker, 0)
+                yield Hop(start, stop, share * self.replicas // shares, taker, 0, stripe.start)
             share += 1
 
 

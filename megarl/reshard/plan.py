@@ -104,7 +104,13 @@ class PlanRequest:
 
     @property
     def load(self) -> Load:
-        return measure_load(self.wanted, self.topology, itemsize=self.itemsize, bucket_bytes=self.bucket_bytes)
+        return measure_load(
+            self.wanted,
+            self.topology,
+            itemsize=self.itemsize,
+            bucket_bytes=self.bucket_bytes,
+            min_share_bytes=_MIN_SHARE_BYTES,
+        )
 
 
 def plan_trainer(request: PlanRequest, placed: Sequence[Placed], *, rank: int) -> TransferPlan:
@@ -113,9 +119,9 @@ def plan_trainer(request: PlanRequest, placed: Sequence[Placed], *, rank: int) -
     blocks = cut_source_blocks(placed, request.wanted, pipeline=position.pipeline, tensor=position.tensor)
     planner = _Planner(request)
     sends = [
-        planner.message(block.key, hop)
+        message
         for block in blocks
-        for hop in planner.spread(block).from_replica(position.data)
+        for message in planner.messages(block.key, planner.spread(block).from_replica(position.data))
     ]
     return planner.plan(rank, blocks, sends=sends, receives=(), bound_elements=0)
 
@@ -141,8 +147,8 @@ def plan_taker(
     receives: list[Message] = []
     for block in blocks:
         spread = planner.spread(block)
-        receives += (planner.message(block.key, hop) for hop in spread.to_taker(taker))
-        sends += (planner.message(block.key, hop) for hop in spread.from_taker(taker))
+        receives += planner.messages(block.key, spread.to_taker(taker))
+        sends += planner.messages(block.key, spread.from_taker(taker))
     return planner.plan(
         request.topology.taker_peer(taker),
         blocks,
@@ -158,6 +164,7 @@ class _Planner:
     def __init__(self, request: PlanRequest) -> None:
         self._request = request
         self._topology = request.topology
+        self._bucket_elements = request.bucket_bytes // request.itemsize
         load = request.load
         self._fanout = request.fanout or choose_fanout(load, self._topology)
         self._estimated_s = estimate_seconds(load, self._fanout, self._topology)
@@ -175,8 +182,12 @@ class _Planner:
             min_share=max(1, _MIN_SHARE_BYTES // self._request.itemsize),
         )
 
-    def message(self, key: BlockKey, hop: Hop) -> Message:
-        """The hop as one message; `plan` cuts it into buckets."""
+    def messages(self, key: BlockKey, hops: Iterable[Hop]) -> Iterator[Message]:
+        """The hops in buckets, cut alike wherever a stripe passes."""
+        for hop in hops:
+            yield from _in_buckets(self._message(key, hop), hop.base, self._bucket_elements)
+
+    def _message(self, key: BlockKey, hop: Hop) -> Message:
         if hop.depth:
             sender = self._topology.taker_peer(hop.sender)
         else:
@@ -192,22 +203,20 @@ class _Planner:
         receives: Iterable[Message],
         bound_elements: int,
     ) -> TransferPlan:
-        size = self._request.bucket_bytes // self._request.itemsize
         return TransferPlan(
             peer=peer,
             itemsize=self._request.itemsize,
             fanout=self._fanout,
             blocks={block.key: block for block in blocks},
-            sends=tuple(sorted(_in_buckets(sends, size))),
-            receives=tuple(sorted(_in_buckets(receives, size))),
+            sends=tuple(sorted(sends)),
+            receives=tuple(sorted(receives)),
             bound_elements=bound_elements,
             estimated_s=self._estimated_s,
         )
 
 
-def _in_buckets(messages: Iterable[Message], size: int) -> Iterator[Message]:
-    """Cut at multiples of `size` elements of the block, so that a range handed on was received in the same cuts."""
-    for message in messages:
-        for bucket in range(message.start // size, -(-message.stop // size)):
-            start, stop = max(message.start, bucket * size), min(message.stop, (bucket + 1) * size)
-            yield message._replace(bucket=bucket, start=start, stop=stop)
+def _in_buckets(message: Message, base: int, size: int) -> Iterator[Message]:
+    """Cut at multiples of `size` elements from `base`, numbered from there: stripes side by side advance together."""
+    for bucket in range((message.start - base) // size, -((base - message.stop) // size)):
+        low = base + bucket * size
+        yield message._replace(bucket=bucket, start=max(message.start, low), stop=min(message.stop, low + size))

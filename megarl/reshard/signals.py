@@ -1,4 +1,4 @@
-"""Small JSON messages between one sender and its receivers, over a TCPStore that the sender serves.
+"""Small JSON messages between the peers of a publication, over a TCPStore that policy rank 0 serves.
 
 Invariants: every wait ends, by the message, by the peer's recorded failure, or after `timeout_s` with the keys that
 did not come; the first party that fails a transfer records why, and everyone waiting on that transfer reads it at the
@@ -18,7 +18,7 @@ _LONGEST_POLL_S = 0.02
 
 
 class TransportError(RuntimeError):
-    """A transfer of weights failed; the text names version, tensor or bucket, and peer."""
+    """A transfer of weights failed; the text names version, tensors and peer."""
 
 
 class SignalTimeout(Exception):
@@ -44,7 +44,7 @@ def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, 
     except OSError as error:
         listener.close()
         raise TransportError(
-            f"the weight sender cannot listen on {host}:{port}: {error}; use an address of this machine and a free "
+            f"policy rank 0 cannot listen on {host}:{port}: {error}; use an address of this machine and a free "
             "port (port 0 picks one)"
         ) from error
     bound = listener.getsockname()[1]
@@ -60,12 +60,12 @@ def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, 
 
 
 def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
-    """Connect to a sender's store."""
+    """Connect to the store policy rank 0 serves."""
     try:
         return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
     except dist.DistError as error:
         raise TransportError(
-            f"no weight sender answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "
+            f"no trainer answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "
             "address reachable from this node?"
         ) from error
 
@@ -91,16 +91,30 @@ class Signals:
         for key in keys:
             self._keys.delete_key(key)
 
-    def fail(self, transfer: str, reason: str) -> None:
-        """Record why `transfer` failed, unless somebody did already: the first reason is the cause of the rest."""
-        try:
-            if not self._keys.check([f"{transfer}/failed"]):
-                self.put(f"{transfer}/failed", reason)
-        except dist.DistNetworkError:
-            return  # the sender is gone and its store with it: nobody is left to tell, and the reason is being raised
+    def fail(self, transfer: str, reason: str) -> str:
+        """Record why `transfer` failed, unless somebody did already: the first reason is the cause of the rest.
 
-    def get(self, keys: Sequence[str], *, transfer: str | None = None) -> list[Any]:
-        """Wait for all of `keys` and return their messages.
+        Returns the first reason.
+        """
+        try:
+            if self._keys.add(f"{transfer}/failures", 1) == 1:
+                self.put(f"{transfer}/failed", reason)
+                return reason
+            return self._wait_for_reason(transfer) or reason
+        except dist.DistError:
+            return f"{reason} (policy rank 0, which serves the store, is gone)"
+
+    def _wait_for_reason(self, transfer: str) -> str | None:
+        """The first reason; whoever counted first is about to put it."""
+        deadline = time.monotonic() + 1.0
+        while not self._keys.check([f"{transfer}/failed"]):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_LONGEST_POLL_S)
+        return str(json.loads(self._keys.get(f"{transfer}/failed")))
+
+    def get(self, keys: Sequence[str], *, transfer: str | None = None, grace_s: float = 0.0) -> list[Any]:
+        """Wait for all of `keys`, `grace_s` longer than the timeout, and return their messages.
 
         Raises:
             PeerFailed: somebody recorded a failure of `transfer` meanwhile.
@@ -112,7 +126,7 @@ class Signals:
             if transfer is not None and self._keys.check([f"{transfer}/failed"]):
                 raise PeerFailed(json.loads(self._keys.get(f"{transfer}/failed")))
             waited = time.monotonic() - started
-            if waited > self._timeout_s:
+            if waited > self._timeout_s + grace_s:
                 raise SignalTimeout([key for key in wanted if not self._keys.check([key])])
             # The store's own blocking wait would not see the failure above, and logs a warning for every slice.
             time.sleep(min(_LONGEST_POLL_S, 0.0005 + waited / 20))

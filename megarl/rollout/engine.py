@@ -1,9 +1,11 @@
 """One vLLM engine: samples responses with their log-probs, and adopts new weights between generate calls.
 
-States: new -> (start) ready -> (adopt_weights) updating -> ready ... -> (shutdown) closed; a failed adoption makes it
-broken, which only a new engine repairs. Invariants: all tokens of a rollout were sampled under `policy_version`,
-because an adoption waits for running `generate` calls to end and holds back new ones, and vLLM's own record of the
-version is compared per rollout; `behavior_logp` is the log-prob after temperature; no process outlives `shutdown`.
+States: new -> (start) ready -> (adopt_weights) updating -> ready ... -> (shutdown) closed. A version is received beside
+sampling; a version that did not come whole leaves the engine ready, with the weights it had. Only a failure while
+weights are installed makes it broken, which only a new engine repairs. Invariants: all tokens of a rollout were sampled
+under `policy_version`, because installing waits for running `generate` calls to end and holds back new ones, and vLLM's
+own record of the version is compared per rollout; `behavior_logp` is the log-prob after temperature; no process
+outlives `shutdown`.
 """
 
 import asyncio
@@ -12,7 +14,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -20,7 +23,8 @@ from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest, StopReason
-from megarl.reshard.transport import WeightEndpoint
+from megarl.reshard.session import WeightEndpoint
+from megarl.reshard.signals import TransportError
 from megarl.rollout.arguments import build_engine_args, build_sampling_params
 from megarl.rollout.environment import set_engine_environment
 from megarl.rollout.failures import (
@@ -40,6 +44,18 @@ State = Literal["new", "ready", "updating", "broken", "closed"]
 
 _EXIT_GRACE_S = 30.0
 _POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adoption:
+    """Seconds of an engine's change of weights; sampling rested during all three."""
+
+    drain_s: float
+    """Until running requests had ended."""
+    install_s: float
+    """From staging memory into the model."""
+    resume_s: float
+    """Emptying the prefix cache."""
 
 
 class RolloutEngine:
@@ -67,6 +83,7 @@ class RolloutEngine:
         self._reason = ""
         self._running = 0
         self._num_requests = 0
+        self._receiving: int | None = None
         self._changed = asyncio.Condition()
         self.policy_version = 0
 
@@ -298,47 +315,70 @@ class RolloutEngine:
     # weights
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
-        """Connect every worker of this engine to the weight sender as receivers index x tensor + tensor rank.
+        """Connect every worker to the trainer as index x tensor + tensor rank, while the trainer's ranks connect too.
+
+        Replaces an earlier connection.
 
         Raises:
-            WeightAdoptionError: a worker could not connect, with the reason.
+            TransportError: a worker could not connect, with the reason; the engine is as it was.
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         self._check_ready("connect")
-        needed = self._config.engines * self._config.tensor
-        if endpoint.receivers != needed:
-            raise ValueError(
-                f"the weight sender expects {endpoint.receivers} receivers, but rollout.engines {self._config.engines} "
-                f"x rollout.tensor {self._config.tensor} = {needed}"
-            )
         assert self._llm is not None
+        await self._forget_version()
         info = endpoint.as_dict() | {"engine_index": self._index}
         try:
             await self._alive(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info)))
+        except EngineError:
+            raise
         except Exception as error:
-            raise WeightAdoptionError(
-                f"engine {self._index} could not connect to the weight sender: {_worker_error(error)}"
-            ) from error
+            raise TransportError(f"engine {self._index} could not connect: {_worker_error(error)}") from error
 
-    async def adopt_weights(self, version: int) -> float:
-        """Take `version` from the sender, which must be sending it meanwhile. Returns the seconds of the update itself.
+    async def receive_weights(self, version: int) -> None:
+        """Begin to receive `version` beside sampling; returns at once.
+
+        Raises:
+            TransportError: the connection ended with an earlier failure.
+        """
+        self._check_ready("receive weights")
+        assert self._llm is not None
+        await self._forget_version()
+        try:
+            await self._alive(self._llm.start_weight_update())
+        except EngineError:
+            raise
+        except Exception as error:
+            raise TransportError(f"engine {self._index}: {_worker_error(error)}") from error
+        self._receiving = version
+
+    async def _forget_version(self) -> None:
+        """End what `receive_weights` began and a failed publication left open in vLLM; the weights stay."""
+        if self._receiving is not None:
+            version, self._receiving = self._receiving, None
+            with suppress(TransportError):
+                await self._await_version(version)
+
+    async def adopt_weights(self, version: int) -> Adoption:
+        """Install the version that `receive_weights` began to receive.
 
         Waits for running generate calls to end; later ones wait for the new weights. The prefix cache is emptied.
 
         Raises:
-            WeightAdoptionError: a worker failed, stalled or got changed bytes. The engine holds a mixture of versions
-                then and refuses to sample.
+            TransportError: the version did not come whole; the engine samples on from the weights it has.
+            WeightAdoptionError: installing failed. The engine holds a mixture of versions and refuses to sample.
         """
+        self._check_ready("adopt weights")
+        if self._receiving != version:
+            raise EngineError(f"engine {self._index} receives weights version {self._receiving}, not {version}")
+        self._receiving = None
+        await self._await_version(version)
         async with self._changed:
             await self._changed.wait_for(lambda: self._state != "updating")
             self._check_ready("adopt weights")
             self._state = "updating"
         try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._running == 0)
-            started = time.perf_counter()
-            await self._alive(self._update(version))
+            adoption = await self._install(version)
             self.policy_version = version
             if self._state == "updating":
                 self._state = "ready"
@@ -350,15 +390,34 @@ class RolloutEngine:
         finally:
             async with self._changed:
                 self._changed.notify_all()
-        return time.perf_counter() - started
+        return adoption
 
-    async def _update(self, version: int) -> None:
-        assert self._llm is not None
+    async def _await_version(self, version: int) -> None:
+        """Return when every worker has the version; TransportError when one has not, and none will install it."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._llm.start_weight_update()
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
-        await self._llm.finish_weight_update(weight_version=_version_name(version))
+        assert self._llm is not None
+        try:
+            await self._alive(self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version})))
+        except EngineError:
+            raise
+        except Exception as error:
+            raise TransportError(f"engine {self._index}: {_worker_error(error)}") from error
+
+    async def _install(self, version: int) -> Adoption:
+        assert self._llm is not None
+        started = time.perf_counter()
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._running == 0)
+        drained = time.perf_counter()
+        await self._alive(self._llm.finish_weight_update(weight_version=_version_name(version)))
+        installed = time.perf_counter()
+        await self._alive(self._empty_prefix_cache())
+        resumed = time.perf_counter()
+        return Adoption(drain_s=drained - started, install_s=installed - drained, resume_s=resumed - installed)
+
+    async def _empty_prefix_cache(self) -> None:
+        assert self._llm is not None
         if not await self._llm.reset_prefix_cache():
             raise EngineError("the prefix cache could not be emptied: requests still hold blocks of it")
 

@@ -10,6 +10,7 @@ import ray
 import ray.exceptions
 
 from megarl.config.base import ConfigError
+from megarl.reshard.signals import TransportError
 from megarl.telemetry.logs import tail
 
 T = TypeVar("T")
@@ -39,13 +40,15 @@ class WorkerDied(WorkerFailed):
 
 
 async def call(worker: WorkerName, reference: Awaitable[T]) -> T:
-    """Await a Ray reference; a failure becomes WorkerFailed, a ConfigError stays one."""
+    """Await a Ray reference; a failure becomes WorkerFailed, a ConfigError and a TransportError stay such."""
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if isinstance(cause, ConfigError):
             raise ConfigError(str(cause)) from None
+        if isinstance(cause, TransportError):
+            raise TransportError(f"{worker}: {cause}") from None
         raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
         raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error

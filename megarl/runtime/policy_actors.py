@@ -17,6 +17,8 @@ from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.policy.reports import UpdateReport, scores_by_sample
 from megarl.records import TokenScores, TokenTrace
+from megarl.reshard.session import WeightEndpoint
+from megarl.reshard.tally import PublishReport
 from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call, call_together
 from megarl.telemetry.logs import redirect_output, setup_logging
@@ -133,17 +135,17 @@ class RayPolicyGroup:
         reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
         return merge_reports(reports, rules=possible_rules(self._config.objective))
 
-    async def connect_engines(self, num_receivers: int) -> Any:
-        """Open the sending side; returns what the engines need to connect."""
-        return (await self._all("connect_engines", num_receivers=num_receivers))[0]
+    async def open_session(self) -> WeightEndpoint:
+        """Let engines find the policy; ends an earlier session."""
+        endpoint: WeightEndpoint = (await self._all("open_session"))[0]
+        return endpoint
 
-    async def await_engines(self) -> None:
-        """Return when every engine has connected."""
-        await self._all("await_engines")
+    async def join_session(self, endpoint: WeightEndpoint) -> None:
+        """Meet the engines, which connect meanwhile."""
+        await self._all("join_session", endpoint)
 
     async def publish_weights(self, version: int) -> Metrics:
-        metrics: Metrics = (await self._all("publish_weights", version))[0]
-        return metrics
+        return merge_publish_reports(await self._all("publish_weights", version))
 
     async def export_hf(self, path: str) -> None:
         await self._all("export_hf", path)
@@ -165,3 +167,20 @@ def _metric(name: str, total: float, count: float) -> Metric:
     """Extremes merge as extremes over the mini-batches of a step, everything else as a mean."""
     extremes: dict[str, type[Max | Min]] = {"actor/ratio_max": Max, "actor/ratio_min": Min}
     return extremes[name](total) if name in extremes else Mean(total, count)
+
+
+def merge_publish_reports(reports: Sequence[PublishReport]) -> Metrics:
+    """Metrics of one publication: bytes of all ranks together, seconds of the slowest."""
+    sent, dense = (sum(getattr(report, name) for report in reports) for name in ("bytes", "dense_bytes"))
+    changed, compared = (sum(getattr(report, name) for report in reports) for name in ("num_changed", "num_compared"))
+    metrics: dict[str, Metric] = {
+        "publish/bytes": Max(float(sent)),
+        "publish/messages": Max(float(sum(report.messages for report in reports))),
+        "timing_s/publish_pack": Max(max(report.pack_s for report in reports)),
+        "timing_s/publish_checksum": Max(max(report.checksum_s for report in reports)),
+        "timing_s/publish_wire": Max(max(report.wire_s for report in reports)),
+    }
+    if compared:
+        metrics["publish/changed_share"] = Mean(float(changed), float(compared))
+        metrics["publish/bytes_over_dense"] = Mean(float(sent), float(dense))
+    return metrics

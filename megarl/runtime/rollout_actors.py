@@ -8,10 +8,12 @@ from typing import Any
 
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, SampleRequest
-from megarl.rollout.engine import RolloutEngine
+from megarl.reshard.session import WeightEndpoint
+from megarl.rollout.engine import Adoption, RolloutEngine
 from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import WorkerName, call
 from megarl.telemetry.logs import redirect_output, setup_logging
+from megarl.telemetry.metrics import Max, Metrics
 from megarl.telemetry.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
@@ -36,14 +38,17 @@ class RolloutActor:
     async def setup(self) -> None:
         await self._engine.start()
 
-    async def connect(self, endpoint: Any) -> None:
+    async def connect(self, endpoint: WeightEndpoint) -> None:
         await self._engine.connect(endpoint)
 
     async def generate(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
         return await self._engine.generate(requests)
 
-    async def adopt_weights(self, version: int) -> None:
-        await self._engine.adopt_weights(version)
+    async def receive_weights(self, version: int) -> None:
+        await self._engine.receive_weights(version)
+
+    async def adopt_weights(self, version: int) -> Adoption:
+        return await self._engine.adopt_weights(version)
 
     async def shutdown(self) -> None:
         await self._engine.shutdown(grace_s=_EXIT_GRACE_S)
@@ -61,15 +66,13 @@ class RayRolloutPool:
             start_actor(RolloutActor, placement.engine(index), config, index, stop_token_ids, directory.logs)
             for index in indexes
         ]
-        self.num_receivers = config.rollout.engines * config.rollout.tensor
-        """vLLM workers that take part in a publication."""
 
     async def setup(self) -> None:
         """Start every engine."""
         await self._all("setup")
 
-    async def connect(self, endpoint: Any) -> None:
-        """Join the policy's publication channel."""
+    async def connect(self, endpoint: WeightEndpoint) -> None:
+        """Meet the policy, whose ranks join the session meanwhile."""
         await self._all("connect", endpoint)
 
     async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
@@ -91,8 +94,16 @@ class RayRolloutPool:
         }
         return [by_index[index] for index in range(len(requests))]
 
-    async def adopt_weights(self, version: int) -> None:
-        await self._all("adopt_weights", version)
+    async def receive_weights(self, version: int) -> None:
+        await self._all("receive_weights", version)
+
+    async def adopt_weights(self, version: int) -> Metrics:
+        """Seconds of the slowest engine."""
+        adoptions: list[Adoption] = await self._all("adopt_weights", version)
+        return {
+            f"timing_s/publish_{phase}": Max(max(getattr(adoption, f"{phase}_s") for adoption in adoptions))
+            for phase in ("drain", "install", "resume")
+        }
 
     async def close(self) -> None:
         """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
@@ -111,9 +122,9 @@ class RayRolloutPool:
             elif task.exception() is not None:
                 _log.info("%s had ended before it was closed", name)
 
-    async def _all(self, method: str, *args: Any) -> None:
+    async def _all(self, method: str, *args: Any) -> list[Any]:
         references = [getattr(actor, method).remote(*args) for actor in self._actors]
-        await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, references, strict=True)))
+        return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, references, strict=True)))
 
 
 def _group_by_prompt(requests: Sequence[SampleRequest]) -> list[list[int]]:

@@ -109,11 +109,11 @@ def test_gpus() -> None:
 
 
 def test_shared_memory(tmp_path: Path) -> None:
-    assert machine.check_shared_memory(1, tmp_path).level == "ok"
-    huge = machine.check_shared_memory(2**40, tmp_path)
+    assert machine.check_shared_memory(tmp_path, need_gib=1e-6).level == "ok"
+    huge = machine.check_shared_memory(tmp_path, need_gib=2**30)
     assert huge.level == "failure"
-    assert "rollout.publish.bucket_mib" in huge.action
-    assert machine.check_shared_memory(1, tmp_path / "absent").found == "absent"
+    assert "--shm-size" in huge.action
+    assert machine.check_shared_memory(tmp_path / "absent").found == "absent"
 
 
 def test_disk(tmp_path: Path) -> None:

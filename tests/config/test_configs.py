@@ -64,7 +64,7 @@ def test_derived_numbers_and_layout(name: str) -> None:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     assert longest <= config.policy.tokens_per_micro_batch
     # One node passes weights through shared memory, several cannot.
-    assert config.rollout.publish.transport == ("shared_memory" if config.cluster.nodes == 1 else "broadcast")
+    assert config.rollout.publish.transport == ("shared_memory" if config.cluster.nodes == 1 else "network")
 
 
 @pytest.mark.parametrize("name", CLIP_FILES)

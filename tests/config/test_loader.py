@@ -170,7 +170,7 @@ def test_responses_not_dealt_evenly_to_the_ranks(tmp_path: Path) -> None:
 
 def test_shared_memory_does_not_cross_nodes(tmp_path: Path) -> None:
     assert problems_of(write_config(tmp_path), "cluster.nodes=2") == [
-        'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is 2; set it to "broadcast" '
+        'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is 2; set it to "network" '
         "[override 'cluster.nodes=2']"
     ]
 

@@ -1,8 +1,18 @@
 """Model shapes for tests."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from megarl.models.shape import ModelShape
+from megarl.models.shape import ModelShape, parse_model_config
+
+CONFIGS = Path(__file__).parent / "configs"
+"""config.json of real checkpoints (Qwen2.5, arXiv 2412.15115; Llama 3, arXiv 2407.21783), by model name."""
+
+
+def real_shape(name: str) -> ModelShape:
+    """The shape of a real model, e.g. "llama-3-70b"."""
+    return parse_model_config(json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def make_shape(**changes: Any) -> ModelShape:

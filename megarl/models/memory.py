@@ -1,0 +1,280 @@
+"""Bytes that a policy rank and an engine worker need on their GPU, by formula; nothing is built or measured.
+
+Invariants: parameters are counted from the one weight table (`list_parameters`), whose tensor ranks hold equally many
+elements, so a pipeline stage has one figure. Weights, gradients and optimizer state are exact, activations are what
+autograd saves; only `working` and the assumed context are estimates.
+
+S = packed tokens of a micro-batch, h = hidden size, q and k = query and key widths and f = MLP width of a tensor rank.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megarl.models.layout import layout_of, padded_vocab_size
+from megarl.models.serving import engine_weight_elements, kv_heads_per_worker
+from megarl.models.shape import ModelShape
+from megarl.models.table import list_parameters
+
+CONTEXT_BYTES = 2 << 30
+"""Assumed for what no formula gives: CUDA context (about 0.5 GiB on an H100), NCCL's buffers, cuBLAS workspaces, and
+what the allocator cannot use."""
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySetup:
+    """What decides the memory of the policy's ranks."""
+
+    shape: ModelShape
+    tensor: int
+    pipeline: int
+    data: int
+    itemsize: int
+    """Bytes of an element of the weights and activations: 2 in bfloat16."""
+    sequence: bool
+    """Sequence parallelism: norms and residuals hold S / tensor tokens."""
+    distributed_optimizer: bool
+    recompute: Literal["none", "selective", "full"]
+    fused_head: bool
+    """Logits [S, vocabulary / tensor] never exist."""
+    reference: bool
+    """A frozen second copy of the weights, for the KL."""
+    tokens: int
+    """S, of which at worst every one is a response token and has logits."""
+    micro_batches: int
+    """Per rank and update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyMemory:
+    """Bytes per GPU of one pipeline stage at its fullest moment, by what they are for."""
+
+    stage: int
+    in_flight: int
+    """Micro-batches whose activations the stage holds at once."""
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    """Of one micro-batch, with the hidden rows they are made of; on the last stage only."""
+    working: int
+    """Estimate of what backward holds for a moment."""
+    context: int = CONTEXT_BYTES
+
+    @property
+    def items(self) -> dict[str, int]:
+        """The parts that add up to `total`, by name."""
+        names = ("weights", "reference", "gradients", "optimizer", "activations", "logits", "working", "context")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def total(self) -> int:
+        return sum(self.items.values())
+
+
+def distinct_stages(pipeline: int) -> tuple[int, ...]:
+    """The stages that differ: the first, the second for all inner ones (it has most micro-batches in flight), the
+    last."""
+    return tuple(dict.fromkeys((0, min(1, pipeline - 1), pipeline - 1)))
+
+
+def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
+    """The memory of the ranks of one stage. Raises ModelError where the model does not split this way.
+
+    Weights and gradients: Megatron's buffers, `itemsize` and 4 bytes an element (`grad_reduce_in_fp32`), with the
+    distributed optimizer's padding. Optimizer: 12 bytes an element, float32 weights and Adam's two moments, split over
+    the data ranks by the distributed optimizer; 8 for a float32 model, which is its own main copy. (Megatron-core,
+    docs/api-guide/dist_optimizer: 18 bytes a parameter in bf16, and 6 + 12/d distributed over d ranks.)
+    """
+    buckets = _buckets(setup.shape, tensor=setup.tensor, pipeline=setup.pipeline, stage=stage)
+    sizes = [_bucket_elements(bucket, setup) for bucket in buckets]
+    unpadded = [sum(bucket) for bucket in buckets]
+    shards = setup.data if setup.distributed_optimizer else 1
+    owned = sum(min(-(-size // shards), whole) for size, whole in zip(sizes, unpadded, strict=True))
+    main_copy = setup.itemsize < _FLOAT32
+    in_flight = min(setup.pipeline - stage, setup.micro_batches)
+    return PolicyMemory(
+        stage=stage,
+        in_flight=in_flight,
+        weights=sum(sizes) * setup.itemsize,
+        reference=sum(unpadded) * setup.itemsize if setup.reference else 0,
+        gradients=sum(sizes) * _FLOAT32,
+        optimizer=owned * _FLOAT32 * (3 if main_copy else 2),
+        activations=in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage)),
+        logits=_logits(setup) if stage == setup.pipeline - 1 else 0,
+        working=_working(setup, stage),
+    )
+
+
+@functools.cache
+def _buckets(shape: ModelShape, *, tensor: int, pipeline: int, stage: int) -> tuple[tuple[int, ...], ...]:
+    """Elements of the stage's parameters, in the buckets of Megatron's gradient buffer: one, and one for an embedding
+    that first and last stage share (`_ParamAndGradBuffer`)."""
+    layout = layout_of(shape, tensor_rank=0, tensor_size=tensor, pipeline_rank=stage, pipeline_size=pipeline)
+    entries = list_parameters(shape, layout)
+    sizes = tuple(math.prod(entry.shape) for entry in entries)
+    if shape.tied_embeddings and pipeline > 1:
+        if layout.has_embedding:  # the table begins with it
+            return sizes[1:], sizes[:1]
+        if layout.has_output:  # the table ends with its copy
+            return sizes[:-1], sizes[-1:]
+    return (sizes,)
+
+
+def _bucket_elements(sizes: tuple[int, ...], setup: PolicySetup) -> int:
+    """Elements of a bucket. For the distributed optimizer parameters begin at multiples of 64 elements and a bucket
+    ends at one of 128 that the data ranks divide."""
+    if not setup.distributed_optimizer:
+        return sum(sizes)
+    step = math.lcm(setup.data, 128)
+    return -(-sum(-(-size // 64) * 64 for size in sizes) // step) * step
+
+
+def saved_activations(setup: PolicySetup, stage: int) -> int:
+    """Bytes that autograd saves of one micro-batch on a stage, the head apart.
+
+    After "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198, equations 2 to 6), for
+    what this policy runs instead: flash attention, grouped key-value heads, SwiGLU, no dropout. `layer_activations`
+    has the terms. tests/models/test_memory.py compares with what the real model saves on the CPU, whose kernels save
+    more: this is 0.74 of it as such (hidden 128, MLP 352, float32), and within 1 % once the CPU's three extra tensors
+    are counted.
+    """
+    layers = setup.shape.num_layers // setup.pipeline
+    rows = _norm_rows(setup)
+    hidden = rows * setup.shape.hidden_size * setup.itemsize
+    saved = layers * (hidden if setup.recompute == "full" else layer_activations(setup))
+    if stage == 0:
+        saved += 8 * setup.tokens  # token ids
+    if stage == setup.pipeline - 1:
+        saved += hidden + _FLOAT32 * rows  # final norm: its input, 1 / rms
+    return saved
+
+
+def layer_activations(setup: PolicySetup) -> int:
+    """Bytes that one layer saves of a micro-batch without recomputation of the whole layer.
+
+    Elements per token: input and output of the two norms 4 h; fused query, key and value q + 2 k, which stay alive
+    because the value is a view of them; rotated query and key q + k, with the tables of the rotation 4 head_dim;
+    attention output q; SwiGLU's input 2 f and output f. In float32: 1 / rms twice, and the attention's log-sum-exp for
+    each head, which is all that selective recomputation spares beside the attention kernel's own workspace.
+    """
+    shape, tensor, rows = setup.shape, setup.tensor, _norm_rows(setup)
+    query = shape.num_heads // tensor * shape.head_dim
+    key = max(1, shape.num_kv_heads // tensor) * shape.head_dim
+    # With fewer key-value heads than tensor ranks Megatron gathers the fused projection of all ranks.
+    fused = shape.num_heads + 2 * shape.num_kv_heads
+    fused = fused * shape.head_dim // (tensor if tensor <= shape.num_kv_heads else 1)
+    per_token = fused + query + key + 4 * shape.head_dim + query + 3 * shape.ffn_size // tensor
+    log_sum_exp = 0 if setup.recompute == "selective" else setup.tokens * shape.num_heads // tensor
+    elements = 4 * rows * shape.hidden_size + setup.tokens * per_token
+    return elements * setup.itemsize + _FLOAT32 * (2 * rows + log_sum_exp)
+
+
+def _norm_rows(setup: PolicySetup) -> int:
+    """Tokens that a tensor rank's norms and residuals hold."""
+    return setup.tokens // setup.tensor if setup.sequence else setup.tokens
+
+
+def _stage_output(setup: PolicySetup, stage: int) -> int:
+    """What a stage sends on stays allocated until its backward (`deallocate_pipeline_outputs` is off)."""
+    last = stage == setup.pipeline - 1
+    return 0 if last else _norm_rows(setup) * setup.shape.hidden_size * setup.itemsize
+
+
+def _vocabulary_rows(setup: PolicySetup) -> int:
+    return padded_vocab_size(setup.shape.vocab_size, setup.tensor) // setup.tensor
+
+
+def _logits(setup: PolicySetup) -> int:
+    """Hidden rows of the response tokens and, without the fused head, logits in the model's dtype; the gradient is
+    written over them (`vocab_parallel_logp_entropy`)."""
+    columns = 0 if setup.fused_head else _vocabulary_rows(setup)
+    return setup.tokens * (setup.shape.hidden_size + columns) * setup.itemsize
+
+
+def _working(setup: PolicySetup, stage: int) -> int:
+    """The larger of a layer's and the head's backward: gradients of what the linear layers have as input and output,
+    and of the weight, in the model's dtype, before it is added to the gradient buffer. With full recomputation also
+    the one layer that is computed again."""
+    shape, itemsize = setup.shape, setup.itemsize
+    ffn = shape.ffn_size // setup.tensor
+    layer = setup.tokens * (3 * ffn + 2 * shape.hidden_size) + 2 * ffn * shape.hidden_size
+    again = layer_activations(setup) if setup.recompute == "full" else 0
+    if stage < setup.pipeline - 1:
+        return layer * itemsize + again
+    head = (2 * setup.tokens + _vocabulary_rows(setup)) * shape.hidden_size
+    return max(layer * itemsize + again, head * itemsize)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSetup:
+    """What decides the memory of an engine's workers."""
+
+    shape: ModelShape
+    tensor: int
+    itemsize: int
+    kv_itemsize: int
+    budget: int
+    """Bytes of a GPU that the engine may use: rollout.memory_fraction of it."""
+    longest: int
+    """Tokens of the longest sequence, prompt and response."""
+    batched_tokens: int = 2048
+    """vLLM's max_num_batched_tokens; the default of an `AsyncLLM` (SchedulerConfig, vLLM 0.32)."""
+    sequences: int = 128
+    """vLLM's max_num_seqs; the same default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutMemory:
+    """Bytes per GPU of an engine worker, and what fits into its KV cache."""
+
+    budget: int
+    weights: int
+    working: int
+    """Estimate: activations of a full batch, and the sampler's float32 log-probs."""
+    context: int
+    kv_cache: int
+    """What is left; below 0 where not even the weights fit."""
+    kv_bytes_per_token: int
+    kv_tokens: int
+    full_sequences: int
+    """Sequences of the longest length that the cache holds at once; vLLM refuses to start below one."""
+
+
+_KV_BLOCK_TOKENS = 16
+"""Tokens of a block of vLLM's KV cache."""
+
+
+def kv_bytes_per_token(shape: ModelShape, *, tensor: int, itemsize: int) -> int:
+    """Keys and values of one token in all layers on one worker: 2 x layers x heads x head_dim x itemsize. A worker has
+    its share of the key-value heads, and one of them where there are fewer than workers."""
+    heads = kv_heads_per_worker(shape, tensor)
+    return 2 * shape.num_layers * heads * shape.head_dim * itemsize
+
+
+def rollout_memory(setup: RolloutSetup) -> RolloutMemory:
+    """The memory of one engine worker, as vLLM divides it: its KV cache gets what the budget leaves after weights and
+    a profiling run (`determine_available_memory`). Raises ModelError where vLLM cannot split the model."""
+    shape = setup.shape
+    weights = engine_weight_elements(shape, setup.tensor) * setup.itemsize
+    width = 3 * shape.ffn_size // setup.tensor + 3 * shape.hidden_size
+    # Three copies: logits in float32, their log-softmax, and the sorted or scaled one in between.
+    working = setup.batched_tokens * width * setup.itemsize + 3 * setup.sequences * shape.vocab_size * _FLOAT32
+    cache = setup.budget - weights - working - CONTEXT_BYTES
+    per_token = kv_bytes_per_token(shape, tensor=setup.tensor, itemsize=setup.kv_itemsize)
+    blocks = max(0, cache) // (per_token * _KV_BLOCK_TOKENS)
+    return RolloutMemory(
+        budget=setup.budget,
+        weights=weights,
+        working=working,
+        context=CONTEXT_BYTES,
+        kv_cache=cache,
+        kv_bytes_per_token=per_token,
+        kv_tokens=blocks * _KV_BLOCK_TOKENS,
+        full_sequences=blocks // -(-setup.longest // _KV_BLOCK_TOKENS),
+    )

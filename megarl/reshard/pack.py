@@ -1,0 +1,54 @@
+"""Elements of blocks into contiguous buffers.
+
+A message's bytes are its range of the block's elements in order; where they lie in the trainer's parameters is what the
+block's units say. A parameter of another dtype than the wire's is rounded here, once.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megarl.reshard.blocks import Block, units_between
+from megarl.reshard.checksum import compute_checksum
+from megarl.reshard.regions import split_run, view_region
+
+
+class Part(NamedTuple):
+    """Neighbouring elements of a message that belong to one checkpoint tensor."""
+
+    tensor: str
+    start: int
+    """First element, counted from the start of the message."""
+    stop: int
+
+
+def list_parts(block: Block, start: int, stop: int) -> tuple[Part, ...]:
+    """What the block's elements [start, stop) are, tensor by tensor; the same on sender and receiver."""
+    parts: list[Part] = []
+    for unit, first, last in units_between(block, start, stop):
+        low = unit.start + first - start
+        if parts and parts[-1].tensor == unit.box.tensor:
+            parts[-1] = parts[-1]._replace(stop=low + last - first)
+        else:
+            parts.append(Part(unit.box.tensor, low, low + last - first))
+    return tuple(parts)
+
+
+def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...]) -> list[int]:
+    """One 64-bit checksum a part, of a message's elements [num_elements]."""
+    return [compute_checksum(elements[part.start : part.stop]) for part in parts]
+
+
+def pack_range(parameters: Mapping[str, Tensor], block: Block, start: int, stop: int, *, out: Tensor) -> None:
+    """Copy the block's elements [start, stop) out of a trainer's parameters into `out` [stop - start]."""
+    position = 0
+    with torch.no_grad():
+        for unit, first, last in units_between(block, start, stop):
+            (region,) = unit.regions
+            memory = parameters[region.parameter]
+            for corner, shape in split_run(unit.box.shape, first, last):
+                view = view_region(memory, region, corner, shape)
+                out[position : position + view.numel()].view(shape).copy_(view)
+                position += view.numel()

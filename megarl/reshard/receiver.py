@@ -1,0 +1,331 @@
+"""An engine worker's end of a publication.
+
+What arrives goes into staging memory: the worker's part of the weights in the order of the wire, block after block.
+The model is not touched until everything has come, every checksum agrees, and policy rank 0 has said so of every
+worker of every engine. Until then the engine samples from the weights it has; so it does when a publication fails.
+
+Receiving runs in a thread of its own, beside sampling. The staging memory is the base of the next publication's
+changes, so a failed publication ends the session with it.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megarl.reshard.blocks import BlockKey, Unit
+from megarl.reshard.delta import apply_changes
+from megarl.reshard.message import (
+    DENSE,
+    Header,
+    compare_checksums,
+    header_room,
+    make_header,
+    name_parts,
+    read_header,
+)
+from megarl.reshard.pack import Part, compute_part_checksums, list_parts
+from megarl.reshard.plan import Message, PlanRequest, TransferPlan, plan_taker
+from megarl.reshard.regions import Region, view_region
+from megarl.reshard.session import (
+    Offer,
+    Targets,
+    WeightEndpoint,
+    await_request,
+    await_wanted,
+    digest,
+    dump_boxes,
+    joining,
+)
+from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError, connect_store
+from megarl.reshard.staging import close_shared, make_private, make_shared, node_name
+from megarl.reshard.wire import Flight, Wire, local_address
+
+NOT_INSTALLED = "no weight of the engine was changed"
+"""In the text of every error before installing: the engine is as it was."""
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """A message on its way into staging memory."""
+
+    message: Message
+    header: Header
+    parts: tuple[Part, ...]
+    payload: Tensor
+    flight: Flight | None
+
+
+class WeightReceiver:
+    """See the module."""
+
+    def __init__(
+        self,
+        endpoint: WeightEndpoint,
+        *,
+        taker: int,
+        record: Callable[[Offer], Targets],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Connect as worker `taker` (engine x tensor + tensor rank), describe what the model wants, and plan.
+
+        record: what the worker's parameters want of the offered tensors. device: the model's.
+
+        Raises:
+            TransportError: the trainer cannot be reached, or peers did not come.
+            LayoutError: the model wants what the trainer does not hold.
+        """
+        self._taker, self._device = taker, torch.device(device)
+        self._serial = 0
+        self._thread: threading.Thread | None = None
+        self._error: TransportError | None = None
+        self._version: int | None = None
+        self.receive_s = self.checksum_s = 0.0
+        store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
+        self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
+        self.offer = self._await_offer(endpoint)
+        engine, tensor_rank = divmod(taker, self.offer.tensor)
+        with joining(self._signals, f"engine {engine} worker {tensor_rank}"):
+            request, self.plan = self._agree(record(self.offer))
+            self._topology = request.topology
+            self._starts, self._num_elements = _lay_out(self.plan)
+            self._staging, self._address = self._make_staging()
+            self._held = self._index_regions()
+            self._wire = Wire(
+                store,
+                address=local_address(endpoint.host, endpoint.port),
+                peer=self._topology.taker_peer(taker),
+                num_peers=self._topology.num_peers,
+                timeout_s=endpoint.timeout_s,
+                device=self._device if self._by_nccl else torch.device("cpu"),
+                describe_peer=self._topology.describe_peer,
+            )
+
+    @property
+    def _by_nccl(self) -> bool:
+        return self.offer.device == "cuda" and self.offer.transport == "network"
+
+    def _await_offer(self, endpoint: WeightEndpoint) -> Offer:
+        try:
+            offer = Offer.from_json(self._signals.get(["offer"])[0])
+        except SignalTimeout:
+            raise TransportError(
+                f"{endpoint.host}:{endpoint.port} is not the trainer this engine was told of (another run's?), or its "
+                "policy ranks did not join the publication"
+            ) from None
+        if not 0 <= self._taker < offer.engines * offer.tensor:
+            raise TransportError(
+                f"worker {self._taker} (engine x tensor + tensor rank) is not one of the {offer.engines} engines x "
+                f"{offer.tensor} tensor ranks the trainer expects; start as many engines, with that tensor size"
+            )
+        return offer
+
+    def _agree(self, targets: Targets) -> tuple[PlanRequest, TransferPlan]:
+        signals, offer, taker = self._signals, self.offer, self._taker
+        engine, tensor_rank = divmod(taker, offer.tensor)
+        rows = dump_boxes(list(targets))
+        if not signals.claim(f"claimed-{taker}"):
+            raise TransportError(
+                f"engine {engine} worker {tensor_rank} is connected already; a restarted engine needs a new session"
+            )
+        if engine == 0:
+            signals.put(f"wanted-{tensor_rank}", rows)
+        signals.put(f"taker-{taker}", {"node": node_name(), "digest": digest(rows)})
+        wanted, _ = await_wanted(signals, offer)
+        request = await_request(signals, offer, wanted)
+        layout = offer.layout
+
+        def sources(pipeline: int, tensor: int) -> Any:
+            return layout.placed(pipeline=pipeline, tensor=tensor)
+
+        return request, plan_taker(request, sources, targets, taker=taker)
+
+    def _make_staging(self) -> tuple[Tensor, dict[str, Any]]:
+        """([elements], address for others or nothing)."""
+        place = self._device if self.offer.staging == "device" else torch.device("cpu")
+        if self.offer.transport != "shared_memory":
+            return make_private(self._num_elements, self.offer.dtype, place), {}
+        data, address = make_shared(self._num_elements, self.offer.dtype, place)
+        blocks = [[key.pipeline, key.tensor, list(key.wanted_by), start] for key, start in self._starts.items()]
+        self._signals.put(f"memory-{self._taker}", {"address": address, "blocks": blocks})
+        return data, address
+
+    def _index_regions(self) -> dict[str, list[tuple[int, Unit, Region]]]:
+        """Parameter -> (first element in staging memory, unit, its region) of everything that goes into it."""
+        held: dict[str, list[tuple[int, Unit, Region]]] = {}
+        for key, block in self.plan.blocks.items():
+            for unit in block.units:
+                for region in unit.regions:
+                    held.setdefault(region.parameter, []).append((self._starts[key] + unit.start, unit, region))
+        return held
+
+    # receiving
+
+    def begin(self) -> None:
+        """Receive the next publication in the background. Raises TransportError when the session is over."""
+        self._join_thread()
+        if self._error is not None:
+            raise TransportError(f"the session ended with an earlier failure ({self._error}); connect anew")
+        self._serial += 1
+        self._version = None
+        self._signals.put(f"{self._transfer}/ready-{self._taker}", True)
+        self._thread = threading.Thread(target=self._receive, name="megarl-weights", daemon=True)
+        self._thread.start()
+
+    def await_version(self, version: int) -> None:
+        """Return when `version` is complete in staging memory, here and in every worker of every engine.
+
+        Raises:
+            TransportError: it did not come, came changed, or another worker says so of its part; the text ends with
+                NOT_INSTALLED.
+        """
+        self._join_thread()
+        try:
+            if self._error is not None:
+                raise self._error
+            if self._version != version:
+                raise TransportError(f"expected weights version {version}, the trainer sent {self._version}")
+            self._signals.get([f"{self._transfer}/verdict"], transfer=self._transfer, grace_s=1.0)
+        except (TransportError, PeerFailed, SignalTimeout, dist.DistError) as error:
+            what = "policy rank 0 gave no verdict within the timeout" if isinstance(error, SignalTimeout) else error
+            self._error = TransportError(f"receiving weights version {version}: {what}; {NOT_INSTALLED}")
+            raise self._error from None
+
+    def _join_thread(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    @property
+    def _transfer(self) -> str:
+        return f"publication-{self._serial}"
+
+    def _receive(self) -> None:
+        try:
+            started = time.perf_counter()
+            self.checksum_s = 0.0
+            self._take_all()
+            self.receive_s = time.perf_counter() - started
+            self._signals.put(f"{self._transfer}/taken-{self._taker}", True)
+        except BaseException as error:  # whoever asks for the version is told
+            me = self._topology.describe_peer(self.plan.peer)
+            self._error = TransportError(self._signals.fail(self._transfer, f"{me} failed: {error}"))
+            self._wire.close()
+
+    def _take_all(self) -> None:
+        """All messages in the order of all peers: the next one travels while the last is checked."""
+        to_hand_on = Counter((message.block, message.start, message.stop) for message in self.plan.sends)
+        kept: dict[tuple[BlockKey, int, int], _Arrival] = {}
+        onward: list[Flight] = []
+        waiting: _Arrival | None = None
+        for message in sorted((*self.plan.receives, *self.plan.sends)):
+            place = message.block, message.start, message.stop
+            if message.sender == self.plan.peer:
+                self._finish(waiting)
+                waiting = None
+                onward += self._hand_on(message, kept[place])
+                to_hand_on[place] -= 1
+                if not to_hand_on[place]:
+                    del kept[place]
+                continue
+            arrival = self._start(message)
+            self._finish(waiting)
+            waiting = arrival
+            if to_hand_on[place]:
+                kept[place] = arrival
+        self._finish(waiting)
+        for flight in onward:
+            flight.land()
+
+    def _start(self, message: Message) -> _Arrival:
+        """Hear of the message and let its payload come."""
+        parts = list_parts(self.plan.blocks[message.block], message.start, message.stop)
+        words = header_room(len(parts), self._wire.device)
+        self._wire.receive(words, message.sender, what=name_parts(parts)).land()
+        header = read_header(words)
+        self._version = header.version if self._version is None else self._version
+        if header.version != self._version:
+            raise TransportError(f"messages of versions {self._version} and {header.version} came together")
+        elements = self._elements(message).view(torch.uint8)
+        fits = header.num_bytes == elements.numel() if header.kind == DENSE else header.num_bytes <= elements.numel()
+        if not fits:
+            raise TransportError(
+                f"{name_parts(parts)}: {elements.numel()} bytes expected, {header.num_bytes} announced"
+            )
+        if self.offer.transport == "shared_memory":
+            return _Arrival(message, header, parts, elements, None)
+        if header.kind != DENSE or elements.device != self._wire.device:
+            payload = torch.empty(header.num_bytes, dtype=torch.uint8, device=self._wire.device)
+        else:
+            payload = elements
+        flight = self._wire.receive(payload, message.sender, what=f"version {header.version}, {name_parts(parts)},")
+        return _Arrival(message, header, parts, payload, flight)
+
+    def _elements(self, message: Message) -> Tensor:
+        low = self._starts[message.block] + message.start
+        return self._staging[low : low + message.num_elements]
+
+    def _finish(self, arrival: _Arrival | None) -> None:
+        """The message is in staging memory and its checksums agree, or TransportError."""
+        if arrival is None:
+            return
+        if arrival.flight is not None:
+            arrival.flight.land()
+        elements, payload = self._elements(arrival.message), arrival.payload
+        if arrival.header.kind != DENSE:
+            try:
+                apply_changes(elements, payload.to(elements.device))
+            except ValueError as error:
+                raise TransportError(f"{name_parts(arrival.parts)}: {error}") from None
+        elif payload.data_ptr() != elements.data_ptr():
+            elements.view(torch.uint8).copy_(payload)
+        started = time.perf_counter()
+        found = compute_part_checksums(elements, arrival.parts)
+        self.checksum_s += time.perf_counter() - started
+        sender = self._topology.describe_peer(arrival.message.sender)
+        compare_checksums(arrival.parts, arrival.header.checksums, found, sender=sender)
+
+    def _hand_on(self, message: Message, arrival: _Arrival) -> list[Flight]:
+        """Pass a message to another worker as it came."""
+        header = arrival.header
+        what = f"version {header.version}, {name_parts(arrival.parts)},"
+        words = make_header(header.version, header.kind, header.num_bytes, header.checksums).to(self._wire.device)
+        tensors = (words, arrival.payload)
+        return [self._wire.send(tensor, message.receiver, what=what) for tensor in tensors]
+
+    # installing
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """Names, as their recording gave them, of the parameters that staging memory has elements for."""
+        return frozenset(self._held)
+
+    def fill(self, name: str, parameter: Tensor) -> None:
+        """Copy everything in staging memory that belongs into one parameter."""
+        with torch.no_grad():
+            for low, unit, region in self._held[name]:
+                shape = unit.box.shape
+                view = view_region(parameter, region, (0,) * len(shape), shape)
+                view.copy_(self._staging[low : low + unit.box.num_elements].view(shape))
+
+    def close(self) -> None:
+        """Leave the wire and let the staging memory go. Idempotent."""
+        self._wire.close()
+        self._join_thread()
+        close_shared(self._address)
+        self._address = {}
+
+
+def _lay_out(plan: TransferPlan) -> tuple[dict[BlockKey, int], int]:
+    """(first element of each block in staging memory, elements in all)."""
+    starts, total = {}, 0
+    for key, block in plan.blocks.items():
+        starts[key] = total
+        total += block.num_elements
+    return starts, total
