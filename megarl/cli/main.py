@@ -4,6 +4,7 @@ Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends 
 """
 
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -123,6 +124,52 @@ def show(
         raise ConfigError("megarl show: expected a CONFIG file or --fields; e.g. megarl show configs/quickstart.toml")
     else:
         print_config(Console(), config, overrides or ())
+
+
+@app.command(
+    epilog=_examples(
+        "megarl plan configs/papers/dapo-qwen2.5-32b-16nodes.toml",
+        "megarl plan models/Llama-3.1-70B --gpus 64 --tensor 8 --pipeline 2 --engines 4 --rollout-tensor 8",
+        "megarl plan models/Qwen2.5-7B/config.json policy.recompute=full rollout.max_response_tokens=16384 --json",
+    )
+)
+def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG",
+            help="TOML file; or a model's directory or config.json, planned with the defaults of everything else. Of "
+            "the model only config.json is read.",
+        ),
+    ],
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of the policy (parallel.world_size).")] = None,
+    tensor: Annotated[int | None, typer.Option(min=1, help="Its tensor ranks (parallel.tensor).")] = None,
+    pipeline: Annotated[int | None, typer.Option(min=1, help="Its pipeline stages (parallel.pipeline).")] = None,
+    engines: Annotated[int | None, typer.Option(min=1, help="vLLM engines (rollout.engines).")] = None,
+    rollout_tensor: Annotated[int | None, typer.Option(min=1, help="Tensor ranks of each (rollout.tensor).")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="As cluster.gpus_per_node.")] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU.")] = 80.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, in bytes and seconds.")] = False,
+) -> None:
+    """Print layout, memory, micro-batches and publication time of a configuration; nothing is started."""
+    from megarl.cli.plan import make_plan
+    from megarl.cli.plan_config import PlanOptions, load_planned
+    from megarl.cli.plan_tables import print_plan
+
+    options = PlanOptions(
+        gpus=gpus,
+        tensor=tensor,
+        pipeline=pipeline,
+        rollout_tensor=rollout_tensor,
+        engines=engines,
+        gpus_per_node=gpus_per_node,
+    )
+    made = make_plan(load_planned(config, overrides or (), options), gpu_memory_gib=gpu_memory_gib)
+    if as_json:
+        print(json.dumps(made.as_dict(), indent=2))
+    else:
+        print_plan(Console(), made)
 
 
 @app.command(

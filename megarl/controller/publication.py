@@ -16,7 +16,8 @@ async def publish_weights(version: int, parts: Parts) -> Metrics:
     """Publish and install `version`; a publication that fails is tried once more over new connections.
 
     Raises:
-        TransportError: the second attempt failed too, or the peers could not be connected again. Names both causes.
+        TransportError: the second attempt failed too, or the peers could not be connected again. Begins with that
+            cause, which is a dead worker where there is one, and names the first too.
     """
     try:
         return await _publish(version, parts)
@@ -26,7 +27,7 @@ async def publish_weights(version: int, parts: Parts) -> Metrics:
             await parts.connect()
             return await _publish(version, parts)
         except Exception as second:
-            raise TransportError(f"{first}. Connected anew, a second attempt failed: {second}") from second
+            raise TransportError(f"{second}\nThat ended a second attempt; the first ended because {first}") from second
 
 
 async def _publish(version: int, parts: Parts) -> Metrics:

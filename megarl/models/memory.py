@@ -46,6 +46,8 @@ class PolicySetup:
     """S, of which at worst every one is a response token and has logits."""
     micro_batches: int
     """Per rank and update."""
+    publication: int = 0
+    """Bytes that publishing keeps on the GPU: packed messages and, with deltas, the copy they are taken against."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +66,14 @@ class PolicyMemory:
     """Of one micro-batch, with the hidden rows they are made of; on the last stage only."""
     working: int
     """Estimate of what backward holds for a moment."""
+    publication: int
     context: int = CONTEXT_BYTES
 
     @property
     def items(self) -> dict[str, int]:
         """The parts that add up to `total`, by name."""
-        names = ("weights", "reference", "gradients", "optimizer", "activations", "logits", "working", "context")
-        return {name: getattr(self, name) for name in names}
+        held = ("weights", "reference", "gradients", "optimizer", "activations", "logits")
+        return {name: getattr(self, name) for name in (*held, "working", "publication", "context")}
 
     @property
     def total(self) -> int:
@@ -108,6 +111,7 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
         activations=in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage)),
         logits=_logits(setup) if stage == setup.pipeline - 1 else 0,
         working=_working(setup, stage),
+        publication=setup.publication,
     )
 
 
@@ -139,10 +143,11 @@ def saved_activations(setup: PolicySetup, stage: int) -> int:
     """Bytes that autograd saves of one micro-batch on a stage, the head apart.
 
     After "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198, equations 2 to 6), for
-    what this policy runs instead: flash attention, grouped key-value heads, SwiGLU, no dropout. `layer_activations`
-    has the terms. tests/models/test_memory.py compares with what the real model saves on the CPU, whose kernels save
-    more: this is 0.74 of it as such (hidden 128, MLP 352, float32), and within 1 % once the CPU's three extra tensors
-    are counted.
+    what this policy runs instead: flash attention, grouped key-value heads, SwiGLU, no dropout, CUDA's fused norm and
+    SwiGLU kernels. `layer_activations` has the terms. The CPU's kernels save more, so that this is 0.69 to 0.73 of
+    what the real model saves there (hidden 128, MLP 352, float32); with the CPU's extra tensors counted it is 0.998 to
+    1.000 of it on every rank, for every recomputation and for tensor, sequence and pipeline parallelism
+    (tests/models/test_memory.py). With Transformer Engine, which may copy the value, a layer saves the same or less.
     """
     layers = setup.shape.num_layers // setup.pipeline
     rows = _norm_rows(setup)
@@ -175,6 +180,11 @@ def layer_activations(setup: PolicySetup) -> int:
     return elements * setup.itemsize + _FLOAT32 * (2 * rows + log_sum_exp)
 
 
+def recomputed_layer(setup: PolicySetup) -> int:
+    """Bytes that full recomputation adds while one layer is computed again; its input was kept."""
+    return layer_activations(setup) - _norm_rows(setup) * setup.shape.hidden_size * setup.itemsize
+
+
 def _norm_rows(setup: PolicySetup) -> int:
     """Tokens that a tensor rank's norms and residuals hold."""
     return setup.tokens // setup.tensor if setup.sequence else setup.tokens
@@ -204,7 +214,7 @@ def _working(setup: PolicySetup, stage: int) -> int:
     shape, itemsize = setup.shape, setup.itemsize
     ffn = shape.ffn_size // setup.tensor
     layer = setup.tokens * (3 * ffn + 2 * shape.hidden_size) + 2 * ffn * shape.hidden_size
-    again = layer_activations(setup) if setup.recompute == "full" else 0
+    again = recomputed_layer(setup) if setup.recompute == "full" else 0
     if stage < setup.pipeline - 1:
         return layer * itemsize + again
     head = (2 * setup.tokens + _vocabulary_rows(setup)) * shape.hidden_size
@@ -223,6 +233,8 @@ class RolloutSetup:
     """Bytes of a GPU that the engine may use: rollout.memory_fraction of it."""
     longest: int
     """Tokens of the longest sequence, prompt and response."""
+    staged: bool = False
+    """New weights are gathered on the GPU before they are installed."""
     batched_tokens: int = 2048
     """vLLM's max_num_batched_tokens; the default of an `AsyncLLM` (SchedulerConfig, vLLM 0.32)."""
     sequences: int = 128
@@ -240,6 +252,8 @@ class RolloutMemory:
     context: int
     kv_cache: int
     """What is left; below 0 where not even the weights fit."""
+    staging: int
+    """Beside the budget: a second copy of the weights, where they are staged on the GPU."""
     kv_bytes_per_token: int
     kv_tokens: int
     full_sequences: int
@@ -274,6 +288,7 @@ def rollout_memory(setup: RolloutSetup) -> RolloutMemory:
         working=working,
         context=CONTEXT_BYTES,
         kv_cache=cache,
+        staging=weights if setup.staged else 0,
         kv_bytes_per_token=per_token,
         kv_tokens=blocks * _KV_BLOCK_TOKENS,
         full_sequences=blocks // -(-setup.longest // _KV_BLOCK_TOKENS),

@@ -47,10 +47,12 @@ def apply_changes(elements: Tensor, encoded: Tensor) -> int:
     code = encoded[8 : 8 + count].to(torch.int64)
     steps = torch.where(code == _LONG, _LONG, code + 1)
     positions = (torch.cumsum(steps, 0) - 1)[code != _LONG]
-    values = encoded[8 + count :].clone().view(elements.dtype) if (num_bytes - 8 - count) else elements[:0]
-    if values.numel() != positions.numel() or (positions.numel() and int(positions[-1]) >= elements.numel()):
+    num_values, ragged = divmod(num_bytes - 8 - count, elements.itemsize)
+    unended = count and int(code[-1]) == _LONG
+    beyond = positions.numel() and int(positions[-1]) >= elements.numel()
+    if ragged or unended or beyond or num_values != positions.numel():
         raise ValueError(
-            f"{positions.numel()} positions and {values.numel()} values for {elements.numel()} elements do not fit"
+            f"{positions.numel()} positions and {num_values} values for {elements.numel()} elements do not fit"
         )
-    elements[positions] = values
+    elements[positions] = encoded[8 + count :].clone().view(elements.dtype)
     return positions.numel()

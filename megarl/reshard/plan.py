@@ -10,6 +10,7 @@ in that order cannot wait for each other in a circle.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from megarl.models.boxes import Box
@@ -81,7 +82,7 @@ class TransferPlan:
         return len({(message.block, message.bucket) for message in (*self.sends, *self.receives)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanRequest:
     """What every peer knows before it plans."""
 
@@ -102,8 +103,9 @@ class PlanRequest:
         if self.bucket_bytes < self.itemsize:
             raise ValueError(f"a bucket of {self.bucket_bytes} bytes holds no element of {self.itemsize}")
 
-    @property
+    @cached_property
     def load(self) -> Load:
+        """The figures the fan-out is chosen by."""
         return measure_load(
             self.wanted,
             self.topology,

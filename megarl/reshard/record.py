@@ -146,6 +146,8 @@ class Recorder(TorchDispatchMode):
         watched = None if isinstance(target, Placeholder) else self._watched.get(_storage(target))
         if watched is None:
             raise InexpressibleError(f"{source.checkpoint_name} is copied into a tensor that is no parameter")
+        if not target.numel():  # a rank that has padding only
+            return target
         watched.tensors.add(source.checkpoint_name)
         watched.loaded += target.numel()
         where = source.elements.expand(target.shape)
@@ -227,6 +229,8 @@ def _derive(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The result of a view, a conversion or a plain copy of a placeholder; InexpressibleError for anything else."""
     source = args[0]
     if not isinstance(source, Placeholder) or any(isinstance(arg, Placeholder) for arg in args[1:]):
+        raise InexpressibleError(f"the loader calls {func} on a checkpoint tensor")
+    if func is _aten.view.dtype or any(True for _ in _written(func, args, kwargs)):  # also gives a view of all of it
         raise InexpressibleError(f"the loader calls {func} on a checkpoint tensor")
     if func is _aten._to_copy.default:
         return source.part(source.elements, kwargs.get("dtype"))

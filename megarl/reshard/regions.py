@@ -6,12 +6,12 @@ which is their order on the wire, whatever their order in either parameter.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from megarl.models.boxes import Box, ParameterEntry
+
+if TYPE_CHECKING:  # planning needs no torch, and `megarl plan` should not wait for it
+    from torch import Tensor
 
 
 class Region(NamedTuple):
@@ -90,10 +90,10 @@ def _in_row(
         yield (index, *corner), (1, *part)
 
 
-def view_region(memory: Tensor, region: Region, corner: Sequence[int], shape: Sequence[int]) -> Tensor:
+def view_region(memory: "Tensor", region: Region, corner: Sequence[int], shape: Sequence[int]) -> "Tensor":
     """The sub-box at `corner` of the region's box as a view of the parameter `memory`."""
-    offset = memory.storage_offset() + region.offset + _dot(corner, region.strides)
-    return torch.as_strided(memory, tuple(shape), region.strides, offset)
+    offset = int(memory.storage_offset()) + region.offset + _dot(corner, region.strides)
+    return memory.as_strided(tuple(shape), region.strides, offset)
 
 
 def _dot(left: Sequence[int], right: Sequence[int]) -> int:

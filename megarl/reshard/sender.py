@@ -263,11 +263,13 @@ class WeightSender:
 
     def _await(self, message: str, peers: set[int], verb: str, *, grace_s: float = 0.0) -> None:
         """`message` of every one of the workers; TransportError naming those that did not `verb`."""
-        keys = {f"{self._transfer}/{message}-{peer - self._topology.grid.world_size}": peer for peer in peers}
+        ordered = sorted(peers)
+        keys = [f"{self._transfer}/{message}-{peer - self._topology.grid.world_size}" for peer in ordered]
         try:
-            self._live.get(list(keys), transfer=self._transfer, grace_s=grace_s)
+            self._live.get(keys, transfer=self._transfer, grace_s=grace_s)
         except SignalTimeout as error:
-            names = ", ".join(self._topology.describe_peer(keys[key]) for key in sorted(error.missing))
+            silent = [peer for peer, key in zip(ordered, keys, strict=True) if key in error.missing]
+            names = ", ".join(map(self._topology.describe_peer, silent))
             raise TransportError(f"{names} did not {verb} within {self._timeout_s:g} s") from None
 
     def _drop_older(self) -> None:

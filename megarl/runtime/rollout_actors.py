@@ -98,12 +98,7 @@ class RayRolloutPool:
         await self._all("receive_weights", version)
 
     async def adopt_weights(self, version: int) -> Metrics:
-        """Seconds of the slowest engine."""
-        adoptions: list[Adoption] = await self._all("adopt_weights", version)
-        return {
-            f"timing_s/publish_{phase}": Max(max(getattr(adoption, f"{phase}_s") for adoption in adoptions))
-            for phase in ("drain", "install", "resume")
-        }
+        return merge_adoptions(await self._all("adopt_weights", version))
 
     async def close(self) -> None:
         """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
@@ -125,6 +120,15 @@ class RayRolloutPool:
     async def _all(self, method: str, *args: Any) -> list[Any]:
         references = [getattr(actor, method).remote(*args) for actor in self._actors]
         return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, references, strict=True)))
+
+
+def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
+    """Metrics of one change of weights: seconds of the slowest engine."""
+    return {
+        "timing_s/publish_drain": Max(max(adoption.drain_s for adoption in adoptions)),
+        "timing_s/publish_install": Max(max(adoption.install_s for adoption in adoptions)),
+        "timing_s/publish_resume": Max(max(adoption.resume_s for adoption in adoptions)),
+    }
 
 
 def _group_by_prompt(requests: Sequence[SampleRequest]) -> list[list[int]]:

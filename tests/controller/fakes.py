@@ -15,7 +15,7 @@ from megarl.parallel.batches import BatchShard
 from megarl.parallel.packing import split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
-from megarl.telemetry.metrics import Mean, Metrics
+from megarl.telemetry.metrics import Max, Mean, Metrics
 from megarl.telemetry.spans import Spans
 
 PROMPTS = [Prompt(index=i, text=f"p{i}", token_ids=(i, i + 1), answer="1") for i in range(6)]
@@ -78,8 +78,15 @@ class Recorder:
             for r in requests
         ]
 
-    async def adopt_weights(self, version: int) -> None:
+    async def receive_weights(self, version: int) -> None:
+        self.calls.append(f"receive {version}")
+
+    async def adopt_weights(self, version: int) -> Metrics:
         self.calls.append(f"adopt {version}")
+        return {"timing_s/publish_install": Max(0.5)}
+
+    async def connect(self) -> None:
+        self.calls.append("connect")
 
     async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
         if step is None:
@@ -166,6 +173,7 @@ def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
         "token_text": lambda token: f"<{token}>",
         "reporter": recorder,
         "controllers": ControllerState(config.objective, total_steps=config.train.steps, seed=config.train.seed),
+        "connect": recorder.connect,
     }
     return Parts(**(values | changes))
 

@@ -9,7 +9,7 @@ from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError, co
 from megarl.controller.reporting import rollout_rows
 from megarl.records import TokenScores
 from megarl.rewards.pool import RewardItem
-from megarl.telemetry.metrics import to_values
+from megarl.telemetry.metrics import Metrics, to_values
 from tests.controller.fakes import Recorder, make_config, make_parts, run
 
 
@@ -17,7 +17,13 @@ def test_order_of_a_run() -> None:
     recorder = Recorder()
     run(make_config(), recorder)
     step = ["generate", "reward", "old_logp", "update 0", "update 1"]
-    assert recorder.calls == [*step, "publish 1", "adopt 1", *step, "publish 2", "adopt 2", "export hf-2"]
+    assert recorder.calls == [
+        *step,
+        *("receive 1", "publish 1", "adopt 1"),
+        *step,
+        *("receive 2", "publish 2", "adopt 2"),
+        "export hf-2",
+    ]
 
 
 def test_advantages_are_within_the_samples_of_a_prompt() -> None:
@@ -54,9 +60,9 @@ def test_a_nan_is_refused_and_names_the_side() -> None:
 
 def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
     class Forgetful(Recorder):
-        async def adopt_weights(self, version: int) -> None:
-            await super().adopt_weights(version)
+        async def adopt_weights(self, version: int) -> Metrics:
             self._offset = 3.0
+            return await super().adopt_weights(version)
 
     recorder = Forgetful()
     with pytest.raises(LogpMismatchError, match="suspect the publication"):
@@ -66,9 +72,9 @@ def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
 
 def test_every_update_of_a_step_gets_the_steps_numbers() -> None:
     class Cooling(Recorder):
-        async def adopt_weights(self, version: int) -> None:
-            await super().adopt_weights(version)
+        async def adopt_weights(self, version: int) -> Metrics:
             self._entropy /= 2
+            return await super().adopt_weights(version)
 
     objective = {"auxiliary": {"entropy": {"coefficient": 0.0}}, "controllers": {"aer": {"target_ratio": 1, "rate": 1}}}
     recorder = Cooling(entropy=0.5)
@@ -98,7 +104,7 @@ def test_the_reference_is_renewed_after_the_updates() -> None:
     second = recorder.calls[recorder.calls.index("adopt 1") + 1 :]
     assert second == [
         *("generate", "reward", "old_logp", "update 0", "update 1", "reset_reference"),
-        *("publish 2", "adopt 2", "export hf-2"),
+        *("receive 2", "publish 2", "adopt 2", "export hf-2"),
     ]
 
 

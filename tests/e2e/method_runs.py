@@ -34,6 +34,8 @@ from megarl.policy.worker import MegatronWorker
 from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
+from megarl.runtime.policy_actors import merge_publish_reports
+from megarl.runtime.rollout_actors import merge_adoptions
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.metrics import Mean, Metrics
@@ -92,7 +94,7 @@ class LocalPolicy:
 
     async def publish_weights(self, version: int) -> Metrics:
         self._versions += 1
-        return await asyncio.to_thread(self._worker.publish_weights, self._versions) or {}
+        return merge_publish_reports([await asyncio.to_thread(self._worker.publish_weights, self._versions)])
 
     async def export_hf(self, path: str) -> None:
         """These runs end without a checkpoint."""
@@ -109,9 +111,12 @@ class LocalPool:
         advance(len(requests))
         return rollouts
 
-    async def adopt_weights(self, version: int) -> None:
+    async def receive_weights(self, version: int) -> None:
         self._versions += 1
-        await self._engine.adopt_weights(self._versions)
+        await self._engine.receive_weights(self._versions)
+
+    async def adopt_weights(self, version: int) -> Metrics:
+        return merge_adoptions([await self._engine.adopt_weights(self._versions)])
 
 
 async def run_methods(base: Path, methods: Sequence[Path], directory: Path) -> None:
@@ -127,16 +132,22 @@ async def run_methods(base: Path, methods: Sequence[Path], directory: Path) -> N
     await engine.start()
     try:
         worker = _make_worker(config)
-        endpoint = worker.connect_engines(num_receivers=1)
-        await asyncio.gather(engine.connect(endpoint), asyncio.to_thread(worker.await_engines))
         policy, pool = LocalPolicy(worker), LocalPool(engine)
+
+        async def connect() -> None:
+            endpoint = worker.open_session()
+            await asyncio.gather(engine.connect(endpoint), asyncio.to_thread(worker.join_session, endpoint))
+
+        await connect()
         for method in methods:
             overrides = ["objective={}", str(method), *SIZES, *SMALL.get(method.stem, []), f"name={method.stem}"]
             own = load_config(base, [*overrides, f"logging.directory={directory}"])
             policy.restart(own)
             # The engine, too, goes back to the first weights.
-            await asyncio.gather(policy.publish_weights(0), pool.adopt_weights(0))
-            await _run(own, base, policy, pool, tokenizer)
+            await pool.receive_weights(0)
+            await policy.publish_weights(0)
+            await pool.adopt_weights(0)
+            await _run(own, base, policy, pool, tokenizer, connect)
             print(f"done {method.stem}", flush=True)
         worker.close()
     finally:
@@ -151,7 +162,7 @@ def _make_worker(config: RunConfig) -> MegatronWorker:
     return MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=8, reference=True)
 
 
-async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer: Any) -> None:
+async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer: Any, connect: Any) -> None:
     directory = RunDirectory.create(config, source=base, verb="train")
     sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
     longest = config.rollout.max_response_tokens
@@ -181,6 +192,7 @@ async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer:
             token_text=lambda token: str(tokenizer.decode([token])),
             reporter=reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=0),
+            connect=connect,
             experts=load_pairs(config.data, tokenizer, **limits) if guided else None,
         )
         await train(config, parts)

@@ -170,7 +170,7 @@ def test_two_replicas_and_two_engines_train_alike(ended: Ended, tmp_path: Path, 
         tiny_model_dir,
         "parallel.tensor=1",
         "rollout.engines=2",
-        "rollout.publish.transport=broadcast",
+        "rollout.publish.transport=network",
     )
     assert other.leftovers == []
     for line, expected in zip(other.metrics, ended.metrics, strict=True):

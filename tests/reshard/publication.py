@@ -1,10 +1,12 @@
-"""Trainer ranks and engine workers as gloo processes of their own, without Megatron and vLLM: the real sender and
-receiver between parameters that are filled from numbered checkpoint tensors."""
+"""Trainer ranks and engine workers as processes of their own, without Megatron and vLLM: the real sender and receiver
+between parameters that are filled from numbered checkpoint tensors."""
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,21 +14,26 @@ from torch import Tensor
 from megarl.models.layout import layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
-from megarl.models.table import hf_tensors, list_parameters
+from megarl.models.table import ParameterEntry, hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
+from megarl.reshard import plan, receiver, sender, session
+from megarl.reshard.fanout import Fanout
+from megarl.reshard.plan import PlanRequest
 from megarl.reshard.receiver import WeightReceiver
-from megarl.reshard.regions import parameter_key
+from megarl.reshard.regions import parameter_key, view_region
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer, Transport, WeightEndpoint
 from megarl.reshard.tally import PublishReport
-from tests.dist.gloo import run_on_ranks
 from tests.models.shapes import make_shape
+from tests.reshard.fault_processes import Action, Processes, arm
 from tests.reshard.wanted import live_parameters, targets_of
+
+HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One publication's layouts and options."""
+    """One session's layouts and options. Peers are numbered as in a topology: trainer ranks first."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -35,18 +42,25 @@ class Setting:
     rollout_tensor: int = 1
     transport: Transport = "network"
     delta: bool = False
-    bucket_bytes: int = 1 << 12
+    bucket_bytes: int = 512
     timeout_s: float = 20.0
     dtype: torch.dtype = torch.float32
-    shape: ModelShape = field(default_factory=make_shape)
+    """On the wire and of the engines' parameters; the trainer's are float32."""
+    shape: ModelShape = field(default_factory=lambda: make_shape(hidden_size=24, ffn_size=32, vocab_size=50))
+    fanout: Fanout | None = None
+    """Forced, whatever the estimate says."""
+    nodes: Literal["one", "an engine", "a worker"] = "one"
+    """How many peers pretend to be on one machine; the trainer is on another unless all are on one."""
+    min_share_bytes: int | None = None
+    """From which replicas and nodes share a block; None: as megarl does."""
 
     @property
     def grid(self) -> RankGrid:
         return RankGrid(tensor=self.tensor, pipeline=self.pipeline, data=self.data)
 
     @property
-    def num_takers(self) -> int:
-        return self.engines * self.rollout_tensor
+    def num_peers(self) -> int:
+        return self.grid.world_size + self.engines * self.rollout_tensor
 
     @property
     def offer(self) -> Offer:
@@ -66,110 +80,202 @@ class Setting:
             delta=self.delta,
         )
 
+    def node_of(self, peer: int) -> str:
+        """Where the peer pretends to be."""
+        taker = peer - self.grid.world_size
+        match self.nodes:
+            case "one":
+                return "node"
+            case "an engine":
+                return f"node-{taker // self.rollout_tensor}" if taker >= 0 else "trainer"
+            case "a worker":
+                return f"node-{taker}" if taker >= 0 else "trainer"
 
-def checkpoint(shape: ModelShape, *, version: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Random tensors of a version; every second version changes few elements of the one before."""
+
+def make_checkpoint(shape: ModelShape, version: int) -> dict[str, Tensor]:
+    """Random tensors of a version; an odd version changes one element in 37 of the version before."""
     generator = torch.Generator().manual_seed(version - version % 2)
-    tensors = {name: torch.randn(dims, generator=generator).to(dtype) for name, dims in hf_tensors(shape).items()}
+    tensors = {name: torch.randn(dims, generator=generator) for name, dims in hf_tensors(shape).items()}
     if version % 2:
         for tensor in tensors.values():
             tensor.view(-1)[::37] += 1
     return tensors
 
 
-def trainer_parameters(setting: Setting, rank: int) -> dict[str, Tensor]:
-    """Empty parameters of a trainer rank, by key."""
-    entries = trainer_entries(setting, rank)
-    return {parameter_key(entry.chunk, entry.name): torch.empty(entry.shape) for entry in entries}
+class TrainerRank:
+    """A sender and parameters that take the values of any version."""
+
+    def __init__(self, setting: Setting, endpoint: WeightEndpoint, *, rank: int, store: dist.Store | None) -> None:
+        position = setting.grid.position(rank)
+        layout = layout_of(
+            setting.shape,
+            tensor_rank=position.tensor,
+            tensor_size=setting.tensor,
+            pipeline_rank=position.pipeline,
+            pipeline_size=setting.pipeline,
+        )
+        self._setting = setting
+        self._entries: Sequence[ParameterEntry] = list_parameters(setting.shape, layout)
+        self._parameters = {parameter_key(entry.chunk, entry.name): torch.empty(entry.shape) for entry in self._entries}
+        self.end = WeightSender(endpoint, setting.offer, self._parameters, rank=rank, store=store)
+
+    def publish(self, version: int) -> PublishReport:
+        """Take the values of a version and send them."""
+        tensors = make_checkpoint(self._setting.shape, version)
+        for entry in self._entries:
+            parameter = self._parameters[parameter_key(entry.chunk, entry.name)]
+            fill_parameter(parameter, entry, lambda box: tensors[box.tensor][box.slices])
+        return self.end.publish(version)
 
 
-def trainer_entries(setting: Setting, rank: int) -> Any:
-    position = setting.grid.position(rank)
-    layout = layout_of(
-        setting.shape,
-        tensor_rank=position.tensor,
-        tensor_size=setting.tensor,
-        pipeline_rank=position.pipeline,
-        pipeline_size=setting.pipeline,
-    )
-    return list_parameters(setting.shape, layout)
+class EngineWorker:
+    """A receiver and parameters, zeros at first."""
+
+    def __init__(self, setting: Setting, endpoint: WeightEndpoint, *, taker: int) -> None:
+        self._setting = setting
+        self._live = live_parameters(
+            setting.shape, rank=taker % setting.rollout_tensor, tensor_size=setting.rollout_tensor
+        )
+        targets = targets_of(self._live)
+        self._parameters = self._zeros()
+        self.end = WeightReceiver(endpoint, taker=taker, record=lambda _: targets)
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {parameter.name: torch.zeros(parameter.shape, dtype=self._setting.dtype) for parameter in self._live}
+
+    def publish(self, version: int) -> bool:
+        """Receive and install a version; does the worker hold exactly that then?"""
+        self.end.begin()
+        self.end.await_version(version)
+        for name in self.end.parameters:
+            self.end.fill(name, self._parameters[name])
+        return self.holds(version)
+
+    def holds(self, version: int) -> bool:
+        """Are the parameters, to the bit, those of the version (of none for 0), with zeros in the padding?"""
+        expected = self._zeros()
+        if version:
+            tensors = make_checkpoint(self._setting.shape, version)
+            for parameter in self._live:
+                for box, region in parameter.regions():
+                    view = view_region(expected[parameter.name], region, (0,) * len(box.shape), box.shape)
+                    view.copy_(tensors[box.tensor][box.slices])
+        return all(torch.equal(self._parameters[name], expected[name]) for name in expected)
 
 
-def fill_trainer(setting: Setting, rank: int, parameters: Mapping[str, Tensor], version: int) -> None:
-    tensors = checkpoint(setting.shape, version=version)
-    for entry in trainer_entries(setting, rank):
-        fill_parameter(
-            parameters[parameter_key(entry.chunk, entry.name)], entry, lambda box: tensors[box.tensor][box.slices]
+def join(
+    setting: Setting, endpoint: WeightEndpoint, *, peer: int, store: dist.Store | None = None
+) -> TrainerRank | EngineWorker:
+    """One peer's end, connected; it makes this process pretend what the setting says of nodes and fan-out."""
+    sender.node_name = receiver.node_name = lambda: setting.node_of(peer)  # type: ignore[assignment]
+    plan._MIN_SHARE_BYTES = 1 << 22 if setting.min_share_bytes is None else setting.min_share_bytes
+    sender.await_request = receiver.await_request = _force_fanout(setting.fanout)  # type: ignore[assignment]
+    if peer < setting.grid.world_size:
+        return TrainerRank(setting, endpoint, rank=peer, store=store)
+    return EngineWorker(setting, endpoint, taker=peer - setting.grid.world_size)
+
+
+def _force_fanout(fanout: Fanout | None) -> Any:
+    def await_request(*args: Any) -> PlanRequest:
+        request = session.await_request(*args)
+        return replace(request, fanout=fanout) if fanout else request
+
+    return await_request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Of one process."""
+
+    rss_mib: float
+    descriptors: int
+    threads: int
+    keys: int
+    """In the store that it serves."""
+
+
+class Peer:
+    """One process of a session; see fault_processes.Processes."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._store: dist.Store | None = None
+        self._member: TrainerRank | EngineWorker | None = None
+
+    def serve(self, timeout_s: float) -> WeightEndpoint:
+        """On peer 0: open a session."""
+        self._store, endpoint = serve_weights(HOST, timeout_s=timeout_s)
+        return endpoint
+
+    def join(self, setting: Setting, endpoint: WeightEndpoint) -> tuple[Fanout, float, int]:
+        """Connect; (fan-out, bytes received over the fewest possible, messages sent a version)."""
+        self._member = join(setting, endpoint, peer=self._number, store=self._store)
+        plan_of_peer = self._member.end.plan
+        return plan_of_peer.fanout, plan_of_peer.received_over_bound, len(plan_of_peer.sends)
+
+    def publish(self, version: int) -> PublishReport | bool:
+        """One version; a trainer rank's report, or whether the worker then holds exactly that version."""
+        return self._live.publish(version)
+
+    def publish_many(self, versions: range) -> Resources:
+        """Version after version; what this process holds in the end."""
+        for version in versions:
+            self.publish(version)
+        gc.collect()
+        process = psutil.Process()
+        return Resources(
+            rss_mib=process.memory_info().rss / 2**20,
+            descriptors=process.num_fds(),
+            threads=process.num_threads(),
+            keys=self._store.num_keys() if self._store else 0,
         )
 
+    def holds(self, version: int) -> bool:
+        """Of a worker: are its parameters those of the version, to the bit?"""
+        assert isinstance(self._live, EngineWorker)
+        return self._live.holds(version)
 
-def live_memory(setting: Setting, tensor_rank: int) -> dict[str, Tensor]:
-    """Zeros for every parameter of the worker."""
-    parameters = live_parameters(setting.shape, rank=tensor_rank, tensor_size=setting.rollout_tensor)
-    return {parameter.name: torch.zeros(parameter.shape, dtype=setting.dtype) for parameter in parameters}
+    def arm(self, action: Action, after: int) -> None:
+        """Fail at a message to come."""
+        arm(action, after=after)
 
+    def leave(self) -> None:
+        """End the session on this side."""
+        if self._member is not None:
+            self._member.end.close()
+        self._member = self._store = None
 
-def expected_live(setting: Setting, tensor_rank: int, version: int) -> dict[str, Tensor]:
-    """What the worker's parameters must hold: HF elements where a tensor goes, zero in the padding."""
-    tensors = checkpoint(setting.shape, version=version)
-    live = live_memory(setting, tensor_rank)
-    for parameter in live_parameters(setting.shape, rank=tensor_rank, tensor_size=setting.rollout_tensor):
-        for box, region in parameter.regions():
-            view = torch.as_strided(live[parameter.name], box.shape, region.strides, region.offset)
-            view.copy_(tensors[box.tensor][box.slices])
-    return live
-
-
-def open_session(setting: Setting) -> tuple[WeightEndpoint, Any]:
-    """On every process: (endpoint, rank 0's store)."""
-    store, shared = None, [None]
-    if dist.get_rank() == 0:
-        store, endpoint = serve_weights("127.0.0.1", timeout_s=setting.timeout_s)
-        shared = [endpoint]  # type: ignore[list-item]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0], store  # type: ignore[return-value]
+    @property
+    def _live(self) -> TrainerRank | EngineWorker:
+        assert self._member is not None
+        return self._member
 
 
-def connect(setting: Setting) -> tuple[WeightSender | WeightReceiver, dict[str, Tensor]]:
-    """This process's end and its parameters."""
-    endpoint, store = open_session(setting)
-    rank = dist.get_rank()
-    if rank < setting.grid.world_size:
-        parameters = trainer_parameters(setting, rank)
-        return WeightSender(endpoint, setting.offer, parameters, rank=rank, store=store), parameters
-    taker = rank - setting.grid.world_size
-    tensor_rank = taker % setting.rollout_tensor
-    targets = targets_of(live_parameters(setting.shape, rank=tensor_rank, tensor_size=setting.rollout_tensor))
-    receiver = WeightReceiver(endpoint, taker=taker, record=lambda _: targets)
-    return receiver, live_memory(setting, tensor_rank)
+@dataclass(frozen=True, kw_only=True)
+class PeerResult:
+    """What came of one session on one peer."""
+
+    fanout: Fanout
+    received_over_bound: float
+    num_sends: int
+    versions: tuple[Any, ...]
+    """Of each: a trainer rank's report; on a worker, whether it then held exactly that version."""
 
 
-def publish(end: WeightSender | WeightReceiver, parameters: dict[str, Tensor], setting: Setting, version: int) -> Any:
-    """One version, on either end; a worker returns whether it then holds exactly that version."""
-    rank = dist.get_rank()
-    if isinstance(end, WeightSender):
-        fill_trainer(setting, rank, parameters, version)
-        return end.publish(version)
-    end.begin()
-    end.await_version(version)
-    for name in end.parameters:
-        end.fill(name, parameters[name])
-    expected = expected_live(setting, (rank - setting.grid.world_size) % setting.rollout_tensor, version)
-    return all(torch.equal(parameters[name], expected[name]) for name in expected)
+def connect(processes: Processes, setting: Setting) -> list[tuple[Fanout, float, int]]:
+    """A session of the setting over the first of the processes; see Peer.join."""
+    (endpoint,) = processes.call([0], "serve", setting.timeout_s)
+    return processes.call(range(setting.num_peers), "join", setting, endpoint)
 
 
-def publish_versions(setting: Setting, versions: list[int]) -> list[Any]:
-    """What `publish` returned for each version; reports of trainer ranks, truth of workers."""
-    end, parameters = connect(setting)
-    results = [publish(end, parameters, setting, version) for version in versions]
-    dist.barrier()
-    end.close()
-    return [end.plan.bytes_sent, end.plan.received_over_bound, *results]
-
-
-def run(setting: Setting, function: Callable[..., Any], *args: Any, timeout_s: float = 120.0) -> list[Any]:
-    """`function(setting, *args)` on trainer ranks first, then workers."""
-    return run_on_ranks(function, setting.grid.world_size + setting.num_takers, setting, *args, timeout_s=timeout_s)
-
-
-__all__ = ["PublishReport", "Setting", "connect", "publish", "publish_versions", "replace", "run"]
+def run(setting: Setting, versions: Sequence[int]) -> list[PeerResult]:
+    """A session of its own, in processes of their own."""
+    peers = range(setting.num_peers)
+    with Processes(setting.num_peers, Peer) as processes:
+        plans = connect(processes, setting)
+        by_version = [processes.call(peers, "publish", version) for version in versions]
+        processes.call(reversed(peers), "leave")
+    return [
+        PeerResult(fanout=fanout, received_over_bound=received, num_sends=sends, versions=versions_of_peer)
+        for (fanout, received, sends), *versions_of_peer in zip(plans, *by_version, strict=True)
+    ]

@@ -1,6 +1,6 @@
 """A real vLLM engine on one worker: sampling, log-probs, and weights through both transports.
 
-The tests share one engine and run in file order; the last one breaks it.
+The tests share one engine and run in file order.
 """
 
 import asyncio
@@ -14,11 +14,13 @@ import torch
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest
-from megarl.reshard.broadcast import Broadcaster
-from megarl.reshard.transport import TransportError, WeightSender
+from megarl.reshard import sender as sender_module
+from megarl.reshard.receiver import NOT_INSTALLED
+from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
-from megarl.rollout.failures import EngineError, EngineStartError, WeightAdoptionError
+from megarl.rollout.failures import EngineStartError
 from tests.rollout.reference import EOS, VOCAB, checkpoint_tensors, make_model, random_weights, reference_logp
+from tests.rollout.trainer import Trainer
 
 CONFIG = RolloutConfig(max_prompt_tokens=32, max_response_tokens=24, cpu_kv_cache_gib=0.25)
 REQUESTS = [SampleRequest(prompt=tuple(range(5, 5 + n)), seed=n) for n in (1, 3, 9, 32)]
@@ -128,33 +130,33 @@ def test_prompt_length_is_checked(engine: RolloutEngine, runner: asyncio.Runner,
         runner.run(engine.generate([SampleRequest(prompt=(1,) * length, seed=0)]))
 
 
-async def publish(engine: RolloutEngine, sender: WeightSender, version: int, weights: dict) -> None:
-    report, _ = await asyncio.gather(
-        asyncio.to_thread(sender.send, version, weights.items()), engine.adopt_weights(version)
-    )
-    assert report.tensors == len(weights)
-    assert report.buckets > 1
-
-
-@pytest.mark.parametrize("transport", ["shared_memory", "broadcast"])
+@pytest.mark.parametrize(("transport", "delta"), [("shared_memory", False), ("network", False), ("network", True)])
 def test_new_weights_and_back(
-    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, first: list[Rollout], transport: str
+    engine: RolloutEngine,
+    runner: asyncio.Runner,
+    model_path: Path,
+    first: list[Rollout],
+    transport: str,
+    delta: bool,
 ) -> None:
     old = checkpoint_tensors(model_path)
     new = random_weights(old, seed=7)
-    sender = WeightSender(transport=transport, receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
+    trainer = Trainer(model_path, transport=transport, delta=delta)
     try:
-        runner.run(engine.connect(sender.endpoint))
+        runner.run(trainer.connect(engine))
         version = engine.policy_version + 1
-        runner.run(publish(engine, sender, version, new))
+        report = runner.run(trainer.publish(engine, version, new))
+        assert report.messages > 1
         rollouts = runner.run(engine.generate(REQUESTS))
         assert {rollout.policy_version for rollout in rollouts} == {version}
         assert greatest_difference(model_path, new, rollouts, 1.0) < TOLERANCE
         assert greatest_difference(model_path, None, rollouts, 1.0) > 0.1
-        runner.run(publish(engine, sender, version + 1, old))
+        again = runner.run(trainer.publish(engine, version + 1, new))
+        assert (again.bytes < 0.01 * report.bytes) == delta  # nothing has changed
+        runner.run(trainer.publish(engine, version + 2, old))
         back = runner.run(engine.generate(REQUESTS))
     finally:
-        sender.close()
+        trainer.close()
     assert [rollout.response for rollout in back] == [rollout.response for rollout in first]
     assert [rollout.behavior_logp for rollout in back] == [rollout.behavior_logp for rollout in first]
 
@@ -162,33 +164,88 @@ def test_new_weights_and_back(
 def test_adoption_waits_for_running_requests(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
     """Rollouts asked for before an adoption carry the old version, later ones the new, however the calls interleave."""
     before = engine.policy_version
-    sender = WeightSender(transport="shared_memory", receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
+    trainer = Trainer(model_path)
 
     async def interleaved() -> tuple[list[Rollout], list[Rollout]]:
         early = asyncio.create_task(engine.generate(REQUESTS))
         await asyncio.sleep(0.02)
-        adoption = asyncio.create_task(publish(engine, sender, before + 1, checkpoint_tensors(model_path)))
+        adoption = asyncio.create_task(trainer.publish(engine, before + 1, checkpoint_tensors(model_path)))
         await asyncio.sleep(0.02)
-        late = asyncio.create_task(engine.generate(REQUESTS))
         await adoption
+        late = asyncio.create_task(engine.generate(REQUESTS))
         return await early, await late
 
     try:
-        runner.run(engine.connect(sender.endpoint))
+        runner.run(trainer.connect(engine))
         early, late = runner.run(interleaved())
     finally:
-        sender.close()
+        trainer.close()
     assert {rollout.policy_version for rollout in early} == {before}
     assert {rollout.policy_version for rollout in late} == {before + 1}
 
 
-def test_receiver_count_is_checked(engine: RolloutEngine, runner: asyncio.Runner) -> None:
-    sender = WeightSender(transport="broadcast", receivers=3, bucket_bytes=1, timeout_s=5.0)
+def test_sampling_goes_on_while_weights_arrive(
+    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, first: list[Rollout]
+) -> None:
+    """Everything but installing happens beside sampling, which sees the old weights until then."""
+    version = engine.policy_version + 1
+    new = random_weights(checkpoint_tensors(model_path), seed=8)
+    trainer = Trainer(model_path)
     try:
-        with pytest.raises(ValueError, match=r"expects 3 receivers, but rollout.engines 1 x rollout.tensor 1 = 1"):
-            runner.run(engine.connect(sender.endpoint))
+        runner.run(trainer.connect(engine))
+        runner.run(trainer.send(engine, version, new))
+        meanwhile = runner.run(engine.generate(REQUESTS))
+        assert [rollout.behavior_logp for rollout in meanwhile] == [rollout.behavior_logp for rollout in first]
+        adoption = runner.run(engine.adopt_weights(version))
+        assert adoption.install_s > 0
+        assert greatest_difference(model_path, new, runner.run(engine.generate(REQUESTS)), 1.0) < TOLERANCE
+        runner.run(trainer.publish(engine, version + 1, checkpoint_tensors(model_path)))
     finally:
-        sender.close()
+        trainer.close()
+
+
+def test_engines_are_counted(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+    trainer = Trainer(model_path, tensor=2, timeout_s=5.0)
+    with pytest.raises(TransportError, match=r"expects engines of 2 tensor ranks, this one has 1"):
+        runner.run(trainer.connect(engine))
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", "network"])
+def test_changed_bytes_are_refused_and_the_engine_samples_on(
+    engine: RolloutEngine,
+    runner: asyncio.Runner,
+    model_path: Path,
+    first: list[Rollout],
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version, trainer = engine.policy_version + 1, Trainer(model_path, transport=transport)
+    runner.run(trainer.connect(engine))
+    honest = sender_module.compute_part_checksums
+
+    def flip_after(elements: torch.Tensor, parts: tuple) -> list[int]:
+        checksums = honest(elements, parts)
+        elements.view(torch.uint8)[5] ^= 1
+        return checksums
+
+    monkeypatch.setattr(sender_module, "compute_part_checksums", flip_after)
+    new = random_weights(checkpoint_tensors(model_path), seed=9)
+    with pytest.raises(TransportError, match=rf"version {version}: engine 0 worker 0 failed: arrived changed from"):
+        runner.run(trainer.send(engine, version, new))
+    with pytest.raises(TransportError, match=NOT_INSTALLED):
+        runner.run(engine.adopt_weights(version))
+    rollouts = runner.run(engine.generate(REQUESTS))
+    assert [rollout.behavior_logp for rollout in rollouts] == [rollout.behavior_logp for rollout in first]
+    assert {rollout.policy_version for rollout in rollouts} == {version - 1}
+    # Over new connections the same version arrives.
+    monkeypatch.setattr(sender_module, "compute_part_checksums", honest)
+    try:
+        runner.run(trainer.connect(engine))
+        runner.run(trainer.publish(engine, version, new))
+        assert greatest_difference(model_path, new, runner.run(engine.generate(REQUESTS)), 1.0) < TOLERANCE
+        runner.run(trainer.publish(engine, version + 1, checkpoint_tensors(model_path)))
+    finally:
+        trainer.close()
 
 
 def test_start_timeout_leaves_nothing_behind(model_path: Path, runner: asyncio.Runner) -> None:
@@ -210,33 +267,3 @@ def test_missing_model_says_what_to_change(tmp_path: Path, runner: asyncio.Runne
         EngineStartError, match=r"absent.*model.path must be the directory of a Hugging Face checkpoint"
     ):
         runner.run(absent.start())
-
-
-def test_changed_bytes_break_the_engine(
-    engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sender = WeightSender(transport="broadcast", receivers=1, bucket_bytes=1 << 18, timeout_s=60.0)
-    runner.run(engine.connect(sender.endpoint))
-    push = Broadcaster.push
-
-    def flip_and_push(self: Broadcaster, slot: int, num_bytes: int) -> None:
-        self._slots[slot][0] ^= 1
-        push(self, slot, num_bytes)
-
-    monkeypatch.setattr(Broadcaster, "push", flip_and_push)
-
-    async def both() -> list[BaseException]:
-        sending = asyncio.to_thread(sender.send, 90, checkpoint_tensors(model_path).items())
-        return await asyncio.gather(sending, engine.adopt_weights(90), return_exceptions=True)
-
-    try:
-        sent, adopted = runner.run(both())
-    finally:
-        sender.close()
-    assert isinstance(sent, TransportError)
-    assert isinstance(adopted, WeightAdoptionError)
-    for text in (str(sent), str(adopted)):
-        assert "version 90" in text
-        assert "arrived changed at receiver rank 0" in text
-    with pytest.raises(EngineError, match=r"it is broken .*arrived changed"):
-        runner.run(engine.generate(REQUESTS))

@@ -1,0 +1,136 @@
+"""The transfer plan of a layout in a few numbers, for thousands of ranks without planning each.
+
+Trainer ranks that differ only in their data replica hold the same and share what they send evenly, and all inner
+pipeline stages look alike; so one rank is planned for every tensor position of the first, an inner and the last stage.
+What a worker receives is what it wants, once (the plan's invariant); the worker that wants most is planned and shows
+it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megarl.models.boxes import Box
+from megarl.models.memory import distinct_stages
+from megarl.models.serving import engine_boxes
+from megarl.models.shape import ModelShape
+from megarl.reshard.blocks import WantedBoxes
+from megarl.reshard.cost import Load, choose_fanout, estimate_seconds
+from megarl.reshard.fanout import FANOUTS, Fanout, Spread
+from megarl.reshard.plan import PlanRequest, TransferPlan, plan_taker, plan_trainer
+from megarl.reshard.regions import Placed, Region, contiguous_strides
+from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.topology import NVLINK_AND_INFINIBAND, LinkSpeeds, Topology
+
+LINKS = {
+    "NVLink + InfiniBand": NVLINK_AND_INFINIBAND,
+    "NVLink": LinkSpeeds(inside_node=NVLINK_AND_INFINIBAND.inside_node, between_nodes=450e9),
+}
+"""Between nodes: one 400 Gb/s adapter per GPU, or NVLink throughout (one rack-scale NVLink domain)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """What one publication of the weights moves."""
+
+    model_bytes: int
+    """Of the checkpoint's tensors, in the dtype on the wire."""
+    sent_max_bytes: int
+    """By one trainer rank."""
+    sent_mean_bytes: float
+    """Over all trainer ranks."""
+    sent_least_bytes: float
+    """Per trainer rank if every element left the trainer once, evenly."""
+    received_max_bytes: int
+    """By one engine worker."""
+    received_mean_bytes: float
+    received_over_bound: float
+    """Received over what the worker holds: 1.0 when nothing comes twice."""
+    handed_on_bytes: int
+    """Sent on to other workers by the planned worker."""
+    trainer_messages: int
+    """Most messages that a planned trainer rank sends."""
+    worker_messages: int
+    """Messages that the planned worker receives and hands on."""
+    buckets: int
+    """Buckets in which they come to it."""
+    fanout: Fanout
+    """The planned one: fastest on NVLink + InfiniBand, or direct within shared memory."""
+    estimates: dict[str, dict[str, float]]
+    """Seconds, by links and fan-out."""
+    fastest: dict[str, Fanout]
+    """By links."""
+
+
+def plan_publication(
+    shape: ModelShape, topology: Topology, *, itemsize: int, bucket_bytes: int, shared_memory: bool
+) -> Publication:
+    """Plan a publication over the topology. Raises ModelError where trainer or engines do not split the model."""
+    boxes = [engine_boxes(shape, tensor_rank=rank, tensor_size=topology.tensor) for rank in range(topology.tensor)]
+    wanted = WantedBoxes(boxes)
+    plain = PlanRequest(wanted=wanted, topology=topology, itemsize=itemsize, bucket_bytes=bucket_bytes)
+    load = plain.load
+    fanout: Fanout = "direct" if shared_memory else choose_fanout(load, topology)
+    request = replace(plain, fanout=fanout)
+    layout = TrainerLayout(shape=shape, grid=topology.grid)
+    trainers = list(_plan_trainers(request, layout))
+    held = [sum(box.num_elements for box in of_rank) * itemsize for of_rank in boxes]
+    worker = _plan_worker(request, layout, boxes, rank=held.index(max(held)))
+    model_bytes = wanted.distinct_elements(range(topology.tensor)) * itemsize
+    sent = sum(count * _bytes_of_position(request, plan) for plan, count in trainers)
+    return Publication(
+        model_bytes=model_bytes,
+        sent_max_bytes=max(plan.bytes_sent for plan, _ in trainers),
+        sent_mean_bytes=sent / topology.grid.world_size,
+        sent_least_bytes=model_bytes / topology.grid.world_size,
+        received_max_bytes=worker.bytes_received,
+        received_mean_bytes=sum(held) / len(held),
+        received_over_bound=worker.received_over_bound,
+        handed_on_bytes=worker.bytes_sent,
+        trainer_messages=max(len(plan.sends) for plan, _ in trainers),
+        worker_messages=len(worker.receives) + len(worker.sends),
+        buckets=worker.num_buckets,
+        fanout=fanout,
+        estimates=_estimate(load, topology),
+        fastest={name: choose_fanout(load, replace(topology, links=links)) for name, links in LINKS.items()},
+    )
+
+
+def _estimate(load: Load, topology: Topology) -> dict[str, dict[str, float]]:
+    """Seconds, by links and fan-out."""
+    return {
+        name: {fanout: estimate_seconds(load, fanout, replace(topology, links=links)) for fanout in FANOUTS}
+        for name, links in LINKS.items()
+    }
+
+
+def _plan_trainers(request: PlanRequest, layout: TrainerLayout) -> Iterator[tuple[TransferPlan, int]]:
+    """The plan of the first replica's rank of every distinct position, and how many stages have it."""
+    grid = request.topology.grid
+    for stage in distinct_stages(grid.pipeline):
+        inner = 0 < stage < grid.pipeline - 1
+        for tensor in range(grid.tensor):
+            placed = layout.placed(pipeline=stage, tensor=tensor)
+            rank = grid.rank(tensor=tensor, data=0, pipeline=stage)
+            yield plan_trainer(request, placed, rank=rank), grid.pipeline - 2 if inner else 1
+
+
+def _bytes_of_position(request: PlanRequest, plan: TransferPlan) -> int:
+    """What all replicas of a trainer position send together."""
+    total = 0
+    for key, block in plan.blocks.items():
+        nodes = request.topology.takers_by_node(key.wanted_by)
+        spread = Spread(fanout=plan.fanout, num_elements=block.num_elements, nodes=nodes, replicas=1, min_share=1)
+        total += spread.num_copies * block.num_elements
+    return total * request.itemsize
+
+
+def _plan_worker(
+    request: PlanRequest, layout: TrainerLayout, boxes: list[tuple[Box, ...]], *, rank: int
+) -> TransferPlan:
+    """The plan of tensor rank `rank` of the first engine, whose parameters are taken to be one box each."""
+    targets = {box: (Region(box.tensor, 0, contiguous_strides(box.shape)),) for box in boxes[rank]}
+
+    def sources(pipeline: int, tensor: int) -> Sequence[Placed]:
+        return layout.placed(pipeline=pipeline, tensor=tensor)
+
+    return plan_taker(request, sources, targets, taker=rank)
