@@ -1,0 +1,108 @@
+"""Real Megatron workers, one process a rank, without Ray: a test tells all of them what to do."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from megarl.config.run import RunConfig
+
+
+class PolicyProcesses:
+    """A policy of `config.parallel.world_size` ranks; a context manager that leaves no process behind."""
+
+    def __init__(self, config: RunConfig) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._ends: list[Connection] = []
+        self.processes: list[Any] = []
+        for rank in range(config.parallel.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(config, rank, port, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._ends.append(ours)
+            self.processes.append(process)
+
+    def __enter__(self) -> "PolicyProcesses":
+        try:
+            self.receive(timeout_s=180)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def send(self, method: str, *args: Any) -> None:
+        """Every rank begins `method`: a function of this module's `_METHODS`, or the worker's own."""
+        for end in self._ends:
+            end.send((method, args))
+
+    def receive(self, *, timeout_s: float = 120.0) -> list[Any]:
+        """What the ranks returned, by rank; RuntimeError with the text of a rank that raised or is gone."""
+        results = []
+        for rank, end in enumerate(self._ends):
+            if not end.poll(timeout_s):
+                raise TimeoutError(f"policy rank {rank} did not answer within {timeout_s} s")
+            try:
+                succeeded, value = end.recv()
+            except EOFError:
+                succeeded, value = False, "its process is gone"
+            results.append(value if succeeded else RuntimeError(f"policy rank {rank}: {value}"))
+        for result in results:
+            if isinstance(result, RuntimeError):
+                raise result
+        return results
+
+    def call(self, method: str, *args: Any, timeout_s: float = 120.0) -> list[Any]:
+        self.send(method, *args)
+        return self.receive(timeout_s=timeout_s)
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def load(worker: Any, path: str) -> None:
+    """Take the weights of another checkpoint of the same shape."""
+    from megarl.checkpoint.hf import open_hf_checkpoint
+    from megarl.policy.weights import load_hf_weights
+
+    load_hf_weights(worker._model, open_hf_checkpoint(Path(path)), shape=worker._shape, layout=worker._layout)
+
+
+def count_bytes(worker: Any) -> tuple[int, int]:
+    """(bytes the plan has this rank send, messages)."""
+    return worker._sender.plan.bytes_sent, len(worker._sender.plan.sends)
+
+
+_METHODS = {"load": load, "count_bytes": count_bytes}
+
+
+def _serve(config: RunConfig, rank: int, port: int, end: Connection) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        from megarl.policy.process import RankPlace
+        from megarl.policy.worker import MegatronWorker
+
+        place = RankPlace(rank=rank, world_size=config.parallel.world_size, master_host="127.0.0.1", master_port=port)
+        worker = MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=1, reference=False)
+        end.send((True, None))
+    except BaseException:
+        end.send((False, traceback.format_exc()))
+        return
+    while True:
+        try:
+            method, args = end.recv()
+        except EOFError:
+            return
+        try:
+            function = _METHODS.get(method)
+            end.send((True, function(worker, *args) if function else getattr(worker, method)(*args)))
+        except BaseException as error:
+            end.send((False, f"{type(error).__name__}: {error}"))
