@@ -6,7 +6,7 @@ from typing import Any
 
 from megarl.models.shape import ModelShape, parse_model_config
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
 """config.json of real checkpoints (Qwen2.5, arXiv 2412.15115; Llama 3, arXiv 2407.21783), by model name."""
 
 

@@ -42,7 +42,7 @@ class Setting:
     rollout_tensor: int = 1
     transport: Transport = "network"
     delta: bool = False
-    bucket_bytes: int = 512
+    bucket_bytes: int = 1024
     timeout_s: float = 20.0
     dtype: torch.dtype = torch.float32
     """On the wire and of the engines' parameters; the trainer's are float32."""

@@ -80,7 +80,7 @@ def test_a_killed_peer(setting: Setting, victim: int) -> None:
         assert answers.pop(victim).died
         check_failures(answers, setting)
         for answer in answers.values():
-            assert answer.seconds < 2.0  # its closed connection is noticed, not the timeout
+            assert answer.seconds < TIMEOUT_S  # its closed connection is noticed, not the timeout
             assert NAMES[victim] in answer.error
         assert all(processes.call(workers_of(setting) - {victim}, "holds", 2))
 
