@@ -1,8 +1,8 @@
 """A 64-bit checksum of a tensor's bytes that CPU and CUDA compute alike.
 
 The bytes are read as little-endian int64 words x[i, j] in rows of `_ROW_WORDS`. A row's sum is sum_j x[i, j] * w[j]
-modulo 2**64 with distinct odd weights w[j] below 2**32; the rows are folded with Horner's rule, then the bytes that make
-no whole word, as one, and last their number. Integers throughout, so the result does not depend on device,
+modulo 2**64 with distinct odd weights w[j] below 2**32; the rows are folded with Horner's rule, then the bytes that
+make no whole word, as one, and last their number. Integers throughout, so the result does not depend on device,
 thread count or summation order. Two tensors that differ in one word always differ in checksum, because an odd number
 has an inverse modulo 2**64; so do two that have two words of a row exchanged, unless the words agree in their lower
 half (w[i] - w[j] is even and below 2**32).

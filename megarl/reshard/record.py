@@ -8,6 +8,7 @@ parameter is named, with the reason, and must be filled by the loader itself fro
 The parameters are watched on the meta device, so a recording changes nothing and needs no memory.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,13 +42,15 @@ class Placeholder(torch.Tensor):
     full_shape: tuple[int, ...]
     elements: Tensor
     """A meta tensor over the storage of the whole tensor, with this view's offset, shape and strides."""
+    rounded: bool
+    """Converted to a dtype that does not hold all values of the one before."""
 
     @staticmethod
     def __new__(cls, name: str, full_shape: tuple[int, ...], elements: Tensor, dtype: torch.dtype) -> "Placeholder":
         made: Placeholder = torch.Tensor._make_wrapper_subclass(
             cls, elements.shape, strides=elements.stride(), dtype=dtype, device=torch.device("cpu")
         )
-        made.checkpoint_name, made.full_shape, made.elements = name, full_shape, elements
+        made.checkpoint_name, made.full_shape, made.elements, made.rounded = name, full_shape, elements, False
         return made
 
     @classmethod
@@ -55,15 +58,30 @@ class Placeholder(torch.Tensor):
         """The whole tensor."""
         return cls(name, tuple(shape), torch.empty(tuple(shape), dtype=torch.uint8, device="meta"), dtype)
 
-    def part(self, elements: Tensor, dtype: torch.dtype | None = None) -> "Placeholder":
-        return Placeholder(self.checkpoint_name, self.full_shape, elements, dtype or self.dtype)
+    def part(self, elements: Tensor) -> "Placeholder":
+        """Elements of this one, as a view."""
+        made = Placeholder(self.checkpoint_name, self.full_shape, elements, self.dtype)
+        made.rounded = self.rounded
+        return made
+
+    def converted(self, dtype: torch.dtype | None) -> "Placeholder":
+        """The same elements in another dtype."""
+        made = Placeholder(self.checkpoint_name, self.full_shape, self.elements, dtype or self.dtype)
+        made.rounded = self.rounded or torch.promote_types(self.dtype, made.dtype) != made.dtype
+        return made
+
+    def tolist(self) -> Any:
+        raise InexpressibleError("the loader reads the values of a checkpoint tensor")
+
+    def numpy(self, **_: Any) -> Any:
+        raise InexpressibleError("the loader reads the values of a checkpoint tensor")
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         raise InexpressibleError(f"{func} outside a recording")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watched:
     """A parameter under observation."""
 
@@ -77,6 +95,19 @@ class _Watched:
     copies: list[tuple[Box, Region]] = field(default_factory=list)
     trouble: str = ""
 
+    def overlaps(self) -> bool:
+        """Does an element belong to two copies? Asked of the elements themselves where their spans do not tell."""
+        spans = sorted((region.offset, _last(box, region)) for box, region in self.copies)
+        if all(end < start for (_, end), (start, _) in itertools.pairwise(spans)):
+            return False
+        taken = torch.zeros(max(end for _, end in spans) + 1, dtype=torch.bool)
+        for box, region in self.copies:
+            view = torch.as_strided(taken, box.shape, region.strides, region.offset)
+            if view.any():
+                return True
+            view.fill_(True)
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
@@ -87,6 +118,8 @@ class Recording:
     own (`WHOLE`)."""
     whole: dict[str, str]
     """Checkpoint tensors for the loader itself -> why."""
+    by_loader: frozenset[str]
+    """Parameters that the loader fills from them."""
     padded: frozenset[str]
     """Parameters with elements that no tensor fills and the loader sets to zero."""
     short: dict[str, tuple[int, int]]
@@ -106,6 +139,7 @@ class Recorder(TorchDispatchMode):
         self._current: _Watched | None = None
         self._sources: dict[str, tuple[int, ...]] = {}
         self._stray: dict[str, str] = {}
+        self._unattributed = False
 
     def record(self, load: Load, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Run the loader over one tensor. An exception of its own is its way of saying that slices do not do."""
@@ -118,6 +152,8 @@ class Recorder(TorchDispatchMode):
             if self._current is not None:
                 self._current.trouble = self._current.trouble or str(error)
                 self._current.tensors.add(name)
+            else:
+                self._unattributed = True
             self._stray[name] = f"{self._current.name if self._current else 'a loader'}: {error}"
 
     @contextmanager
@@ -148,6 +184,8 @@ class Recorder(TorchDispatchMode):
             raise InexpressibleError(f"{source.checkpoint_name} is copied into a tensor that is no parameter")
         if not target.numel():  # a rank that has padding only
             return target
+        if source.rounded and source.dtype != target.dtype:
+            raise InexpressibleError(f"the loader rounds to {source.dtype} before it copies into {target.dtype}")
         watched.tensors.add(source.checkpoint_name)
         watched.loaded += target.numel()
         where = source.elements.expand(target.shape)
@@ -172,22 +210,26 @@ class Recorder(TorchDispatchMode):
         """What was seen. Parameters that share a tensor with a troubled one are left to the loader too."""
         watched = list(self._watched.values())
         for one in watched:
-            if not one.trouble and one.loaded + one.zeroed > one.num_elements:
+            written = one.loaded + one.zeroed
+            if not one.trouble and (written > one.num_elements or one.overlaps()):
                 one.trouble = "its loader writes elements more than once"
+            elif not one.trouble and written < one.num_elements and self._unattributed:
+                one.trouble = "it is filled from a tensor that could not be followed to it"
         whole = self._spread_trouble(watched)
         targets: dict[Box, tuple[Region, ...]] = {}
         for one in watched:
-            if not one.tensors & whole.keys():
+            if not one.trouble and not one.tensors & whole.keys():
                 for box, region in one.copies:
                     targets[box] = (*targets.get(box, ()), region)
         for name in whole:
             shape = self._sources[name]
             box = Box(name, (0,) * len(shape), shape)
             targets[box] = (*targets.get(box, ()), Region(WHOLE + name, 0, contiguous_strides(shape)))
-        clean = [one for one in watched if not one.tensors & whole.keys()]
+        clean = [one for one in watched if not one.trouble and not one.tensors & whole.keys()]
         return Recording(
             targets=targets,
             whole=whole,
+            by_loader=frozenset(one.name for one in watched if one not in clean),
             padded=frozenset(one.name for one in clean if one.zeroed and one.loaded),
             short={
                 one.name: (one.loaded + one.zeroed, one.num_elements)
@@ -212,6 +254,11 @@ class Recorder(TorchDispatchMode):
         return whole
 
 
+def _last(box: Box, region: Region) -> int:
+    """The region's last element in its parameter."""
+    return region.offset + sum((size - 1) * stride for size, stride in zip(box.shape, region.strides, strict=True))
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -221,8 +268,9 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Itera
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[index] if index < len(args) else kwargs.get(argument.name)
-            if isinstance(value, Tensor):
-                yield value
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(tensor, Tensor):
+                    yield tensor
 
 
 def _derive(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -233,7 +281,7 @@ def _derive(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if func is _aten.view.dtype or any(True for _ in _written(func, args, kwargs)):  # also gives a view of all of it
         raise InexpressibleError(f"the loader calls {func} on a checkpoint tensor")
     if func is _aten._to_copy.default:
-        return source.part(source.elements, kwargs.get("dtype"))
+        return source.converted(kwargs.get("dtype"))
     if func in (_aten.clone.default, _aten.detach.default, _aten.alias.default):
         return source.part(source.elements)
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
-from megarl.rollout.plugin import BACKEND
+from megarl.rollout.plugin import BACKEND, WORKER_EXTENSION
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -29,6 +29,7 @@ _FIXED = {
     "generation_config": None,
     "skip_tokenizer_init": None,
     "weight_transfer_config": None,
+    "worker_extension_cls": None,
     "pipeline_parallel_size": None,
     "data_parallel_size": None,
 }
@@ -67,6 +68,7 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": WORKER_EXTENSION,
         "distributed_executor_backend": "mp",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -322,18 +322,10 @@ class RolloutEngine:
         Raises:
             TransportError: a worker could not connect, with the reason; the engine is as it was.
         """
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
         self._check_ready("connect")
-        assert self._llm is not None
         await self._forget_version()
         info = endpoint.as_dict() | {"engine_index": self._index}
-        try:
-            await self._alive(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info)))
-        except EngineError:
-            raise
-        except Exception as error:
-            raise TransportError(f"engine {self._index} could not connect: {_worker_error(error)}") from error
+        await self._call_workers("init_weight_transfer_engine", init_info=info)
 
     async def receive_weights(self, version: int) -> None:
         """Begin to receive `version` beside sampling; returns at once.
@@ -342,14 +334,8 @@ class RolloutEngine:
             TransportError: the connection ended with an earlier failure.
         """
         self._check_ready("receive weights")
-        assert self._llm is not None
         await self._forget_version()
-        try:
-            await self._alive(self._llm.start_weight_update())
-        except EngineError:
-            raise
-        except Exception as error:
-            raise TransportError(f"engine {self._index}: {_worker_error(error)}") from error
+        await self._call_workers("start_weight_update")
         self._receiving = version
 
     async def _forget_version(self) -> None:
@@ -383,7 +369,7 @@ class RolloutEngine:
             if self._state == "updating":
                 self._state = "ready"
         except BaseException as error:
-            self._break(f"adopting weights version {version} failed: {_worker_error(error)}")
+            self._break(f"adopting weights version {version} failed: {str(error) or type(error).__name__}")
             if isinstance(error, Exception):
                 raise WeightAdoptionError(f"engine {self._index}: {self._reason}") from error
             raise
@@ -394,15 +380,15 @@ class RolloutEngine:
 
     async def _await_version(self, version: int) -> None:
         """Return when every worker has the version; TransportError when one has not, and none will install it."""
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+        await self._call_workers("update_weights", update_info={"version": version})
 
+    async def _call_workers(self, method: str, **arguments: Any) -> None:
+        """Call a method of every worker; TransportError with what the first of those says that could not."""
         assert self._llm is not None
-        try:
-            await self._alive(self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version})))
-        except EngineError:
-            raise
-        except Exception as error:
-            raise TransportError(f"engine {self._index}: {_worker_error(error)}") from error
+        answers = await self._alive(self._llm.collective_rpc("megarl_call", args=(method, arguments)))
+        for worker, answer in enumerate(answers):
+            if answer is not None:
+                raise TransportError(f"engine {self._index} worker {worker}: {answer}")
 
     async def _install(self, version: int) -> Adoption:
         assert self._llm is not None
@@ -410,7 +396,8 @@ class RolloutEngine:
         async with self._changed:
             await self._changed.wait_for(lambda: self._running == 0)
         drained = time.perf_counter()
-        await self._alive(self._llm.finish_weight_update(weight_version=_version_name(version)))
+        await self._call_workers("finish_weight_update")
+        await self._alive(self._llm.update_weight_version(_version_name(version)))
         installed = time.perf_counter()
         await self._alive(self._empty_prefix_cache())
         resumed = time.perf_counter()
@@ -435,12 +422,3 @@ class RolloutEngine:
 def _version_name(version: int) -> str:
     """How vLLM labels the version; its own label for weights it loaded itself is "default"."""
     return str(version) if version else "default"
-
-
-def _worker_error(error: BaseException) -> str:
-    """A worker's own message, out of vLLM's wrapping."""
-    text = str(error) or type(error).__name__
-    start, end = "Worker failed with error '", "', please check the stack trace above"
-    if start in text:
-        text = text.split(start, 1)[1].split(end, 1)[0]
-    return text

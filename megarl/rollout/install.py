@@ -53,6 +53,9 @@ def _install_layer(name: str, layer: nn.Module, receiver: WeightReceiver, record
         for parameter_name, parameter in layer.named_parameters(recurse=False)
         if f"{name}.{parameter_name}" in receiver.parameters
     }
+    left = [f"{name}.{parameter_name}" for parameter_name, _ in layer.named_parameters(recurse=False)]
+    if info.load_numel == 0 and (left := [key for key in left if key in recording.by_loader]):
+        raise RuntimeError(f"the model's loader left {', '.join(left)} empty; this engine must be started again")
     if not ours:
         return
     # vLLM replays the loads it has noted once the layer is complete: ours is one load a parameter.

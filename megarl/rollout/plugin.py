@@ -5,6 +5,7 @@ backend's module is named, and vLLM imports it when an engine asks for that back
 """
 
 BACKEND = "megarl"
+WORKER_EXTENSION = "megarl.rollout.worker_extension.WorkerExtension"
 
 
 def register() -> None:

@@ -1,0 +1,25 @@
+"""What megarl adds to vLLM's workers: calls that answer instead of raising.
+
+vLLM reads the workers' answers one after the other and stops at the first that is an error: the answers of the other
+tensor ranks stay in their queues and are taken for those of the next call, which ends the engine. A publication that
+fails must leave the engine sampling.
+"""
+
+from typing import Any
+
+from vllm.logger import init_logger
+
+_log = init_logger(__name__)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker class by the engine argument `worker_extension_cls`."""
+
+    def megarl_call(self, method: str, arguments: dict[str, Any]) -> str | None:
+        """Call the worker's own `method`; what went wrong, or None."""
+        try:
+            getattr(self, method)(**arguments)
+        except Exception as error:
+            _log.exception("%s failed", method)
+            return str(error) or type(error).__name__
+        return None
