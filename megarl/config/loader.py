@@ -20,7 +20,7 @@ _OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _KINDS: dict[type[Config], tuple[str, str, str]] = {  # what it is, who reads it, an example
     RunConfig: (
         "a training configuration",
-        "`megarl train`, `sft`, `show` and `doctor` read",
+        "`megarl train`, `sft`, `plan`, `show` and `doctor` read",
         "configs/quickstart.toml",
     ),
     TheoryConfig: ("a theory configuration", "`megarl theory` reads", "configs/theory.toml"),

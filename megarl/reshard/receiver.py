@@ -86,6 +86,7 @@ class WeightReceiver:
         self._thread: threading.Thread | None = None
         self._error: TransportError | None = None
         self._version: int | None = None
+        self._closing = False
         self.receive_s = self.checksum_s = 0.0
         store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
         self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
@@ -214,9 +215,19 @@ class WeightReceiver:
             self.receive_s = time.perf_counter() - started
             self._signals.put(f"{self._transfer}/taken-{self._taker}", True)
         except BaseException as error:  # whoever asks for the version is told
-            me = self._topology.describe_peer(self.plan.peer)
-            self._error = TransportError(self._signals.fail(self._transfer, f"{me} failed: {error}"))
+            if self._closing:  # the engine ends; if that is a failure, it is not this worker's
+                self._error = TransportError("the connection was closed while weights came")
+                return
             self._wire.close()
+            self._error = TransportError(self._tell(error))
+
+    def _tell(self, error: BaseException) -> str:
+        """Say to all why this worker stopped; returns the reason all stop for."""
+        reason = f"{self._topology.describe_peer(self.plan.peer)} failed: {error}"
+        accused = error.peer if isinstance(error, TransportError) else None
+        if accused is None:
+            return self._signals.fail(self._transfer, reason)
+        return self._signals.accuse(self._transfer, reason, accuser=self.plan.peer, accused=accused)
 
     def _take_all(self) -> None:
         """All messages in the order of all peers: the next one travels while the last is checked."""
@@ -316,6 +327,7 @@ class WeightReceiver:
 
     def close(self) -> None:
         """Leave the wire and let the staging memory go. Idempotent."""
+        self._closing = True
         self._wire.close()
         self._join_thread()
         close_shared(self._address)

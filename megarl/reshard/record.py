@@ -67,6 +67,8 @@ class Placeholder(torch.Tensor):
     def converted(self, dtype: torch.dtype | None) -> "Placeholder":
         """The same elements in another dtype."""
         made = Placeholder(self.checkpoint_name, self.full_shape, self.elements, dtype or self.dtype)
+        if self.rounded and made.dtype != self.dtype:
+            raise InexpressibleError(f"the loader rounds to {self.dtype} and goes on to {made.dtype}")
         made.rounded = self.rounded or torch.promote_types(self.dtype, made.dtype) != made.dtype
         return made
 

@@ -32,7 +32,15 @@ from megarl.reshard.session import (
     joining,
     new_token,
 )
-from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError, connect_store, serve_store
+from megarl.reshard.signals import (
+    PeerFailed,
+    Signals,
+    SignalTimeout,
+    TransportError,
+    connect_store,
+    serve_store,
+    waited_for,
+)
 from megarl.reshard.staging import node_name, open_shared
 from megarl.reshard.tally import PublishReport, Tally
 from megarl.reshard.topology import Topology
@@ -250,7 +258,7 @@ class WeightSender:
         try:
             self._live.get([f"{self._transfer}/verdict"], transfer=self._transfer, grace_s=2 * _GRACE_S)
         except SignalTimeout:
-            raise TransportError("policy rank 0 gave no verdict within the timeout") from None
+            raise waited_for(0, "policy rank 0 gave no verdict within the timeout") from None
 
     @property
     def _transfer(self) -> str:
@@ -270,7 +278,7 @@ class WeightSender:
         except SignalTimeout as error:
             silent = [peer for peer, key in zip(ordered, keys, strict=True) if key in error.missing]
             names = ", ".join(map(self._topology.describe_peer, silent))
-            raise TransportError(f"{names} did not {verb} within {self._timeout_s:g} s") from None
+            raise waited_for(silent[0], f"{names} did not {verb} within {self._timeout_s:g} s") from None
 
     def _drop_older(self) -> None:
         """Forget the messages of the publication before this one, which everyone has read."""
@@ -289,11 +297,19 @@ class WeightSender:
             self.close()
             raise TransportError(f"publishing weights version {version}: {error}") from None
         except BaseException as error:
-            reason = self._live.fail(self._transfer, f"policy rank {self._rank} failed: {error}")
+            reason = self._tell(error)
             self.close()
             if isinstance(error, (TransportError, dist.DistError)):
                 raise TransportError(f"publishing weights version {version}: {reason}") from error
             raise
+
+    def _tell(self, error: BaseException) -> str:
+        """Say to all why this rank stopped; returns the reason all stop for."""
+        reason = f"policy rank {self._rank} failed: {error}"
+        accused = error.peer if isinstance(error, TransportError) else None
+        if accused is None:
+            return self._live.fail(self._transfer, reason)
+        return self._live.accuse(self._transfer, reason, accuser=self._rank, accused=accused)
 
     def close(self) -> None:
         """Leave the wire and free buffers; the store goes with its last reference. Idempotent."""

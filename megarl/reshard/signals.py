@@ -15,10 +15,21 @@ from typing import Any
 import torch.distributed as dist
 
 _LONGEST_POLL_S = 0.02
+_DEFENCE_S = 3.0  # how long one who is blamed has to say whom it waited for itself
 
 
 class TransportError(RuntimeError):
     """A transfer of weights failed; the text names version, tensors and peer."""
+
+    peer: int | None = None
+    """The peer that was waited for in vain, where it was one."""
+
+
+def waited_for(peer: int, text: str) -> TransportError:
+    """The error of one who waited for `peer`."""
+    error = TransportError(text)
+    error.peer = peer
+    return error
 
 
 class SignalTimeout(Exception):
@@ -104,13 +115,36 @@ class Signals:
         except dist.DistError:
             return f"{reason} (policy rank 0, which serves the store, is gone)"
 
+    def accuse(self, transfer: str, reason: str, *, accuser: int, accused: int) -> str:
+        """Record that `accuser` waited in vain for `accused`, find who is to blame, and fail the transfer with that.
+
+        Whoever waits for one who waits himself blames the wrong peer. All of them run out of patience at about the same
+        time and say whom they waited for; the one who is waited for and says nothing is stopped or dead.
+        """
+        suspects = {accuser}
+        try:
+            self.put(f"{transfer}/accusation-{accuser}", [accused, reason])
+            while accused not in suspects:
+                suspects.add(accused)
+                if not self._appears(f"{transfer}/accusation-{accused}", _DEFENCE_S):
+                    break
+                accused, reason = json.loads(self._keys.get(f"{transfer}/accusation-{accused}"))
+        except dist.DistError:
+            pass  # policy rank 0 is gone and its store with it: `fail` says so
+        return self.fail(transfer, reason)
+
+    def _appears(self, key: str, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not self._keys.check([key]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_LONGEST_POLL_S)
+        return True
+
     def _wait_for_reason(self, transfer: str) -> str | None:
         """The first reason; whoever counted first is about to put it."""
-        deadline = time.monotonic() + 1.0
-        while not self._keys.check([f"{transfer}/failed"]):
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(_LONGEST_POLL_S)
+        if not self._appears(f"{transfer}/failed", 1.0):
+            return None
         return str(json.loads(self._keys.get(f"{transfer}/failed")))
 
     def get(self, keys: Sequence[str], *, transfer: str | None = None, grace_s: float = 0.0) -> list[Any]:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.reshard.signals import TransportError
+from megarl.reshard.signals import TransportError, waited_for
 
 
 def local_address(host: str, port: int) -> str:
@@ -30,8 +30,8 @@ def local_address(host: str, port: int) -> str:
 class Flight:
     """A tensor on its way; `land` waits for it. Keeps the tensor's memory alive until then."""
 
-    def __init__(self, work: Any, tensor: Tensor, describe: Callable[[], str]) -> None:
-        self._work, self._tensor, self._describe = work, tensor, describe
+    def __init__(self, work: Any, tensor: Tensor, peer: int, describe: Callable[[], str]) -> None:
+        self._work, self._tensor, self._peer, self._describe = work, tensor, peer, describe
 
     def land(self) -> None:
         """Raises TransportError when the peer is gone or too slow."""
@@ -41,7 +41,7 @@ class Flight:
         try:
             work.wait()
         except RuntimeError as error:
-            raise TransportError(f"{self._describe()}: {_cause(error)}") from error
+            raise waited_for(self._peer, f"{self._describe()}: {_cause(error)}") from error
 
 
 class Wire:
@@ -80,20 +80,22 @@ class Wire:
 
     def send(self, tensor: Tensor, peer: int, *, what: str) -> Flight:
         """Start sending a contiguous tensor on the wire's device; it must not change before `land`."""
-        return self._start(self._group.send, tensor, peer, f"sending {what} to")
+        return self._start("send", tensor, peer, f"sending {what} to")
 
     def receive(self, tensor: Tensor, peer: int, *, what: str) -> Flight:
         """Start receiving into a contiguous tensor on the wire's device."""
-        return self._start(self._group.recv, tensor, peer, f"receiving {what} from")
+        return self._start("recv", tensor, peer, f"receiving {what} from")
 
-    def _start(self, verb: Any, tensor: Tensor, peer: int, doing: str) -> Flight:
+    def _start(self, verb: str, tensor: Tensor, peer: int, doing: str) -> Flight:
         def describe() -> str:
             return f"{doing} {self._describe_peer(peer)}"
 
+        if self._group is None:
+            raise TransportError(f"{describe()}: this end is closed")
         try:
-            return Flight(verb([tensor], peer, 0), tensor, describe)
+            return Flight(getattr(self._group, verb)([tensor], peer, 0), tensor, peer, describe)
         except RuntimeError as error:
-            raise TransportError(f"{describe()}: {_cause(error)}") from error
+            raise waited_for(peer, f"{describe()}: {_cause(error)}") from error
 
     def close(self) -> None:
         """Leave the group: peers that wait for this one fail at once."""

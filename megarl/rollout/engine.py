@@ -383,9 +383,19 @@ class RolloutEngine:
         await self._call_workers("update_weights", update_info={"version": version})
 
     async def _call_workers(self, method: str, **arguments: Any) -> None:
-        """Call a method of every worker; TransportError with what the first of those says that could not."""
+        """Call a method of every worker; TransportError with what the first of those says that could not.
+
+        Raises EngineError when a worker does not answer at all: vLLM cannot go on without it.
+        """
         assert self._llm is not None
-        answers = await self._alive(self._llm.collective_rpc("megarl_call", args=(method, arguments)))
+        try:
+            answers = await self._alive(self._llm.collective_rpc("megarl_call", args=(method, arguments)))
+        except EngineError:
+            raise
+        except Exception as error:
+            cause = find_root_cause(self._log_text()) or str(error)
+            self._break(f"a worker did not answer {method}: {cause}")
+            raise EngineError(f"engine {self._index} cannot go on: {self._reason}") from error
         for worker, answer in enumerate(answers):
             if answer is not None:
                 raise TransportError(f"engine {self._index} worker {worker}: {answer}")

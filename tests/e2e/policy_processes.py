@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import signal
 import socket
+import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,17 +44,28 @@ class PolicyProcesses:
         for end in self._ends:
             end.send((method, args))
 
-    def receive(self, *, timeout_s: float = 120.0) -> list[Any]:
-        """What the ranks returned, by rank; RuntimeError with the text of a rank that raised or is gone."""
+    def answers(self, *, timeout_s: float = 120.0) -> list[Any]:
+        """What the ranks returned, by rank; a RuntimeError for one that raised, is gone or does not answer."""
+        deadline = time.monotonic() + timeout_s
         results = []
         for rank, end in enumerate(self._ends):
-            if not end.poll(timeout_s):
-                raise TimeoutError(f"policy rank {rank} did not answer within {timeout_s} s")
             try:
-                succeeded, value = end.recv()
+                ready = end.poll(max(0.0, deadline - time.monotonic()))
+                succeeded, value = end.recv() if ready else (False, f"no answer within {timeout_s} s")
             except EOFError:
                 succeeded, value = False, "its process is gone"
             results.append(value if succeeded else RuntimeError(f"policy rank {rank}: {value}"))
+        return results
+
+    def receive_late(self) -> None:
+        """Take the answers of ranks that could not answer before."""
+        for end in self._ends:
+            if end.poll(30):
+                end.recv()
+
+    def receive(self, *, timeout_s: float = 120.0) -> list[Any]:
+        """What the ranks returned, by rank; the RuntimeError of one that did not."""
+        results = self.answers(timeout_s=timeout_s)
         for result in results:
             if isinstance(result, RuntimeError):
                 raise result
@@ -76,12 +89,28 @@ def load(worker: Any, path: str) -> None:
     load_hf_weights(worker._model, open_hf_checkpoint(Path(path)), shape=worker._shape, layout=worker._layout)
 
 
-def count_bytes(worker: Any) -> tuple[int, int]:
-    """(bytes the plan has this rank send, messages)."""
-    return worker._sender.plan.bytes_sent, len(worker._sender.plan.sends)
+def act_at_message(worker: Any, rank: int, number: int, action: str) -> None:
+    """At its `number`-th message of a publication, `rank` kills itself ("kill"), stops ("stop") or waits ("wait")."""
+    if worker._place.rank != rank:
+        return
+    wire, count = worker._sender._wire, 0
+    send = wire.send
+
+    def sending(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            wire.send = send
+            if action == "wait":
+                time.sleep(3)
+            else:
+                os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[action])
+        return send(*args, **kwargs)
+
+    wire.send = sending
 
 
-_METHODS = {"load": load, "count_bytes": count_bytes}
+_METHODS = {"load": load, "act_at_message": act_at_message}
 
 
 def _serve(config: RunConfig, rank: int, port: int, end: Connection) -> None:

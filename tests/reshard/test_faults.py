@@ -12,14 +12,17 @@ from megarl.reshard.receiver import NOT_INSTALLED
 from tests.reshard.fault_processes import Action, Answer, Processes
 from tests.reshard.publication import Peer, Setting, connect
 
-TIMEOUT_S = 3.0
-SLACK_S = 4.0
-"""Beyond the timeout, for the trainer's grace periods and a busy machine."""
-
-NETWORK = Setting(tensor=2, engines=2, timeout_s=TIMEOUT_S)
+NETWORK = Setting(tensor=2, engines=2, bucket_bytes=512)
 SHARED = replace(NETWORK, transport="shared_memory")
 RELAY = replace(NETWORK, engines=3, nodes="an engine", fanout="relay")
 """Engine 1 gets everything from engine 0 and hands it to engine 2."""
+
+STALL_S = 4.0
+"""The timeout where a peer stalls."""
+SLACK_S = 6.0
+"""Beyond it, for the trainer's grace periods and a busy machine."""
+AT_ONCE_S = 10.0
+"""Half the timeout elsewhere: who was told, or saw a connection closed, did not wait for that."""
 
 NAMES = ("policy rank 0", "policy rank 1", "engine 0 worker 0", "engine 1 worker 0", "engine 2 worker 0")
 """Of the peers, by number."""
@@ -40,16 +43,21 @@ def publish_with_fault(processes: Processes, setting: Setting, *, victim: int, a
     processes.call([victim], "arm", action, 3)
     for peer in peers:
         processes.order(peer, "publish", 3)
-    return processes.collect(peers - ({victim} if action == "stop" else set()), timeout_s=TIMEOUT_S + 3 * SLACK_S)
+    silent = {victim} if action == "stop" else set()
+    return processes.collect(peers - silent, timeout_s=setting.timeout_s + 2 * SLACK_S)
 
 
-def check_failures(answers: dict[int, Answer], setting: Setting) -> None:
-    """Each raised in time, naming the version, a tensor and a peer; workers say that nothing was installed."""
+def check_failures(answers: dict[int, Answer], setting: Setting, *, within_s: float) -> None:
+    """Each raised in time, naming the version, a tensor and a peer; workers say that nothing was installed.
+
+    A policy rank that only waited for the store knows of no tensor when that goes.
+    """
     for peer, answer in answers.items():
         assert answer.error.startswith("TransportError: ")
-        assert answer.seconds < TIMEOUT_S + SLACK_S
+        assert answer.seconds < within_s
         assert "weights version 3" in answer.error
-        assert any(tensor in answer.error for tensor in hf_tensors(setting.shape))
+        if "serves the store" not in answer.error or peer in workers_of(setting):
+            assert any(tensor in answer.error for tensor in hf_tensors(setting.shape))
         assert (NOT_INSTALLED in answer.error) == (peer in workers_of(setting))
         assert any(name in answer.error for name in NAMES)
 
@@ -78,9 +86,8 @@ def test_a_killed_peer(setting: Setting, victim: int) -> None:
         connect(processes, setting)
         answers = publish_with_fault(processes, setting, victim=victim, action="kill")
         assert answers.pop(victim).died
-        check_failures(answers, setting)
+        check_failures(answers, setting, within_s=AT_ONCE_S)
         for answer in answers.values():
-            assert answer.seconds < TIMEOUT_S  # its closed connection is noticed, not the timeout
             assert NAMES[victim] in answer.error
         assert all(processes.call(workers_of(setting) - {victim}, "holds", 2))
 
@@ -101,12 +108,14 @@ STALLS = {
 def test_a_stalled_peer(name: str) -> None:
     """It too ends with an error once it goes on; then a new session works."""
     setting, victim = STALLS[name]
+    setting = replace(setting, timeout_s=STALL_S)
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
         answers = publish_with_fault(processes, setting, victim=victim, action="stop")
-        check_failures(answers, setting)
+        check_failures(answers, setting, within_s=STALL_S + SLACK_S)
         processes.resume(victim)
-        check_failures(processes.collect([victim], timeout_s=TIMEOUT_S + SLACK_S), setting)
+        late = processes.collect([victim], timeout_s=STALL_S + SLACK_S)
+        check_failures(late, setting, within_s=3 * (STALL_S + SLACK_S))  # its own clock ran on meanwhile
         assert all(processes.call(workers_of(setting), "holds", 2))
         check_recovery(processes, setting)
     check_blame(answers, victim)
@@ -115,9 +124,11 @@ def test_a_stalled_peer(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=TimeoutError, reason="TCPStore requests have no timeout: all wait for rank 0")
 def test_policy_rank_0_stalls() -> None:
-    with Processes(NETWORK.num_peers, Peer) as processes:
-        connect(processes, NETWORK)
-        check_failures(publish_with_fault(processes, NETWORK, victim=0, action="stop"), NETWORK)
+    setting = replace(NETWORK, timeout_s=STALL_S)
+    with Processes(setting.num_peers, Peer) as processes:
+        connect(processes, setting)
+        answers = publish_with_fault(processes, setting, victim=0, action="stop")
+        check_failures(answers, setting, within_s=STALL_S + SLACK_S)
 
 
 FLIPS = {
@@ -135,7 +146,7 @@ def test_a_flipped_bit(name: str) -> None:
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
         answers = publish_with_fault(processes, setting, victim=victim, action="flip")
-        check_failures(answers, setting)
+        check_failures(answers, setting, within_s=AT_ONCE_S)
         for answer in answers.values():
             assert f"arrived changed from {NAMES[victim]}, by its checksum" in answer.error
         assert all(processes.call(workers_of(setting), "holds", 2))
@@ -147,16 +158,18 @@ def test_a_flipped_bit(name: str) -> None:
 
 
 def test_a_worker_dies_between_publications() -> None:
-    with Processes(NETWORK.num_peers, Peer) as processes:
-        connect(processes, NETWORK)
-        processes.call(peers_of(NETWORK), "publish", 2)
+    setting = replace(NETWORK, timeout_s=STALL_S)
+    with Processes(setting.num_peers, Peer) as processes:
+        connect(processes, setting)
+        processes.call(peers_of(setting), "publish", 2)
         processes.kill(3)
         for peer in range(3):
             processes.order(peer, "publish", 3)
-        answers = processes.collect(range(3), timeout_s=TIMEOUT_S + 3 * SLACK_S)
-        assert all(answer.error.startswith("TransportError: ") for answer in answers.values())
-        assert all("weights version 3" in answer.error for answer in answers.values())
-        assert all(answer.seconds < TIMEOUT_S + SLACK_S for answer in answers.values())
+        answers = processes.collect(range(3), timeout_s=STALL_S + 2 * SLACK_S)
+        for answer in answers.values():
+            assert answer.error.startswith("TransportError: ")
+            assert "weights version 3" in answer.error
+            assert answer.seconds < STALL_S + SLACK_S
         assert NOT_INSTALLED in answers[2].error
         assert processes.call([2], "holds", 2) == [True]
     check_blame(answers, 3)
