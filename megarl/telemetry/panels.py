@@ -338,4 +338,18 @@ PANELS: tuple[Panel, ...] = (
         ),
         axis="log",
     ),
+    StackPanel(
+        key="publication",
+        title="Publishing the weights",
+        subtitle="slowest rank or engine in each part; sampling rests from drain on",
+        y_title="seconds",
+        series=(
+            Series(metric="timing_s/publish_pack", label="pack", colour=BLUE),
+            Series(metric="timing_s/publish_checksum", label="checksum", colour=SKY),
+            Series(metric="timing_s/publish_wire", label="wire", colour=GREEN),
+            Series(metric="timing_s/publish_drain", label="drain", colour=GREY),
+            Series(metric="timing_s/publish_install", label="install", colour=ORANGE),
+            Series(metric="timing_s/publish_resume", label="resume", colour=VERMILION),
+        ),
+    ),
 )

@@ -241,7 +241,7 @@ def test_a_file_of_another_verb_is_one_line(tmp_path: Path) -> None:
             load_it()
         assert str(caught.value) == (
             f"{path}: expected a theory configuration, such as configs/theory.toml; found a training configuration, "
-            "which `megarl train`, `sft`, `show` and `doctor` read"
+            "which `megarl train`, `sft`, `plan`, `show` and `doctor` read"
         )
     for load_it in (lambda: load_config(Path(study)), lambda: load_config(path, [study])):
         with pytest.raises(ConfigError) as caught:

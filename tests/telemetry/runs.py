@@ -64,6 +64,8 @@ def make_row(step: int) -> dict[str, float | None]:
         "rollout/logp_diff_max": 0.2,
         "perf/tokens_per_s": 1234.5,
     }
+    parts = {"pack": 0.2, "checksum": 0.1, "wire": 0.4, "drain": 0.0, "install": 0.3, "resume": 0.1}
+    row |= {f"timing_s/publish_{part}": seconds for part, seconds in parts.items()}
     phases = {"generate": 20.0, "reward": 1.0, "old_logp": 3.0, "update": 14.0, "publish": 1.5, "step": 40.0}
     return row | {f"timing_s/{phase}": seconds for phase, seconds in phases.items()}
 

@@ -22,7 +22,7 @@ RL_FIGURES = {
     *("reward", "entropy", "clip_fractions", "clip_contributions", "clip_differences", "clip_surprisal"),
     *("entropy_budget", "budget_removed", "clip_by_entropy", "regions", "rules"),
     *("bounds", "entropy_coefficient", "positive_scale", "reference_resets"),
-    *("response_length", "policy_change", "grad_norm", "logp_diff", "time_by_phase", "overview"),
+    *("response_length", "policy_change", "grad_norm", "logp_diff", "publication", "time_by_phase", "overview"),
 }
 
 
