@@ -130,7 +130,8 @@ def serve(model: Path, *, tensor: int) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # The server that `vllm serve` runs. That command itself looks for a package named "vllm", which the CPU build is not.
+    # The server that `vllm serve` runs; that command itself looks for a package of the name vllm, which the CPU build
+    # has not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--weight-transfer-config", '{"backend": "megarl"}']
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--skip-tokenizer-init"]
