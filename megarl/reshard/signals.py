@@ -7,6 +7,7 @@ next poll, `_LONGEST_POLL_S` later.
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -15,6 +16,8 @@ from typing import Any
 import torch.distributed as dist
 
 _LONGEST_POLL_S = 0.02
+_LONGEST_ANSWER_S = 10.0  # of a store that answers in a millisecond
+_STORE_OWNER = "policy rank 0, which serves the store,"
 _DEFENCE_S = 3.0  # how long one who is blamed has to say whom it waited for itself
 
 
@@ -81,12 +84,60 @@ def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
         ) from error
 
 
+class _Keys:
+    """The store's requests with an end: TCPStore waits for ever for a server that is stopped but not gone."""
+
+    def __init__(self, store: dist.Store, *, timeout_s: float) -> None:
+        self._store, self._timeout_s, self._silent = store, timeout_s, False
+
+    def set(self, key: str, value: str) -> None:
+        self._ask("set", key, value)
+
+    def get(self, key: str) -> bytes:
+        return bytes(self._ask("get", key))
+
+    def check(self, keys: list[str]) -> bool:
+        return bool(self._ask("check", keys))
+
+    def add(self, key: str, amount: int) -> int:
+        return int(self._ask("add", key, amount))
+
+    def delete_key(self, key: str) -> None:
+        self._ask("delete_key", key)
+
+    def _ask(self, request: str, *args: Any) -> Any:
+        """The store's answer. TransportError when none comes, and at once for every request after that."""
+        answers: list[tuple[Any, BaseException | None]] = []
+
+        def ask() -> None:
+            try:
+                answers.append((getattr(self._store, request)(*args), None))
+            except BaseException as error:
+                answers.append((None, error))
+
+        if not self._silent:
+            thread = threading.Thread(target=ask, name="megarl-store", daemon=True)
+            thread.start()
+            thread.join(self._timeout_s)
+        if not answers:
+            self._silent = True
+            raise waited_for(0, f"{_STORE_OWNER} does not answer within {self._timeout_s:g} s")
+        value, error = answers.pop()
+        try:
+            if error is not None:
+                raise error
+            return value
+        finally:
+            # An error that its own frame holds would keep what its cause holds, the wire too, until garbage collection.
+            error = None
+
+
 class Signals:
     """JSON messages under string keys, seen by all parties of one run (`token` keeps runs apart)."""
 
     def __init__(self, store: dist.Store, *, token: str, timeout_s: float) -> None:
         self.store = store
-        self._keys = dist.PrefixStore(token, store)
+        self._keys = _Keys(dist.PrefixStore(token, store), timeout_s=min(timeout_s, _LONGEST_ANSWER_S))
         self._timeout_s = timeout_s
 
     def put(self, key: str, message: Any) -> None:
@@ -113,7 +164,9 @@ class Signals:
                 return reason
             return self._wait_for_reason(transfer) or reason
         except dist.DistError:
-            return f"{reason} (policy rank 0, which serves the store, is gone)"
+            return f"{reason} ({_STORE_OWNER} is gone)"
+        except TransportError as silence:
+            return reason if str(silence) in reason else f"{reason} ({silence})"
 
     def accuse(self, transfer: str, reason: str, *, accuser: int, accused: int) -> str:
         """Record that `accuser` waited in vain for `accused`, find who is to blame, and fail the transfer with that.
@@ -129,8 +182,8 @@ class Signals:
                 if not self._appears(f"{transfer}/accusation-{accused}", _DEFENCE_S):
                     break
                 accused, reason = json.loads(self._keys.get(f"{transfer}/accusation-{accused}"))
-        except dist.DistError:
-            pass  # policy rank 0 is gone and its store with it: `fail` says so
+        except (dist.DistError, TransportError):
+            pass  # policy rank 0 is gone or silent, and its store with it: `fail` says so
         return self.fail(transfer, reason)
 
     def _appears(self, key: str, timeout_s: float) -> bool:
