@@ -179,17 +179,18 @@ class Signals:
             self.put(f"{transfer}/accusation-{accuser}", [accused, reason])
             while accused not in suspects:
                 suspects.add(accused)
-                if not self._appears(f"{transfer}/accusation-{accused}", _DEFENCE_S):
+                if not self._appears(f"{transfer}/accusation-{accused}", _DEFENCE_S, unless=f"{transfer}/failed"):
                     break
                 accused, reason = json.loads(self._keys.get(f"{transfer}/accusation-{accused}"))
         except (dist.DistError, TransportError):
             pass  # policy rank 0 is gone or silent, and its store with it: `fail` says so
         return self.fail(transfer, reason)
 
-    def _appears(self, key: str, timeout_s: float) -> bool:
+    def _appears(self, key: str, timeout_s: float, *, unless: str | None = None) -> bool:
+        """Wait for `key`, no longer than until `unless` is there."""
         deadline = time.monotonic() + timeout_s
         while not self._keys.check([key]):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (unless is not None and self._keys.check([unless])):
                 return False
             time.sleep(_LONGEST_POLL_S)
         return True
