@@ -10,7 +10,8 @@ Every taker of a block gets all of it once. Four ways, from the plainest:
 In the last two takers exchange stripes inside their node as in the second. Data-parallel replicas of the trainer hold
 the same block and share the copies of it evenly, to the element.
 
-Invariant: a hop's range lies inside what its sender has by hops of smaller depth (replicas have everything).
+Invariants: a hop's range lies inside what its sender has by hops of smaller depth (replicas have everything); a taker
+hands a stripe on in the pieces in which it came, one from each replica that sends of it.
 """
 
 from collections.abc import Iterator
@@ -84,26 +85,26 @@ class Spread:
         """What the taker receives."""
         for stripe, node, passed in self._passing(taker):
             carrier = self._carrier(stripe, node)
-            if carrier != taker:
-                yield Hop(stripe.start, stripe.stop, carrier, taker, passed + 1, stripe.start)
-            elif passed:
-                before = self._carrier(stripe, (node - 1) % len(self.nodes))
-                yield Hop(stripe.start, stripe.stop, before, taker, passed, stripe.start)
-            else:
-                yield from self._from_replicas(stripe, taker)
+            before = self._carrier(stripe, (node - 1) % len(self.nodes))
+            for hop in self._from_replicas(stripe, taker):
+                if carrier != taker:
+                    yield hop._replace(sender=carrier, depth=passed + 1)
+                elif passed:
+                    yield hop._replace(sender=before, depth=passed)
+                else:
+                    yield hop
 
     def from_taker(self, taker: int) -> Iterator[Hop]:
         """What the taker hands on."""
         for stripe, node, passed in self._passing(taker):
             if self._carrier(stripe, node) != taker:
                 continue
+            others = [other for other in self.nodes[node] if other != taker] if self.fanout != "direct" else []
             if passed + 1 < stripe.num_nodes:
-                after = self._carrier(stripe, (node + 1) % len(self.nodes))
-                yield Hop(stripe.start, stripe.stop, taker, after, passed + 1, stripe.start)
-            if self.fanout != "direct":
-                for other in self.nodes[node]:
-                    if other != taker:
-                        yield Hop(stripe.start, stripe.stop, taker, other, passed + 1, stripe.start)
+                others.insert(0, self._carrier(stripe, (node + 1) % len(self.nodes)))
+            for hop in self._from_replicas(stripe, taker):
+                for other in others:
+                    yield hop._replace(sender=taker, receiver=other, depth=passed + 1)
 
     def _stripes(self, copy: int) -> Iterator[Stripe]:
         """The stripes of one copy, end to end."""

@@ -103,6 +103,6 @@ class Wire:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The first line of a backend's message, without the place in its source."""
-    line = str(error).strip().splitlines()[0]
+    """The first line of a backend's message, without the place in its source and its general advice."""
+    line = str(error).strip().splitlines()[0].split(". This is typically", 1)[0]
     return line.split("] ", 1)[1] if line.startswith("[") and "] " in line else line

@@ -16,7 +16,7 @@ from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
 from megarl.models.table import ParameterEntry, hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
-from megarl.reshard import plan, receiver, sender, session
+from megarl.reshard import plan, receiver, sender, session, signals
 from megarl.reshard.fanout import Fanout
 from megarl.reshard.plan import PlanRequest
 from megarl.reshard.receiver import WeightReceiver
@@ -53,6 +53,8 @@ class Setting:
     """How many peers pretend to be on one machine; the trainer is on another unless all are on one."""
     min_share_bytes: int | None = None
     """From which replicas and nodes share a block; None: as megarl does."""
+    defence_s: float = 1.0
+    """How long a peer that is waited for in vain may take to say whom it waits for; a third of megarl's own."""
 
     @property
     def grid(self) -> RankGrid:
@@ -168,6 +170,7 @@ def join(
 ) -> TrainerRank | EngineWorker:
     """One peer's end, connected; it makes this process pretend what the setting says of nodes and fan-out."""
     sender.node_name = receiver.node_name = lambda: setting.node_of(peer)  # type: ignore[assignment]
+    signals._DEFENCE_S = setting.defence_s
     plan._MIN_SHARE_BYTES = 1 << 22 if setting.min_share_bytes is None else setting.min_share_bytes
     sender.await_request = receiver.await_request = _force_fanout(setting.fanout)  # type: ignore[assignment]
     if peer < setting.grid.world_size:

@@ -138,6 +138,10 @@ def _agreed_messages(plans: list[TransferPlan]) -> list[Message]:
         assert all(message.receiver == peer for message in plan.receives)
         assert list(plan.sends) == sorted(plan.sends)
         assert list(plan.receives) == sorted(plan.receives)
+        # A message is handed on as it came, header and all: not in other cuts, though the elements be the same.
+        came = {(message.block, message.start, message.stop) for message in plan.receives}
+        if plan.receives:
+            assert {(message.block, message.start, message.stop) for message in plan.sends} <= came
     return sorted(sent)
 
 

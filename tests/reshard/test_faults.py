@@ -3,6 +3,7 @@
 All others hear of it in time, by name, and no engine installs anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -76,8 +77,26 @@ def check_recovery(processes: Processes, setting: Setting) -> None:
     assert all(processes.call(workers_of(setting), "holds", 4))
 
 
-@pytest.mark.parametrize("setting", [NETWORK, SHARED, RELAY], ids=["network", "shared memory", "relay"])
-@pytest.mark.parametrize("victim", [1, 0, 3], ids=lambda peer: NAMES[peer])
+def cases(*quick: tuple[Setting, int], slow: Sequence[tuple[Setting, int]]) -> pytest.MarkDecorator:
+    """(setting, victim), named after both."""
+    marked = [*((case, ()) for case in quick), *((case, pytest.mark.slow) for case in slow)]
+    named = {id(NETWORK): "network", id(SHARED): "shared memory", id(RELAY): "relay"}
+    return pytest.mark.parametrize(
+        ("setting", "victim"),
+        [
+            pytest.param(setting, victim, marks=marks, id=f"{named[id(setting)]}, {NAMES[victim]}")
+            for (setting, victim), marks in marked
+        ],
+    )
+
+
+@cases(
+    (NETWORK, 1),
+    (NETWORK, 0),
+    (NETWORK, 3),
+    (RELAY, 3),
+    slow=[(SHARED, 1), (SHARED, 0), (SHARED, 3), (RELAY, 1), (RELAY, 0)],
+)
 def test_a_killed_peer(setting: Setting, victim: int) -> None:
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
@@ -89,22 +108,9 @@ def test_a_killed_peer(setting: Setting, victim: int) -> None:
         assert all(processes.call(workers_of(setting) - {victim}, "holds", 2))
 
 
-STALLS = {
-    "network, policy rank 1": (NETWORK, 1),
-    "network, engine 1": (NETWORK, 3),
-    "shared memory, policy rank 1": (SHARED, 1),
-    "shared memory, engine 1": (SHARED, 3),
-    "relay, policy rank 1": (RELAY, 1),
-    "relay, engine 1": (RELAY, 3),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name.startswith("network") else pytest.mark.slow) for name in STALLS]
-)
-def test_a_stalled_peer(name: str) -> None:
+@cases((NETWORK, 1), (NETWORK, 3), slow=[(SHARED, 1), (SHARED, 3), (RELAY, 1), (RELAY, 3)])
+def test_a_stalled_peer(setting: Setting, victim: int) -> None:
     """It too ends with an error once it goes on; then a new session works."""
-    setting, victim = STALLS[name]
     setting = replace(setting, timeout_s=STALL_S)
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
@@ -128,18 +134,9 @@ def test_policy_rank_0_stalls() -> None:
         check_failures(answers, setting, within_s=STALL_S + SLACK_S)
 
 
-FLIPS = {
-    "network": (NETWORK, 1),
-    "shared memory": (SHARED, 1),
-    "relay, by the trainer": (RELAY, 1),
-    "relay, on the way": (RELAY, 3),
-}
-
-
-@pytest.mark.parametrize("name", FLIPS)
-def test_a_flipped_bit(name: str) -> None:
+@cases((NETWORK, 1), (SHARED, 1), (RELAY, 3), slow=[(RELAY, 1)])
+def test_a_flipped_bit(setting: Setting, victim: int) -> None:
     """After the checksum was computed; the session is over, and a new one works."""
-    setting, victim = FLIPS[name]
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
         answers = publish_with_fault(processes, setting, victim=victim, action="flip")

@@ -41,6 +41,8 @@ FANS = {
     "all_gather": replace(ENGINES, fanout="all_gather"),
     "all_gather, changes only": replace(ENGINES, fanout="all_gather", delta=True),
     "all_gather, a node a worker": replace(ENGINES, fanout="all_gather", nodes="a worker"),
+    "relay, two replicas": replace(ENGINES, fanout="relay", data=2, rollout_tensor=1),
+    "all_gather, two replicas": replace(ENGINES, fanout="all_gather", data=2, rollout_tensor=1, delta=True),
     "chosen by the estimate": ENGINES,
 }
 
@@ -74,18 +76,21 @@ def test_layouts(name: str) -> None:
 @pytest.mark.parametrize("name", FANS)
 def test_fanouts(name: str) -> None:
     setting = FANS[name]
-    trainer, *workers = peers = run(setting, VERSIONS[:3])
+    peers = run(setting, VERSIONS[:3])
     check(setting, peers)
-    assert {peer.fanout for peer in peers} == {setting.fanout or trainer.fanout}
-    assert (trainer.fanout == "direct") == (not any(worker.num_sends for worker in workers))
+    trainers, workers = peers[: setting.data], peers[setting.data :]
+    (fanout,) = {peer.fanout for peer in peers}
+    assert fanout == (setting.fanout or fanout)
+    assert (fanout == "direct") == (not any(worker.num_sends for worker in workers))
     model = sum(math.prod(dims) for dims in hf_tensors(setting.shape).values()) * setting.dtype.itemsize
-    match trainer.fanout:
+    sent = sum(trainer.versions[0].bytes for trainer in trainers)
+    match fanout:
         case "direct":  # and twice to an engine what both of its workers want
-            assert trainer.versions[0].bytes > 3 * model
+            assert sent > 3 * model
         case "node":
-            assert trainer.versions[0].bytes == 3 * model
+            assert sent == 3 * model
         case "relay" | "all_gather":
-            assert trainer.versions[0].bytes == model
+            assert sent == model
 
 
 def draw_setting(chance: random.Random) -> Setting:
