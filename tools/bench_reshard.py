@@ -36,7 +36,7 @@ from torch import Tensor
 
 from megarl.models.boxes import Box
 from megarl.models.serving import engine_boxes
-from megarl.models.shape import ModelShape, read_model_shape
+from megarl.models.shape import ModelShape, parse_model_config, read_model_shape
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.policy.weights import rank_layout
@@ -158,9 +158,7 @@ def place_all(layout: TrainerLayout, grid: RankGrid) -> dict[tuple[int, int], tu
 
 def read_shape(name: str) -> ModelShape:
     """One of configs/shapes/."""
-    with tempfile.TemporaryDirectory() as directory:
-        (Path(directory) / "config.json").symlink_to(ROOT / "configs" / "shapes" / f"{name}.json")
-        return read_model_shape(directory)
+    return parse_model_config(json.loads((ROOT / "configs" / "shapes" / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def measure_planning(ranks: int) -> float:

@@ -22,10 +22,9 @@ from megarl.models.memory import PolicyMemory, RolloutMemory, RolloutSetup, roll
 from megarl.models.serving import check_engine_split
 from megarl.models.shape import ModelError, ModelShape
 from megarl.models.table import hf_tensors
+from megarl.reshard.plan import NUM_SLOTS
 
 GIB = 1 << 30
-_MESSAGES_IN_MEMORY = 2
-"""Packed messages that a policy rank has at once (reshard/sender.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +111,7 @@ def make_plan(planned: Planned, *, gpu_memory_gib: float) -> RunPlan:
         bucket_bytes=publish.bucket_mib << 20,
         shared_memory=publish.transport == "shared_memory",
     )
-    kept = _MESSAGES_IN_MEMORY * (publish.bucket_mib << 20)
+    kept = NUM_SLOTS * (publish.bucket_mib << 20)
     kept += publication.sent_max_bytes if publish.delta else 0
     limit = int(gpu_memory_gib * GIB)
     policy = stages_memory(dataclasses.replace(policy_setup(config, shape), publication=kept))

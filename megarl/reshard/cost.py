@@ -24,8 +24,6 @@ class Load:
     num_nodes: int
     takers_per_node: int
     """Takers that share a node's network."""
-    copies_per_node: float
-    """Engines per node."""
     engines: int
     crosses_nodes: bool
     """Trainer and engines are on different nodes."""
@@ -47,7 +45,6 @@ def measure_load(
         node=wanted.distinct_elements(tensor_ranks) * itemsize,
         num_nodes=len(nodes),
         takers_per_node=max(map(len, nodes)),
-        copies_per_node=topology.num_takers / topology.tensor / len(nodes),
         engines=topology.engines,
         crosses_nodes=set(topology.trainer_nodes) != set(topology.taker_nodes) or len(nodes) > 1,
         bucket=bucket_bytes,
@@ -66,8 +63,8 @@ def estimate_seconds(load: Load, fanout: Fanout, topology: Topology) -> float:
         case "direct":
             return links.latency_s + max(load.engines * load.trainer_rank, load.taker) / network
         case "node":
-            node_copies = max(1.0, load.engines / load.copies_per_node) if load.copies_per_node > 1 else load.engines
-            return 2 * links.latency_s + max(node_copies * load.trainer_rank, stripe) / network + exchange
+            copies = min(load.engines, load.num_nodes)
+            return 2 * links.latency_s + max(copies * load.trainer_rank, stripe) / network + exchange
         case "relay":
             fill = last * (links.latency_s + min(load.bucket, stripe) / network)
             return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megarl.reshard.blocks import Block, units_between
+from megarl.reshard.blocks import Block, BlockKey, units_between
 from megarl.reshard.checksum import compute_checksum
+from megarl.reshard.plan import Place
 from megarl.reshard.regions import split_run, view_region
 
 
@@ -34,6 +35,21 @@ def list_parts(block: Block, start: int, stop: int) -> tuple[Part, ...]:
         else:
             parts.append(Part(unit.box.tensor, low, low + last - first))
     return tuple(parts)
+
+
+class PartsTable:
+    """The parts of a session's messages, which are the same in every publication."""
+
+    def __init__(self, blocks: Mapping[BlockKey, Block]) -> None:
+        self._blocks = blocks
+        self._parts: dict[Place, tuple[Part, ...]] = {}
+
+    def of(self, place: Place) -> tuple[Part, ...]:
+        """The parts of one message."""
+        if place not in self._parts:
+            key, start, stop = place
+            self._parts[place] = list_parts(self._blocks[key], start, stop)
+        return self._parts[place]
 
 
 def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...]) -> list[int]:

@@ -30,6 +30,12 @@ from megarl.reshard.topology import Topology
 
 _MIN_SHARE_BYTES = 1 << 22
 
+NUM_SLOTS = 2
+"""Packed messages a trainer rank has in memory: one travels while the next is packed."""
+
+Place = tuple[BlockKey, int, int]
+"""Elements [start, stop) of a block."""
+
 
 class Message(NamedTuple):
     """Elements [start, stop) of a block from peer to peer in one contiguous buffer. Sorts in the order of all."""
@@ -41,6 +47,10 @@ class Message(NamedTuple):
     stop: int
     receiver: int
     sender: int
+
+    @property
+    def place(self) -> Place:
+        return self.block, self.start, self.stop
 
     @property
     def num_elements(self) -> int:

@@ -11,7 +11,7 @@ changes, so a failed publication ends the session with it.
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ from megarl.reshard.message import (
     name_parts,
     read_header,
 )
-from megarl.reshard.pack import Part, compute_part_checksums, list_parts
-from megarl.reshard.plan import Message, PlanRequest, TransferPlan, plan_taker
+from megarl.reshard.pack import Part, PartsTable, compute_part_checksums
+from megarl.reshard.plan import Message, Place, PlanRequest, TransferPlan, plan_taker
 from megarl.reshard.regions import Region, view_region
 from megarl.reshard.session import (
     Offer,
@@ -87,7 +87,8 @@ class WeightReceiver:
         self._error: TransportError | None = None
         self._version: int | None = None
         self._closing = False
-        self.receive_s = self.checksum_s = 0.0
+        self.checksum_s = 0.0
+        """Spent on checking the last publication."""
         store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
         self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
         self.offer = self._await_offer(endpoint)
@@ -95,6 +96,8 @@ class WeightReceiver:
         with joining(self._signals, f"engine {engine} worker {tensor_rank}"):
             request, self.plan = self._agree(record(self.offer))
             self._topology = request.topology
+            self._parts = PartsTable(self.plan.blocks)
+            self._messages = sorted((*self.plan.receives, *self.plan.sends))
             self._starts, self._num_elements = _lay_out(self.plan)
             self._staging, self._address = self._make_staging()
             self._held = self._index_regions()
@@ -104,13 +107,9 @@ class WeightReceiver:
                 peer=self._topology.taker_peer(taker),
                 num_peers=self._topology.num_peers,
                 timeout_s=endpoint.timeout_s,
-                device=self._device if self._by_nccl else torch.device("cpu"),
+                device=self._device if self.offer.by_nccl else torch.device("cpu"),
                 describe_peer=self._topology.describe_peer,
             )
-
-    @property
-    def _by_nccl(self) -> bool:
-        return self.offer.device == "cuda" and self.offer.transport == "network"
 
     def _await_offer(self, endpoint: WeightEndpoint) -> Offer:
         try:
@@ -209,34 +208,25 @@ class WeightReceiver:
 
     def _receive(self) -> None:
         try:
-            started = time.perf_counter()
             self.checksum_s = 0.0
             self._take_all()
-            self.receive_s = time.perf_counter() - started
             self._signals.put(f"{self._transfer}/taken-{self._taker}", True)
         except BaseException as error:  # whoever asks for the version is told
             if self._closing:  # the engine ends; if that is a failure, it is not this worker's
                 self._error = TransportError("the connection was closed while weights came")
                 return
             self._wire.close()
-            self._error = TransportError(self._tell(error))
-
-    def _tell(self, error: BaseException) -> str:
-        """Say to all why this worker stopped; returns the reason all stop for."""
-        reason = f"{self._topology.describe_peer(self.plan.peer)} failed: {error}"
-        accused = error.peer if isinstance(error, TransportError) else None
-        if accused is None:
-            return self._signals.fail(self._transfer, reason)
-        return self._signals.accuse(self._transfer, reason, accuser=self.plan.peer, accused=accused)
+            me, name = self.plan.peer, self._topology.describe_peer(self.plan.peer)
+            self._error = TransportError(self._signals.tell(self._transfer, error, peer=me, name=name))
 
     def _take_all(self) -> None:
         """All messages in the order of all peers: the next one travels while the last is checked."""
-        to_hand_on = Counter((message.block, message.start, message.stop) for message in self.plan.sends)
-        kept: dict[tuple[BlockKey, int, int], _Arrival] = {}
+        to_hand_on = Counter(message.place for message in self.plan.sends)
+        kept: dict[Place, _Arrival] = {}
         onward: list[Flight] = []
         waiting: _Arrival | None = None
-        for message in sorted((*self.plan.receives, *self.plan.sends)):
-            place = message.block, message.start, message.stop
+        for message in self._messages:
+            place = message.place
             if message.sender == self.plan.peer:
                 self._finish(waiting)
                 waiting = None
@@ -256,7 +246,7 @@ class WeightReceiver:
 
     def _start(self, message: Message) -> _Arrival:
         """Hear of the message and let its payload come."""
-        parts = list_parts(self.plan.blocks[message.block], message.start, message.stop)
+        parts = self._parts.of(message.place)
         words = header_room(len(parts), self._wire.device)
         self._wire.receive(words, message.sender, what=name_parts(parts)).land()
         header = read_header(words)
@@ -313,9 +303,9 @@ class WeightReceiver:
     # installing
 
     @property
-    def parameters(self) -> frozenset[str]:
+    def parameters(self) -> KeysView[str]:
         """Names, as their recording gave them, of the parameters that staging memory has elements for."""
-        return frozenset(self._held)
+        return self._held.keys()
 
     def fill(self, name: str, parameter: Tensor) -> None:
         """Copy everything in staging memory that belongs into one parameter."""

@@ -144,7 +144,7 @@ class Recorder(TorchDispatchMode):
         self._unattributed = False
 
     def record(self, load: Load, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """Run the loader over one tensor. An exception of its own is its way of saying that slices do not do."""
+        """Run the loader over one tensor; what it does beside slicing is noted. Its own exceptions are raised."""
         self._sources[name] = tuple(shape)
         self._current = None
         try:
@@ -218,20 +218,19 @@ class Recorder(TorchDispatchMode):
             elif not one.trouble and written < one.num_elements and self._unattributed:
                 one.trouble = "it is filled from a tensor that could not be followed to it"
         whole = self._spread_trouble(watched)
+        clean = [one for one in watched if not one.trouble and not one.tensors & whole.keys()]
         targets: dict[Box, tuple[Region, ...]] = {}
-        for one in watched:
-            if not one.trouble and not one.tensors & whole.keys():
-                for box, region in one.copies:
-                    targets[box] = (*targets.get(box, ()), region)
+        for one in clean:
+            for box, region in one.copies:
+                targets[box] = (*targets.get(box, ()), region)
         for name in whole:
             shape = self._sources[name]
             box = Box(name, (0,) * len(shape), shape)
             targets[box] = (*targets.get(box, ()), Region(WHOLE + name, 0, contiguous_strides(shape)))
-        clean = [one for one in watched if not one.trouble and not one.tensors & whole.keys()]
         return Recording(
             targets=targets,
             whole=whole,
-            by_loader=frozenset(one.name for one in watched if one not in clean),
+            by_loader=frozenset(one.name for one in watched) - {one.name for one in clean},
             padded=frozenset(one.name for one in clean if one.zeroed and one.loaded),
             short={
                 one.name: (one.loaded + one.zeroed, one.num_elements)

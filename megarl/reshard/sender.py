@@ -21,9 +21,10 @@ from torch import Tensor
 from megarl.reshard.blocks import BlockKey
 from megarl.reshard.delta import encode_changes, encoded_bytes_at_least, find_changes
 from megarl.reshard.message import DENSE, SPARSE, make_header, name_parts
-from megarl.reshard.pack import Part, compute_part_checksums, list_parts, pack_range
-from megarl.reshard.plan import Message, TransferPlan, plan_trainer
+from megarl.reshard.pack import PartsTable, compute_part_checksums, pack_range
+from megarl.reshard.plan import NUM_SLOTS, Message, Place, TransferPlan, plan_trainer
 from megarl.reshard.session import (
+    SESSION,
     Offer,
     WeightEndpoint,
     announce_nodes,
@@ -46,11 +47,7 @@ from megarl.reshard.tally import PublishReport, Tally
 from megarl.reshard.topology import Topology
 from megarl.reshard.wire import Flight, Wire, local_address
 
-NUM_SLOTS = 2
 _GRACE_S = 2.0  # rank 0 asks last: a worker that sees a peer fail knows more about it
-
-Place = tuple[BlockKey, int, int]
-"""Elements [start, stop) of a block."""
 
 
 class _Slot:
@@ -103,13 +100,13 @@ class WeightSender:
         self._device = torch.device(offer.device)
         self._serial = 0
         self._published: dict[Place, Tensor] = {}
-        self._parts: dict[Place, tuple[Part, ...]] = {}
         self._slots = [_Slot() for _ in range(NUM_SLOTS)]
         store = store or connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
         signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
         self._signals: Signals | None = signals
         with joining(signals, f"policy rank {rank}"):
             self._topology, self.plan = self._agree(signals)
+            self._parts = PartsTable(self.plan.blocks)
             self._memory = self._open_memory(signals) if offer.transport == "shared_memory" else {}
             self._wire = Wire(
                 store,
@@ -117,8 +114,7 @@ class WeightSender:
                 peer=rank,
                 num_peers=self._topology.num_peers,
                 timeout_s=endpoint.timeout_s,
-                # Into shared memory the weights go by themselves: the wire has the headers only.
-                device=torch.device("cpu") if self._memory else self._device,
+                device=self._device if offer.by_nccl else torch.device("cpu"),
                 describe_peer=self._topology.describe_peer,
             )
 
@@ -141,17 +137,15 @@ class WeightSender:
         for peer in sorted({message.receiver for message in self.plan.sends}):
             key = f"memory-{peer - self._topology.grid.world_size}"
             try:
-                (found,) = signals.get([key])
+                (found,) = signals.get([key], transfer=SESSION)
             except SignalTimeout:
                 raise TransportError(f"{self._topology.describe_peer(peer)} did not say where its memory is") from None
             data = open_shared(found["address"], self._offer.dtype, owner=self._topology.describe_peer(peer))
-            memory[peer] = (
-                data,
-                {
-                    BlockKey(pipeline, tensor, tuple(wanted_by)): start
-                    for pipeline, tensor, wanted_by, start in found["blocks"]
-                },
-            )
+            starts = {
+                BlockKey(pipeline, tensor, tuple(wanted_by)): start
+                for pipeline, tensor, wanted_by, start in found["blocks"]
+            }
+            memory[peer] = data, starts
         return memory
 
     def publish(self, version: int) -> PublishReport:
@@ -177,12 +171,12 @@ class WeightSender:
         return tally.report(version)
 
     def _send_all(self, version: int, tally: Tally) -> None:
-        by_place = groupby(self.plan.sends, key=lambda message: (message.block, message.start, message.stop))
+        by_place = groupby(self.plan.sends, key=lambda message: message.place)
         for index, (place, messages) in enumerate(by_place):
             slot = self._slots[index % NUM_SLOTS]
             with tally.time("wire_s"):
                 slot.land()
-            if self._memory:
+            if self._offer.transport == "shared_memory":
                 for message in messages:
                     self._pack_into_memory(version, place, message, slot, tally)
             else:
@@ -199,7 +193,7 @@ class WeightSender:
         with tally.time("pack_s"):
             kind, payload = self._encode(place, packed, tally)
         header = make_header(version, kind, payload.numel(), checksums).to(self._device)
-        what = f"version {version}, {name_parts(self._parts_of(place))},"
+        what = f"version {version}, {name_parts(self._parts.of(place))},"
         for message in messages:
             slot.flights.append(self._wire.send(header, message.receiver, what=what))
             slot.flights.append(self._wire.send(payload, message.receiver, what=what))
@@ -210,7 +204,7 @@ class WeightSender:
         low = starts[message.block] + message.start
         target = memory[low : low + message.num_elements]
         header = make_header(version, DENSE, target.nbytes, self._pack(place, target, tally))
-        what = f"version {version}, {name_parts(self._parts_of(place))},"
+        what = f"version {version}, {name_parts(self._parts.of(place))},"
         slot.flights.append(self._wire.send(header, message.receiver, what=what))
         tally.sent(target.nbytes, target.nbytes)
 
@@ -220,13 +214,7 @@ class WeightSender:
         with tally.time("pack_s"):
             pack_range(self._parameters, self.plan.blocks[key], start, stop, out=out)
         with tally.time("checksum_s"):
-            return compute_part_checksums(out, self._parts_of(place))
-
-    def _parts_of(self, place: Place) -> tuple[Part, ...]:
-        if place not in self._parts:
-            key, start, stop = place
-            self._parts[place] = list_parts(self.plan.blocks[key], start, stop)
-        return self._parts[place]
+            return compute_part_checksums(out, self._parts.of(place))
 
     def _encode(self, place: Place, packed: Tensor, tally: Tally) -> tuple[int, Tensor]:
         """(kind, bytes) of the message: what changed since the last publication, where that is smaller."""
@@ -297,19 +285,12 @@ class WeightSender:
             self.close()
             raise TransportError(f"publishing weights version {version}: {error}") from None
         except BaseException as error:
-            reason = self._tell(error)
+            name = self._topology.describe_peer(self._rank)
+            reason = self._live.tell(self._transfer, error, peer=self._rank, name=name)
             self.close()
             if isinstance(error, (TransportError, dist.DistError)):
                 raise TransportError(f"publishing weights version {version}: {reason}") from error
             raise
-
-    def _tell(self, error: BaseException) -> str:
-        """Say to all why this rank stopped; returns the reason all stop for."""
-        reason = f"policy rank {self._rank} failed: {error}"
-        accused = error.peer if isinstance(error, TransportError) else None
-        if accused is None:
-            return self._live.fail(self._transfer, reason)
-        return self._live.accuse(self._transfer, reason, accuser=self._rank, accused=accused)
 
     def close(self) -> None:
         """Leave the wire and free buffers; the store goes with its last reference. Idempotent."""

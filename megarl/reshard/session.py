@@ -82,6 +82,11 @@ class Offer:
     """Send only changed elements where that is smaller."""
 
     @property
+    def by_nccl(self) -> bool:
+        """Messages travel between GPUs. Into shared memory weights go by themselves: gloo carries the headers."""
+        return self.device == "cuda" and self.transport == "network"
+
+    @property
     def layout(self) -> TrainerLayout:
         return TrainerLayout(shape=self.shape, grid=self.grid, virtual=self.virtual, spec=self.spec)
 

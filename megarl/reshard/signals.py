@@ -136,7 +136,6 @@ class Signals:
     """JSON messages under string keys, seen by all parties of one run (`token` keeps runs apart)."""
 
     def __init__(self, store: dist.Store, *, token: str, timeout_s: float) -> None:
-        self.store = store
         self._keys = _Keys(dist.PrefixStore(token, store), timeout_s=min(timeout_s, _LONGEST_ANSWER_S))
         self._timeout_s = timeout_s
 
@@ -167,6 +166,14 @@ class Signals:
             return f"{reason} ({_STORE_OWNER} is gone)"
         except TransportError as silence:
             return reason if str(silence) in reason else f"{reason} ({silence})"
+
+    def tell(self, transfer: str, error: BaseException, *, peer: int, name: str) -> str:
+        """Say to all why `peer`, called `name`, stopped; returns the reason all stop for."""
+        reason = f"{name} failed: {error}"
+        accused = error.peer if isinstance(error, TransportError) else None
+        if accused is None:
+            return self.fail(transfer, reason)
+        return self.accuse(transfer, reason, accuser=peer, accused=accused)
 
     def accuse(self, transfer: str, reason: str, *, accuser: int, accused: int) -> str:
         """Record that `accuser` waited in vain for `accused`, find who is to blame, and fail the transfer with that.

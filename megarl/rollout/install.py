@@ -48,14 +48,11 @@ def _install_layer(name: str, layer: nn.Module, receiver: WeightReceiver, record
     info = get_layerwise_info(layer)
     if not info.can_load():  # its last tensor came through its own loader
         return
-    ours = {
-        parameter_name: parameter
-        for parameter_name, parameter in layer.named_parameters(recurse=False)
-        if f"{name}.{parameter_name}" in receiver.parameters
-    }
-    left = [f"{name}.{parameter_name}" for parameter_name, _ in layer.named_parameters(recurse=False)]
-    if info.load_numel == 0 and (left := [key for key in left if key in recording.by_loader]):
-        raise RuntimeError(f"the model's loader left {', '.join(left)} empty; this engine must be started again")
+    parameters = dict(layer.named_parameters(recurse=False))
+    left = [key for key in parameters if f"{name}.{key}" in recording.by_loader]
+    if left and info.load_numel == 0:
+        raise RuntimeError(f"the model's loader left {', '.join(left)} of {name} empty; start this engine again")
+    ours = {key: parameter for key, parameter in parameters.items() if f"{name}.{key}" in receiver.parameters}
     if not ours:
         return
     # vLLM replays the loads it has noted once the layer is complete: ours is one load a parameter.

@@ -8,16 +8,28 @@ import os
 import re
 import signal
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+from megarl.config.run import RunConfig
 from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineError
 from tests.e2e.policy_processes import PolicyProcesses
-from tests.e2e.test_publication_layouts import REQUESTS, Layout, configure, connect, numbers, publish, save_changed
+from tests.e2e.test_publication_layouts import (
+    REQUESTS,
+    Layout,
+    configure,
+    connect,
+    numbers,
+    publish,
+    save_changed,
+    start_engines,
+)
 from tests.rollout.reference import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -38,9 +50,13 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
     return start, trained
 
 
-def make_engine(config: object, path: Path) -> RolloutEngine:
-    model = config.model.model_copy(update={"path": str(path)})  # type: ignore[attr-defined]
-    return RolloutEngine(config=config.rollout, model=model, index=0, stop_token_ids=())  # type: ignore[attr-defined]
+@asynccontextmanager
+async def running_engine(config: RunConfig, path: Path) -> AsyncIterator[RolloutEngine]:
+    (engine,) = await start_engines(config, path)
+    try:
+        yield engine
+    finally:
+        await engine.shutdown()
 
 
 async def publish_into_fault(policy: PolicyProcesses, engine: RolloutEngine, version: int) -> list[str]:
@@ -60,9 +76,7 @@ def test_a_trainer_rank_stalls_and_then_dies(paths: tuple[Path, Path]) -> None:
     config = configure(start, LAYOUT)
 
     async def run(policy: PolicyProcesses) -> None:
-        engine = make_engine(config, start)
-        await engine.start()
-        try:
+        async with running_engine(config, start) as engine:
             policy.call("load", str(trained))
             before = numbers(await engine.generate(REQUESTS))
             await connect(policy, [engine])
@@ -83,8 +97,6 @@ def test_a_trainer_rank_stalls_and_then_dies(paths: tuple[Path, Path]) -> None:
             check_texts(texts, version=2, peer="policy rank 1")
             assert "policy rank 1: its process is gone" in texts
             assert numbers(await engine.generate(REQUESTS)) == after
-        finally:
-            await engine.shutdown()
 
     with PolicyProcesses(config) as policy:
         asyncio.run(run(policy))
@@ -95,9 +107,7 @@ def test_an_engine_worker_dies(paths: tuple[Path, Path]) -> None:
     config = configure(start, LAYOUT)
 
     async def run(policy: PolicyProcesses) -> None:
-        engine = make_engine(config, start)
-        await engine.start()
-        try:
+        async with running_engine(config, start) as engine:
             policy.call("load", str(trained))
             await connect(policy, [engine])
             policy.call("act_at_message", 0, 4, "wait")
@@ -106,17 +116,11 @@ def test_an_engine_worker_dies(paths: tuple[Path, Path]) -> None:
             await killer
             check_texts(texts[:-1], version=1, peer="engine 0 worker")  # vLLM ends the other worker too
             assert "engine 0 cannot go on" in texts[-1]
-        finally:
-            await engine.shutdown()
-        rebuilt = make_engine(config, start)  # and connects anew
-        await rebuilt.start()
-        try:
+        async with running_engine(config, start) as rebuilt:  # and connects anew
             await connect(policy, [rebuilt])
             before = numbers(await rebuilt.generate(REQUESTS))
             await publish(policy, [rebuilt], 1)
             assert numbers(await rebuilt.generate(REQUESTS)) != before
-        finally:
-            await rebuilt.shutdown()
 
     with PolicyProcesses(config) as policy:
         asyncio.run(run(policy))

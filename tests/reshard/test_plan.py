@@ -1,11 +1,7 @@
 """The transfer plan: whatever the layouts, every element arrives where vLLM wants it, once, by every fan-out."""
 
 import dataclasses
-import functools
-import math
 import time
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,28 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarl.models.boxes import Box
 from megarl.models.layout import layout_of
 from megarl.models.shape import ModelError, ModelShape
 from megarl.parallel.grid import RankGrid
 from megarl.reshard import plan as plan_module
 from megarl.reshard.blocks import (
-    Block,
-    BlockKey,
     LayoutError,
-    Unit,
     WantedBoxes,
-    cut_source_blocks,
-    cut_target_blocks,
-    units_between,
 )
 from megarl.reshard.cost import choose_fanout
-from megarl.reshard.fanout import FANOUTS, Fanout, Hop, Spread
+from megarl.reshard.fanout import FANOUTS, Fanout
 from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
-from megarl.reshard.regions import Placed, Region, intersect, narrow, split_run, view_region
 from megarl.reshard.sources import TrainerLayout
 from megarl.reshard.topology import Topology, pack_nodes
-from tests.models.shapes import make_shape
+from tests.models.shapes import make_shape, real_shape
 from tests.reshard.simulated_transfer import UNTOUCHED, Outcome, Publication, simulate
 from tests.reshard.wanted import live_parameters, targets_of
 
@@ -256,248 +244,9 @@ def test_a_request_checks_itself() -> None:
         request_for(make_shape(), topology, itemsize=4, bucket_bytes=3)
 
 
-# Regions and blocks.
-
-
-def test_split_run_by_hand() -> None:
-    """Elements 5 to 22 of a [4, 6]: the end of row 0, rows 1 and 2 together, the beginning of row 3."""
-    assert list(split_run((4, 6), 5, 22)) == [((0, 5), (1, 1)), ((1, 0), (2, 6)), ((3, 0), (1, 4))]
-    assert list(split_run((4, 6), 7, 9)) == [((1, 1), (1, 2))]
-    assert list(split_run((4, 6), 0, 24)) == [((0, 0), (4, 6))]
-    assert list(split_run((9,), 2, 7)) == [((2,), (5,))]
-
-
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), st.data())
-@settings(deadline=None)
-def test_split_run_covers_the_run_in_order(shape: tuple[int, ...], data: st.DataObject) -> None:
-    size = math.prod(shape)
-    start = data.draw(st.integers(0, size - 1))
-    stop = data.draw(st.integers(start + 1, size))
-    numbers = torch.arange(size).view(shape)
-    parts = list(split_run(shape, start, stop))
-    found = [numbers[tuple(slice(c, c + n) for c, n in zip(*part, strict=True))].flatten() for part in parts]
-    assert torch.cat(found).tolist() == list(range(start, stop))
-    assert len(parts) <= 2 * (len(shape) - 1) + 1
-
-
-def test_intersect() -> None:
-    left = Box("w", (0, 2), (4, 8))
-    assert intersect(left, Box("w", (3, 0), (9, 4))) == Box("w", (3, 2), (4, 4))
-    assert intersect(left, left) == left
-    assert intersect(left, Box("w", (4, 2), (5, 8))) is None  # they touch
-    assert intersect(left, Box("w", (0, 0), (4, 1))) is None
-
-
-def test_narrow_keeps_strides_and_moves_the_offset() -> None:
-    """A parameter that keeps the box transposed, with 7 elements before it: strides (1, 4) of a [4, 6] at 7."""
-    box = Box("w", (10, 20), (14, 26))
-    placed = Placed(box, Region("p", 7, (1, 4)))
-    inner = Box("w", (11, 22), (13, 25))
-    region = narrow(placed, inner)
-    assert region == Region("p", 7 + 1 + 2 * 4, (1, 4))
-    assert narrow(placed, box) == placed.region
-    values = torch.arange(24).view(4, 6)
-    memory = torch.cat([torch.full((7,), -1), values.T.flatten()])
-    assert torch.equal(view_region(memory, region, (0, 0), inner.shape), values[1:3, 2:5])
-    assert torch.equal(view_region(memory, region, (1, 1), (1, 2)), values[2:3, 3:5])
-    # A parameter may itself be a view that begins inside its storage.
-    longer = torch.cat([torch.zeros(3, dtype=torch.int64), memory])
-    assert torch.equal(view_region(longer[3:], region, (0, 0), inner.shape), values[1:3, 2:5])
-
-
-def block_of(sizes: list[int]) -> Block:
-    starts = [sum(sizes[:index]) for index in range(len(sizes))]
-    units = [Unit(start, Box("w", (0,), (size,)), ()) for start, size in zip(starts, sizes, strict=True)]
-    return Block(BlockKey(0, 0, (0,)), sum(sizes), tuple(units))
-
-
-def test_units_between_by_hand() -> None:
-    block = block_of([4, 6, 2])
-    first, second, third = block.units
-    assert list(units_between(block, 0, 12)) == [(first, 0, 4), (second, 0, 6), (third, 0, 2)]
-    assert list(units_between(block, 4, 10)) == [(second, 0, 6)]
-    assert list(units_between(block, 3, 11)) == [(first, 3, 4), (second, 0, 6), (third, 0, 1)]
-    assert list(units_between(block, 5, 7)) == [(second, 1, 3)]
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.data())
-@settings(deadline=None)
-def test_units_between_cover_the_range(sizes: list[int], data: st.DataObject) -> None:
-    block = block_of(sizes)
-    start = data.draw(st.integers(0, block.num_elements - 1))
-    stop = data.draw(st.integers(start + 1, block.num_elements))
-    found = [unit.start + n for unit, first, last in units_between(block, start, stop) for n in range(first, last)]
-    assert found == list(range(start, stop))
-
-
-def test_source_and_target_blocks_are_cut_alike() -> None:
-    """2 key-value heads on 4 engine ranks: a trainer position has blocks for pairs of them, for each and for all."""
-    shape = make_shape(num_heads=4, num_kv_heads=2, head_dim=2, vocab_size=64)
-    layout = TrainerLayout(shape=shape, grid=RankGrid(tensor=1, pipeline=1, data=1))
-    targets = [targets_of(live_parameters(shape, rank=rank, tensor_size=4)) for rank in range(4)]
-    wanted, placed = WantedBoxes(targets), layout.placed(pipeline=0, tensor=0)
-    source = {block.key: block for block in cut_source_blocks(placed, wanted, pipeline=0, tensor=0)}
-    assert [key.wanted_by for key in source] == [(0,), (0, 1), (0, 1, 2, 3), (1,), (2,), (2, 3), (3,)]
-    for rank in range(4):
-        target = cut_target_blocks(
-            targets[rank], wanted, tensor_rank=rank, sources=lambda *_: placed, positions=[(0, 0)]
-        )
-        assert [block.key for block in target] == [key for key in source if rank in key.wanted_by]
-        for block in target:
-            ours = [(unit.start, unit.box) for unit in source[block.key].units]
-            assert [(unit.start, unit.box) for unit in block.units] == ours
-            assert block.num_elements == source[block.key].num_elements
-
-
-# Fan-outs of one block.
-
-
-@st.composite
-def spreads(draw: st.DrawFn) -> Spread:
-    """Takers with gaps in their numbers, in nodes of unequal sizes."""
-    takers = draw(st.lists(st.integers(0, 40), min_size=1, max_size=10, unique=True))
-    cuts = sorted(draw(st.sets(st.integers(1, len(takers)), max_size=5)) | {len(takers)})
-    nodes = tuple(tuple(takers[low:high]) for low, high in zip([0, *cuts], cuts, strict=False))
-    return Spread(
-        fanout=draw(st.sampled_from(FANOUTS)),
-        num_elements=draw(st.integers(1, 60)),
-        nodes=nodes,
-        replicas=draw(st.integers(1, 6)),
-        min_share=draw(st.sampled_from((1, 1, 2, 7, 100))),
-    )
-
-
-def takers_of(spread: Spread) -> Iterator[int]:
-    return (taker for takers in spread.nodes for taker in takers)
-
-
-@given(spreads())
-@settings(deadline=None, max_examples=200)
-def test_senders_and_receivers_agree_on_every_hop(spread: Spread) -> None:
-    sent = [hop for replica in range(spread.replicas) for hop in spread.from_replica(replica)]
-    sent += (hop for taker in takers_of(spread) for hop in spread.from_taker(taker))
-    received = [hop for taker in takers_of(spread) for hop in spread.to_taker(taker)]
-    assert sorted(sent) == sorted(received)
-    assert len(set(sent)) == len(sent)
-
-
-@given(spreads())
-@settings(deadline=None, max_examples=200)
-def test_every_taker_gets_the_block_once_from_those_that_have_it(spread: Spread) -> None:
-    depth_of: dict[tuple[int, int], int] = {}
-    hops = [hop for taker in takers_of(spread) for hop in spread.to_taker(taker)]
-    for hop in sorted(hops, key=lambda hop: hop.depth):
-        assert 0 <= hop.start < hop.stop <= spread.num_elements
-        for element in range(hop.start, hop.stop):
-            assert (hop.receiver, element) not in depth_of
-            depth_of[hop.receiver, element] = hop.depth
-            assert hop.depth == 0 or depth_of[hop.sender, element] < hop.depth
-    assert len(depth_of) == spread.num_elements * len(list(takers_of(spread)))
-
-
-@given(spreads())
-@settings(deadline=None, max_examples=200)
-def test_a_node_gets_a_block_from_outside_once(spread: Spread) -> None:
-    """Except directly: a taker for itself. The trainer sends `num_copies`, the rest comes from other nodes."""
-    node_of = {taker: node for node, takers in enumerate(spread.nodes) for taker in takers}
-    from_outside: Counter[int] = Counter()
-    from_trainer = 0
-    for taker in takers_of(spread):
-        for hop in spread.to_taker(taker):
-            if hop.depth == 0:
-                from_trainer += hop.stop - hop.start
-            if hop.depth == 0 or node_of[hop.sender] != node_of[taker]:
-                from_outside[node_of[taker]] += hop.stop - hop.start
-    assert from_trainer == spread.num_copies * spread.num_elements
-    for node, takers in enumerate(spread.nodes):
-        assert from_outside[node] == spread.num_elements * (len(takers) if spread.fanout == "direct" else 1)
-
-
-@given(spreads())
-@settings(deadline=None, max_examples=200)
-def test_replicas_share_evenly_in_parts_worth_sending(spread: Spread) -> None:
-    sent = [sum(hop.stop - hop.start for hop in spread.from_replica(n)) for n in range(spread.replicas)]
-    total = spread.num_copies * spread.num_elements
-    used = [count for count in sent if count]
-    assert sum(used) == total
-    assert max(used) - min(used) <= 1
-    assert len(used) == 1 or min(used) >= spread.min_share
-    assert len(used) == max(1, min(spread.replicas, total // spread.min_share))
-
-
-def test_all_gather_by_hand() -> None:
-    """12 elements, 3 nodes of 2 takers: a stripe of 2 per taker from the trainer, then round the ring of nodes."""
-    spread = Spread(fanout="all_gather", num_elements=12, nodes=((0, 1), (2, 3), (4, 5)), replicas=2, min_share=1)
-    assert list(spread.from_replica(0)) == [Hop(0, 2, 0, 0, 0, 0), Hop(2, 4, 0, 1, 0, 2), Hop(4, 6, 0, 2, 0, 4)]
-    assert list(spread.from_replica(1)) == [Hop(6, 8, 1, 3, 0, 6), Hop(8, 10, 1, 4, 0, 8), Hop(10, 12, 1, 5, 0, 10)]
-    assert list(spread.from_taker(2)) == [
-        Hop(0, 2, 2, 4, 2, 0),  # what node 0 sent on to node 1 goes on to node 2
-        Hop(0, 2, 2, 3, 2, 0),
-        Hop(4, 6, 2, 4, 1, 4),  # its own stripe
-        Hop(4, 6, 2, 3, 1, 4),
-        Hop(8, 10, 2, 3, 3, 8),  # node 2's stripe ends here: it has been to node 0 before
-    ]
-
-
-def test_relay_by_hand_through_nodes_of_unequal_sizes() -> None:
-    """Three stripes of 4; the smaller node's two takers carry them in turn, so that neither brings all that is left."""
-    spread = Spread(fanout="relay", num_elements=12, nodes=((0, 1, 2), (7, 8)), replicas=1, min_share=1)
-    assert list(spread.from_replica(0)) == [Hop(0, 4, 0, 0, 0, 0), Hop(4, 8, 0, 1, 0, 4), Hop(8, 12, 0, 2, 0, 8)]
-    assert list(spread.to_taker(7)) == [Hop(0, 4, 0, 7, 1, 0), Hop(4, 8, 8, 7, 2, 4), Hop(8, 12, 2, 7, 1, 8)]
-    assert list(spread.to_taker(8)) == [Hop(0, 4, 7, 8, 2, 0), Hop(4, 8, 1, 8, 1, 4), Hop(8, 12, 7, 8, 2, 8)]
-
-
-# Nodes.
-
-
-@pytest.mark.parametrize(
-    ("trainer", "engines", "tensor", "gpus_per_node", "taker_nodes"),
-    [
-        (3, 2, 2, 4, [1, 1, 1, 1]),  # the free place on node 0 is too small for an engine
-        (2, 3, 2, 4, [0, 0, 1, 1, 1, 1]),
-        (4, 2, 3, 4, [1, 1, 1, 2, 2, 2]),
-        (2, 1, 8, 4, [1, 1, 1, 1, 2, 2, 2, 2]),  # larger than a node: on whole nodes
-        (2, 2, 2, 1, [2, 3, 4, 5]),
-    ],
-)
-def test_pack_nodes(trainer: int, engines: int, tensor: int, gpus_per_node: int, taker_nodes: list[int]) -> None:
-    grid = RankGrid(tensor=1, pipeline=1, data=trainer)
-    topology = pack_nodes(grid=grid, engines=engines, tensor=tensor, gpus_per_node=gpus_per_node)
-    assert topology.trainer_nodes == [rank // gpus_per_node for rank in range(trainer)]
-    assert topology.taker_nodes == taker_nodes
-
-
-def test_topology_numbers_and_names_its_peers() -> None:
-    grid = RankGrid(tensor=2, pipeline=1, data=1)
-    topology = pack_nodes(grid=grid, engines=3, tensor=2, gpus_per_node=4)  # nodes: trainer + engine 0, engines 1 + 2
-    assert (topology.num_takers, topology.num_peers, topology.taker_peer(5)) == (6, 8, 7)
-    assert topology.describe_peer(1) == "policy rank 1"
-    assert topology.describe_peer(7) == "engine 2 worker 1"
-    assert topology.takers_by_node((0, 1)) == ((0, 1), (2, 3, 4, 5))
-    assert topology.takers_by_node((1,)) == ((1,), (3, 5))
-    spanning = pack_nodes(grid=grid, engines=2, tensor=2, gpus_per_node=1)
-    assert spanning.takers_by_node((0, 1)) == ((0,), (1,), (2,), (3,))
-    with pytest.raises(ValueError, match="2 trainer ranks and 6 engine workers, found 2 and 5"):
-        dataclasses.replace(topology, taker_nodes=[0] * 5)
-
-
 # What the plan chooses, and what planning takes.
 
-
-@functools.cache
-def qwen_7b() -> ModelShape:
-    """Qwen2.5-7B."""
-    return make_shape(
-        family="qwen2",
-        num_layers=28,
-        hidden_size=3584,
-        ffn_size=18944,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        vocab_size=152064,
-        qkv_bias=True,
-    )
+QWEN_7B = real_shape("qwen2.5-7b")
 
 
 @pytest.mark.parametrize(
@@ -522,7 +271,7 @@ def test_choose_fanout(
         tensor=tensor,
         gpus_per_node=gpus_per_node,
     )
-    chosen = choose_fanout(request_for(qwen_7b(), topology).load, topology)
+    chosen = choose_fanout(request_for(QWEN_7B, topology).load, topology)
     assert chosen in expected
 
 
@@ -534,9 +283,9 @@ def test_planning_time_does_not_grow_with_the_ranks(fanout: Fanout | None) -> No
     """
     grid = RankGrid(tensor=4, pipeline=2, data=640)
     topology = pack_nodes(grid=grid, engines=2560, tensor=2, gpus_per_node=8)
-    layout = TrainerLayout(shape=qwen_7b(), grid=grid)
-    request = request_for(qwen_7b(), topology, fanout=fanout)
-    targets = targets_of(live_parameters(qwen_7b(), rank=1, tensor_size=2))
+    layout = TrainerLayout(shape=QWEN_7B, grid=grid)
+    request = request_for(QWEN_7B, topology, fanout=fanout)
+    targets = targets_of(live_parameters(QWEN_7B, rank=1, tensor_size=2))
     start_s = time.process_time()
     trainer = plan_trainer(request, layout.placed(pipeline=1, tensor=2), rank=grid.rank(tensor=2, pipeline=1))
     trainer_s = time.process_time() - start_s
