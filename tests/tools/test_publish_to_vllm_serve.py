@@ -1,6 +1,7 @@
 """The example of a trainer for a plain vLLM server, as its --help shows it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 def run(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOLS / tool), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    # Engines that other tests ran in this process left their settings in its environment.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "MEGARL_"))}
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=own)
 
 
 @pytest.mark.slow
