@@ -8,14 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.hf import open_hf_checkpoint
 from megarl.cli.paths import shown_path
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.reporting import StepReporter
-from megarl.models.shape import ModelError, read_model_shape
-from megarl.models.table import hf_tensors
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
 from megarl.telemetry.figures import write_run_figures
@@ -46,15 +42,6 @@ def resolve_model_path(config: RunConfig) -> RunConfig:
     """The config with an absolute model.path: workers do not share this process's working directory."""
     path = str(Path(config.model.path).expanduser().resolve())
     return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-
-
-def check_weights(path: str) -> None:
-    """ConfigError when the checkpoint's weights are damaged or not those its config.json describes; reads headers."""
-    try:
-        with open_hf_checkpoint(path) as checkpoint:
-            checkpoint.validate(hf_tensors(read_model_shape(Path(path))))
-    except (CheckpointError, ModelError) as error:
-        raise ConfigError(f"model.path: {error}") from error
 
 
 def run_session(

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from megarl.cli.session import Session, check_weights, resolve_model_path, run_session
+from megarl.cli.inputs import load_model_inputs, load_sft_inputs
+from megarl.cli.session import Session, resolve_model_path, run_session
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.sft import fine_tune
-from megarl.data.sft import load_pairs
-from megarl.data.tokenizer import load_tokenizer
 from megarl.runtime.cluster import start_ray, stop_ray
 from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.telemetry.columns import SFT_COLUMNS
@@ -22,16 +21,11 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
         raise ConfigError(
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
-    check_weights(config.model.path)
-    tokenizer = load_tokenizer(config.model.path)
-    pairs = load_pairs(
-        config.data,
-        tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-        max_response_tokens=config.rollout.max_response_tokens,
-    )
+    model = load_model_inputs(config)
 
     async def work(session: Session) -> None:
+        with session.reporter.start_up("data"):
+            pairs = load_sft_inputs(config, model)
         try:
             with session.reporter.start_up("ray"):
                 placement = start_ray(config, num_engines=0)

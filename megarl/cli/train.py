@@ -4,16 +4,12 @@ import asyncio
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from megarl.cli.session import Session, check_weights, resolve_model_path, run_session
+from megarl.cli.inputs import load_model_inputs, load_train_inputs
+from megarl.cli.session import Session, resolve_model_path, run_session
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
-from megarl.data.prompts import load_prompts
-from megarl.data.sampler import PromptSampler
-from megarl.data.sft import PairSet, load_pairs
-from megarl.data.tokenizer import load_stop_token_ids, load_tokenizer
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
 from megarl.runtime.cluster import start_ray, stop_ray
@@ -26,34 +22,29 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
     """Check everything that can be checked, then train; returns the exit code."""
     config = resolve_model_path(config)
     check_reward(config.reward)
-    check_weights(config.model.path)
-    tokenizer = load_tokenizer(config.model.path)
-    prompts = load_prompts(config.data, tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
-    experts = _load_experts(config, tokenizer)
-    stop_token_ids = load_stop_token_ids(config.model.path, tokenizer)
-    sampler = PromptSampler(
-        len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
-    )
+    model = load_model_inputs(config)
 
     async def work(session: Session) -> None:
+        with session.reporter.start_up("data"):
+            data = load_train_inputs(config, model)
         longest = config.rollout.max_response_tokens
         try:
             with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
-                policy, pool = _place_workers(session, stop_token_ids)
+                policy, pool = _place_workers(session, model.stop_token_ids)
                 parts = Parts(
                     policy=policy,
                     pool=pool,
                     scorer=scorer,
-                    prompts=prompts,
-                    sampler=sampler,
-                    decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-                    token_text=functools.cache(lambda token: str(tokenizer.decode([token]))),
+                    prompts=data.prompts,
+                    sampler=data.sampler,
+                    decode=lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True),
+                    token_text=functools.cache(lambda token: str(model.tokenizer.decode([token]))),
                     reporter=session.reporter,
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed
                     ),
                     connect=functools.partial(_connect, policy, pool),
-                    experts=experts,
+                    experts=data.experts,
                 )
                 try:
                     await _start_workers(session, policy, pool)
@@ -66,18 +57,6 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
             stop_ray()
 
     return run_session(config, work, sources=sources, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
-
-
-def _load_experts(config: RunConfig, tokenizer: Any) -> PairSet | None:
-    """The data set's answers, where the guided loss compares responses with them."""
-    if config.objective.auxiliary.guided is None:
-        return None
-    return load_pairs(
-        config.data,
-        tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-        max_response_tokens=config.rollout.max_response_tokens,
-    )
 
 
 def _place_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[RayPolicyGroup, RayRolloutPool]:

@@ -95,8 +95,6 @@ def reward_that_is_not_there(cwd: Path, model: Path) -> Sequence[str]:
         (heads_not_divided, ["parallel.tensor 3", "4 attention heads", "use 2 or 4"]),
         (world_size_not_divided, ["parallel.world_size 3", "multiple of tensor 2", "change one"]),
         (no_model, ["model.path", "nowhere", "no such directory", "correct the path"]),
-        (empty_data, ["empty.jsonl", "the data set is empty"]),
-        (prompt_too_long, ["rollout.max_prompt_tokens is 8", "tokens", "raise the limit"]),
         (longer_than_the_context, ["max_response_tokens 40000", "context of 32768", "shorten"]),
         (reward_that_is_not_there, ["reward.verifier.path", "nowhere", "PYTHONPATH"]),
     ],
@@ -109,6 +107,24 @@ def test_refused_before_anything_starts(
     assert [word for word in words if word not in refused.text] == [], refused.text
     assert "Traceback" not in refused.text
     assert refused.status == "never started"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (empty_data, ["empty.jsonl", "the data set is empty"]),
+        (prompt_too_long, ["rollout.max_prompt_tokens is 8", "tokens", "raise the limit"]),
+    ],
+)
+def test_data_is_refused_before_a_worker_starts(
+    prepare: Callable[[Path, Path], Sequence[str]], words: list[str], tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """A large set takes minutes to read and says so in its run directory, which therefore exists."""
+    refused = refuse(tmp_path, tiny_model_dir, *prepare(tmp_path, tiny_model_dir))
+    assert refused.code == 2
+    assert [word for word in words if word not in refused.message] == [], refused.text
+    assert "Traceback" not in refused.text
+    assert refused.status == "failed"
 
 
 def test_truncated_weights_are_refused_before_anything_starts(model_copy: Path, tmp_path: Path) -> None:
