@@ -37,6 +37,9 @@ class Problems(Protocol):
     def read(self, start: int, stop: int) -> list[Problem]:
         """Problems [start, stop)."""
 
+    def place(self, index: int) -> str:
+        """Where problem `index` comes from, for messages: file and row, or the task that made it."""
+
 
 def load_problems(config: ReasoningGymData | FileData) -> Problems:
     """The problems of a data source; ConfigError names what was expected and found."""
@@ -60,6 +63,9 @@ class _GeneratedProblems:
 
     def read(self, start: int, stop: int) -> list[Problem]:
         return [self._read_one(index) for index in range(start, stop)]
+
+    def place(self, index: int) -> str:
+        return f"reasoning-gym {self._task} problem {index}"
 
     def _read_one(self, index: int) -> Problem:
         entry = self._dataset[index]
@@ -126,8 +132,11 @@ class _TableProblems:
             try:
                 problems.append(self._convert(row))
             except _RowError as error:
-                raise ConfigError(f"{self._rows.place(start + offset)}: {error}") from None
+                raise ConfigError(f"{self.place(start + offset)}: {error}") from None
         return problems
+
+    def place(self, index: int) -> str:
+        return self._rows.place(index)
 
 
 class _RowError(Exception):

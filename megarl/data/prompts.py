@@ -44,6 +44,10 @@ class PromptSet(Sequence[Prompt]):
         for start in range(0, len(self), _BATCH_PROMPTS):
             yield from self._build(start, min(start + _BATCH_PROMPTS, len(self)))
 
+    def place(self, index: int) -> str:
+        """Where prompt `index` comes from, for messages: file and row, or the task that made it."""
+        return self._problems.place(index)
+
     def _build(self, start: int, stop: int) -> list[Prompt]:
         problems = self._problems.read(start, stop)
         texts = [render_prompt(problem, self._config, self._tokenizer) for problem in problems]

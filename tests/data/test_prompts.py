@@ -83,6 +83,13 @@ def test_dapo_math_file_with_system_prompt_and_instruction(
     }
 
 
+def test_a_prompt_says_where_it_comes_from(tmp_path: Path, tokenizer: Any) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", GSM8K_ROWS)
+    assert load(path, "gsm8k", tokenizer).place(1) == f"{path} line 2"
+    generated = DataConfig(train=ReasoningGymData(task="chain_sum", size=5))
+    assert load_prompts(generated, tokenizer, max_prompt_tokens=200).place(3) == "reasoning-gym chain_sum problem 3"
+
+
 def test_prompt_answer_takes_text_or_messages_and_keeps_other_columns(tmp_path: Path, tokenizer: Any) -> None:
     messages = [{"role": "system", "content": "Own."}, {"role": "user", "content": "b?"}]
     rows = [{"prompt": "a?", "answer": 3, "level": 5}, {"prompt": messages, "answer": "x"}]
