@@ -35,7 +35,7 @@ class Rollout:
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
-    """Sampled tokens, with the end-of-sequence token when it stopped there."""
+    """Sampled tokens, with the stop token, or the tokens of the stop string, when it stopped there."""
     behavior_logp: tuple[float, ...]
     """log p of each response token, temperature applied, under the weights that sampled it (`policy_version`)."""
     stop_reason: StopReason

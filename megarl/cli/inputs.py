@@ -2,6 +2,7 @@
 because a large set takes minutes and says so. A file that cannot work is a ConfigError from here, never from a worker.
 """
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf import open_hf_checkpoint
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.data.chat import check_chat_template, reads_clock
 from megarl.data.prompts import PromptSet, load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
-from megarl.data.tokenizer import load_stop_token_ids, load_tokenizer
+from megarl.data.stops import StopConditions, load_stops, read_embedding_rows
+from megarl.data.tokenizer import load_tokenizer
 from megarl.models.shape import ModelError, read_model_shape
 from megarl.models.table import hf_tensors
 
@@ -23,7 +26,28 @@ class ModelInputs:
     """What the checkpoint's small files say."""
 
     tokenizer: Any
-    stop_token_ids: tuple[int, ...]
+    stops: StopConditions
+    embedding_rows: int | None
+    """None: config.json does not say."""
+    date: str | None
+    """data.date, or today where the chat template reads the clock; None: neither."""
+    reads_clock: bool
+
+    def pin(self, config: RunConfig) -> RunConfig:
+        """The configuration with the day that the run's prompts show, as its directory keeps it."""
+        return config.model_copy(update={"data": config.data.model_copy(update={"date": self.date})})
+
+    def describe(self) -> list[str]:
+        """Lines for a person: what ends a response, and the day the prompts show."""
+        lines = [f"stops  {line}" for line in self.stops.describe()]
+        if self.date is not None:
+            why = (
+                "the chat template reads the clock, which stands at this day"
+                if self.reads_clock
+                else "no prompt shows it"
+            )
+            lines.append(f"date   {self.date} (data.date): {why}")
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +63,39 @@ class TrainInputs:
 def load_model_inputs(config: RunConfig) -> ModelInputs:
     """Tokenizer and stops; the weights are those that config.json describes (headers are read). Seconds at most."""
     check_weights(config.model.path)
-    tokenizer = load_tokenizer(config.model.path)
-    return ModelInputs(tokenizer=tokenizer, stop_token_ids=load_stop_token_ids(config.model.path, tokenizer))
+    return load_text_inputs(config)
+
+
+def load_text_inputs(config: RunConfig) -> ModelInputs:
+    """Tokenizer, stops and the day of the prompts; the weights are not looked at."""
+    path = config.model.path
+    tokenizer = load_tokenizer(path)
+    check_chat_template(config.data, tokenizer)
+    clock = reads_clock(config.data, tokenizer)
+    date = config.data.date or (datetime.date.today().isoformat() if clock else None)
+    data = config.data.model_copy(update={"date": date})
+    return ModelInputs(
+        tokenizer=tokenizer,
+        stops=load_stops(path, tokenizer, data=data, rollout=config.rollout),
+        embedding_rows=read_embedding_rows(path),
+        date=date,
+        reads_clock=clock,
+    )
 
 
 def load_train_inputs(config: RunConfig, model: ModelInputs) -> TrainInputs:
     """Prompts, their order, and answers where a loss asks for them. Long on large sets."""
-    prompts = load_prompts(config.data, model.tokenizer, max_prompt_tokens=config.rollout.max_prompt_tokens)
+    prompts = load_prompts(
+        config.data,
+        model.tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+        embedding_rows=model.embedding_rows,
+    )
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
     )
-    experts = None if config.objective.auxiliary.guided is None else load_sft_inputs(config, model)
+    guided = config.objective.auxiliary.guided is not None
+    experts = load_sft_inputs(config, model).by_prompt_index() if guided else None
     return TrainInputs(prompts=prompts, sampler=sampler, experts=experts)
 
 
@@ -58,8 +104,10 @@ def load_sft_inputs(config: RunConfig, model: ModelInputs) -> PairSet:
     return load_pairs(
         config.data,
         model.tokenizer,
+        stops=model.stops,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         max_response_tokens=config.rollout.max_response_tokens,
+        embedding_rows=model.embedding_rows,
     )
 
 

@@ -1,6 +1,7 @@
 """What `train` and `sft` share: the run directory, the display, signals, and an orderly end."""
 
 import asyncio
+import logging
 import signal
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from megarl.telemetry.run_directory import RunDirectory, RunStatus
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 
+logger = logging.getLogger(__name__)
+
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 130
@@ -33,6 +36,12 @@ class Session:
     directory: RunDirectory
     console: Console
     reporter: StepReporter
+
+    def say(self, *lines: str) -> None:
+        """Lines on what the run works with, on the display and in the log."""
+        for line in lines:
+            self.console.note(line)
+            logger.debug("%s", line)
 
 
 Work = Callable[[Session], Awaitable[None]]

@@ -22,10 +22,12 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
     model = load_model_inputs(config)
+    config = model.pin(config)
 
     async def work(session: Session) -> None:
         with session.reporter.start_up("data"):
             pairs = load_sft_inputs(config, model)
+        session.say(*model.describe(), f"data   {pairs.about}")
         try:
             with session.reporter.start_up("ray"):
                 placement = start_ray(config, num_engines=0)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
+from megarl.cli.show_texts import describe_texts
 from megarl.config.base import Config
 from megarl.config.dump import dump_config, format_value
 from megarl.config.fields import FieldEntry, describe_type, iter_fields, section_types, union_tag
@@ -48,6 +49,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
     train, parallel, cluster = config.train, config.parallel, config.cluster
     per_rank = train.mini_batch_responses / parallel.data
     gpus = cluster.nodes * cluster.gpus_per_node
+    texts = describe_texts(config)
     tokens = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     return {
         "parallel": (
@@ -63,7 +65,8 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
         ),
         **_survey_comment(config),
         **_rate_comment(config),
-        "rollout": (f"longest sequence: {tokens} tokens",),
+        "rollout": (f"longest sequence: {tokens} tokens", *texts.stops),
+        **({"data": texts.prompts} if texts.prompts else {}),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
             f"engines {config.rollout.engines} x {config.rollout.tensor}",

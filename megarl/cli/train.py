@@ -23,14 +23,16 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
     config = resolve_model_path(config)
     check_reward(config.reward)
     model = load_model_inputs(config)
+    config = model.pin(config)
 
     async def work(session: Session) -> None:
         with session.reporter.start_up("data"):
             data = load_train_inputs(config, model)
+        session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
         try:
             with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
-                policy, pool = _place_workers(session, model.stop_token_ids)
+                policy, pool = _place_workers(session, model.stops.token_ids)
                 parts = Parts(
                     policy=policy,
                     pool=pool,
@@ -45,6 +47,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
                     ),
                     connect=functools.partial(_connect, policy, pool),
                     experts=data.experts,
+                    stops=model.stops,
                 )
                 try:
                     await _start_workers(session, policy, pool)

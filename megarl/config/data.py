@@ -1,10 +1,12 @@
 """Where prompts come from and how answers are rewarded."""
 
-from typing import Annotated, Any, Literal
+import datetime
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from megarl.config.base import Config
+from megarl.config.base import Config, raise_problems
 
 
 class ReasoningGymData(Config):
@@ -36,6 +38,13 @@ class FileData(Config):
     """Split of a hub data set, or of a directory whose files are named after splits."""
 
 
+def iso_date(value: Any) -> Any:
+    """A TOML date as text; text must be a date of the calendar. Anything else is left to the field's type."""
+    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        return value.isoformat()
+    return datetime.date.fromisoformat(value).isoformat() if isinstance(value, str) else value
+
+
 class DataConfig(Config):
     """Prompts and how they are shown to the model."""
 
@@ -45,9 +54,49 @@ class DataConfig(Config):
     instruction: str | None = None
     """Appended to the user's message, e.g. "Put the final answer in \\boxed{}."."""
     chat_template: bool = True
-    """Wrap the prompt in the tokenizer's chat template; false feeds the bare text."""
+    """Wrap the prompt in the tokenizer's chat template, which alone writes special tokens then; false feeds the bare
+    text after the tokenizer's own beginning-of-sequence token, where it has one."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template, e.g. {enable_thinking = false}; one that the template does not read is an
+    error."""
+    date: Annotated[str | None, BeforeValidator(iso_date), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = None
+    """The day (YYYY-MM-DD) that a chat template sees which reads the clock, such as Llama 3.2's; default: the day on
+    which the run starts, written into its config.toml."""
+    control_tokens: Literal["error", "allow"] = "error"
+    """Control tokens of the tokenizer (<|im_end|>, </s>) spelled out in the text of a problem, a system prompt, an
+    instruction or a solution. error: found before the run starts; allow: the model reads them as control tokens."""
+    overlong_prompts: Literal["error", "drop", "truncate"] = "error"
+    """A prompt longer than rollout.max_prompt_tokens. error: at start; drop: left out, and counted; truncate: the last
+    user message loses its beginning, so that its end, the instruction and the chat template stay whole."""
     shuffle: bool = True
     """A new order every epoch, from train.seed; false keeps the data set's order."""
+
+    @model_validator(mode="after")
+    def _check_template_variables(self) -> Self:
+        return raise_problems(self, (_find_reserved_variables,))
+
+
+_RESERVED_VARIABLES = {
+    "strftime_now": "set data.date instead",
+    "chat_template": "write the template into the checkpoint's chat_template.jinja instead",
+    **dict.fromkeys(
+        ("add_generation_prompt", "continue_final_message", "conversation", "messages", "tokenize", "tokenizer_kwargs"),
+        "megarl sets it itself",
+    ),
+    **dict.fromkeys(
+        ("padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        "it is no variable of a template",
+    ),
+}
+"""Arguments of transformers' apply_chat_template that are not the user's, and why."""
+
+
+def _find_reserved_variables(data: DataConfig) -> Iterator[str]:
+    for name in data.chat_template_kwargs:
+        if name in _RESERVED_VARIABLES:
+            yield f"data.chat_template_kwargs.{name} cannot be set: {_RESERVED_VARIABLES[name]}"
+    if data.chat_template_kwargs and not data.chat_template:
+        yield "data.chat_template_kwargs are read by the chat template, but data.chat_template is false; remove one"
 
 
 class MathVerifyReward(Config):

@@ -1,6 +1,6 @@
 """vLLM engines, sampling, and how new weights reach them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -34,9 +34,16 @@ class RolloutConfig(Config):
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; the policy divides its logits by the same number."""
     max_prompt_tokens: int = Field(1024, ge=1)
-    """A longer prompt is an error at start, naming it."""
+    """Longest prompt; what becomes of a longer one, data.overlong_prompts says."""
     max_response_tokens: int = Field(1024, ge=1)
     """Sampling stops here (stop reason "length")."""
+    stop_token_ids: list[int] = []
+    """Tokens that end a response besides the chat template's end of turn and the checkpoint's own end-of-sequence
+    tokens; `megarl show` lists all of them. The token is part of the response and in the loss."""
+    stop_strings: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response, for turns that end with no token of their own. The tokens that spell one are kept:
+    they are what the policy sampled, so they are in the loss and in the text that the verifier reads; a last token that
+    says more than the text stays whole."""
     memory_fraction: float = Field(0.85, gt=0, le=1)
     """CUDA only: share of a GPU's memory for an engine (vLLM's gpu_memory_utilization)."""
     cpu_kv_cache_gib: float = Field(1.0, gt=0)

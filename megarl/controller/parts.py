@@ -8,6 +8,7 @@ from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import Pair
+from megarl.data.stops import StopConditions
 from megarl.objective.advantage import AdvantageHistory
 from megarl.objective.controllers import ControllerState
 from megarl.records import Prompt
@@ -33,6 +34,8 @@ class Parts:
     history: AdvantageHistory = field(default_factory=AdvantageHistory)
     experts: Sequence[Pair] | None = None
     """The data set's own answers, by prompt index; None where no loss asks for them."""
+    stops: StopConditions = field(default_factory=StopConditions)
+    """What ends a response, for messages."""
 
     def controller_state(self) -> dict[str, Any]:
         """JSON-able, for state.json: what the next step's numbers and advantages depend on."""

@@ -1,5 +1,6 @@
 """What a step leaves behind: a line, a metrics row, the rollouts, the state."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from megarl.telemetry.rollouts import RolloutRow, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import Sinks
 from megarl.telemetry.spans import Spans
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,11 @@ class StepReporter:
         with self._console.phase(what, announce=True):
             yield
         self.spans.record(what, start_s=start_s, end_s=time.time(), lane=what)
+
+    def warn(self, text: str) -> None:
+        """Something is likely wrong, but the run goes on: on the display, set apart, and in the log."""
+        logger.warning("%s", text)
+        self._console.warn(text)
 
     def checkpoint_path(self, step: int) -> Path:
         """Directory of the Hugging Face checkpoint of a step."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from megarl.config.advantage import AllGroups, DynamicSampling
 from megarl.config.run import RunConfig
+from megarl.controller.cut_off import describe_cut_off
 from megarl.controller.parts import Parts
 from megarl.objective.advantage import compute_perplexity_bonus
 from megarl.objective.schedules import perplexity_omega
@@ -124,6 +125,10 @@ async def _sample_round(count: int, *, first: int, step: int, config: RunConfig,
     requests = sample_requests(prompts, step=step, config=config, first=first)
     with parts.reporter.phase("generate", total=len(requests)) as phase:
         rollouts = await parts.pool.generate(requests, phase.advance)
+    if (step, first) == (1, 0) and (
+        warning := describe_cut_off(rollouts, parts.stops, limit=config.rollout.max_response_tokens)
+    ):
+        parts.reporter.warn(warning)
     with parts.reporter.phase("reward"):
         items = reward_items(prompts, rollouts, parts.decode, first=first)
         verified = await parts.scorer.score(items, step=step)

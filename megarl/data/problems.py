@@ -11,9 +11,8 @@ from typing import Any, Protocol, assert_never
 
 from megarl.config.base import ConfigError
 from megarl.config.data import FileData, ReasoningGymData
+from megarl.data.messages import Message, MessagesError, read_messages
 from megarl.data.tables import Row, Rows, load_rows
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +150,7 @@ def _convert_gsm8k(row: Row) -> Problem:
     if not marker or not answer:
         raise _RowError(f'answer must end in "#### <number>", found {text[-60:]!r}')
     return Problem(
-        messages=({"role": "user", "content": _expect(row, "question", str)},),
+        messages=_messages(row, "question"),
         answer=answer,
         solution=text,
         metadata=_others(row, "question", "answer"),
@@ -162,7 +161,7 @@ def _convert_dapo_math(row: Row) -> Problem:
     """BytedTsinghua-SIA/DAPO-Math-17k: messages and reward_model.ground_truth."""
     answer = _text_answer(_expect(row, "reward_model", Mapping), "ground_truth")
     return Problem(
-        messages=_expect_messages(row.get("prompt")),
+        messages=_messages(row, "prompt"),
         answer=answer,
         solution=answer,
         metadata=_others(row, "prompt", "reward_model"),
@@ -171,10 +170,10 @@ def _convert_dapo_math(row: Row) -> Problem:
 
 def _convert_prompt_answer(row: Row) -> Problem:
     """prompt: text or messages; answer: text or a number. Other columns become the prompt's metadata."""
-    prompt = row.get("prompt")
-    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else _expect_messages(prompt)
     answer = _text_answer(row, "answer")
-    return Problem(messages=messages, answer=answer, solution=answer, metadata=_others(row, "prompt", "answer"))
+    return Problem(
+        messages=_messages(row, "prompt"), answer=answer, solution=answer, metadata=_others(row, "prompt", "answer")
+    )
 
 
 _LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Row], Problem]]] = {
@@ -198,15 +197,11 @@ def _text_answer(row: Row, column: str) -> str:
     return str(value)
 
 
-def _expect_messages(value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise _RowError(f"column 'prompt': expected text or a list of {{role, content}}, found {value!r}")
-    for message in value:
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise _RowError(f"column 'prompt': expected messages with a role and a content, found {message!r}")
-    if value[-1]["role"] != "user":
-        raise _RowError(f"column 'prompt': expected the last message from the user, found role {value[-1]['role']!r}")
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+def _messages(row: Row, column: str) -> tuple[Message, ...]:
+    try:
+        return read_messages(row.get(column))
+    except MessagesError as error:
+        raise _RowError(f"column {column!r}: {error}") from None
 
 
 def _others(row: Row, *used: str) -> dict[str, Any]:

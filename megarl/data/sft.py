@@ -1,28 +1,36 @@
 """Pairs for the supervised warm start: the same prompts as RL, answered by the data set itself.
 
-Prompt and response are tokenised apart, as in RL, so the model sees the same boundary at both.
+Prompt and response are tokenised apart, as in RL, so the model sees the same boundary at both; a response ends as a
+sampled one does.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
-from megarl.config.base import ConfigError
 from megarl.config.data import DataConfig
+from megarl.data.answer_end import AnswerEncoder
+from megarl.data.encoding import PromptEncoder
 from megarl.data.problems import Problems, load_problems
-from megarl.data.prompts import check_chat_template, render_prompt, report_progress, tokenise
+from megarl.data.prompt_checks import PromptChecks
+from megarl.data.prompts import read_at, report_progress
+from megarl.data.stops import StopConditions, build_answer_encoder
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 _BATCH_PAIRS = 1024
 
 
 class PairSet(Sequence[Pair]):
-    """(prompt token ids, response token ids with the end-of-sequence token), by index; made when read."""
+    """(prompt token ids, response token ids with the end of the turn) of the problems that are kept; made when read."""
 
-    def __init__(self, problems: Problems, config: DataConfig, tokenizer: Any) -> None:
-        self._problems, self._config, self._tokenizer = problems, config, tokenizer
+    def __init__(
+        self, problems: Problems, prompts: PromptEncoder, answers: AnswerEncoder, kept: Sequence[int], *, about: str
+    ) -> None:
+        """kept: positions in the data set. about: a line on what was read."""
+        self._problems, self._prompts, self._answers, self._kept = problems, prompts, answers, kept
+        self.about = about
 
     def __len__(self) -> int:
-        return len(self._problems)
+        return len(self._kept)
 
     @overload
     def __getitem__(self, index: int) -> Pair: ...
@@ -40,35 +48,56 @@ class PairSet(Sequence[Pair]):
         for start in range(0, len(self), _BATCH_PAIRS):
             yield from self._build(start, min(start + _BATCH_PAIRS, len(self)))
 
+    def by_prompt_index(self) -> "PairSet":
+        """The same pairs by their problem's position in the data set (`Prompt.index`), the others in between."""
+        every = range(len(self._problems))
+        return PairSet(self._problems, self._prompts, self._answers, every, about=self.about)
+
     def _build(self, start: int, stop: int) -> list[Pair]:
-        problems = self._problems.read(start, stop)
-        prompts = tokenise(self._tokenizer, [render_prompt(p, self._config, self._tokenizer) for p in problems])
-        responses = tokenise(self._tokenizer, [problem.solution for problem in problems])
-        eos = self._tokenizer.eos_token_id
-        return [(tuple(prompt), (*response, eos)) for prompt, response in zip(prompts, responses, strict=True)]
+        problems = read_at(self._problems, self._kept[start:stop])
+        prompts = self._prompts.encode(problems)
+        responses = self._answers.encode([problem.solution for problem in problems])
+        return [(prompt.token_ids, response) for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def load_pairs(config: DataConfig, tokenizer: Any, *, max_prompt_tokens: int, max_response_tokens: int) -> PairSet:
-    """Supervised pairs of `config.train`, each checked to fit both limits (eos counted).
+def load_pairs(
+    config: DataConfig,
+    tokenizer: Any,
+    *,
+    stops: StopConditions,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    embedding_rows: int | None = None,
+) -> PairSet:
+    """Supervised pairs of `config.train`, each checked to fit both limits (the end of the turn counted).
 
     Responses: reasoning-gym's answer, GSM8K's worked answer, prompt_answer's answer, DAPO-Math's ground truth (that set
-    has no solutions). ConfigError as in `load_prompts`, and when the tokenizer has no end-of-sequence token.
+    has no solutions). ConfigError as in `load_prompts`, and for answers that are empty, too long or hold control
+    tokens.
     """
-    check_chat_template(config, tokenizer)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError("the tokenizer has no eos_token; set it in tokenizer_config.json, or answers would never end")
-    pairs = PairSet(load_problems(config.train), config, tokenizer)
-    limits = (
-        ("prompt", "rollout.max_prompt_tokens", max_prompt_tokens),
-        ("answer", "rollout.max_response_tokens", max_response_tokens),
-    )
-    for index, pair in enumerate(report_progress(pairs, len(pairs), what="pairs checked")):
-        if len(pair[1]) == 1:
-            raise ConfigError(f"the answer of pair {index} is empty; a supervised example needs at least one token")
-        for (part, limit_name, limit), tokens in zip(limits, pair, strict=True):
-            if len(tokens) > limit:
-                raise ConfigError(
-                    f"the {part} of pair {index} has {len(tokens)} tokens, {limit_name} is {limit}; raise the limit or "
-                    "remove the pair"
-                )
-    return pairs
+    prompts = PromptEncoder(config, tokenizer, max_prompt_tokens=max_prompt_tokens)
+    answers = build_answer_encoder(stops, tokenizer)
+    problems = load_problems(config.train)
+    checks = PromptChecks(config, tokenizer, max_prompt_tokens=max_prompt_tokens, embedding_rows=embedding_rows)
+    every = report_progress(prompts.encode_all(problems), len(problems), what="pairs checked")
+    for index, (problem, prompt) in enumerate(every):
+        if not checks.add(index, problem, prompt):
+            continue
+        (response,) = answers.encode([problem.solution])
+        checks.check_text(index, problem.solution, "the answer")
+        checks.check_ids(index, response, f"the answer of pair {index}")
+        if not problem.solution.strip():
+            checks.findings.add(
+                "{count} of {total} answers are empty, and a supervised example needs at least one token; remove them",
+                index,
+                f"the answer of pair {index} is empty",
+            )
+        if len(response) > max_response_tokens:
+            checks.findings.add(
+                "{count} of {total} answers are too long; raise the limit or remove the pairs",
+                index,
+                f"the answer of pair {index} has {len(response)} tokens, rollout.max_response_tokens is "
+                f"{max_response_tokens}",
+            )
+    kept = checks.finish(problems.place)
+    return PairSet(problems, prompts, answers, kept, about=checks.describe())

@@ -1,8 +1,7 @@
 """From megarl's configuration to vLLM's engine arguments and sampling parameters.
 
 What correctness rests on is fixed here and cannot be overridden: log-probs after temperature (`processed_logprobs`),
-no sampling defaults from the checkpoint's generation_config.json, no stop token but the given ones, megarl's weight
-transfer.
+no sampling defaults from the checkpoint's generation_config.json, no stop but the given ones, megarl's weight transfer.
 """
 
 import difflib
@@ -64,7 +63,7 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
         "dtype": model.dtype,
         "tensor_parallel_size": config.tensor,
         "max_model_len": config.max_prompt_tokens + config.max_response_tokens,
-        "skip_tokenizer_init": True,
+        "skip_tokenizer_init": not config.stop_strings,  # only texts to stop at are looked for in text
         "generation_config": "vllm",
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
@@ -85,7 +84,11 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
 
 
 def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: tuple[int, ...]) -> "SamplingParams":
-    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; log-probs of sampled tokens."""
+    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; log-probs of sampled tokens.
+
+    `stop_token_ids` are all that stop, the configuration's included. A stop string's tokens stay in the response; it is
+    looked for in the whole text, special tokens spelled out.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -97,8 +100,11 @@ def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: t
         top_k=0,
         max_tokens=config.max_response_tokens,
         stop_token_ids=list(stop_token_ids),
+        stop=list(config.stop_strings),
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
         ignore_eos=True,  # the checkpoint's end-of-sequence tokens; the given ones stop all the same
         logprobs=0,
-        detokenize=False,
+        detokenize=bool(config.stop_strings),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -103,6 +103,11 @@ class Console:
         """Print `text` as it is, above the progress bars."""
         self._print(text)
 
+    def warn(self, text: str) -> None:
+        """Print `text` so that nobody misses it: each line marked, blank lines around."""
+        for line in ("", *(f"!!! {line}" for line in text.splitlines()), ""):
+            self._print(line, style="bold red")
+
     def close(self) -> None:
         """Take the progress bars away; the table stays."""
         if self._live is not None:

@@ -1,5 +1,6 @@
 """`megarl show` and the command itself: TOML that loads back, exit codes, and a start without torch."""
 
+import datetime
 import importlib.metadata
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from megarl.config.fields import iter_fields
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from tests.config.text import SMALL, write_config
+from tests.data.templates import LLAMA32, make_tokenizer
 
 PAPER = Path(__file__).parents[2] / "configs" / "papers" / "clip-dapo-math-qwen2.5-7b-4nodes.toml"
 OVERRIDES = ["objective.clip.high=inf", "reward.overlong.cache_tokens=8", "policy.optimizer.lr=3e-7"]
@@ -53,8 +55,54 @@ def test_derived_numbers() -> None:
         "updates per step: 16 = 4096 responses / 256; 3200 in 200 steps",
         "responses per data-parallel rank and update: 32",
     )
-    assert comments["rollout"] == ("longest sequence: 6144 tokens",)
+    assert comments["rollout"][0] == "longest sequence: 6144 tokens"
     assert comments["cluster"] == ("with CUDA: 32 of 32 GPUs used: policy 16, engines 16 x 1",)
+
+
+def test_what_will_stop_a_response_is_said_without_the_model(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    assert derived_comments(load_config(path))["rollout"][1:] == (
+        "a response ends at: the chat template's end of turn, eos_token_id of generation_config.json (else "
+        "config.json), the tokenizer's eos_token",
+        "  read off models/tiny, which is not there yet",
+    )
+    bare = ["data.chat_template=false", "rollout.stop_token_ids=[5]", 'rollout.stop_strings=["#"]']
+    comments = derived_comments(load_config(path, bare))
+    assert comments["rollout"][1] == (
+        "a response ends at: eos_token_id of generation_config.json (else config.json), the tokenizer's eos_token, "
+        "rollout.stop_token_ids, rollout.stop_strings (their tokens are kept and in the loss)"
+    )
+    assert comments["data"] == (
+        "bare text begins with the tokenizer's own beginning-of-sequence token, where it has one",
+    )
+
+
+def test_what_stops_a_response_is_read_off_the_model(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = write_config(tmp_path)
+    overrides = [f"model.path={tiny_model_dir}", r'rollout.stop_strings=["\n\n"]']
+    text = shown(path, overrides)
+    assert "# a response ends at (and with, in the loss too)\n#   <|im_end|> (id 2): the chat template's end of" in text
+    assert r"#   the text '\n\n': rollout.stop_strings; its tokens are kept, are in the loss" in text
+    again = tmp_path / "again.toml"
+    again.write_text(text, encoding="utf-8")
+    assert load_config(again) == load_config(path, overrides)
+    comments = derived_comments(load_config(path, [*overrides, "rollout.stop_token_ids=[9999]"]))
+    assert comments["rollout"][1] == "what stops a response cannot be told:"
+    assert "stop token 9999 (rollout.stop_token_ids) is none of" in comments["rollout"][2]
+
+
+def test_the_clock_and_the_beginning_of_bare_text_are_shown(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    make_tokenizer(LLAMA32).save_pretrained(model)
+    path = write_config(tmp_path)
+    overrides = [f"model.path={model}"]
+    assert derived_comments(load_config(path, [*overrides, "data.date=2024-02-29"]))["data"] == (
+        "the chat template reads the clock; a run pins it to data.date: 2024-02-29",
+    )
+    today = datetime.date.today().isoformat()
+    assert derived_comments(load_config(path, overrides))["data"][0].endswith(f"pins it to today: {today}")
+    bare = derived_comments(load_config(path, [*overrides, "data.chat_template=false"]))
+    assert bare["data"] == ("bare text begins with <|begin_of_text|>",)
 
 
 def test_fields_lists_every_field_with_default_and_meaning() -> None:

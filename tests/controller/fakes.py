@@ -65,6 +65,7 @@ class Recorder:
         self.records: list[Any] = []
         self.reported_updates: list[tuple[int, int]] = []
         self.states: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
         self.kl = 0.25
         self.spans = Spans()
         self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
@@ -140,6 +141,9 @@ class Recorder:
     def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
         self.records.append(record)
         self.states.append(controllers)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def checkpoint_path(self, step: int) -> str:
         return f"hf-{step}"

@@ -185,7 +185,8 @@ def test_too_long_prompt_names_index_length_and_limit(tmp_path: Path, tokenizer:
     rows = [{"prompt": "1" * n, "answer": "1"} for n in (3, 12, 5, 20)]
     path = write_jsonl(tmp_path / "x.jsonl", rows)
     with pytest.raises(
-        ConfigError, match=r"prompt 1 has 12 tokens, rollout.max_prompt_tokens is 11; 2 of 4 .* longest has 20"
+        ConfigError,
+        match=r"x\.jsonl line 2: prompt 1 has 12 tokens, rollout.max_prompt_tokens is 11; 2 of 4 .* longest has 20",
     ):
         load(path, "prompt_answer", tokenizer, chat_template=False, max_prompt_tokens=11)
     assert len(load(path, "prompt_answer", tokenizer, chat_template=False, max_prompt_tokens=20)) == 4

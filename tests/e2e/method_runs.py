@@ -20,7 +20,8 @@ from megarl.controller.reporting import StepReporter
 from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import load_pairs
-from megarl.data.tokenizer import load_stop_token_ids, load_tokenizer
+from megarl.data.stops import StopConditions, load_stops
+from megarl.data.tokenizer import load_tokenizer
 from megarl.objective.controllers import ControllerState
 from megarl.objective.token_sums import merge_token_sums, to_metrics
 from megarl.objective.tokens import Controls
@@ -123,12 +124,8 @@ async def run_methods(base: Path, methods: Sequence[Path], directory: Path) -> N
     """A run directory `directory/<method>-...` for each."""
     config = load_config(base, [*SIZES, "objective.auxiliary.kl={}"])
     tokenizer = load_tokenizer(config.model.path)
-    engine = RolloutEngine(
-        config=config.rollout,
-        model=config.model,
-        index=0,
-        stop_token_ids=load_stop_token_ids(config.model.path, tokenizer),
-    )
+    stops = load_stops(config.model.path, tokenizer, data=config.data, rollout=config.rollout)
+    engine = RolloutEngine(config=config.rollout, model=config.model, index=0, stop_token_ids=stops.token_ids)
     await engine.start()
     try:
         worker = _make_worker(config)
@@ -147,7 +144,7 @@ async def run_methods(base: Path, methods: Sequence[Path], directory: Path) -> N
             await pool.receive_weights(0)
             await policy.publish_weights(0)
             await pool.adopt_weights(0)
-            await _run(own, base, policy, pool, tokenizer, connect)
+            await _run(own, base, policy, pool, tokenizer, stops, connect)
             print(f"done {method.stem}", flush=True)
         worker.close()
     finally:
@@ -162,7 +159,9 @@ def _make_worker(config: RunConfig) -> MegatronWorker:
     return MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=8, reference=True)
 
 
-async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer: Any, connect: Any) -> None:
+async def _run(
+    config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer: Any, stops: StopConditions, connect: Any
+) -> None:
     directory = RunDirectory.create(config, source=base, verb="train")
     sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
     longest = config.rollout.max_response_tokens
@@ -193,7 +192,8 @@ async def _run(config: RunConfig, base: Path, policy: Any, pool: Any, tokenizer:
             reporter=reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=0),
             connect=connect,
-            experts=load_pairs(config.data, tokenizer, **limits) if guided else None,
+            experts=load_pairs(config.data, tokenizer, stops=stops, **limits) if guided else None,
+            stops=stops,
         )
         await train(config, parts)
     sinks.close()
