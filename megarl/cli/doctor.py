@@ -31,6 +31,7 @@ from megarl.cli.doctor_packages import (
     installed_apex_is_nvidia,
     installed_versions,
 )
+from megarl.cli.doctor_texts import check_texts
 from megarl.cli.findings import Finding, ask_process, print_summary, render_findings
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
@@ -111,6 +112,7 @@ def check_config(config: RunConfig) -> Iterator[Finding]:
     else:
         action = f"download {config.model.path} again, or correct model.path"
         yield Finding(name="model", level="failure", found=answer.text, action=action)
+    yield from check_texts(config)
 
 
 def findings_of(error: ConfigError, name: str) -> Iterator[Finding]:

@@ -39,15 +39,17 @@ class ModelInputs:
 
     def describe(self) -> list[str]:
         """Lines for a person: what ends a response, and the day the prompts show."""
-        lines = [f"stops  {line}" for line in self.stops.describe()]
-        if self.date is not None:
-            why = (
-                "the chat template reads the clock, which stands at this day"
-                if self.reads_clock
-                else "no prompt shows it"
-            )
-            lines.append(f"date   {self.date} (data.date): {why}")
-        return lines
+        date = self.describe_date()
+        return [*(f"stops  {line}" for line in self.stops.describe()), *([f"date   {date}"] if date else [])]
+
+    def describe_date(self) -> str | None:
+        """The day that the prompts show, or that they do not although it is set."""
+        if self.date is None:
+            return None
+        why = (
+            "the chat template reads the clock, which stands at this day" if self.reads_clock else "no prompt shows it"
+        )
+        return f"{self.date} (data.date): {why}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,14 +39,19 @@ class StopConditions:
         ends = self.frame.end_id is not None or any(string in text for string in self.strings)
         return text if text.strip() and not ends else None
 
-    def describe(self) -> tuple[str, ...]:
-        """A line for each stop, and one for what does not stop although a turn ends with it."""
+    def in_force(self) -> tuple[str, ...]:
+        """A line for each stop."""
         lines = [f"{self.names[token]} (id {token}): {source}" for token, source in self.sources.items()]
         lines += [
             f"the text {string!r}: rollout.stop_strings; its tokens are kept, are in the loss and in the text that the "
             "verifier reads"
             for string in self.strings
         ]
+        return tuple(lines)
+
+    def describe(self) -> tuple[str, ...]:
+        """A line for each stop, and one for what does not stop although a turn ends with it."""
+        lines = [*self.in_force()]
         if self.untold is not None:
             lines.append(
                 f"nothing in {self.untold!r}, the text with which the chat template ends a turn: it is no token; set "

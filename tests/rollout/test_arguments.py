@@ -50,3 +50,14 @@ def test_sampling_is_pure() -> None:
     assert (params.n, params.seed, params.temperature, params.max_tokens) == (1, 4, 0.7, 9)
     assert (params.top_p, params.top_k, params.min_p, params.repetition_penalty) == (1.0, 0, 0.0, 1.0)
     assert params.stop_token_ids == [1, 2]
+    assert (params.stop, params.detokenize, params.ignore_eos) == ([], False, True)
+
+
+def test_stop_strings_are_kept_and_need_the_tokenizer() -> None:
+    config = RolloutConfig(stop_strings=["\n\n", "<|x|>"])
+    params = build_sampling_params(config, seed=0, stop_token_ids=())
+    assert (params.stop, params.include_stop_str_in_output, params.detokenize) == (["\n\n", "<|x|>"], True, True)
+    assert not params.skip_special_tokens
+    model = ModelConfig(path="some/model", dtype="float32")
+    assert not build_engine_args(config, model).skip_tokenizer_init
+    assert build_engine_args(RolloutConfig(), model).skip_tokenizer_init
