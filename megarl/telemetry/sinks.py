@@ -9,11 +9,13 @@ import json
 import logging
 import math
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -60,7 +62,7 @@ class WandbSink:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "logging.wandb_project is set but wandb is not installed: pip install 'megarl[wandb]' or remove the key"
             ) from error
         online = wandb.setup().settings.mode == "online" and wandb.login(prompt=False, verify=False)
@@ -72,7 +74,7 @@ class WandbSink:
             mode="online" if online else "offline",
         )
         if not online:
-            _log.info("not logged in to Weights & Biases; to send this run later: wandb sync %s", self._run.dir)
+            _log.info("not logged in to Weights & Biases; to send this run later: %s", sync_command(self._run.dir))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -90,7 +92,7 @@ class TensorboardSink:
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "logging.tensorboard is true but tensorboard is not installed: pip install 'megarl[tensorboard]' or "
                 "set it to false"
             ) from error
@@ -154,23 +156,42 @@ def build_update_sinks(*, run: RunDirectory) -> Sinks:
     return Sinks([JsonlSink(run.updates_path)])
 
 
+def sync_command(directory: str | Path) -> str:
+    """What sends an offline run of Weights & Biases, for a shell in any directory.
+
+    directory: `run.dir` of wandb, which is the folder "files" in the one that `wandb sync` wants.
+    """
+    return f"wandb sync {shlex.quote(str(Path(directory).resolve().parent))}"
+
+
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The rows of a metrics.jsonl by step. Of a step logged twice (resume) the later row; a torn last line is left out.
 
     ValueError, naming the line, when a complete line is no JSON object with a step.
     """
+    rows, problems = read_readable_metrics(path)
+    if damaged := [problem for problem in problems if not problem.endswith(_TORN)]:
+        raise ValueError(damaged[0])
+    return rows
+
+
+_TORN = "is cut in half, as a killed run leaves it"
+
+
+def read_readable_metrics(path: Path) -> tuple[list[dict[str, float | None]], list[str]]:
+    """(`read_metrics` of the lines that can be read, what is wrong with the others)."""
     rows: dict[int, dict[str, float | None]] = {}
+    problems = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
+            problems.append(f"{path}, line {number} {_TORN}")
             break
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected a JSON object with a "step", found {line[:80]!r}'
-            ) from error
-    return [rows[step] for step in sorted(rows)]
+        except (ValueError, KeyError, TypeError):
+            problems.append(f'{path}, line {number}: expected a JSON object with a "step", found {line[:80]!r}')
+    return [rows[step] for step in sorted(rows)], problems
 
 
 def _json_number(value: float) -> float | int | None:
