@@ -42,9 +42,10 @@ def draw_figures(run: RunDirectory) -> bool:
         return False
     print(f"figures  {shown_path(run.figures)} ({len(drawn.written) - 1} files)")
     print(f"report   {shown_path(run.report_path)}")
+    for problem in drawn.problems:
+        print(f"missing  {problem}")
     if drawn.problems:
-        more = f" (and {len(drawn.problems) - 1} more like it)" if len(drawn.problems) > 1 else ""
-        print(f"missing  {drawn.problems[0]}{more}; {again}")
+        print(f"         {again}")
     return not drawn.problems
 
 

@@ -24,12 +24,40 @@ _PNG_SCALE = 2.0
 """Pixels per point: sharp on a high-density screen and in print."""
 
 
+class _Problems:
+    """What could not be made, by reason: without the drawing library no chart can be."""
+
+    def __init__(self) -> None:
+        self._by_reason: dict[str, list[str]] = {}
+
+    def add(self, what: str, reason: str) -> None:
+        self._by_reason.setdefault(reason, []).append(what)
+
+    @contextmanager
+    def tolerate(self, what: str) -> Iterator[None]:
+        """What goes wrong in the block becomes a line and does not cost the page; a panic of the drawing library, which
+        is no Exception, too."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            lines = str(error).strip().splitlines()
+            self.add(what, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{what[0]}{f' and {len(what) - 1} more' if len(what) > 1 else ''}: {reason}"
+            for reason, what in self._by_reason.items()
+        ]
+
+
 @dataclass(frozen=True)
 class RunFigures:
     """What was made of a run."""
 
     written: list[Path]
-    last_step: int | None
+    """The last is the page."""
     problems: list[str]
     """For a person: charts that could not be drawn, files that could not be read."""
 
@@ -45,38 +73,30 @@ def write_run_figures(run_dir: Path | str) -> RunFigures:
         raise ValueError(
             f"{run.path} has no metrics.jsonl and no state.json; expected a run directory that megarl made"
         )
-    rows, problems = read_readable_metrics(run.metrics_path) if run.metrics_path.is_file() else ([], [])
+    problems = _Problems()
+    rows, damaged = read_readable_metrics(run.metrics_path) if run.metrics_path.is_file() else ([], {})
+    for line, reason in damaged.items():
+        problems.add(f"{run.metrics_path.name}, line {line}", reason)
     run.figures.mkdir(exist_ok=True)
     written, figures = _draw(rows, run.figures, problems)
     facts = _read_facts(run, problems)
     write_text_atomically(run.report_path, format_report(rows, figures, facts))
-    last_step = int(rows[-1]["step"] or 0) if rows else None
-    return RunFigures([*written, run.report_path], last_step, problems)
+    return RunFigures([*written, run.report_path], problems.lines())
 
 
-def _draw(rows: Sequence[Row], folder: Path, problems: list[str]) -> tuple[list[Path], list[Figure]]:
+def _draw(rows: Sequence[Row], folder: Path, problems: _Problems) -> tuple[list[Path], list[Figure]]:
     written, figures = [], []
     charts: dict[str, Any] = {}
-    with _tolerated("the charts", problems):
+    with problems.tolerate("the charts"):
         charts = build_charts(rows) if rows else {}
     for key, chart in charts.items():
-        with _tolerated(f"the chart {key}", problems):
+        with problems.tolerate(f"the chart {key}"):
             written.append(write_png(style(chart), folder / f"{key}.png"))
             figures.append(Figure(title=chart.title.text, svg=format_svg(style(chart))))
     if charts:
-        with _tolerated("the overview", problems):
+        with problems.tolerate("the overview"):
             written.append(write_png(build_overview(charts), folder / "overview.png"))
     return written, figures
-
-
-@contextmanager
-def _tolerated(what: str, problems: list[str]) -> Iterator[None]:
-    """What goes wrong in the block, a drawing library's errors too, becomes a line and does not cost the page."""
-    try:
-        yield
-    except Exception as error:
-        text = (str(error) or type(error).__name__).strip().splitlines()[0]
-        problems.append(f"{what}: {type(error).__name__}: {text}")
 
 
 def write_png(chart: Any, path: Path) -> Path:
@@ -93,17 +113,17 @@ def format_svg(chart: Any) -> str:
     return text.getvalue()
 
 
-def _read_facts(run: RunDirectory, problems: list[str]) -> ReportFacts:
+def _read_facts(run: RunDirectory, problems: _Problems) -> ReportFacts:
     state = versions = config = None
     tokens = ""
-    with _tolerated(str(run.state_path), problems):
+    with problems.tolerate(run.state_path.name):
         state = _read_state(run)
-    with _tolerated(str(run.path / "versions.json"), problems):
+    with problems.tolerate("versions.json"):
         path = run.path / "versions.json"
         versions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    with _tolerated(str(run.config_path), problems):
+    with problems.tolerate(run.config_path.name):
         config = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
-    with _tolerated("the tokens", problems):
+    with problems.tolerate("the tokens"):
         tokens = _tokens_html(run)
     return ReportFacts(
         name=run.path.name,
@@ -111,7 +131,7 @@ def _read_facts(run: RunDirectory, problems: list[str]) -> ReportFacts:
         versions=versions,
         config_toml=config,
         tokens_html=tokens,
-        problems=problems,
+        problems=problems.lines(),
     )
 
 

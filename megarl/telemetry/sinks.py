@@ -73,14 +73,17 @@ class WandbSink:
             config=_finite(config),
             mode="online" if online else "offline",
         )
-        if not online:
-            _log.info("not logged in to Weights & Biases; to send this run later: %s", sync_command(self._run.dir))
+        self._later = None if online else sync_command(self._run.dir)
+        if self._later:
+            _log.info("not logged in to Weights & Biases; to send this run later: %s", self._later)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
+        if self._later:
+            _log.info("to send this run to Weights & Biases: %s", self._later)
 
 
 class TensorboardSink:
@@ -169,29 +172,30 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
 
     ValueError, naming the line, when a complete line is no JSON object with a step.
     """
-    rows, problems = read_readable_metrics(path)
-    if damaged := [problem for problem in problems if not problem.endswith(_TORN)]:
-        raise ValueError(damaged[0])
+    rows, damaged = read_readable_metrics(path)
+    for line, reason in damaged.items():
+        if reason != TORN:
+            raise ValueError(f"{path}, line {line}: {reason}")
     return rows
 
 
-_TORN = "is cut in half, as a killed run leaves it"
+TORN = "cut in half, as a killed run leaves it"
 
 
-def read_readable_metrics(path: Path) -> tuple[list[dict[str, float | None]], list[str]]:
-    """(`read_metrics` of the lines that can be read, what is wrong with the others)."""
+def read_readable_metrics(path: Path) -> tuple[list[dict[str, float | None]], dict[int, str]]:
+    """(`read_metrics` of the lines that can be read, by number what is wrong with the others)."""
     rows: dict[int, dict[str, float | None]] = {}
-    problems = []
+    damaged = {}
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
-            problems.append(f"{path}, line {number} {_TORN}")
+            damaged[number] = TORN
             break
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
         except (ValueError, KeyError, TypeError):
-            problems.append(f'{path}, line {number}: expected a JSON object with a "step", found {line[:80]!r}')
-    return [rows[step] for step in sorted(rows)], problems
+            damaged[number] = f'expected a JSON object with a "step", found {line[:80]!r}'
+    return [rows[step] for step in sorted(rows)], damaged
 
 
 def _json_number(value: float) -> float | int | None:
