@@ -69,7 +69,7 @@ async def _connect(address: RayAddress, where: str) -> None:
         _, writer = await asyncio.wait_for(opening, _CONNECT_TIMEOUT_S)
     except (OSError, ValueError, OverflowError, socket.gaierror) as error:
         reason = str(error) or f"no answer within {_CONNECT_TIMEOUT_S:g} s"
-        seen = "" if where == address.text else f", which is {where},"
+        seen = "" if where == address.text else f" ({where})"
         raise ConfigError(f"{address}{seen}: nothing answers there ({reason}). {_REMEDY}") from None
     writer.close()
 

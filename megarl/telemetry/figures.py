@@ -156,7 +156,8 @@ def _tokens_html(run: RunDirectory) -> str:
         rows = read_rollouts(last, sample_ids=choose_responses(survey))
         return format_tokens(survey, rows, updates=_step_updates(run))
     except (ValueError, OSError) as error:
-        return f"<h2>Tokens</h2><p class='message'>{escape(str(error))}</p>"
+        text = str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
+        return f"<h2>Tokens</h2><p class='message'>{escape(text)}</p>"
 
 
 def _step_updates(run: RunDirectory) -> StepUpdates | None:
