@@ -60,7 +60,7 @@ def find_leftovers(*, ended: ProcessMark | None = None, temporary: Path | None =
     for lease in find_leases(temporary or Path(tempfile.gettempdir())):
         # The processes below a dead owner may be ending, as long as its run is.
         over = lease.driver == ended or lease.driver.standing() != "alive"
-        if over and lease.owner.standing() == "dead":
+        if over and (lease.owner == ended or lease.owner.standing() == "dead"):
             found += _of_lease(lease, mapped)
     return found
 

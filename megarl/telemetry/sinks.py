@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shlex
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from megarl.config.run import RunConfig
 from megarl.telemetry.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
+_WANDB_FINISH_S = 120.0
 
 
 class Sink(Protocol):
@@ -73,16 +75,21 @@ class WandbSink:
             config=_finite(config),
             mode="online" if online else "offline",
         )
-        self._later = None if online else sync_command(self._run.dir)
-        if self._later:
+        self._offline, self._later = not online, sync_command(self._run.dir)
+        if self._offline:
             _log.info("not logged in to Weights & Biases; to send this run later: %s", self._later)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
-        if self._later:
+        # In a thread: without a network, finishing an online run tries for days.
+        finishing = threading.Thread(target=self._run.finish, name="megarl-wandb", daemon=True)
+        finishing.start()
+        finishing.join(_WANDB_FINISH_S)
+        if finishing.is_alive():
+            _log.error("Weights & Biases did not take all of this run within %g s", _WANDB_FINISH_S)
+        if finishing.is_alive() or self._offline:
             _log.info("to send this run to Weights & Biases: %s", self._later)
 
 

@@ -113,11 +113,14 @@ def test_the_end_of_a_run_waits_for_its_processes_and_kills_what_stays(
 ) -> None:
     mine = ProcessMark.of(os.getpid())
     monkeypatch.setenv(RUN_VARIABLE, run)
+    lease = replace(Lease.take("run"), run=run)
+    lease.note([])
     with sleeper(mine, run) as stays, sleeper(mine, "another run") as other:
         started = time.monotonic()
         found = end_run_processes(grace_s=0.5)
         assert time.monotonic() - started >= 0.5
-        assert [leftover.pid for leftover in found] == [stays.pid]
+        assert [leftover.pid for leftover in found] == [stays.pid, 0]
+        assert not lease.path.exists()
         assert stays.wait(5) == -9
         assert other.poll() is None
 
