@@ -34,6 +34,7 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
             with session.reporter.start_up("ray"):
                 placement = await stack.enter_async_context(ray_cluster(config, num_engines=0))
             policy = RayPolicyGroup(config, session.directory, placement)
+            stack.callback(policy.stop_watching)
             with session.reporter.start_up("policy ranks"):
                 await policy.setup(
                     optimizer=sft.optimizer.scaled(sft.batch_examples), total_updates=sft.steps, reference=False

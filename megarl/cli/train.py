@@ -57,6 +57,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
                     await _start_workers(session, policy, pool)
                     await train(config, parts)
                 finally:
+                    policy.stop_watching()
                     # Also after a failure or a signal: killed with Ray, vLLM would leave its files behind.
                     await undisturbed(pool.close())
                 await policy.close()

@@ -196,9 +196,13 @@ class RayPolicyGroup:
     async def export_hf(self, path: str) -> None:
         await self._all("export_hf", path)
 
+    def stop_watching(self) -> None:
+        """Before Ray ends, however the run went."""
+        self._watch.end()
+
     async def close(self) -> None:
         """Leave the process groups; a rank that cannot is left to Ray. Never raises."""
-        self._watch.end()
+        self.stop_watching()
         asked = [asyncio.ensure_future(_closed(worker)) for worker in self._workers]
         done, _ = await asyncio.wait(asked, timeout=_CLOSE_TIMEOUT_S)
         for worker, task in zip(self._workers, asked, strict=True):

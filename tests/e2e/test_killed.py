@@ -18,7 +18,7 @@ def ask(*arguments: str | Path, cwd: Path, run: Megarl) -> str:
     done = subprocess.run(
         [str(MEGARL), *map(str, arguments)],
         cwd=cwd,
-        env=run.environment,
+        env=run.environment | {"COLUMNS": "1000"},
         capture_output=True,
         text=True,
         timeout=300,
