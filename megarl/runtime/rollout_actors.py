@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.exceptions
 
 from megarl.config.run import RunConfig
@@ -29,11 +30,16 @@ _MARGIN_S = 120.0
 
 
 class RolloutActor:
-    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own."""
+    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own.
+
+    `answer` has an event loop of its own, so that it does not queue behind the requests that Ray holds back; everything
+    else shares one other.
+    """
 
     def __init__(self, config: RunConfig, index: int, stop_token_ids: tuple[int, ...], logs: Path) -> None:
         redirect_output(logs / f"rollout-{index}.log")
         setup_logging("rollout", index, logs)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._engine = RolloutEngine(
             config=config.rollout,
             model=config.model,
@@ -42,11 +48,15 @@ class RolloutActor:
             log_path=logs / f"rollout-{index}.log",
         )
 
+    @ray.method(concurrency_group="liveness")
     async def answer(self) -> ProcessMark:
-        """That this process runs, beside whatever else it does."""
+        """That this process runs, and the engine's event loop in it."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
         return ProcessMark.of(os.getpid())
 
     async def setup(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await self._engine.start()
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
@@ -71,8 +81,10 @@ class RayRolloutPool:
     def __init__(
         self, config: RunConfig, directory: RunDirectory, placement: Placement, *, stop_token_ids: tuple[int, ...]
     ) -> None:
+        shell = ray.remote(concurrency_groups={"liveness": 1})(RolloutActor)
+
         def start(index: int) -> Any:
-            return start_actor(RolloutActor, placement.engine(index), config, index, stop_token_ids, directory.logs)
+            return start_actor(shell, placement.engine(index), config, index, stop_token_ids, directory.logs)
 
         self._config = config
         self._workers = [

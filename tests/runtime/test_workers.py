@@ -36,6 +36,26 @@ class Sleeper:
         raise RuntimeError("the peer did not come")
 
 
+class Busy:
+    """Takes requests side by side, as an engine; Ray holds back those over its limit."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @ray.method(concurrency_group="liveness")
+    async def answer(self) -> ProcessMark:
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
+        return ProcessMark.of(os.getpid())
+
+    async def sleep(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.sleep(seconds)
+
+    async def block(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,10 +64,10 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-async def make_workers(count: int) -> list[Worker]:
-    shell = ray.remote(concurrency_groups={"liveness": 1})(Sleeper)
+async def make_workers(count: int, kind: type = Sleeper, **options: int) -> list[Worker]:
+    shell = ray.remote(concurrency_groups={"liveness": 1})(kind)
     names = [WorkerName("policy", rank, Path(f"/nowhere/policy-{rank}.log")) for rank in range(count)]
-    workers = [Worker(name, shell.options(num_cpus=0).remote()) for name in names]
+    workers = [Worker(name, shell.options(num_cpus=0, **options).remote()) for name in names]
     for worker in workers:
         assert await worker.answers(within_s=120.0)
     return workers
@@ -104,6 +124,32 @@ def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> 
         f"policy rank 0 did not sleep: it has not answered for 2 s (cluster.worker_silence_s); its process {pid} on "
     )
     assert text.splitlines()[0].endswith("is stopped (by SIGSTOP)")
+
+
+def test_requests_that_ray_holds_back_do_not_silence_a_worker(cluster: None) -> None:
+    async def scenario() -> None:
+        (worker,) = await make_workers(1, Busy, max_concurrency=2)
+        pending = [asyncio.ensure_future(started(worker, "sleep", 600.0)) for _ in range(5)]
+        await asyncio.sleep(1.0)
+        assert await worker.answers(within_s=3.0)
+        worker.give_up("is not needed any more")
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_an_event_loop_that_is_held_up_is_noticed(cluster: None) -> None:
+    async def scenario() -> None:
+        (worker,) = await make_workers(1, Busy)
+        await started(worker, "sleep", 0.0)
+        pending = asyncio.ensure_future(started(worker, "block", 600.0))
+        await asyncio.sleep(0.5)
+        assert not await worker.answers(within_s=3.0)
+        worker.give_up("has not answered")
+        with pytest.raises(WorkerDied, match="its process .* is alive .* but answers nothing"):
+            await pending
+
+    asyncio.run(scenario())
 
 
 def test_a_call_has_a_limit(cluster: None) -> None:
