@@ -168,6 +168,6 @@ def _check_tensor_groups(nodes: list[str], *, tensor_ranks: int) -> None:
 
 
 def start_actor(shell: Any, options: dict[str, Any], *args: Any, env_vars: dict[str, str] | None = None) -> Any:
-    """A Ray actor of `shell` (from `ray.remote`), marked as the run's; returns its handle at once, before the process is up."""
+    """A Ray actor of `shell` (from `ray.remote`), marked as the run's. Returns its handle before the process is up."""
     environment = {"env_vars": process_marks() | (env_vars or {})}
     return shell.options(**options, runtime_env=environment).remote(*args)

@@ -146,7 +146,7 @@ def test_an_event_loop_that_is_held_up_is_noticed(cluster: None) -> None:
         await asyncio.sleep(0.5)
         assert not await worker.answers(within_s=3.0)
         worker.give_up("has not answered")
-        with pytest.raises(WorkerDied, match="its process .* is alive .* but answers nothing"):
+        with pytest.raises(WorkerDied, match=r"its process .* is alive .* but answers nothing"):
             await pending
 
     asyncio.run(scenario())
