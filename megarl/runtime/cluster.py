@@ -4,6 +4,8 @@ import functools
 import logging
 import os
 import shutil
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -82,12 +84,14 @@ async def ray_cluster(config: RunConfig, *, num_engines: int) -> AsyncIterator[P
 async def _start(
     thread: RayThread, lease: Lease, config: RunConfig, address: RayAddress | None, *, num_engines: int
 ) -> Placement:
-    try:
-        start = functools.partial(start_ray, config, address, num_engines=num_engines)
-        session = await thread.call(start, timeout_s=_INIT_TIMEOUT_S)
+    def start() -> None:
+        session = start_ray(config, address, num_engines=num_engines)
         if address is None:
-            lease.note([session])
-        reserve = functools.partial(_reserve, config, num_engines=num_engines)
+            lease.note([session])  # here: also when nobody waits for the start any more
+
+    try:
+        await thread.call(start, timeout_s=_INIT_TIMEOUT_S)
+        reserve = functools.partial(_reserve, config, num_engines=num_engines, given_up=thread.given_up)
         return await thread.call(reserve, timeout_s=2 * _PLACEMENT_TIMEOUT_S)
     except TimeoutError:
         where = f"the Ray cluster at {address} was not joined" if address else "Ray did not start on this machine"
@@ -135,14 +139,17 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
         raise ConfigError(f"cannot {doing}: {error}") from error
 
 
-def _reserve(config: RunConfig, *, num_engines: int) -> Placement:
+def _reserve(config: RunConfig, *, num_engines: int, given_up: threading.Event) -> Placement:
     resources = ray.cluster_resources()
     on_gpu = built_for_cuda() and resources.get("GPU", 0) > 0
     ranks, tensor = config.parallel.world_size, config.rollout.tensor
     bundles = [{"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}] * ranks
     bundles += [{"CPU": 1.0, "GPU": float(tensor)} if on_gpu else {"CPU": 1.0}] * num_engines
     group = ray.util.placement_group(bundles, strategy="PACK")
-    if not group.wait(_PLACEMENT_TIMEOUT_S):
+    deadline = time.monotonic() + _PLACEMENT_TIMEOUT_S
+    while not (placed := group.wait(1.0)) and time.monotonic() < deadline and not given_up.is_set():
+        pass
+    if not placed:
         needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in bundles[0]}
         found = {kind: resources.get(kind, 0.0) for kind in needed}
         raise ConfigError(

@@ -22,6 +22,8 @@ class RayThread:
     """Runs functions one after the other. A daemon thread: one that never returns does not hold up the end."""
 
     def __init__(self) -> None:
+        self.given_up = threading.Event()
+        """Nobody waits any more for what was called: a function that waits in turns may end."""
         self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="megarl-ray", daemon=True).start()
 
@@ -30,11 +32,15 @@ class RayThread:
         future: Future[T] = Future()
         self._work.put((function, future))
         deadline = time.monotonic() + timeout_s
-        while not future.done():
-            if time.monotonic() > deadline:
-                raise TimeoutError
-            await asyncio.sleep(_POLL_S)
-            _keep_sigterm()
+        try:
+            while not future.done():
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                await asyncio.sleep(_POLL_S)
+                _keep_sigterm()
+        except BaseException:
+            self.given_up.set()
+            raise
         _keep_sigterm()
         return future.result()
 
