@@ -37,8 +37,9 @@ class RayAddress:
 def find_address(configured: str | None) -> RayAddress | None:
     """cluster.ray_address, else RAY_ADDRESS, else None: Ray is to be started here. ConfigError for what is none."""
     text, origin = configured, "cluster.ray_address"
-    if not text:
-        text, origin = os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS (environment)"
+    given = os.environ.get("RAY_ADDRESS")
+    if not text or (text == "auto" and given not in (None, "", "local")):  # Ray, too, prefers it to looking itself
+        text, origin = given, "RAY_ADDRESS (environment)"
     if not text or text == "local":
         return None
     if text != "auto" and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}", text):

@@ -32,10 +32,12 @@ def test_where_the_address_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert str(find_address(None)) == 'RAY_ADDRESS (environment) "10.0.0.1:6379"'
     assert str(find_address("head:6379")) == 'cluster.ray_address "head:6379"'
+    assert str(find_address("auto")) == 'RAY_ADDRESS (environment) "10.0.0.1:6379"'
     assert find_address("[fe80::1]:6379") == RayAddress("[fe80::1]:6379", "cluster.ray_address")
     for local in ("", "local"):
         monkeypatch.setenv("RAY_ADDRESS", local)
         assert find_address(None) is None
+        assert str(find_address("auto")) == 'cluster.ray_address "auto"'
 
 
 @pytest.mark.parametrize("text", ["ray://head:10001", "http://head:8265", "head", "head:port", "he ad:1"])
