@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from megarl.cli.doctor_leftovers import check_leftovers
 from megarl.cli.doctor_machine import (
     check_devices,
     check_disk,
@@ -95,6 +96,7 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
     )
     yield from check_ray(config.cluster.ray_address if config else None, deep=deep)
     yield check_slurm()
+    yield from check_leftovers()
 
 
 def check_config(config: RunConfig) -> Iterator[Finding]:

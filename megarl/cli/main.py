@@ -218,6 +218,23 @@ def theory(
     raise typer.Exit(run_theory(Console(), theory_config, output))
 
 
+@app.command(
+    epilog=_examples(
+        "megarl report runs/latest",
+        "megarl report runs/quickstart-train-20261121T205700Z runs/quickstart-sft-20261121T205500Z",
+    )
+)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run directory; `latest` beside them is the newest.")
+    ],
+) -> None:
+    """Draw the figures and report.html of any run anew, and say how it stands: running, finished, failed, killed."""
+    from megarl.cli.report import run_report
+
+    raise typer.Exit(run_report(runs))
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:

@@ -1,21 +1,26 @@
 """What `train` and `sft` share: the run directory, the display, signals, and an orderly end."""
 
 import asyncio
+import functools
 import logging
+import os
 import signal
+import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megarl.cli.interrupts import Interrupts
 from megarl.cli.paths import shown_path
+from megarl.cli.report import draw_figures
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.reporting import StepReporter
+from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, mark_process
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
-from megarl.telemetry.figures import write_run_figures
 from megarl.telemetry.logs import setup_logging
 from megarl.telemetry.run_directory import RunDirectory, RunStatus
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
@@ -26,6 +31,8 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_INTERRUPTED = 130
+_END_GRACE_S = 10.0
+_STOPPED = "stopped by a signal"
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,15 @@ class Session:
             logger.debug("%s", line)
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """How the work ended."""
+
+    status: RunStatus
+    message: str | None
+    code: int
+
+
 Work = Callable[[Session], Awaitable[None]]
 
 
@@ -59,26 +75,67 @@ def run_session(
     """Run `work` in a new run directory to its end, a failure or Ctrl-C; returns the exit code.
 
     sources: the configuration file and the fragments after it, which the directory keeps word for word.
-    The directory is readable in every case: state.json says finished, interrupted or failed, and why.
+    The directory is readable in every case: state.json says finished, interrupted or failed, and why; a run that was
+    killed is recognised by its process (`RunDirectory.standing`). Afterwards no process of the run is left here.
     """
     directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
-    with _open_session(config, directory, steps=steps, columns=columns) as session:
-        session.console.note(f"run  {shown_path(directory.path)}")
-        status: RunStatus
-        message: str | None
+    _clean_earlier()
+    mark_process(directory.path)
+    interrupts = Interrupts(kill=functools.partial(_kill, directory))
+    with interrupts.heard(), directory.pulse():
+        outcome = _work_to_the_end(config, directory, interrupts, work, verb=verb, steps=steps, columns=columns)
         try:
-            asyncio.run(_cancellable(work(session)))
-            status, message, code = "finished", None, 0
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            status, message, code = "interrupted", "stopped by a signal", EXIT_INTERRUPTED
-        except ConfigError as error:
-            status, message, code = "failed", str(error), EXIT_CONFIG
-        except Exception as error:
-            (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            status, message, code = "failed", f"{error}", EXIT_FAILED
-    _finish(session, status, message)
-    return code
+            end_run_processes(grace_s=_END_GRACE_S)
+        except KeyboardInterrupt:
+            end_run_processes(grace_s=0.0)
+    directory.write_state(replace(directory.read_state(), status=outcome.status, message=outcome.message))
+    _finish(config, directory, outcome, verb=verb)
+    return outcome.code
+
+
+def _work_to_the_end(
+    config: RunConfig,
+    directory: RunDirectory,
+    interrupts: Interrupts,
+    work: Work,
+    *,
+    verb: str,
+    steps: int,
+    columns: Sequence[Column],
+) -> _Outcome:
+    try:
+        with _open_session(config, directory, steps=steps, columns=columns) as session:
+            session.console.note(f"run  {shown_path(directory.path)}")
+            if note := describe_kept_weights(config, verb):
+                session.console.note(note)
+            asyncio.run(interrupts.cancellable(work(session)))
+        return _Outcome("finished", None, 0)
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return _Outcome("interrupted", _STOPPED, EXIT_INTERRUPTED)
+    except ConfigError as error:
+        return _Outcome("failed", str(error), EXIT_CONFIG)
+    except Exception as error:
+        (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return _Outcome("failed", f"{error}" or type(error).__name__, EXIT_FAILED)
+
+
+def describe_kept_weights(config: RunConfig, verb: str) -> str | None:
+    """What a run of RL steps keeps, where that is only its last weights."""
+    if verb != "train" or config.train.export_every:
+        return None
+    return (
+        "train.export_every is 0: no weights are kept but the last ones, written after step "
+        f"{config.train.steps}; train.export_every=10 keeps those of every tenth step"
+    )
+
+
+def _clean_earlier() -> None:
+    """What runs that were killed have left on this machine."""
+    found = find_leftovers()
+    clean_leftovers(found)
+    for leftover in found:
+        print(f"removed what a killed run left ({leftover.run or 'unknown'}): {leftover.name}", flush=True)
 
 
 @contextmanager
@@ -102,28 +159,47 @@ def _open_session(
         update_sinks.close()
 
 
-async def _cancellable(work: Awaitable[None]) -> None:
-    """Ctrl-C and SIGTERM cancel the work, so that its `finally` blocks end every worker; a second Ctrl-C is ignored
-    while they do."""
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if not task.cancelling():
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    await task
+def _kill(directory: RunDirectory, why: str) -> None:
+    """End every process of the run, and this one, at once; from a signal handler or a thread."""
+    end_run_processes(grace_s=0.0)
+    directory.write_state(replace(directory.read_state(), status="interrupted", message=why))
+    shown_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
+    os.write(sys.stderr.fileno(), shown_cursor + f"\ninterrupted: {why}\nrun      {directory.path}\n".encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
-def _finish(session: Session, status: RunStatus, message: str | None) -> None:
-    directory = session.directory
-    directory.write_state(replace(directory.read_state(), status=status, message=message))
-    if message is not None:
-        print(f"\n{status}: {message}", flush=True)
-    if directory.metrics_path.stat().st_size:
-        figures = write_run_figures(directory.path)
-        print(f"\nfigures  {shown_path(directory.figures)} ({len(figures)} files)")
-        print(f"report   {shown_path(directory.report_path)}")
-    print(f"run      {shown_path(directory.path)}")
+def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, verb: str) -> None:
+    """Say how it ended and draw what there is; nothing here changes the outcome."""
+    if outcome.message is not None:
+        print(f"\n{outcome.status}: {outcome.message}", flush=True)
+    with _sigterm_as_interrupt():
+        try:
+            if directory.metrics_path.is_file() and directory.metrics_path.stat().st_size:
+                print()
+                draw_figures(directory)
+        except KeyboardInterrupt:
+            print(f"figures  not drawn: {_STOPPED}; megarl report {shown_path(directory.path)} draws them")
+        print(_describe_checkpoints(config, directory, verb))
+        print(f"run      {shown_path(directory.path)}", flush=True)
+
+
+def _describe_checkpoints(config: RunConfig, directory: RunDirectory, verb: str) -> str:
+    kept = sorted(path for path in directory.checkpoints.iterdir() if not path.name.startswith("."))
+    if not kept:
+        only = " (train.export_every is 0: they are written after the last step only)"
+        return f"weights  none were kept{only if describe_kept_weights(config, verb) else ''}"
+    only = "; only the last ones are kept: train.export_every is 0" if describe_kept_weights(config, verb) else ""
+    more = f" and {len(kept) - 1} earlier" if len(kept) > 1 else ""
+    return f"weights  {shown_path(kept[-1])}{more}{only}"
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

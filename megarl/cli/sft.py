@@ -1,6 +1,7 @@
 """`megarl sft`: supervised warm start from a config."""
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_sft_inputs
@@ -8,7 +9,7 @@ from megarl.cli.session import Session, resolve_model_path, run_session
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.sft import fine_tune
-from megarl.runtime.cluster import start_ray, stop_ray
+from megarl.runtime.cluster import check_cluster, ray_cluster
 from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.telemetry.columns import SFT_COLUMNS
 
@@ -25,20 +26,20 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
     config = model.pin(config)
 
     async def work(session: Session) -> None:
+        await check_cluster(config)
         with session.reporter.start_up("data"):
             pairs = load_sft_inputs(config, model)
         session.say(*model.describe(), f"data   {pairs.about}")
-        try:
+        async with AsyncExitStack() as stack:
             with session.reporter.start_up("ray"):
-                placement = start_ray(config, num_engines=0)
+                placement = await stack.enter_async_context(ray_cluster(config, num_engines=0))
             policy = RayPolicyGroup(config, session.directory, placement)
+            stack.callback(policy.stop_watching)
             with session.reporter.start_up("policy ranks"):
                 await policy.setup(
                     optimizer=sft.optimizer.scaled(sft.batch_examples), total_updates=sft.steps, reference=False
                 )
             await fine_tune(config, sft, policy=policy, pairs=pairs, reporter=session.reporter)
             await policy.close()
-        finally:
-            stop_ray()
 
     return run_session(config, work, sources=sources, verb="sft", steps=sft.steps, columns=SFT_COLUMNS)

@@ -2,7 +2,8 @@
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
@@ -12,7 +13,8 @@ from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
-from megarl.runtime.cluster import start_ray, stop_ray
+from megarl.runtime.closing import undisturbed
+from megarl.runtime.cluster import Placement, check_cluster, ray_cluster
 from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.columns import RL_COLUMNS
@@ -26,13 +28,15 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
     config = model.pin(config)
 
     async def work(session: Session) -> None:
+        await check_cluster(config)
         with session.reporter.start_up("data"):
             data = load_train_inputs(config, model)
         session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
-        try:
-            with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
-                policy, pool = _place_workers(session, model.stops.token_ids)
+        with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
+            async with _started_ray(session) as placement:
+                policy = RayPolicyGroup(config, session.directory, placement)
+                pool = RayRolloutPool(config, session.directory, placement, stop_token_ids=model.stops.token_ids)
                 parts = Parts(
                     policy=policy,
                     pool=pool,
@@ -53,21 +57,21 @@ def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
                     await _start_workers(session, policy, pool)
                     await train(config, parts)
                 finally:
+                    policy.stop_watching()
                     # Also after a failure or a signal: killed with Ray, vLLM would leave its files behind.
-                    await pool.close()
+                    await undisturbed(pool.close())
                 await policy.close()
-        finally:
-            stop_ray()
 
     return run_session(config, work, sources=sources, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
 
 
-def _place_workers(session: Session, stop_token_ids: tuple[int, ...]) -> tuple[RayPolicyGroup, RayRolloutPool]:
-    config = session.config
-    with session.reporter.start_up("ray"):
-        placement = start_ray(config, num_engines=config.rollout.engines)
-    policy = RayPolicyGroup(config, session.directory, placement)
-    return policy, RayRolloutPool(config, session.directory, placement, stop_token_ids=stop_token_ids)
+@asynccontextmanager
+async def _started_ray(session: Session) -> AsyncIterator[Placement]:
+    async with AsyncExitStack() as stack:
+        with session.reporter.start_up("ray"):
+            cluster = ray_cluster(session.config, num_engines=session.config.rollout.engines)
+            placement = await stack.enter_async_context(cluster)
+        yield placement
 
 
 async def _start_workers(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool) -> None:

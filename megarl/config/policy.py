@@ -91,5 +91,10 @@ class PolicyConfig(Config):
     """Port of the policy's rendezvous on its first node; 0 picks a free one."""
     collective_timeout_s: float = Field(600.0, gt=0)
     """A collective among policy ranks that takes longer fails with a message; Megatron's groups round up to minutes."""
+    start_timeout_s: float = Field(1800.0, gt=0)
+    """Policy ranks that have not met and read the weights after this long have failed to start."""
+    call_timeout_s: float = Field(7200.0, gt=0)
+    """A policy rank that works longer than this on one thing (log-probs of a step's batch, an update, a publication, an
+    export) hangs: the run ends with its name."""
     megatron_overrides: dict[str, Any] = {}
     """Fields of Megatron-core's TransformerConfig to set verbatim; unknown names are an error."""

@@ -52,6 +52,9 @@ class RolloutConfig(Config):
     """The run stops when a step's mean |trainer - vLLM| log-prob over tokens is above this."""
     start_timeout_s: float = Field(600.0, gt=0)
     """An engine that is not ready after this long has failed to start."""
+    stall_timeout_s: float = Field(300.0, gt=0)
+    """An engine that samples no token for this long while it has requests, or one of whose processes is stopped for
+    this long, ends the run with its name."""
     publish: PublishConfig = PublishConfig()
     vllm_overrides: dict[str, Any] = {}
     """vLLM engine arguments to set verbatim; unknown names are an error."""

@@ -70,6 +70,9 @@ class ClusterConfig(Config):
     """GPUs of a node; without CUDA the number of workers it may hold."""
     ray_address: str | None = None
     """Join a running Ray cluster ("auto" or host:port) instead of starting one on this machine."""
+    worker_silence_s: float = Field(120.0, gt=0)
+    """A worker whose process does not answer for this long, because it is stopped or its machine is gone, ends the run
+    with its name. Workers answer beside their work, however long that takes."""
 
 
 class LoggingConfig(Config):

@@ -9,9 +9,6 @@ outlives `shutdown`.
 """
 
 import asyncio
-import json
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +23,7 @@ from megarl.records import Rollout, SampleRequest, StopReason
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.signals import TransportError
 from megarl.rollout.arguments import build_engine_args, build_sampling_params
+from megarl.rollout.engine_log import write_logging_config
 from megarl.rollout.environment import set_engine_environment
 from megarl.rollout.failures import (
     EngineError,
@@ -35,6 +33,8 @@ from megarl.rollout.failures import (
     find_root_cause,
 )
 from megarl.rollout.processes import ChildProcesses
+from megarl.rollout.progress import EngineProgress
+from megarl.telemetry.leases import Lease
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -44,6 +44,8 @@ State = Literal["new", "ready", "updating", "broken", "closed"]
 
 _EXIT_GRACE_S = 30.0
 _POLL_S = 1.0
+_PEER_WAITS = 5
+"""Waits for peers in a row, of publish.timeout_s each, that one call to the workers may hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +77,11 @@ class RolloutEngine:
             raise ValueError(f"engine index {index} is not in 0 .. {config.engines - 1} (rollout.engines)")
         self._config, self._model, self._index = config, model, index
         self._stop_token_ids = tuple(stop_token_ids)
-        self._scratch: Path | None = None
+        self._lease: Lease | None = None
         self._log_path = log_path
         self._llm: AsyncLLM | None = None
         self._processes: ChildProcesses | None = None
+        self._progress: EngineProgress | None = None
         self._state: State = "new"
         self._reason = ""
         self._running = 0
@@ -120,6 +123,8 @@ class RolloutEngine:
         if self._state == "closed":  # shut down while it was building
             await self._abandon(building)
             raise EngineStartError(f"engine {self._index} was shut down while it started")
+        assert self._llm is not None
+        self._progress = EngineProgress(self._llm, self._processes, stall_timeout_s=self._config.stall_timeout_s)
         self._state = "ready"
 
     async def _await_built(self, building: "asyncio.Task[None]") -> None:
@@ -130,37 +135,27 @@ class RolloutEngine:
             if time.monotonic() > deadline:
                 raise TimeoutError
             await asyncio.wait([building], timeout=_POLL_S)
-            await asyncio.to_thread(self._processes.find)
+            await asyncio.to_thread(self._find_processes)
         await building
 
+    def _find_processes(self) -> None:
+        """Note vLLM's processes and their shared files, the files also where a kill of this process leaves them."""
+        assert self._processes is not None
+        assert self._lease is not None
+        before = self._processes.files
+        self._processes.find()
+        if self._processes.files != before:
+            self._lease.note(self._processes.files)
+
     def _prepare_log(self) -> None:
-        """vLLM's log, tracebacks included, goes to a file that failures are explained from; errors to stderr too."""
-        self._scratch = Path(tempfile.mkdtemp(prefix="megarl-engine-"))
+        """vLLM's log goes to a file that failures are explained from."""
+        self._lease = Lease.take("engine")
         if self._log_path is None:
-            self._log_path = self._scratch / "engine.log"
+            self._log_path = self._lease.path / "engine.log"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log_path.touch()
-        handler = {
-            "formatter": "plain",
-            "level": "INFO",
-            "class": "logging.FileHandler",
-            "filename": str(self._log_path),
-        }
-        stderr = {
-            "formatter": "plain",
-            "level": "ERROR",
-            "class": "logging.StreamHandler",
-            "stream": "ext://sys.stderr",
-        }
-        logging_config = {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"plain": {"format": "%(asctime)s %(levelname)s pid=%(process)d %(name)s: %(message)s"}},
-            "handlers": {"file": handler, "stderr": stderr},
-            "loggers": {"vllm": {"handlers": ["file", "stderr"], "level": "INFO", "propagate": False}},
-        }
-        path = self._scratch / "logging.json"
-        path.write_text(json.dumps(logging_config))
+        path = self._lease.path / "logging.json"
+        write_logging_config(path, log=self._log_path)
         set_engine_environment(
             tensor=self._config.tensor, start_timeout_s=self._config.start_timeout_s, logging_config=path
         )
@@ -216,9 +211,9 @@ class RolloutEngine:
             await asyncio.to_thread(self._processes.end, grace_s)
 
     def _close_scratch(self) -> None:
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     # sampling
 
@@ -227,7 +222,8 @@ class RolloutEngine:
 
         Raises:
             ValueError: a prompt is empty or longer than rollout.max_prompt_tokens.
-            EngineError: the engine is not running, or its process died (with the cause from its log).
+            EngineError: the engine is not running, or its process died (with the cause from its log), or no token has
+                come for rollout.stall_timeout_s.
         """
         for position, request in enumerate(requests):
             if not 0 < len(request.prompt) <= self._config.max_prompt_tokens:
@@ -236,7 +232,7 @@ class RolloutEngine:
                     f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
                 )
         async with self._sampling():
-            return await self._alive(self._sample_all(requests))
+            return await self._alive(self._sample_all(requests), limit_s=None)
 
     @asynccontextmanager
     async def _sampling(self) -> AsyncIterator[None]:
@@ -252,18 +248,24 @@ class RolloutEngine:
                 self._running -= 1
                 self._changed.notify_all()
 
-    async def _alive(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`, but not for ever: vLLM does not wake those who wait on an engine whose process was killed."""
+    async def _alive(self, work: Coroutine[Any, Any, T], *, limit_s: float | None) -> T:
+        """Await `work`, but not for ever: vLLM does not wake those who wait on an engine whose process was killed or
+        stopped. limit_s: None for sampling, which ends when tokens cease to come."""
         assert self._llm is not None
         task = asyncio.create_task(work)
+        started_s = time.monotonic()
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=_POLL_S)
-                if self._llm is None or (self._llm.errored and not task.done()):
+                if task.done():
+                    break
+                if self._llm is None or self._llm.errored:
                     raise EngineError("it was shut down" if self._llm is None else "its process died")
+                if reason := self._why_stuck(time.monotonic() - started_s, limit_s=limit_s):
+                    await self._kill(reason)
             return await task
         except Exception as error:
-            if self._llm is None or not self._llm.errored:
+            if self._llm is None or not (self._llm.errored or self._state == "broken"):
                 raise
             cause = find_root_cause(self._log_text()) or "no exception in its log: it was killed, or out of memory"
             self._break(f"its process died: {cause}")
@@ -271,6 +273,19 @@ class RolloutEngine:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def _why_stuck(self, waited_s: float, *, limit_s: float | None) -> str | None:
+        assert self._progress is not None
+        if limit_s is not None and waited_s > limit_s:
+            return f"its workers have not answered for {limit_s:g} s"
+        return self._progress.why_stuck()
+
+    async def _kill(self, reason: str) -> None:
+        """vLLM does not go on: end its processes, stopped ones too. EngineError, always."""
+        self._break(reason)
+        assert self._processes is not None
+        await asyncio.to_thread(self._processes.end, 0.0)
+        raise EngineError(reason)
 
     async def _sample_all(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
         tasks = [asyncio.create_task(self._sample(request)) for request in requests]
@@ -389,7 +404,10 @@ class RolloutEngine:
         """
         assert self._llm is not None
         try:
-            answers = await self._alive(self._llm.collective_rpc("megarl_call", args=(method, arguments)))
+            answers = await self._alive(
+                self._llm.collective_rpc("megarl_call", args=(method, arguments)),
+                limit_s=worker_call_limit_s(self._config),
+            )
         except EngineError:
             raise
         except Exception as error:
@@ -407,9 +425,10 @@ class RolloutEngine:
             await self._changed.wait_for(lambda: self._running == 0)
         drained = time.perf_counter()
         await self._call_workers("finish_weight_update")
-        await self._alive(self._llm.update_weight_version(_version_name(version)))
+        limit_s = worker_call_limit_s(self._config)
+        await self._alive(self._llm.update_weight_version(_version_name(version)), limit_s=limit_s)
         installed = time.perf_counter()
-        await self._alive(self._empty_prefix_cache())
+        await self._alive(self._empty_prefix_cache(), limit_s=limit_s)
         resumed = time.perf_counter()
         return Adoption(drain_s=drained - started, install_s=installed - drained, resume_s=resumed - installed)
 
@@ -427,6 +446,11 @@ class RolloutEngine:
         if self._state != "closed":
             self._state = "broken"
         self._reason = self._reason or reason
+
+
+def worker_call_limit_s(config: RolloutConfig) -> float:
+    """After so many seconds a call to an engine's workers has failed: longer than it can wait for peers."""
+    return config.stall_timeout_s + _PEER_WAITS * config.publish.timeout_s
 
 
 def _version_name(version: int) -> str:

@@ -37,6 +37,22 @@ class ChildProcesses:
                 if path.startswith(_SHM) and path.removeprefix(_SHM).startswith(_LEFT_BEHIND):
                     self._files.add(Path(path))
 
+    @property
+    def files(self) -> set[Path]:
+        """Shared files that `find` has noted so far."""
+        return set(self._files)
+
+    def find_stopped(self) -> list[str]:
+        """Of the noted processes those that are stopped: their command's name and number."""
+        stopped = []
+        for process in self._found:
+            try:
+                if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                    stopped.append(f"process {process.pid} ({process.name()})")
+            except psutil.Error:
+                continue  # it ended: the engine notices that itself
+        return stopped
+
     def end(self, grace_s: float) -> None:
         """Wait for the noted processes to end by themselves, kill the rest, remove the files. Idempotent."""
         _, alive = psutil.wait_procs(self._found, timeout=grace_s)

@@ -1,9 +1,8 @@
-"""A failure in a worker, told with its role, its rank and the end of its log."""
+"""Calls to workers, each with an end: a failure is told with the worker's role, its rank and the end of its log."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -11,6 +10,7 @@ import ray.exceptions
 
 from megarl.config.base import ConfigError
 from megarl.reshard.signals import TransportError
+from megarl.runtime.workers import Worker
 from megarl.telemetry.logs import tail
 
 T = TypeVar("T")
@@ -19,28 +19,51 @@ LOG_LINES = 30
 BLAME_WAIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerName:
-    """Which worker a call went to."""
-
-    role: str
-    rank: int
-    log: Path
-
-    def __str__(self) -> str:
-        return f"{self.role} rank {self.rank}"
-
-
 class WorkerFailed(RuntimeError):
-    """A worker raised or died; the message is for a person."""
+    """A worker raised, died or did not end; the message is for a person."""
 
 
 class WorkerDied(WorkerFailed):
-    """A worker's process is gone."""
+    """A worker's process is gone, or does not answer."""
 
 
-async def call(worker: WorkerName, reference: Awaitable[T]) -> T:
-    """Await a Ray reference; a failure becomes WorkerFailed, a ConfigError and a TransportError stay such."""
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a call may take, and what sets it."""
+
+    seconds: float
+    name: str
+    """Of the configuration's field, with what to do where that is not to raise it."""
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s ({self.name})"
+
+
+async def call(worker: Worker, reference: Awaitable[T], *, doing: str, limit: Limit | None) -> T:
+    """Await a Ray reference. doing: what the worker was asked for, as an infinitive.
+
+    limit: None only for work whose progress the worker itself watches; its process is watched in any case.
+
+    Raises:
+        ConfigError, TransportError: the worker raised one.
+        WorkerDied: its process is gone, or does not answer.
+        WorkerFailed: it raised something else, or was not done within the limit.
+    """
+    task = asyncio.ensure_future(_translate(worker, reference))
+    try:
+        waited: list[asyncio.Future[Any]] = [task, worker.lost]
+        await asyncio.wait(waited, timeout=limit.seconds if limit else None, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if worker.lost.done():
+            raise WorkerDied(_describe(worker, f"did not {doing}: it {worker.lost.result()}"))
+        raise WorkerFailed(_describe(worker, f"did not {doing} within {limit}"))
+    finally:
+        task.cancel()
+
+
+async def _translate(worker: Worker, reference: Awaitable[T]) -> T:
+    """A failure becomes WorkerFailed; a ConfigError and a TransportError stay such."""
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
@@ -51,26 +74,43 @@ async def call(worker: WorkerName, reference: Awaitable[T]) -> T:
             raise TransportError(f"{worker}: {cause}") from None
         raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
-        raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
+        # Ours to know: Ray only sees that it was killed.
+        what = f"was killed: it {worker.lost.result()}" if worker.lost.done() else f"died: {_first_line(error)}"
+        raise WorkerDied(_describe(worker, what)) from error
 
 
-async def call_together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results, in order, of calls whose workers need each other; one failure fails all.
+async def call_together(workers: Sequence[Worker], calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results, in order, of calls to workers that need each other, one each; one failure fails all.
 
     When one fails, the others may fail within `BLAME_WAIT_S`: of those that do, a worker whose process is gone is the
-    cause, and one that raised because its peer is gone is not.
+    cause, and so is one that is stopped; one that raised because its peer is gone or silent is not.
     """
     tasks: list[asyncio.Task[T]] = [asyncio.create_task(call) for call in calls]
     try:
         _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if pending and not any(isinstance(error, WorkerDied) for error in _failures(tasks)):
+        if pending and not _any_died(tasks):
             await asyncio.wait(pending, timeout=BLAME_WAIT_S)
+        if _failures(tasks) and not _any_died(tasks):
+            silent = [(worker, task) for worker, task in zip(workers, tasks, strict=True) if not task.done()]
+            await asyncio.gather(*(_suspect(worker) for worker, _ in silent))
+            if lost := [task for worker, task in silent if worker.lost.done()]:
+                await asyncio.wait(lost, timeout=BLAME_WAIT_S)  # their calls hear of it
         if failures := _failures(tasks):
             raise next((error for error in failures if isinstance(error, WorkerDied)), failures[0])
         return [task.result() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _suspect(worker: Worker) -> None:
+    """A peer has failed, and this worker has not said anything."""
+    if not await worker.answers(within_s=BLAME_WAIT_S):
+        worker.give_up(f"has not answered for {BLAME_WAIT_S:g} s, and another worker failed waiting for it")
+
+
+def _any_died(tasks: Iterable["asyncio.Task[T]"]) -> bool:
+    return any(isinstance(error, WorkerDied) for error in _failures(tasks))
 
 
 def _failures(tasks: Iterable["asyncio.Task[T]"]) -> list[BaseException]:
@@ -82,6 +122,7 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def _describe(worker: WorkerName, what: str) -> str:
-    lines = "".join(f"\n  | {line}" for line in tail(worker.log, LOG_LINES).splitlines())
-    return f"{worker} {what}\nEnd of {worker.log}:{lines}"
+def _describe(worker: Worker, what: str) -> str:
+    log = worker.name.log
+    lines = "".join(f"\n  | {line}" for line in tail(log, LOG_LINES).splitlines())
+    return f"{worker} {what}\nEnd of {log}:{lines}"

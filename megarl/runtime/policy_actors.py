@@ -1,11 +1,15 @@
 """The policy ranks as Ray actors, and the group of them as the loop sees it."""
 
+import asyncio
+import logging
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.util
 
 from megarl.config.base import ConfigError
@@ -20,20 +24,35 @@ from megarl.records import TokenScores, TokenTrace
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
 from megarl.runtime.cluster import Placement, start_actor
-from megarl.runtime.failures import WorkerName, call, call_together
+from megarl.runtime.failures import Limit, call, call_together
+from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Min
+from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
+
+_log = logging.getLogger(__name__)
+_CLOSE_TIMEOUT_S = 20.0
+_SESSION_WAITS = 6
+"""Waits for peers in a row, of rollout.publish.timeout_s each, while a session for publications is made."""
 
 
 class PolicyActor:
-    """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own."""
+    """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own.
+
+    `answer` has a thread of its own; everything else runs in one other, in order.
+    """
 
     def __init__(self, config: RunConfig, rank: int, logs: Path) -> None:
         redirect_output(logs / f"policy-{rank}.log")
         setup_logging("policy", rank, logs)
         self._config, self._rank = config, rank
         self._worker: Any = None
+
+    @ray.method(concurrency_group="liveness")
+    def answer(self) -> ProcessMark:
+        """That this process runs, beside whatever else it does."""
+        return ProcessMark.of(os.getpid())
 
     def rendezvous(self, port: int) -> tuple[str, int]:
         """Host of this process and a port on it where the ranks can meet."""
@@ -74,36 +93,63 @@ class RayPolicyGroup:
         self._grid = RankGrid(
             tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
         )
-        ranks = range(self._grid.world_size)
-        self._names = [WorkerName("policy", rank, directory.log_path("policy", rank)) for rank in ranks]
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
-        threads = {"env_vars": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
-        self._actors = [
-            start_actor(
-                PolicyActor,
-                placement.policy_rank(name.rank) | {"runtime_env": threads},
-                config,
-                name.rank,
-                directory.logs,
-            )
-            for name in self._names
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        shell = ray.remote(concurrency_groups={"liveness": 1})(PolicyActor)
+
+        def start(rank: int) -> Any:
+            return start_actor(shell, placement.policy_rank(rank), config, rank, directory.logs, env_vars=threads)
+
+        self._workers = [
+            Worker(WorkerName("policy", rank, directory.log_path("policy", rank)), start(rank))
+            for rank in range(self._grid.world_size)
         ]
+        self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
+        self._limit = Limit(config.policy.call_timeout_s, "policy.call_timeout_s; raise it if the work is that long")
 
     async def setup(self, *, optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
         """Meet, build the model, read the weights."""
-        master = await call(self._names[0], self._actors[0].rendezvous.remote(self._config.policy.master_port))
-        calls = (actor.setup.remote(master, optimizer, total_updates, reference) for actor in self._actors)
-        await call_together(call(name, ref) for name, ref in zip(self._names, calls, strict=True))
+        first = self._workers[0]
+        asked = first.actor.rendezvous.remote(self._config.policy.master_port)
+        master = await call(first, asked, doing="find a port to meet at", limit=self._start_limit)
+        await call_together(
+            self._workers,
+            [
+                call(
+                    worker,
+                    worker.actor.setup.remote(master, optimizer, total_updates, reference),
+                    doing="start",
+                    limit=self._start_limit,
+                )
+                for worker in self._workers
+            ],
+        )
 
-    async def _all(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+    @property
+    def _start_limit(self) -> Limit:
+        return Limit(self._config.policy.start_timeout_s, "policy.start_timeout_s; raise it if reading takes that long")
+
+    @property
+    def _session_limit(self) -> Limit:
+        waits_s = _SESSION_WAITS * self._config.rollout.publish.timeout_s
+        return Limit(waits_s, f"{_SESSION_WAITS} waits of rollout.publish.timeout_s")
+
+    async def _all(self, method: str, *args: Any, limit: Limit | None = None, **kwargs: Any) -> list[Any]:
         """The same call on every rank, results in rank order; the first failure is raised at once."""
-        return await self._each(method, [args] * len(self._actors), **kwargs)
+        return await self._each(method, [args] * len(self._workers), limit=limit, **kwargs)
 
-    async def _each(self, method: str, args_of_rank: Sequence[Sequence[Any]], **kwargs: Any) -> list[Any]:
+    async def _each(
+        self, method: str, args_of_rank: Sequence[Sequence[Any]], *, limit: Limit | None = None, **kwargs: Any
+    ) -> list[Any]:
         refs = [
-            actor.run.remote(method, *args, **kwargs) for actor, args in zip(self._actors, args_of_rank, strict=True)
+            worker.actor.run.remote(method, *args, **kwargs)
+            for worker, args in zip(self._workers, args_of_rank, strict=True)
         ]
-        return await call_together(call(name, ref) for name, ref in zip(self._names, refs, strict=True))
+        calls = [
+            call(worker, ref, doing=_DOING[method], limit=limit or self._limit)
+            for worker, ref in zip(self._workers, refs, strict=True)
+        ]
+        return await call_together(self._workers, calls)
 
     def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:
         """One argument per data-parallel replica, put into the object store once, handed to each of its ranks."""
@@ -137,12 +183,12 @@ class RayPolicyGroup:
 
     async def open_session(self) -> WeightEndpoint:
         """Let engines find the policy; ends an earlier session."""
-        endpoint: WeightEndpoint = (await self._all("open_session"))[0]
+        endpoint: WeightEndpoint = (await self._all("open_session", limit=self._session_limit))[0]
         return endpoint
 
     async def join_session(self, endpoint: WeightEndpoint) -> None:
         """Meet the engines, which connect meanwhile."""
-        await self._all("join_session", endpoint)
+        await self._all("join_session", endpoint, limit=self._session_limit)
 
     async def publish_weights(self, version: int) -> Metrics:
         return merge_publish_reports(await self._all("publish_weights", version))
@@ -150,8 +196,39 @@ class RayPolicyGroup:
     async def export_hf(self, path: str) -> None:
         await self._all("export_hf", path)
 
+    def stop_watching(self) -> None:
+        """Before Ray ends, however the run went."""
+        self._watch.end()
+
     async def close(self) -> None:
-        await self._all("close")
+        """Leave the process groups; a rank that cannot is left to Ray. Never raises."""
+        self.stop_watching()
+        asked = [asyncio.ensure_future(_closed(worker)) for worker in self._workers]
+        done, _ = await asyncio.wait(asked, timeout=_CLOSE_TIMEOUT_S)
+        for worker, task in zip(self._workers, asked, strict=True):
+            if task not in done:
+                task.cancel()
+                _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
+
+
+async def _closed(worker: Worker) -> None:
+    try:
+        await worker.actor.run.remote("close")
+    except ray.exceptions.RayError as error:
+        _log.info("%s had ended before it was closed: %s", worker, error)
+
+
+_DOING = {
+    "score": "compute the log-probs of the step's responses",
+    "train_mini_batch": "make an update",
+    "sft_update": "make an update",
+    "reset_reference": "renew the reference",
+    "open_session": "let the engines find it",
+    "join_session": "meet the engines' workers",
+    "publish_weights": "publish the weights",
+    "export_hf": "export the checkpoint",
+}
+"""What each call asks a rank to do, for the text of a failure."""
 
 
 def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> Metrics:

@@ -2,31 +2,44 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.exceptions
+
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
-from megarl.rollout.engine import Adoption, RolloutEngine
+from megarl.rollout.engine import Adoption, RolloutEngine, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_actor
-from megarl.runtime.failures import WorkerName, call
+from megarl.runtime.failures import Limit, call
+from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Max, Metrics
+from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
 _EXIT_GRACE_S = 10.0
 _CLOSE_TIMEOUT_S = 45.0
+_MARGIN_S = 120.0
+"""An engine keeps its own limits, and says what it waited for; the call to it waits so much longer."""
 
 
 class RolloutActor:
-    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own."""
+    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own.
+
+    `answer` has an event loop of its own, so that it does not queue behind the requests that Ray holds back; everything
+    else shares one other.
+    """
 
     def __init__(self, config: RunConfig, index: int, stop_token_ids: tuple[int, ...], logs: Path) -> None:
         redirect_output(logs / f"rollout-{index}.log")
         setup_logging("rollout", index, logs)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._engine = RolloutEngine(
             config=config.rollout,
             model=config.model,
@@ -35,7 +48,15 @@ class RolloutActor:
             log_path=logs / f"rollout-{index}.log",
         )
 
+    @ray.method(concurrency_group="liveness")
+    async def answer(self) -> ProcessMark:
+        """That this process runs, and the engine's event loop in it."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
+        return ProcessMark.of(os.getpid())
+
     async def setup(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await self._engine.start()
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
@@ -60,29 +81,40 @@ class RayRolloutPool:
     def __init__(
         self, config: RunConfig, directory: RunDirectory, placement: Placement, *, stop_token_ids: tuple[int, ...]
     ) -> None:
-        indexes = range(config.rollout.engines)
-        self._names = [WorkerName("rollout", index, directory.log_path("rollout", index)) for index in indexes]
-        self._actors = [
-            start_actor(RolloutActor, placement.engine(index), config, index, stop_token_ids, directory.logs)
-            for index in indexes
+        shell = ray.remote(concurrency_groups={"liveness": 1})(RolloutActor)
+
+        def start(index: int) -> Any:
+            return start_actor(shell, placement.engine(index), config, index, stop_token_ids, directory.logs)
+
+        self._config = config
+        self._workers = [
+            Worker(WorkerName("rollout", index, directory.log_path("rollout", index)), start(index))
+            for index in range(config.rollout.engines)
         ]
+        self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
 
     async def setup(self) -> None:
         """Start every engine."""
-        await self._all("setup")
+        limit = Limit(self._config.rollout.start_timeout_s + _MARGIN_S, "above rollout.start_timeout_s")
+        await self._all("setup", doing="start", limit=limit)
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """Meet the policy, whose ranks join the session meanwhile."""
-        await self._all("connect", endpoint)
+        await self._all("connect", endpoint, doing="meet the policy", limit=self._weights_limit)
+
+    @property
+    def _weights_limit(self) -> Limit:
+        limit_s = 2 * worker_call_limit_s(self._config.rollout) + self._config.rollout.stall_timeout_s + _MARGIN_S
+        return Limit(limit_s, "above rollout.publish.timeout_s and rollout.stall_timeout_s")
 
     async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
         """Samples of one prompt go to one engine, which shares their prefix; prompts are dealt out in turn."""
         groups = _group_by_prompt(requests)
 
         async def sample(position: int, indexes: Sequence[int]) -> list[Rollout]:
-            engine = position % len(self._actors)
-            reference = self._actors[engine].generate.remote([requests[index] for index in indexes])
-            rollouts = await call(self._names[engine], reference)
+            worker = self._workers[position % len(self._workers)]
+            reference = worker.actor.generate.remote([requests[index] for index in indexes])
+            rollouts: list[Rollout] = await call(worker, reference, doing="sample", limit=None)
             advance(len(indexes))
             return rollouts
 
@@ -95,31 +127,41 @@ class RayRolloutPool:
         return [by_index[index] for index in range(len(requests))]
 
     async def receive_weights(self, version: int) -> None:
-        await self._all("receive_weights", version)
+        await self._all("receive_weights", version, doing="begin to receive weights", limit=self._weights_limit)
 
     async def adopt_weights(self, version: int) -> Metrics:
-        return merge_adoptions(await self._all("adopt_weights", version))
+        return merge_adoptions(
+            await self._all("adopt_weights", version, doing="adopt weights", limit=self._weights_limit)
+        )
 
     async def close(self) -> None:
         """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
 
         Never raises: a run that ends because something failed tells that failure.
         """
-        pending = {
-            asyncio.ensure_future(call(name, actor.shutdown.remote())): name
-            for name, actor in zip(self._names, self._actors, strict=True)
-        }
-        await asyncio.wait(pending, timeout=_CLOSE_TIMEOUT_S)
-        for task, name in pending.items():
-            if not task.done():
+        self._watch.end()
+        asked = [asyncio.ensure_future(_shut_down(worker)) for worker in self._workers]
+        done, _ = await asyncio.wait(asked, timeout=_CLOSE_TIMEOUT_S)
+        for worker, task in zip(self._workers, asked, strict=True):
+            if task not in done:
                 task.cancel()
-                _log.warning("%s did not end within %g s", name, _CLOSE_TIMEOUT_S)
-            elif task.exception() is not None:
-                _log.info("%s had ended before it was closed", name)
+                _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        references = [getattr(actor, method).remote(*args) for actor in self._actors]
-        return await asyncio.gather(*(call(name, ref) for name, ref in zip(self._names, references, strict=True)))
+    async def _all(self, method: str, *args: Any, doing: str, limit: Limit) -> list[Any]:
+        references = [getattr(worker.actor, method).remote(*args) for worker in self._workers]
+        calls = (
+            call(worker, ref, doing=doing, limit=limit) for worker, ref in zip(self._workers, references, strict=True)
+        )
+        return await asyncio.gather(*calls)
+
+
+async def _shut_down(worker: Worker) -> None:
+    if worker.lost.done():
+        return  # killed
+    try:
+        await worker.actor.shutdown.remote()
+    except ray.exceptions.RayError as error:
+        _log.info("%s had ended before it was closed: %s", worker, error)
 
 
 def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:

@@ -3,6 +3,9 @@
 import io
 import json
 import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,10 @@ from typing import Any
 from megarl.config.run import TrainConfig
 from megarl.telemetry.atomic_file import replace_atomically, write_text_atomically
 from megarl.telemetry.charts import build_charts, build_overview, style
-from megarl.telemetry.report import Figure, ReportFacts, format_report
+from megarl.telemetry.report import Figure, ReportFacts, Row, format_report
 from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
-from megarl.telemetry.sinks import read_metrics
+from megarl.telemetry.sinks import read_readable_metrics
 from megarl.telemetry.token_view import StepUpdates, choose_responses, format_tokens
 from megarl.telemetry.traces import survey_traces
 
@@ -21,29 +24,79 @@ _PNG_SCALE = 2.0
 """Pixels per point: sharp on a high-density screen and in print."""
 
 
-def write_run_figures(run_dir: Path | str) -> list[Path]:
+class _Problems:
+    """What could not be made, by reason: without the drawing library no chart can be."""
+
+    def __init__(self) -> None:
+        self._by_reason: dict[str, list[str]] = {}
+
+    def add(self, what: str, reason: str) -> None:
+        self._by_reason.setdefault(reason, []).append(what)
+
+    @contextmanager
+    def tolerate(self, what: str) -> Iterator[None]:
+        """What goes wrong in the block becomes a line and does not cost the page; a panic of the drawing library, which
+        is no Exception, too."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            lines = str(error).strip().splitlines()
+            self.add(what, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+    def lines(self) -> list[str]:
+        return [
+            f"{what[0]}{f' and {len(what) - 1} more' if len(what) > 1 else ''}: {reason}"
+            for reason, what in self._by_reason.items()
+        ]
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What was made of a run."""
+
+    written: list[Path]
+    """The last is the page."""
+    problems: list[str]
+    """For a person: charts that could not be drawn, files that could not be read."""
+
+
+def write_run_figures(run_dir: Path | str) -> RunFigures:
     """Make figures/<chart>.png, figures/overview.png and report.html of a run; existing ones are replaced.
 
-    Returns the files written. Charts whose metrics the run did not log are left out. Only metrics.jsonl is needed; the
-    configuration, versions, state and the last step's tokens are shown where they exist. ValueError when no step has
-    been logged yet.
+    Of any run, however it ended: charts whose metrics the run did not log are left out, and so is what cannot be drawn
+    or read, which the page and the result say. ValueError when `run_dir` is no run directory.
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
-    if not run.metrics_path.is_file():
-        raise ValueError(f"{run.path} has no metrics.jsonl; expected a run directory that megarl made")
-    rows = read_metrics(run.metrics_path)
-    if not rows:
-        raise ValueError(f"{run.metrics_path} holds no complete line yet; try again after the first step")
+    if not run.metrics_path.is_file() and not run.state_path.is_file():
+        raise ValueError(
+            f"{run.path} has no metrics.jsonl and no state.json; expected a run directory that megarl made"
+        )
+    problems = _Problems()
+    rows, damaged = read_readable_metrics(run.metrics_path) if run.metrics_path.is_file() else ([], {})
+    for line, reason in damaged.items():
+        problems.add(f"{run.metrics_path.name}, line {line}", reason)
     run.figures.mkdir(exist_ok=True)
-    charts = build_charts(rows)
+    written, figures = _draw(rows, run.figures, problems)
+    facts = _read_facts(run, problems)
+    write_text_atomically(run.report_path, format_report(rows, figures, facts))
+    return RunFigures([*written, run.report_path], problems.lines())
+
+
+def _draw(rows: Sequence[Row], folder: Path, problems: _Problems) -> tuple[list[Path], list[Figure]]:
     written, figures = [], []
+    charts: dict[str, Any] = {}
+    with problems.tolerate("the charts"):
+        charts = build_charts(rows) if rows else {}
     for key, chart in charts.items():
-        written.append(write_png(style(chart), run.figures / f"{key}.png"))
-        figures.append(Figure(title=chart.title.text, svg=format_svg(style(chart))))
+        with problems.tolerate(f"the chart {key}"):
+            written.append(write_png(style(chart), folder / f"{key}.png"))
+            figures.append(Figure(title=chart.title.text, svg=format_svg(style(chart))))
     if charts:
-        written.append(write_png(build_overview(charts), run.figures / "overview.png"))
-    write_text_atomically(run.report_path, format_report(rows, figures, _read_facts(run)))
-    return [*written, run.report_path]
+        with problems.tolerate("the overview"):
+            written.append(write_png(build_overview(charts), folder / "overview.png"))
+    return written, figures
 
 
 def write_png(chart: Any, path: Path) -> Path:
@@ -60,15 +113,35 @@ def format_svg(chart: Any) -> str:
     return text.getvalue()
 
 
-def _read_facts(run: RunDirectory) -> ReportFacts:
-    versions = run.path / "versions.json"
+def _read_facts(run: RunDirectory, problems: _Problems) -> ReportFacts:
+    state = versions = config = None
+    tokens = ""
+    with problems.tolerate(run.state_path.name):
+        state = _read_state(run)
+    with problems.tolerate("versions.json"):
+        path = run.path / "versions.json"
+        versions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    with problems.tolerate(run.config_path.name):
+        config = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
+    with problems.tolerate("the tokens"):
+        tokens = _tokens_html(run)
     return ReportFacts(
         name=run.path.name,
-        state=json.loads(run.state_path.read_text(encoding="utf-8")) if run.state_path.is_file() else None,
-        versions=json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else None,
-        config_toml=run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None,
-        tokens_html=_tokens_html(run),
+        state=state,
+        versions=versions,
+        config_toml=config,
+        tokens_html=tokens,
+        problems=problems.lines(),
     )
+
+
+def _read_state(run: RunDirectory) -> dict[str, Any] | None:
+    """state.json, with the status as it is now."""
+    if not run.state_path.is_file():
+        return None
+    state = json.loads(run.state_path.read_text(encoding="utf-8"))
+    status, message = run.standing()
+    return state | {"status": status, "message": message}
 
 
 def _tokens_html(run: RunDirectory) -> str:
@@ -82,8 +155,9 @@ def _tokens_html(run: RunDirectory) -> str:
             return ""
         rows = read_rollouts(last, sample_ids=choose_responses(survey))
         return format_tokens(survey, rows, updates=_step_updates(run))
-    except ValueError as error:
-        return f"<h2>Tokens</h2><p class='message'>{escape(str(error))}</p>"
+    except (ValueError, OSError) as error:
+        text = str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
+        return f"<h2>Tokens</h2><p class='message'>{escape(text)}</p>"
 
 
 def _step_updates(run: RunDirectory) -> StepUpdates | None:

@@ -20,7 +20,8 @@ h1 { font-size: 25px; margin: 0 0 2px; overflow-wrap: anywhere; } h2 { font-size
 .sub { color: #5f6368; margin: 0 0 20px; overflow-wrap: anywhere; }
 .status { display: inline-block; padding: 1px 11px; border-radius: 11px; font-size: 13px; font-weight: 600;
   vertical-align: middle; margin-left: 8px; background: #e8eaed; }
-.status.finished { background: #d3efe4; color: #00543c; } .status.failed { background: #fbdfce; color: #8a3c00; }
+.status.finished { background: #d3efe4; color: #00543c; } .status.failed,
+.status.killed { background: #fbdfce; color: #8a3c00; }
 .status.running { background: #d4e7f5; color: #004a75; } .status.interrupted { background: #fdeecb; color: #6b4a00; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); gap: 12px; }
 .card, .figure, table, details { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px; }
@@ -57,17 +58,30 @@ class ReportFacts:
     config_toml: str | None
     tokens_html: str = ""
     """The per-token part (`format_tokens`)."""
+    problems: Sequence[str] = ()
+    """What could not be drawn or read."""
 
 
 def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportFacts) -> str:
-    """The page as HTML text. `rows` are those of metrics.jsonl, at least one."""
-    last = rows[-1]
+    """The page as HTML text. `rows` are those of metrics.jsonl, none before the first step has ended."""
     status = str((facts.state or {}).get("status", "unknown"))
     message = (facts.state or {}).get("message")
     parts = [
         f"<h1>{escape(facts.name)} <span class='status {escape(status)}'>{escape(status)}</span></h1>",
         f"<p class='sub'>{escape(_origin(facts.versions))}</p>",
         f"<p class='message'>{escape(str(message))}</p>" if message else "",
+        *(f"<p class='message'>{escape(problem)}</p>" for problem in facts.problems),
+        *(_format_steps(rows, figures, facts) if rows else ["<p class='message'>no step has ended yet</p>"]),
+        "<h2>Reproduce</h2>",
+        format_details("Configuration", facts.config_toml),
+        format_details("Versions", json.dumps(facts.versions, indent=2) if facts.versions else None),
+    ]
+    return format_page(facts.name, parts)
+
+
+def _format_steps(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportFacts) -> list[str]:
+    last = rows[-1]
+    return [
         f"<div class='cards'>{''.join(_cards(rows))}</div>",
         "<h2>Figures</h2>",
         f"<div class='figures'>{''.join(format_figure(figure) for figure in figures)}</div>",
@@ -75,11 +89,7 @@ def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportF
         facts.tokens_html,
         f"<h2>Metrics of step {int(last['step'] or 0)}</h2>",
         _metrics_table(last),
-        "<h2>Reproduce</h2>",
-        format_details("Configuration", facts.config_toml),
-        format_details("Versions", json.dumps(facts.versions, indent=2) if facts.versions else None),
     ]
-    return format_page(facts.name, parts)
 
 
 def format_page(title: str, parts: Sequence[str]) -> str:

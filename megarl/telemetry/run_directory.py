@@ -4,7 +4,8 @@
     config.source   the configuration file as the user wrote it, comments included; the fragments after it, in order,
                     are config.source.1-<name>, config.source.2-<name>, ... (overrides: the command in versions.json)
     versions.json   python, packages, git revision, host, command line
-    state.json      status, last finished step, sampler and controller state; replaced whole after every step
+    state.json      status, last finished step, sampler and controller state, and which process drives the run; replaced
+                    whole after every step, touched every half minute while the run lives
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
 
 A run directory is made once and never reused for another run; a resumed run opens its own again.
@@ -13,7 +14,10 @@ A run directory is made once and never reused for another run; a resumed run ope
 import json
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +27,16 @@ from megarl.config.dump import dump_config
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.telemetry.atomic_file import write_text_atomically
+from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.versions import collect_versions
 
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
+Standing = Literal[RunStatus, "killed"]
+"""What a reader may find: a run that was killed could not write so itself."""
+
+PULSE_S = 30.0
+_SILENT_S = 600.0
+"""A run on another machine whose state.json is older than this, and says that it runs, does not."""
 
 _log = logging.getLogger(__name__)
 
@@ -132,15 +143,46 @@ class RunDirectory:
         return self.logs / f"{role}-{rank}.log"
 
     def write_state(self, state: RunState) -> None:
-        """Replace state.json; after a crash it holds this state or the one before, never half of one."""
+        """Replace state.json; after a crash it holds this state or the one before, never half of one.
+
+        A running state names this process as the one that drives the run.
+        """
         facts = asdict(state) | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}
+        if state.status == "running":
+            facts["driver"] = ProcessMark.of(os.getpid()).as_json()
         write_text_atomically(self.state_path, json.dumps(facts, indent=2, allow_nan=False) + "\n")
 
     def read_state(self) -> RunState:
         """The state of the last `write_state`, of this run's earlier process too."""
         facts = json.loads(self.state_path.read_text(encoding="utf-8"))
-        facts.pop("updated", None)
+        for name in ("updated", "driver"):
+            facts.pop(name, None)
         return RunState(**facts)
+
+    def standing(self) -> tuple[Standing, str | None]:
+        """(the run's status as it is now, why). state.json alone would say "running" of a run that was killed."""
+        state = self.read_state()
+        if state.status != "running":
+            return state.status, state.message
+        driver = json.loads(self.state_path.read_text(encoding="utf-8")).get("driver")
+        return judge_running(driver, age_s=time.time() - self.state_path.stat().st_mtime)
+
+    @contextmanager
+    def pulse(self) -> Iterator[None]:
+        """While the block runs, touch state.json: who cannot see this process sees that the run lives."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(PULSE_S):
+                with suppress(OSError):
+                    os.utime(self.state_path)
+
+        thread = threading.Thread(target=beat, name="megarl-pulse", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def read_config(self) -> RunConfig:
         """The resolved configuration the run was made with."""
@@ -157,6 +199,21 @@ class RunDirectory:
         for number, fragment in enumerate(fragments, start=1):
             name = f"config.source.{number}-{fragment.name}"
             write_text_atomically(self.path / name, fragment.read_text(encoding="utf-8"))
+
+
+def judge_running(driver: dict[str, Any] | None, *, age_s: float) -> tuple[Standing, str | None]:
+    """(status, why) of a run whose state says that it runs; age_s: since it was last touched."""
+    mark = None if driver is None else ProcessMark.from_json(driver)
+    match mark.standing() if mark else "elsewhere":
+        case "alive":
+            return "running", None
+        case "dead":
+            assert mark is not None
+            return "killed", f"its process {mark.pid} on {mark.host} is gone and could not say why: it was killed"
+    where = f"its process {mark.pid} on {mark.host}" if mark else "its process"
+    if age_s < _SILENT_S:
+        return "running", None
+    return "killed", f"{where} has given no sign of life for {age_s / 60:.0f} minutes; it cannot be looked up from here"
 
 
 def make_numbered(parent: Path, name: str) -> Path:

@@ -9,15 +9,19 @@ import json
 import logging
 import math
 import os
+import shlex
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.telemetry.run_directory import RunDirectory
 
 _log = logging.getLogger(__name__)
+_WANDB_FINISH_S = 120.0
 
 
 class Sink(Protocol):
@@ -60,7 +64,7 @@ class WandbSink:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "logging.wandb_project is set but wandb is not installed: pip install 'megarl[wandb]' or remove the key"
             ) from error
         online = wandb.setup().settings.mode == "online" and wandb.login(prompt=False, verify=False)
@@ -71,14 +75,22 @@ class WandbSink:
             config=_finite(config),
             mode="online" if online else "offline",
         )
-        if not online:
-            _log.info("not logged in to Weights & Biases; to send this run later: wandb sync %s", self._run.dir)
+        self._offline, self._later = not online, sync_command(self._run.dir)
+        if self._offline:
+            _log.info("not logged in to Weights & Biases; to send this run later: %s", self._later)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        # In a thread: without a network, finishing an online run tries for days.
+        finishing = threading.Thread(target=self._run.finish, name="megarl-wandb", daemon=True)
+        finishing.start()
+        finishing.join(_WANDB_FINISH_S)
+        if finishing.is_alive():
+            _log.error("Weights & Biases did not take all of this run within %g s", _WANDB_FINISH_S)
+        if finishing.is_alive() or self._offline:
+            _log.info("to send this run to Weights & Biases: %s", self._later)
 
 
 class TensorboardSink:
@@ -90,7 +102,7 @@ class TensorboardSink:
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
-            raise ImportError(
+            raise ConfigError(
                 "logging.tensorboard is true but tensorboard is not installed: pip install 'megarl[tensorboard]' or "
                 "set it to false"
             ) from error
@@ -154,23 +166,43 @@ def build_update_sinks(*, run: RunDirectory) -> Sinks:
     return Sinks([JsonlSink(run.updates_path)])
 
 
+def sync_command(directory: str | Path) -> str:
+    """What sends an offline run of Weights & Biases, for a shell in any directory.
+
+    directory: `run.dir` of wandb, which is the folder "files" in the one that `wandb sync` wants.
+    """
+    return f"wandb sync {shlex.quote(str(Path(directory).resolve().parent))}"
+
+
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
     """The rows of a metrics.jsonl by step. Of a step logged twice (resume) the later row; a torn last line is left out.
 
     ValueError, naming the line, when a complete line is no JSON object with a step.
     """
+    rows, damaged = read_readable_metrics(path)
+    for line, reason in damaged.items():
+        if reason != TORN:
+            raise ValueError(f"{path}, line {line}: {reason}")
+    return rows
+
+
+TORN = "cut in half, as a killed run leaves it"
+
+
+def read_readable_metrics(path: Path) -> tuple[list[dict[str, float | None]], dict[int, str]]:
+    """(`read_metrics` of the lines that can be read, by number what is wrong with the others)."""
     rows: dict[int, dict[str, float | None]] = {}
+    damaged = {}
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
+            damaged[number] = TORN
             break
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number}: expected a JSON object with a "step", found {line[:80]!r}'
-            ) from error
-    return [rows[step] for step in sorted(rows)]
+        except (ValueError, KeyError, TypeError):
+            damaged[number] = f'expected a JSON object with a "step", found {line[:80]!r}'
+    return [rows[step] for step in sorted(rows)], damaged
 
 
 def _json_number(value: float) -> float | int | None:

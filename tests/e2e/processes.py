@@ -38,11 +38,12 @@ class Megarl:
         self._stdout, self._stderr = cwd / "stdout.txt", cwd / "stderr.txt"
         self.started_s = time.monotonic()
         environment = os.environ | {"TMPDIR": str(self.scratch), "RAY_TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
+        self.environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
                 [str(MEGARL), *map(str, arguments)],
                 cwd=cwd,
-                env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

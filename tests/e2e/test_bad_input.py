@@ -142,6 +142,15 @@ def test_truncated_weights_are_refused_before_anything_starts(model_copy: Path, 
 # At start and in the run
 
 
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_a_dead_ray_address(verb: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    refused = refuse(tmp_path, tiny_model_dir, "cluster.ray_address=127.0.0.1:1", verb=verb)
+    assert refused.code == 2
+    assert refused.status == "failed"
+    assert refused.message.startswith('cluster.ray_address "127.0.0.1:1": nothing answers there (')
+    assert "Traceback" not in refused.text
+
+
 @pytest.fixture
 def busy_port() -> Iterator[int]:
     with socket.socket() as held:

@@ -1,6 +1,7 @@
 """Figures and report of real files, looked at as bytes; the smoothing with hand-computed numbers."""
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -64,7 +65,7 @@ def drawn_values(chart: Any, series: str) -> list[float | None]:
 
 def test_every_figure_of_one_step_is_a_picture(tmp_path: Path) -> None:
     write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
-    written = write_run_figures(tmp_path)
+    written = write_run_figures(tmp_path).written
     pngs = {path.stem: path for path in written if path.suffix == ".png"}
     assert set(pngs) == RL_FIGURES
     assert all(colours_of(path) > 20 for path in pngs.values())
@@ -80,12 +81,12 @@ def test_missing_columns_and_nans_are_left_out_not_drawn_as_zero(tmp_path: Path)
     assert set(charts) == {"reward"}
     assert drawn_values(charts["reward"], "per step") == [0.5, None, 0.5, None, 0.5, 0.5, 0.5, 0.5]
     write_metrics(tmp_path / "metrics.jsonl", rows)
-    assert {path.name for path in write_run_figures(tmp_path)} == {"reward.png", "overview.png", "report.html"}
+    assert {path.name for path in write_run_figures(tmp_path).written} == {"reward.png", "overview.png", "report.html"}
 
 
 def test_a_run_without_figures_still_has_a_report(tmp_path: Path) -> None:
     write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "custom": 3.0}])
-    assert [path.name for path in write_run_figures(tmp_path)] == ["report.html"]
+    assert [path.name for path in write_run_figures(tmp_path).written] == ["report.html"]
     assert "custom" in (tmp_path / "report.html").read_text()
 
 
@@ -136,12 +137,60 @@ def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> N
     assert not re.search(r"url\(|@import", html)
 
 
-def test_a_run_without_metrics_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no metrics\.jsonl"):
+def test_what_is_no_run_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl and no state\.json"):
         write_run_figures(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1')
-    with pytest.raises(ValueError, match="holds no complete line yet"):
-        write_run_figures(tmp_path)
+
+
+def test_a_run_without_a_whole_step_has_a_page(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    run.write_state(RunState(status="failed", message="no such <model>"))
+    assert write_run_figures(run.path).problems == []
+    html = run.report_path.read_text()
+    assert "no step has ended yet" in html
+    assert "no such &lt;model&gt;" in html
+    run.metrics_path.write_text('{"step": 1')
+    assert write_run_figures(run.path).problems == ["metrics.jsonl, line 1: cut in half, as a killed run leaves it"]
+
+
+def test_damaged_files_are_left_out_and_said(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    lines = [json.dumps({"step": step, "reward/mean": 0.5}) for step in (1, 2)]
+    run.metrics_path.write_text("\n".join([lines[0], "\0\0\0", lines[1], '{"st']))
+    run.state_path.write_text("{")
+    (run.path / "versions.json").write_text("")
+    run.rollouts_path(2).write_bytes(b"PAR1 and no end")
+    drawn = write_run_figures(run.path)
+    assert {path.name for path in drawn.written} == {"reward.png", "overview.png", "report.html"}
+    assert [problem.partition(": ")[0] for problem in drawn.problems] == [
+        "metrics.jsonl, line 2",
+        "metrics.jsonl, line 4",
+        "state.json",
+        "versions.json",
+    ]
+    html = run.report_path.read_text()
+    assert "step-000002.parquet" in html  # what is wrong with it
+    assert all(html.count(f"{name}: ") >= 1 for name in ("state.json", "versions.json"))
+
+
+class DrawingPanic(BaseException):
+    """As a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [ImportError("vl-convert is missing"), DrawingPanic("panicked")])
+def test_without_the_drawing_library_there_is_a_page(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("altair.TopLevelMixin.save", fail)
+    write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
+    drawn = write_run_figures(tmp_path)
+    assert [path.name for path in drawn.written] == ["report.html"]
+    (problem,) = drawn.problems
+    assert problem.endswith(f"more: {type(error).__name__}: {error}")
+    assert str(error) in (tmp_path / "report.html").read_text()
 
 
 def test_moving_mean_by_hand() -> None:

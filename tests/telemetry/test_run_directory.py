@@ -4,13 +4,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megarl.telemetry import run_directory as module
-from megarl.telemetry.run_directory import RunDirectory, RunState
+from megarl.telemetry.process_mark import ProcessMark
+from megarl.telemetry.run_directory import RunDirectory, RunState, judge_running
 from megarl.telemetry.versions import git_state
 from tests.telemetry.runs import make_config
 
@@ -116,3 +120,44 @@ def test_git_state_sees_revision_and_changes(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"revision": revision, "dirty": False}
     (tmp_path / "new.py").write_text("")
     assert git_state(tmp_path) == {"revision": revision, "dirty": True}
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    assert run.standing() == ("running", None)
+    code = (
+        "import os, sys; from megarl.telemetry.run_directory import *; run = RunDirectory.open(sys.argv[1]);"
+        "run.write_state(RunState(status='running', step=3)); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], check=False)
+    assert done.returncode == -9
+    status, message = run.standing()
+    assert status == "killed"
+    assert message is not None
+    assert "was killed" in message
+    assert run.read_state().status == "running"  # what the file says; nobody could change it
+    run.write_state(RunState(status="failed", step=3, message="why"))
+    assert run.standing() == ("failed", "why")
+
+
+def test_a_run_on_another_machine_is_judged_by_its_last_sign_of_life() -> None:
+    elsewhere = replace(ProcessMark.of(os.getpid()), host="another", boot="another").as_json()
+    assert judge_running(elsewhere, age_s=300.0) == ("running", None)
+    status, message = judge_running(elsewhere, age_s=7200.0)
+    assert status == "killed"
+    assert message == (
+        f"its process {os.getpid()} on another has given no sign of life for 120 minutes; it cannot be looked up from "
+        "here"
+    )
+    assert judge_running(None, age_s=7200.0)[0] == "killed"  # of an earlier version of megarl
+
+
+def test_the_pulse_touches_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PULSE_S", 0.05)
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    os.utime(run.state_path, (0, 0))
+    with run.pulse():
+        deadline = time.monotonic() + 5
+        while run.state_path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert run.state_path.stat().st_mtime > 0

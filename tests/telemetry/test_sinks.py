@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megarl.config.base import ConfigError
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import JsonlSink, Sinks, build_sinks, read_metrics
 from tests.telemetry.runs import make_config
@@ -126,12 +129,13 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
 
 
 WANDB_RUN = """
-import sys
+import logging, sys
 from pathlib import Path
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks
 from tests.telemetry.runs import make_config
 directory = Path(sys.argv[1])
+logging.basicConfig(level="INFO")
 config = make_config(directory, logging={"directory": str(directory), "wandb_project": "tiny"})
 run = RunDirectory.create(config, source=None, verb="train")
 sinks = build_sinks(config, run=run)
@@ -148,9 +152,39 @@ def test_wandb_without_a_login_logs_offline_into_the_run_directory(tmp_path: Pat
     home.mkdir()
     # An empty home and environment: nobody is logged in.
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-c", WANDB_RUN, str(tmp_path / "runs")]
-    subprocess.run(command, env=environment, check=True, timeout=120, cwd=Path(__file__).parents[2])
-    (log,) = (tmp_path / "runs").glob("tiny-train-*/wandb/offline-run-*/run-*.wandb")
+    command = [sys.executable, "-c", WANDB_RUN, str(tmp_path / "my runs")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, check=True, timeout=120, cwd=root, capture_output=True, text=True)
+    (log,) = (tmp_path / "my runs").glob("tiny-train-*/wandb/offline-run-*/run-*.wandb")
     content = log.read_bytes()
     assert b"reward/mean" in content
     assert b"0.25" in content
+    # What it says to do works as it is printed, in any directory: wandb finds the run it would send.
+    (hint,) = re.findall(r"to send this run later: (wandb sync .+)", done.stderr)
+    assert shlex.split(hint) == ["wandb", "sync", str(log.parent)]
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    dry = subprocess.run(
+        f"{hint} --dry-run",
+        shell=True,
+        env=environment | {"PATH": path},
+        cwd=home,
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    assert log.name in dry.stdout + dry.stderr
+
+
+@pytest.mark.parametrize(("key", "module"), [("wandb_project", "wandb"), ("tensorboard", "tensorboard")])
+def test_a_sink_that_is_not_installed_is_a_configuration_error(
+    key: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    logging_section = {"directory": str(tmp_path), key: "tiny" if key == "wandb_project" else True}
+    config = make_config(tmp_path, logging=logging_section)
+    run = RunDirectory.create(config, source=None, verb="train")
+    with pytest.raises(ConfigError, match=rf"logging\.{key} is .* but {module} is not installed: pip install"):
+        build_sinks(config, run=run)

@@ -1,0 +1,87 @@
+"""Ctrl-C and SIGTERM, at every moment of a run.
+
+The first cancels the work, so that its `finally` blocks end every worker. A second says what is being waited for, a
+third ends everything at once. Cancelling needs the event loop: where the loop is held up by a call that does not
+return, KeyboardInterrupt is raised out of it. The end itself has a limit, after which all is killed too.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+_HELD_UP_S = 3.0
+CLOSE_LIMIT_S = 180.0
+"""Longer than the limits of all that is closed, one after the other."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """The signals of one run. Used as `with interrupts.heard(): asyncio.run(interrupts.cancellable(work))`."""
+
+    def __init__(self, *, kill: Callable[[str], None]) -> None:
+        """kill: ends every process of the run at once and does not return; it is told why."""
+        self._kill = kill
+        self._count = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Future[None] | None = None
+        self._reached = threading.Event()
+        self._raise_now = False
+        self._over = threading.Event()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """While the block runs, signals are handled here."""
+        before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            self._over.set()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def cancellable(self, work: Awaitable[None]) -> None:
+        """Await the work; CancelledError when a signal came."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.ensure_future(work)
+        if self._count:
+            self._task.cancel()
+        await self._task
+
+    def _hear(self, number: int, _: object) -> None:
+        if self._raise_now:
+            self._raise_now = False
+            if not self._reached.is_set():
+                raise KeyboardInterrupt
+            return
+        self._count += 1
+        if self._count == 1:
+            threading.Thread(target=self._see_to_it, args=(number,), name="megarl-stop", daemon=True).start()
+            if self._loop is None or self._loop.is_closed():
+                raise KeyboardInterrupt
+            self._loop.call_soon_threadsafe(self._cancel)
+        elif self._count == 2:
+            _say(f"\nstopping: workers are being ended, for {CLOSE_LIMIT_S:g} s at most; once more ends them at once\n")
+        else:
+            self._kill("stopped by a third signal")
+
+    def _cancel(self) -> None:
+        self._reached.set()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _see_to_it(self, number: int) -> None:
+        """In a thread of its own: the first signal has an effect, and the end comes."""
+        if not self._reached.wait(_HELD_UP_S) and not self._over.is_set():
+            self._raise_now = True
+            os.kill(os.getpid(), number)
+        if not self._over.wait(CLOSE_LIMIT_S):
+            self._kill(f"stopped by a signal; what ends the workers was not done within {CLOSE_LIMIT_S:g} s")
+
+
+def _say(text: str) -> None:
+    """Past every lock: a signal may come in the middle of a print."""
+    os.write(sys.stderr.fileno(), text.encode())

@@ -1,0 +1,176 @@
+"""What runs that were killed have left on this machine: processes, shared memory, temporary files.
+
+Only megarl's own: a process carries the mark of its run's driver in its environment, a file was written down in a lease
+(`telemetry/leases.py`) of a process that is gone. Nothing is judged whose driver is on another machine or in another
+container, nothing of another user, and no shared memory that a process still has mapped. Needs no Ray.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megarl.telemetry.leases import SHM, Lease, find_leases
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
+
+_END_WAIT_S = 10.0
+_POLL_S = 0.1
+_RAY_SESSION = "session_"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """One thing that nobody uses any more."""
+
+    kind: Literal["process", "shared memory", "directory"]
+    name: str
+    """For a person: what it is."""
+    run: str
+    """The run directory it belongs to."""
+    path: Path | None = None
+    pid: int = 0
+    started: int = 0
+    """Start of the process in clock ticks after the boot."""
+
+
+def mark_process(run: Path) -> None:
+    """Mark this process and all it starts from now on as those of a run that it drives."""
+    os.environ[DRIVER_VARIABLE] = str(ProcessMark.of(os.getpid()))
+    os.environ[RUN_VARIABLE] = str(run)
+
+
+def process_marks() -> dict[str, str]:
+    """The mark as environment variables, for processes that are not started by this one."""
+    return {name: os.environ[name] for name in (DRIVER_VARIABLE, RUN_VARIABLE) if name in os.environ}
+
+
+def find_leftovers(*, ended: ProcessMark | None = None, temporary: Path | None = None) -> list[Leftover]:
+    """Everything left by runs whose driver is gone. ended: a driver that lives, and whose run is over.
+
+    temporary: where leases are looked for; default: where temporary files go.
+    """
+    found: list[Leftover] = list(_find_processes(ended))
+    mapped = _mapped_inodes({leftover.pid for leftover in found})
+    for lease in find_leases(temporary or Path(tempfile.gettempdir())):
+        # The processes below a dead owner may be ending, as long as its run is.
+        over = lease.driver == ended or lease.driver.standing() != "alive"
+        if over and (lease.owner == ended or lease.owner.standing() == "dead"):
+            found += _of_lease(lease, mapped)
+    return found
+
+
+def clean_leftovers(found: Iterable[Leftover]) -> None:
+    """Kill the processes, then remove the files. What has gone meanwhile, or cannot be removed, is left."""
+    found = list(found)
+    processes = [leftover for leftover in found if leftover.kind == "process"]
+    for process in processes:
+        # A number may have been given away since: only the process that was found is killed.
+        if start_ticks(process.pid) == process.started:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process.pid, signal.SIGKILL)
+    await_end(processes, _END_WAIT_S)
+    for leftover in found:
+        if leftover.path is None:
+            continue
+        if leftover.kind == "directory":
+            shutil.rmtree(leftover.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                leftover.path.unlink()
+
+
+def end_run_processes(*, grace_s: float) -> list[Leftover]:
+    """After a run, in its driver: what it started on this machine ends within `grace_s` or is killed, and its files go.
+
+    Returns what had to be killed or removed.
+    """
+    mine = ProcessMark.of(os.getpid())
+    await_end(_find_processes(mine), grace_s)
+    found = find_leftovers(ended=mine)
+    found = [leftover for leftover in found if leftover.run == os.environ.get(RUN_VARIABLE)]
+    clean_leftovers(found)
+    return found
+
+
+def await_end(processes: Iterable[Leftover], timeout_s: float) -> None:
+    """Return when all have ended, or after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    waiting = list(processes)
+    while waiting and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        waiting = [process for process in waiting if start_ticks(process.pid) == process.started]
+
+
+def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if entry.stat().st_uid != os.getuid():
+                continue
+            variables = _read_variables(entry)
+            driver = ProcessMark.parse(variables[DRIVER_VARIABLE])
+            started = start_ticks(int(entry.name))
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except (OSError, KeyError, ValueError):
+            continue  # it ended meanwhile, or is none of ours
+        if started is None or (driver != ended and driver.standing() != "dead"):
+            continue
+        if driver == ended and "multiprocessing.resource_tracker" in command:
+            continue  # the driver's own, which lives as long
+        name = f"process {entry.name}: {command[:100]}"
+        yield Leftover("process", name, variables.get(RUN_VARIABLE, ""), pid=int(entry.name), started=started)
+
+
+def _read_variables(process: Path) -> dict[str, str]:
+    lines = (process / "environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _of_lease(lease: Lease, mapped: set[int]) -> Iterator[Leftover]:
+    """What goes with a lease whose owner is gone; the lease itself last, so that what fails is found again."""
+    with suppress(OSError, ValueError, KeyError):
+        for path in lease.extra():
+            status = path.lstat() if path.is_symlink() or path.exists() else None
+            if status is None or status.st_uid != os.getuid():
+                continue
+            if path.parent == SHM and path.is_file() and status.st_ino not in mapped:
+                yield Leftover("shared memory", f"{path}, {_size(status.st_size)}", lease.run, path=path)
+            elif path.name.startswith(_RAY_SESSION) and path.is_dir():
+                name = f"{path} of Ray, {_size(_tree_bytes(path))}"
+                yield Leftover("directory", name, lease.run, path=path)
+    yield Leftover("directory", f"{lease.path}, {_size(_tree_bytes(lease.path))}", lease.run, path=lease.path)
+
+
+def _mapped_inodes(but: set[int]) -> set[int]:
+    """Files in /dev/shm that a process maps, by inode: a semaphore's file is mapped under an earlier name. Processes
+    in `but` are about to end and do not count."""
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in but:
+            continue
+        try:
+            lines = (entry / "maps").read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        found |= {int(line.split()[4]) for line in lines if f" {SHM}/" in line}
+    return found
+
+
+def _tree_bytes(path: Path) -> int:
+    total = 0
+    for folder, _, files in os.walk(path):
+        for file in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(folder, file)).st_size
+    return total
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"

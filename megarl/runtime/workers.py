@@ -1,0 +1,126 @@
+"""The run's worker processes as the driver sees them: a name, an actor, and whether its process still answers."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from megarl.telemetry.process_mark import ProcessMark
+
+_START_TIMEOUT_S = 300.0
+_POLL_S = 1.0
+_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerName:
+    """Which worker a call went to."""
+
+    role: str
+    rank: int
+    log: Path
+
+    def __str__(self) -> str:
+        return f"{self.role} rank {self.rank}"
+
+
+class Worker:
+    """One Ray actor of the run. Its class has a method `answer` that returns the process's mark, beside other work."""
+
+    def __init__(self, name: WorkerName, actor: Any) -> None:
+        """In the event loop on which it is called."""
+        self.name, self.actor = name, actor
+        self.mark: ProcessMark | None = None
+        """Of its process; None until it has answered once."""
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """Done with the reason, for a person, when the process does not answer any more."""
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+    async def answers(self, *, within_s: float) -> bool:
+        """Whether its process answers a question beside its work, or is known to have ended."""
+        asked = asyncio.ensure_future(_ask(self.actor))
+        silent_s = 0.0
+        while not asked.done():
+            before = time.monotonic()
+            await asyncio.wait({asked}, timeout=min(_POLL_S, within_s))
+            # A driver that was itself stopped, or busy, has not waited.
+            silent_s += min(time.monotonic() - before, 2 * _POLL_S)
+            if silent_s >= within_s and not asked.done():
+                asked.cancel()
+                return False
+        self.mark = asked.result() or self.mark
+        return True
+
+    def give_up(self, reason: str) -> None:
+        """Its process does not answer: everyone who waits for it is told, and it is killed, stopped or not."""
+        if self.lost.done():
+            return
+        self.lost.set_result(f"{reason}; {self._describe_process()}")
+        if self.mark is not None and self.mark.standing() == "alive":
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(self.mark.pid, signal.SIGKILL)
+        else:
+            ray.kill(self.actor)
+
+    def _describe_process(self) -> str:
+        if self.mark is None:
+            return "its process never answered"
+        where = f"its process {self.mark.pid} on {self.mark.host}"
+        match self.mark.standing():
+            case "dead":
+                return f"{where} is gone"
+            case "elsewhere":
+                return f"{where} is stopped, or that machine cannot be reached"
+        return f"{where} is {_process_state(self.mark.pid)}"
+
+
+class Watch:
+    """Asks every worker again and again, for as long as the run lasts, whether its process answers."""
+
+    def __init__(self, workers: Sequence[Worker], *, silence_s: float) -> None:
+        """silence_s: cluster.worker_silence_s; a process that is starting has `_START_TIMEOUT_S` at least."""
+        self._tasks = [asyncio.create_task(_watch(worker, silence_s)) for worker in workers]
+
+    def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+async def _watch(worker: Worker, silence_s: float) -> None:
+    within_s = max(silence_s, _START_TIMEOUT_S)
+    while await worker.answers(within_s=within_s):
+        if worker.mark is None:
+            return  # it died before it had started: the call under way says so
+        within_s = silence_s
+        await asyncio.sleep(min(_PAUSE_S, silence_s / 4))
+    worker.give_up(f"has not answered for {within_s:g} s" + ("" if worker.mark is None else _FIELD))
+
+
+_FIELD = " (cluster.worker_silence_s)"
+
+
+async def _ask(actor: Any) -> ProcessMark | None:
+    """The mark of its process; None when that has ended, which whoever calls it is told by Ray."""
+    try:
+        return await actor.answer.remote()
+    except ray.exceptions.RayError:
+        return None
+
+
+def _process_state(pid: int) -> str:
+    """In words, from /proc."""
+    states = {"T": "stopped (by SIGSTOP)", "t": "stopped by a debugger", "D": "waiting for a device or a file system"}
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+    return states.get(letter, f"alive (state {letter}) but answers nothing")

@@ -1,0 +1,74 @@
+"""What a process leaves on its machine when it is killed, written down while it lives.
+
+A lease is a directory `megarl-<what>-*` for temporary files with an `owner.json` in it: whose it is, and what else goes
+with it (files in /dev/shm, a directory of Ray's). The owner releases it; where the owner was killed, whoever finds the
+lease can see that, and remove exactly what was the owner's.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from megarl.telemetry.atomic_file import write_text_atomically
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark
+
+_PREFIX = "megarl-"
+_OWNER = "owner.json"
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A directory for temporary files, of one process."""
+
+    path: Path
+    owner: ProcessMark
+    driver: ProcessMark
+    """Of the run; the owner itself where it is of none."""
+    run: str
+    """The run directory, or nothing."""
+
+    @classmethod
+    def take(cls, what: str) -> Self:
+        """A new one of this process."""
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}-"))
+        owner, driver = ProcessMark.of(os.getpid()), os.environ.get(DRIVER_VARIABLE)
+        lease = cls(path, owner, ProcessMark.parse(driver) if driver else owner, os.environ.get(RUN_VARIABLE, ""))
+        lease.note(())
+        return lease
+
+    def note(self, extra: Iterable[Path]) -> None:
+        """Everything outside the lease's directory that must go with it; replaces what was noted before."""
+        facts = {
+            "owner": self.owner.as_json(),
+            "driver": self.driver.as_json(),
+            "run": self.run,
+            "extra": sorted(map(str, extra)),
+        }
+        write_text_atomically(self.path / _OWNER, json.dumps(facts, indent=2) + "\n")
+
+    def extra(self) -> list[Path]:
+        """What `note` was told last."""
+        return [Path(text) for text in json.loads((self.path / _OWNER).read_text(encoding="utf-8"))["extra"]]
+
+    def release(self) -> None:
+        """Remove the directory; what was noted besides is the caller's. Idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def find_leases(directory: Path | None = None) -> Iterator[Lease]:
+    """Every lease of this user in `directory` (default: where temporary files go)."""
+    for path in sorted((directory or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_OWNER}")):
+        try:
+            if path.stat().st_uid != os.getuid():
+                continue
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            owner, driver = (ProcessMark.from_json(facts[name]) for name in ("owner", "driver"))
+            yield Lease(path.parent, owner, driver, str(facts["run"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it is being released, or is none of ours

@@ -1,0 +1,84 @@
+"""Which process did something, so that anybody can tell later whether it still lives.
+
+A process number alone is given away again; with the moment the process began, the boot of its machine and its PID
+namespace (a container's numbers are its own) it names one process for ever.
+"""
+
+import os
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+DRIVER_VARIABLE = "MEGARL_DRIVER"
+"""In the environment of every process of a run: the mark of the process that drives it, as `str` gives it."""
+RUN_VARIABLE = "MEGARL_RUN"
+"""Likewise: the run directory."""
+
+Standing = Literal["alive", "dead", "elsewhere"]
+"""elsewhere: on another machine or in another container, where this process cannot look."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMark:
+    """One process of one machine."""
+
+    host: str
+    boot: str
+    """The kernel's id of the machine's boot."""
+    namespace: str
+    """The kernel's name of the PID namespace."""
+    pid: int
+    started: int
+    """Clock ticks after the boot (/proc/PID/stat, field 22)."""
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """The mark of a process that this one can see. ProcessLookupError when there is none."""
+        started = start_ticks(pid)
+        if started is None:
+            raise ProcessLookupError(f"no process {pid}")
+        return cls(socket.gethostname(), boot_id(), _namespace(), pid, started)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `str(mark)`. ValueError when it is none."""
+        host, boot, namespace, pid, started = text.split("/")
+        return cls(host, boot, namespace, int(pid), int(started))
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        return cls(**fields)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}"
+
+    def standing(self) -> Standing:
+        """Whether the process lives, as far as can be told from here; a zombie is dead."""
+        if self.boot != boot_id():
+            return "dead" if self.host == socket.gethostname() else "elsewhere"
+        if self.namespace != _namespace():
+            return "elsewhere"
+        return "alive" if start_ticks(self.pid) == self.started else "dead"
+
+
+def boot_id() -> str:
+    """The same for all processes since the machine was started, and for no other machine's."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When process `pid` began, in clock ticks after the boot; None when there is none, or only its zombie."""
+    try:
+        # The name in parentheses may hold anything, spaces and parentheses included.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def _namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")

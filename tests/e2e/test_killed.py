@@ -1,0 +1,56 @@
+"""A run whose own process is killed: what it leaves is told truthfully, drawn, found, and removed by the next start."""
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from megarl.telemetry.run_directory import RunDirectory
+from tests.e2e.configuration import write_tiny_config
+from tests.e2e.processes import MEGARL, Megarl
+from tests.e2e.test_interrupt import ENDLESS, wait_for_steps
+
+
+def ask(*arguments: str | Path, cwd: Path, run: Megarl) -> str:
+    """What `megarl ...` prints beside the run, with its temporary directory."""
+    done = subprocess.run(
+        [str(MEGARL), *map(str, arguments)],
+        cwd=cwd,
+        env=run.environment | {"COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    with Megarl("train", config, ENDLESS, cwd=tmp_path) as run:
+        wait_for_steps(run)
+        directory = RunDirectory.open(run.directory.path)
+        assert directory.standing() == ("running", None)
+        stopped = run.find("VLLM::EngineCore")[0]
+        stopped.suspend()  # else it would end by itself, as its owner does
+        run.send_signal(signal.SIGKILL)
+        assert run.wait(10) == -9
+        time.sleep(5)
+        assert directory.standing()[0] == "killed"
+        assert stopped.is_running()
+        (tmp_path / "runs" / "latest" / "metrics.jsonl").open("a").write('{"step": 9')
+        shown = ask("report", "runs/latest", cwd=tmp_path, run=run)
+        assert "state    killed after step " in shown
+        assert "cut in half, as a killed run leaves it" in shown
+        assert "killed" in directory.report_path.read_text()
+        found = ask("doctor", cwd=tmp_path, run=run)
+        assert f"process {stopped.pid}" in found
+        assert "the next `megarl train` or `megarl sft`" in found.replace("\n", " ").replace("  ", "")
+        shown = ask("sft", config, "sft.steps=1", cwd=tmp_path, run=run)
+        assert f"removed what a killed run left ({directory.path}): process {stopped.pid}" in shown
+        assert not stopped.is_running()
+        assert run.leftovers() == []

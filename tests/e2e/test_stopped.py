@@ -1,0 +1,94 @@
+"""A process of a run that does not go on, though it is not gone: the run ends in set time, names it, leaves nothing."""
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.configuration import write_tiny_config
+from tests.e2e.processes import Megarl
+from tests.e2e.test_interrupt import ENDLESS, check_readable, holder_of, wait_for_steps
+
+END_TIMEOUT_S = 120
+SHORT = ["rollout.stall_timeout_s=10", "cluster.worker_silence_s=20"]
+"""Long enough for the imports of a busy machine, during which Python threads may wait for seconds."""
+
+
+def stop_and_wait(run: Megarl, victim: psutil.Process) -> str:
+    """Stop it and return the message with which the run ended."""
+    victim.suspend()
+    assert run.wait(END_TIMEOUT_S) == 1, run.text
+    assert not victim.is_running()
+    assert run.leftovers() == []
+    state = run.directory.read_state()
+    assert state.status == "failed"
+    assert state.message is not None
+    assert state.message in run.text
+    assert "Traceback" not in run.text.replace(state.message, "")
+    check_readable(run)
+    return state.message
+
+
+def test_a_stopped_engine_core_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, *SHORT, cwd=tmp_path) as run:
+        wait_for_steps(run)
+        (core,) = run.find("VLLM::EngineCore")
+        message = stop_and_wait(run, core)
+    first = message.splitlines()[0]
+    assert first.startswith("rollout rank 0 raised EngineError: engine 0 cannot go on: ")
+    assert "(rollout.stall_timeout_s)" in first
+
+
+@pytest.mark.slow
+def test_a_stopped_engine_actor_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, *SHORT, cwd=tmp_path) as run:
+        wait_for_steps(run)
+        (actor,) = run.find("ray::RolloutActor")
+        message = stop_and_wait(run, actor)
+    first = message.splitlines()[0]
+    assert first.startswith("rollout rank 0 did not ")
+    assert f"it has not answered for 20 s (cluster.worker_silence_s); its process {actor.pid} on " in first
+    assert first.endswith("is stopped (by SIGSTOP)")
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_stopped_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Not the other one, which waits for it in a collective."""
+    with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, *SHORT, cwd=tmp_path) as run:
+        wait_for_steps(run)
+        victim = holder_of(run, f"policy-{rank}.log")
+        message = stop_and_wait(run, victim)
+    first = message.splitlines()[0]
+    assert first.startswith(f"policy rank {rank} did not ")
+    assert f"its process {victim.pid} on " in first
+    assert first.endswith("is stopped (by SIGSTOP)")
+
+
+@pytest.mark.slow
+def test_a_stopped_worker_of_vllm_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    with Megarl("train", config, ENDLESS, *SHORT, "rollout.tensor=2", cwd=tmp_path) as run:
+        wait_for_steps(run)
+        worker = run.find("VLLM::Worker_TP1")[0]
+        message = stop_and_wait(run, worker)
+    assert message.startswith("rollout rank 0 raised EngineError: engine 0 cannot go on: ")
+    assert "(rollout.stall_timeout_s)" in message.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_a_third_signal_ends_everything_at_once(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, cwd=tmp_path) as run:
+        wait_for_steps(run, 1)
+        for _ in range(3):
+            run.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        started = time.monotonic()
+        assert run.wait(30) == 130
+        assert time.monotonic() - started < 25
+        assert run.leftovers() == []
+        state = run.directory.read_state()
+        assert (state.status, state.message) == ("interrupted", "stopped by a third signal")
+        assert "once more ends them at once" in run.text
+        assert "Traceback" not in run.text

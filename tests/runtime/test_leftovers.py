@@ -1,0 +1,192 @@
+"""What killed runs leave is found and removed; what is alive, or not megarl's, is not touched."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers
+from megarl.telemetry.leases import SHM, Lease, find_leases
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return f"{tmp_path}/run-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where leases of this test go."""
+    path = tmp_path / "tmp"
+    path.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(path))
+    return path
+
+
+def mark_of_the_dead() -> ProcessMark:
+    """Of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = ProcessMark.of(process.pid)
+    process.communicate(b"\n")
+    return mark
+
+
+@contextmanager
+def sleeper(driver: ProcessMark | None, run: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process as a run starts them."""
+    marks = {} if driver is None else {DRIVER_VARIABLE: str(driver), RUN_VARIABLE: run}
+    process = subprocess.Popen(["sleep", "600"], env=os.environ | marks)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def of_run(found: list[Leftover], run: str) -> list[Leftover]:
+    return [leftover for leftover in found if leftover.run == run]
+
+
+def test_a_mark_names_one_process_for_ever() -> None:
+    mine = ProcessMark.of(os.getpid())
+    assert ProcessMark.parse(str(mine)) == mine
+    assert ProcessMark.from_json(mine.as_json()) == mine
+    assert mine.standing() == "alive"
+    assert replace(mine, started=mine.started - 1).standing() == "dead"  # the number was given away again
+    assert replace(mine, boot="another").standing() == "dead"  # the machine was started anew
+    assert replace(mine, boot="another", host="another").standing() == "elsewhere"
+    assert replace(mine, namespace="pid:[1]").standing() == "elsewhere"
+    assert mark_of_the_dead().standing() == "dead"
+    with pytest.raises(ProcessLookupError):
+        ProcessMark.of(2**22 + 1)
+
+
+def test_a_zombie_is_dead() -> None:
+    process = subprocess.Popen(["true"])
+    mark = None
+    while start_ticks(process.pid) is not None:
+        mark = ProcessMark.of(process.pid)
+        time.sleep(0.01)
+    assert mark is None or mark.standing() == "dead"
+    process.wait()
+
+
+def test_a_process_whose_driver_is_gone_is_killed_stopped_or_not(run: str) -> None:
+    with sleeper(mark_of_the_dead(), run) as orphan, sleeper(mark_of_the_dead(), run) as stopped:
+        os.kill(stopped.pid, 19)
+        found = of_run(find_leftovers(), run)
+        assert {leftover.pid for leftover in found} == {orphan.pid, stopped.pid}
+        assert all("sleep 600" in leftover.name for leftover in found)
+        clean_leftovers(found)
+        assert (orphan.wait(5), stopped.wait(5)) == (-9, -9)
+        assert of_run(find_leftovers(), run) == []
+
+
+def test_processes_of_a_live_run_of_another_machine_and_of_nobody_are_left_alone(run: str) -> None:
+    mine = ProcessMark.of(os.getpid())
+    elsewhere = replace(mine, host="another", boot="another")
+    with sleeper(mine, run) as live, sleeper(elsewhere, run) as far, sleeper(None, run) as other:
+        assert of_run(find_leftovers(), run) == []
+        assert other.pid not in {leftover.pid for leftover in find_leftovers()}
+        assert [process.poll() for process in (live, far, other)] == [None] * 3
+        # At the end of its own run, the driver takes its own.
+        assert {leftover.pid for leftover in of_run(find_leftovers(ended=mine), run)} == {live.pid}
+
+
+def test_a_number_given_away_again_is_not_killed(run: str) -> None:
+    with sleeper(mark_of_the_dead(), run) as process:
+        (found,) = of_run(find_leftovers(), run)
+        clean_leftovers([replace(found, started=found.started - 1)])
+        assert process.poll() is None
+
+
+def test_the_end_of_a_run_waits_for_its_processes_and_kills_what_stays(
+    run: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ProcessMark.of(os.getpid())
+    monkeypatch.setenv(RUN_VARIABLE, run)
+    lease = replace(Lease.take("run"), run=run)
+    lease.note([])
+    with sleeper(mine, run) as stays, sleeper(mine, "another run") as other:
+        started = time.monotonic()
+        found = end_run_processes(grace_s=0.5)
+        assert time.monotonic() - started >= 0.5
+        assert [leftover.pid for leftover in found] == [stays.pid, 0]
+        assert not lease.path.exists()
+        assert stays.wait(5) == -9
+        assert other.poll() is None
+
+
+def make_lease(owner: ProcessMark, run: str, extra: list[Path]) -> Lease:
+    lease = replace(Lease.take("engine"), owner=owner, driver=owner, run=run)
+    lease.note(extra)
+    return lease
+
+
+def test_files_of_a_dead_owner_go_and_those_of_a_live_one_stay(run: str, temporary: Path) -> None:
+    dead, mine = mark_of_the_dead(), ProcessMark.of(os.getpid())
+    files = [SHM / f"psm_{uuid.uuid4().hex}" for _ in range(2)]
+    session = temporary / "session_of_ray"
+    session.mkdir()
+    (session / "log").write_bytes(bytes(2**20))
+    not_ours = temporary / "precious"
+    not_ours.write_text("kept")
+    try:
+        for file in files:
+            file.write_bytes(bytes(100))
+        orphan = make_lease(dead, run, [files[0], session, not_ours])
+        live = make_lease(mine, run, [files[1]])
+        assert {lease.path for lease in find_leases()} == {orphan.path, live.path}
+        found = of_run(find_leftovers(), run)
+        assert [leftover.path for leftover in found] == [files[0], session, orphan.path]
+        assert "1.0 MiB" in found[1].name
+        clean_leftovers(found)
+        assert not files[0].exists()
+        assert files[1].exists()
+        assert not session.exists()
+        assert not orphan.path.exists()
+        assert live.path.exists()
+        assert not_ours.exists()
+        live.release()
+        live.release()
+        assert list(find_leases()) == []
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def test_shared_memory_that_somebody_maps_stays(run: str, temporary: Path) -> None:
+    import mmap
+
+    path = SHM / f"psm_{uuid.uuid4().hex}"
+    path.write_bytes(bytes(4096))
+    try:
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+            lease = make_lease(mark_of_the_dead(), run, [path])
+            assert [leftover.path for leftover in of_run(find_leftovers(), run)] == [lease.path]
+        assert path in {leftover.path for leftover in of_run(find_leftovers(), run)}
+    finally:
+        path.unlink()
+
+
+def test_an_owner_that_died_in_a_live_run_is_not_judged_yet(run: str, temporary: Path) -> None:
+    mine = ProcessMark.of(os.getpid())
+    lease = replace(make_lease(mark_of_the_dead(), run, []), driver=mine)
+    lease.note([])
+    assert of_run(find_leftovers(), run) == []
+    assert [leftover.path for leftover in of_run(find_leftovers(ended=mine), run)] == [lease.path]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"owner": 3}', "[]"])
+def test_what_is_no_lease_is_left_alone(text: str, temporary: Path) -> None:
+    (temporary / "megarl-engine-x").mkdir()
+    (temporary / "megarl-engine-x" / "owner.json").write_text(text)
+    assert list(find_leases()) == []

@@ -1,0 +1,191 @@
+"""Calls to real Ray actors whose process works, is stopped, or takes too long."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_together
+from megarl.runtime.workers import Watch, Worker, WorkerName
+from megarl.telemetry.process_mark import ProcessMark
+
+ENOUGH = Limit(60.0, "enough")
+
+
+class Sleeper:
+    """Does one thing at a time, and answers beside it, as a policy rank."""
+
+    @ray.method(concurrency_group="liveness")
+    def answer(self) -> ProcessMark:
+        return ProcessMark.of(os.getpid())
+
+    def sleep(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return threading.get_ident()
+
+    def fail(self, seconds: float) -> None:
+        time.sleep(seconds)
+        raise RuntimeError("the peer did not come")
+
+
+class Busy:
+    """Takes requests side by side, as an engine; Ray holds back those over its limit."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @ray.method(concurrency_group="liveness")
+    async def answer(self) -> ProcessMark:
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
+        return ProcessMark.of(os.getpid())
+
+    async def sleep(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        await asyncio.sleep(seconds)
+
+    async def block(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+async def make_workers(count: int, kind: type = Sleeper, **options: int) -> list[Worker]:
+    shell = ray.remote(concurrency_groups={"liveness": 1})(kind)
+    names = [WorkerName("policy", rank, Path(f"/nowhere/policy-{rank}.log")) for rank in range(count)]
+    workers = [Worker(name, shell.options(num_cpus=0, **options).remote()) for name in names]
+    for worker in workers:
+        assert await worker.answers(within_s=120.0)
+    return workers
+
+
+def stop(worker: Worker) -> int:
+    assert worker.mark is not None
+    os.kill(worker.mark.pid, signal.SIGSTOP)
+    return worker.mark.pid
+
+
+async def await_death(pid: int) -> None:
+    async with asyncio.timeout(10):
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.1)
+
+
+def started(worker: Worker, method: str, seconds: float) -> Any:
+    return call(worker, getattr(worker.actor, method).remote(seconds), doing="sleep", limit=ENOUGH)
+
+
+def test_long_work_is_left_alone_and_has_one_thread(cluster: None) -> None:
+    """An actor's calls share a thread: what PyTorch keeps per thread, a CUDA device first of all, stays."""
+
+    async def scenario() -> list[int]:
+        (worker,) = await make_workers(1)
+        watch = Watch([worker], silence_s=1.0)
+        threads = [await started(worker, "sleep", 4.0), await started(worker, "sleep", 0.0)]
+        watch.end()
+        assert not worker.lost.done()
+        return threads
+
+    first, second = asyncio.run(scenario())
+    assert first == second
+
+
+def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> None:
+    async def scenario() -> tuple[str, int]:
+        (worker,) = await make_workers(1)
+        watch = Watch([worker], silence_s=2.0)
+        pending = asyncio.ensure_future(started(worker, "sleep", 600.0))
+        await asyncio.sleep(0.5)
+        pid = stop(worker)
+        with pytest.raises(WorkerDied) as caught:
+            await asyncio.wait_for(pending, 20)
+        await await_death(pid)
+        watch.end()
+        with pytest.raises(WorkerDied):
+            await asyncio.wait_for(started(worker, "sleep", 0.0), 20)  # and so do later calls
+        return str(caught.value), pid
+
+    text, pid = asyncio.run(scenario())
+    assert text.startswith(
+        f"policy rank 0 did not sleep: it has not answered for 2 s (cluster.worker_silence_s); its process {pid} on "
+    )
+    assert text.splitlines()[0].endswith("is stopped (by SIGSTOP)")
+
+
+def test_requests_that_ray_holds_back_do_not_silence_a_worker(cluster: None) -> None:
+    async def scenario() -> None:
+        (worker,) = await make_workers(1, Busy, max_concurrency=2)
+        pending = [asyncio.ensure_future(started(worker, "sleep", 600.0)) for _ in range(5)]
+        await asyncio.sleep(1.0)
+        assert await worker.answers(within_s=3.0)
+        worker.give_up("is not needed any more")
+        await asyncio.gather(*pending, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_an_event_loop_that_is_held_up_is_noticed(cluster: None) -> None:
+    async def scenario() -> None:
+        (worker,) = await make_workers(1, Busy)
+        await started(worker, "sleep", 0.0)
+        pending = asyncio.ensure_future(started(worker, "block", 600.0))
+        await asyncio.sleep(0.5)
+        assert not await worker.answers(within_s=3.0)
+        worker.give_up("has not answered")
+        with pytest.raises(WorkerDied, match=r"its process .* is alive .* but answers nothing"):
+            await pending
+
+    asyncio.run(scenario())
+
+
+def test_a_call_has_a_limit(cluster: None) -> None:
+    async def scenario() -> None:
+        (worker,) = await make_workers(1)
+        reference = worker.actor.sleep.remote(600.0)
+        limit = Limit(1.0, "policy.call_timeout_s")
+        with pytest.raises(WorkerFailed, match=r"policy rank 0 did not sleep within 1 s \(policy.call_timeout_s\)"):
+            await call(worker, reference, doing="sleep", limit=limit)
+        worker.give_up("is not needed any more")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_silent_peer_is_to_blame_and_not_who_waited_for_it(silent: int, cluster: None) -> None:
+    """Without a watch that had noticed: a collective's timeout may be shorter than cluster.worker_silence_s."""
+
+    async def scenario() -> str:
+        workers = await make_workers(2)
+        stop(workers[silent])
+        calls = [started(worker, "sleep" if rank == silent else "fail", 1.0) for rank, worker in enumerate(workers)]
+        with pytest.raises(WorkerDied) as caught:
+            await asyncio.wait_for(call_together(workers, calls), 30)
+        return str(caught.value)
+
+    assert asyncio.run(scenario()).startswith(f"policy rank {silent} did not sleep: it has not answered for 5 s, and")
+
+
+def test_a_busy_peer_is_not_to_blame(cluster: None) -> None:
+    async def scenario() -> str:
+        workers = await make_workers(2)
+        calls = [started(workers[0], "sleep", 600.0), started(workers[1], "fail", 0.5)]
+        with pytest.raises(WorkerFailed) as caught:
+            await asyncio.wait_for(call_together(workers, calls), 30)
+        workers[0].give_up("is not needed any more")
+        return str(caught.value)
+
+    assert asyncio.run(scenario()).startswith("policy rank 1 raised RuntimeError: the peer did not come")
