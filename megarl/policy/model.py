@@ -29,7 +29,7 @@ from torch import Tensor
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig, ParallelConfig, PolicyConfig
 from megarl.models.layout import padded_vocab_size
-from megarl.models.rope import rope_inverse_frequencies
+from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.shape import ModelShape
 from megarl.parallel.device import cuda_present
 from megarl.parallel.fused_linear import fused_linear_logp_entropy
@@ -67,6 +67,7 @@ def build_transformer_config(
         "num_attention_heads": shape.num_heads,
         "num_query_groups": shape.num_kv_heads,
         "kv_channels": shape.head_dim,
+        "softmax_scale": attention_scale(shape),
         "normalization": "RMSNorm",
         "layernorm_epsilon": shape.norm_eps,
         "add_bias_linear": False,
@@ -160,7 +161,7 @@ class PolicyModel(GPTModel):
             position_embedding_type="rope",
             rotary_base=int(shape.rope_theta),
         )
-        # Megatron fixes Llama 3's scaling constants; ours come from config.json.
+        # Megatron's own are unscaled, or scaled by constants; ours are those that config.json asks for.
         device = self.rotary_pos_emb.inv_freq.device
         self.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device)
         self._response_index_R: Tensor | None = None

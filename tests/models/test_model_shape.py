@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from megarl.models.shape import (
-    LinearRopeScaling,
-    Llama3RopeScaling,
-    ModelError,
-    parse_model_config,
-    read_model_shape,
-)
+from megarl.models.rope_parameters import LinearRopeScaling, Llama3RopeScaling
+from megarl.models.shape import ModelError, parse_model_config, read_model_shape
 
 LLAMA = {
     "model_type": "llama",
@@ -75,6 +70,22 @@ def test_defaults_and_explicit_head_dim():
     assert (shape.hf_dtype, shape.tied_embeddings, shape.norm_eps) == (None, False, 1e-6)
 
 
+def test_a_window_that_nothing_uses_is_accepted():
+    for more in ({"use_sliding_window": True, "sliding_window": None}, {"layer_types": ["full_attention"] * 2}):
+        assert parse_model_config(QWEN2 | more) == parse_model_config(QWEN2)
+
+
+def test_dtype_comes_before_torch_dtype():
+    assert parse_model_config(LLAMA | {"dtype": "float32"}).hf_dtype == "float32"
+
+
+def test_the_shortest_length_counts():
+    """vLLM looks for the length under several names."""
+    assert parse_model_config(LLAMA).context_tokens == 2048
+    assert parse_model_config(LLAMA | {"max_seq_len": 512}).context_tokens == 512
+    assert parse_model_config(LLAMA | {"max_seq_len": 4096}).context_tokens == 2048
+
+
 def test_linear_scaling_in_the_oldest_spelling():
     shape = parse_model_config(LLAMA | {"rope_scaling": {"type": "linear", "factor": 4}})
     assert shape.rope_scaling == LinearRopeScaling(factor=4.0)
@@ -105,11 +116,28 @@ def test_what_transformers_writes_is_read(tmp_path, name):
         (LLAMA | {"hidden_act": "gelu"}, ["hidden_act", "'gelu'"]),
         (LLAMA | {"attention_bias": True}, ["attention_bias"]),
         (LLAMA | {"mlp_bias": True}, ["mlp_bias"]),
-        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["'yarn'"]),
+        (LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, ["'dynamic'", '"yarn"']),
         (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, ["number factor"]),
         (LLAMA | {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["one set of RoPE"]),
         (LLAMA | {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
-        (QWEN2 | {"use_sliding_window": True}, ["1 layers"]),
+        (QWEN2 | {"use_sliding_window": True}, ["sliding_window of 4096"]),
+        (without(QWEN2, "sliding_window") | {"use_sliding_window": True}, ["sliding_window of 4096"]),
+        # transformers slides from max_window_layers on, which is no layer here; vLLM in all of them.
+        (QWEN2 | {"use_sliding_window": True, "max_window_layers": 2}, ["sliding_window of 4096"]),
+        (LLAMA | {"sliding_window": 512}, ["sliding_window of 512"]),
+        (QWEN2 | {"layer_types": ["full_attention"]}, ["layer_types of 2 layers"]),
+        (QWEN2 | {"head_dim": 16}, ["head_dim 8", "found 16"]),
+        (LLAMA | {"head_dim": 7}, ["even head_dim", "7"]),
+        (LLAMA | {"hidden_size": 60, "head_dim": 16}, ["hidden_size 60"]),  # transformers refuses it too
+        (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, ["LlamaForCausalLM", "SequenceClass"]),
+        (QWEN2 | {"text_config": {"hidden_size": 1}}, ["text_config"]),
+        (QWEN2 | {"dual_chunk_attention_config": {"chunk_size": 1}}, ["dual_chunk_attention_config"]),
+        (QWEN2 | {"qk_norm": True}, ["qk_norm"]),
+        (QWEN2 | {"is_causal": False}, ["is_causal"]),
+        (LLAMA | {"logit_scale": 0.5}, ["logit_scale", "0.5"]),
+        (LLAMA | {"bias": True}, ["bias"]),
+        (LLAMA | {"compression_config": {"x": 1}}, ["compression_config"]),
+        (LLAMA | {"rms_norm_eps": None}, ["rms_norm_eps"]),
         (QWEN2 | {"layer_types": ["full_attention", "sliding_attention"]}, ["1 layers"]),
         (LLAMA | {"quantization_config": {"quant_method": "fp8"}}, ["quantization_config"]),
         (LLAMA | {"torch_dtype": "float8_e4m3fn"}, ["float8_e4m3fn"]),

@@ -1,5 +1,6 @@
 """The Megatron policy computes what transformers computes on the same weights."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,19 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+YARN_ROPE = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def make_model(path: Path, *, rope_scaling: dict[str, object] | None = None, **options: object) -> Path:
+    """A checkpoint; `rope_scaling` beside the `rope_parameters` that transformers writes, as model cards say to add
+    it."""
+    make_checkpoint(path, **options)
+    config = json.loads((path / "config.json").read_text())
+    if rope_scaling:
+        assert config["rope_parameters"]["rope_type"] == "default"
+        (path / "config.json").write_text(json.dumps(config | {"rope_scaling": rope_scaling}))
+    return path
 
 
 def transformers_logp(path: Path, samples: list[Sample], temperature: float) -> list[list[float]]:
@@ -38,6 +52,7 @@ LAYOUTS = [(1, 1, False), (2, 1, False), (3, 1, True), (1, 2, False), (2, 2, Tru
 MODELS = {
     "qwen2-tied": {"family": "qwen2", "tied": True},
     "llama3-untied": {"family": "llama", "tied": False, "rope_parameters": LLAMA3_ROPE},
+    "qwen2-yarn": {"family": "qwen2", "tied": False, "rope_scaling": YARN_ROPE},
     # Fewer key-value heads than tensor ranks: every rank works with the one head.
     "llama-mqa": {"family": "llama", "tied": True, "num_key_value_heads": 1},
 }
@@ -47,7 +62,7 @@ def test_logp_equals_transformers(tmp_path: Path) -> None:
     samples = make_samples(16, longest=60)
     jobs, cases = [], []
     for name, options in MODELS.items():
-        path = make_checkpoint(tmp_path / name, **options)
+        path = make_model(tmp_path / name, **options)
         expected = transformers_logp(path, samples, temperature=0.7)
         for tensor, pipeline, sequence in LAYOUTS:
             if name == "llama-mqa" and tensor == 3:
