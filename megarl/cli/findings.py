@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from megarl.config.base import ConfigError
 
 Level = Literal["ok", "info", "warning", "failure"]
 
@@ -33,6 +35,16 @@ class Finding:
     def __post_init__(self) -> None:
         if self.level == "failure" and not self.action:
             raise ValueError(f"the failure {self.name!r} ({self.found}) does not say what to do")
+
+
+def findings_of(error: ConfigError, name: str) -> Iterator[Finding]:
+    """One failure per problem; what a problem's text says after its last semicolon is what to do."""
+    for problem in error.problems:
+        found, semicolon, action = problem.rpartition("; ")
+        default = "correct the file; `megarl show --fields` explains every field"
+        yield Finding(
+            name=name, level="failure", found=found if semicolon else problem, action=action if semicolon else default
+        )
 
 
 def render_findings(findings: Iterable[Finding]) -> Table:

@@ -70,8 +70,8 @@ def _megarl(
 )
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train by reinforcement learning with verifiable rewards."""
+    from megarl.cli.preflight import check_files
     from megarl.config.loader import load_config, source_files
-    from megarl.config.preflight import check_files
 
     run_config = load_config(config, overrides or ())
     check_files(run_config)
@@ -88,8 +88,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 )
 def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     """Warm-start on the data set's own answers, before `train`."""
+    from megarl.cli.preflight import check_files
     from megarl.config.loader import load_config, source_files
-    from megarl.config.preflight import check_files
 
     run_config = load_config(config, overrides or ())
     if run_config.sft is None:
@@ -129,8 +129,8 @@ def show(
 @app.command(
     epilog=_examples(
         "megarl plan configs/papers/dapo-qwen2.5-32b-16nodes.toml",
-        "megarl plan models/Llama-3.1-70B --gpus 64 --tensor 8 --pipeline 2 --engines 4 --rollout-tensor 8",
-        "megarl plan models/Qwen2.5-7B/config.json policy.recompute=full rollout.max_response_tokens=16384 --json",
+        "megarl plan configs/shapes/llama-3-70b.json --gpus 64 --tensor 8 --pipeline 4 --engines 4 --rollout-tensor 8",
+        "megarl plan configs/shapes/qwen2.5-7b.json --gpus 8 --tensor 4 policy.recompute=full --json",
     )
 )
 def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
@@ -139,7 +139,7 @@ def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
         typer.Argument(
             metavar="CONFIG",
             help="TOML file; or a model's directory or config.json, planned with the defaults of everything else. Of "
-            "the model only config.json is read.",
+            "the model only config.json is read; configs/shapes/ stands in for one that is not on this machine.",
         ),
     ],
     overrides: Overrides = None,
@@ -152,7 +152,10 @@ def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
     gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU.")] = 80.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, in bytes and seconds.")] = False,
 ) -> None:
-    """Print layout, memory, micro-batches and publication time of a configuration; nothing is started."""
+    """Print layout, memory, micro-batches and publication time of a configuration; exit code 1 when it does not fit.
+
+    Nothing is started.
+    """
     from megarl.cli.plan import make_plan
     from megarl.cli.plan_config import PlanOptions, load_planned
     from megarl.cli.plan_tables import print_plan
@@ -170,6 +173,7 @@ def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
         print(json.dumps(made.as_dict(), indent=2))
     else:
         print_plan(Console(), made)
+    raise typer.Exit(0 if made.fits else 1)
 
 
 @app.command(

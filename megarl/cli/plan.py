@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from megarl.cli.paths import shown_path
 from megarl.cli.plan_config import Planned, nodes_of
 from megarl.cli.plan_fit import (
     DTYPE_BYTES,
@@ -64,6 +65,8 @@ class RunPlan:
     """Everything `megarl plan` prints. Bytes are per GPU."""
 
     model: str
+    shape_file: str | None
+    """What was read in place of a model that is not on this machine."""
     family: str
     dtype: str
     parameters: int
@@ -92,6 +95,10 @@ class RunPlan:
         """Room for one sequence, without which vLLM does not start, and for the staging memory."""
         return self.rollout.full_sequences > 0 and self.rollout.budget + self.rollout.staging <= self.gpu_memory_bytes
 
+    @property
+    def fits(self) -> bool:
+        return self.policy_fits and self.rollout_fits
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the fields, with totals and whether they fit."""
         plan = asdict(self)
@@ -118,13 +125,14 @@ def make_plan(planned: Planned, *, gpu_memory_gib: float) -> RunPlan:
     fits = max(stage.total for stage in policy) <= limit
     plan = RunPlan(
         model=planned.model,
+        shape_file=None if planned.shape_file is None else shown_path(planned.shape_file),
         family=shape.family,
         dtype=config.model.dtype,
         parameters=_count_parameters(shape),
         gpu_memory_bytes=limit,
         layout=_describe_layout(planned),
         policy=policy,
-        fit=None if fits else find_fit(config, shape, limit=limit, publication=kept),
+        fit=None if fits else find_fit(config, shape, limit=limit, publication=kept, nodes_typed=planned.nodes_typed),
         rollout=rollout_memory(_rollout_setup(config, shape, config.rollout.tensor, gpu_memory_gib)),
         updates=tuple(_describe_updates(config)),
         publication=publication,

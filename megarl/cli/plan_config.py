@@ -10,10 +10,10 @@ from pathlib import Path
 
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_section
-from megarl.config.preflight import check_shape, is_hub_name
+from megarl.config.preflight import is_hub_name
 from megarl.config.run import RunConfig
-from megarl.models.serving import check_engine_split
-from megarl.models.shape import ModelError, ModelShape, parse_model_config
+from megarl.models.preflight import check_layout
+from megarl.models.shape import ModelError, ModelShape, read_model_shape
 from megarl.parallel.grid import RankGrid
 from megarl.reshard.topology import Topology, pack_nodes
 
@@ -52,14 +52,29 @@ class PlanOptions:
         )
         return {f"{option} {value}": f"{path}={value}" for option, path, value in values if value is not None}
 
+    def check_against(self, arguments: Sequence[str]) -> None:
+        """ConfigError where an option and an override that were both typed disagree."""
+        problems = []
+        for option, stands_for in self.overrides.items():
+            path, _, _ = stands_for.partition("=")
+            other = _typed(arguments, path)
+            if other is not None and other.replace(" ", "") != stands_for:
+                problems.append(f"{option} and {other!r} both set {path}; leave out one of them")
+        if problems:
+            raise ConfigError("\n".join(problems), problems)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """A layout that can work."""
 
     model: str
-    """CONFIG itself where it is a model, else model.path."""
+    """model.path: CONFIG itself where it is a model."""
+    shape_file: Path | None
+    """The shape that stands in for a model that is not on this machine; None where the model itself was read."""
     config: RunConfig
+    nodes_typed: bool
+    """cluster.nodes was typed: no more may be taken."""
     shape: ModelShape
     grid: RankGrid
     topology: Topology
@@ -69,27 +84,34 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     """The configuration of `megarl plan CONFIG [...]`, its model and its layout.
 
     path: a TOML file, a model directory or a config.json. The last two, and any option, mean a cluster with as many
-    nodes as it takes; a file alone means the cluster it describes. Raises ConfigError with every problem found.
+    nodes as it takes, unless cluster.nodes was typed; a file alone means the cluster it describes. Raises ConfigError
+    with every problem found.
     """
-    own_file = _model_file(path)
-    arguments = [*(_model_arguments(path) if own_file else ()), *arguments]
-    config = _load(path, own_file is not None, arguments, options)
-    file = own_file or Path(config.model.path) / "config.json"
-    if not file.parent.is_dir():
-        raise ConfigError(_describe_missing(config.model.path))
-    if problems := list(check_shape(config, file)):
-        raise ConfigError("\n".join(problems), problems)
+    options.check_against(arguments)
+    is_model = path.is_dir() or path.suffix == ".json"
+    model = (*_DEFAULTS, f"model.path={json.dumps(str(path))}") if is_model else ()
+    config = _load(path, is_model, [*model, *arguments], options)
+    file, shape_file = _find_shape(config.model.path, near=path)
     try:
-        shape = parse_model_config(json.loads(file.read_text(encoding="utf-8")))
+        shape = read_model_shape(file)
     except ModelError as error:
-        raise ConfigError(f"{file}: {error}") from None
-    parallel = config.parallel
-    grid = RankGrid(tensor=parallel.tensor, pipeline=parallel.pipeline, data=parallel.data)
+        raise ConfigError(str(error)) from None
+    problems = list(check_layout(config, shape))
+    grid = _grid(config)
     topology = _topology(config, grid)
-    if problems := [*_check_engines(config, shape), *_check_nodes(config, topology)]:
+    if not problems:
+        problems = list(_check_nodes(config, topology))
+    if problems:
         raise ConfigError("\n".join(problems), problems)
-    model = str(path) if own_file else config.model.path
-    return Planned(model=model, config=config, shape=shape, grid=grid, topology=topology)
+    return Planned(
+        model=config.model.path,
+        shape_file=shape_file,
+        config=config,
+        nodes_typed=_typed(arguments, "cluster.nodes") is not None,
+        shape=shape,
+        grid=grid,
+        topology=topology,
+    )
 
 
 def nodes_of(topology: Topology) -> int:
@@ -97,16 +119,29 @@ def nodes_of(topology: Topology) -> int:
     return max(*topology.trainer_nodes, *topology.taker_nodes) + 1
 
 
-def _model_file(path: Path) -> Path | None:
-    """The config.json, where CONFIG is a model and no TOML file."""
-    if path.suffix == ".json":
-        return path
-    return path / "config.json" if path.is_dir() else None
+def nodes_needed(config: RunConfig) -> int:
+    """Nodes that a configuration takes, however many it names."""
+    return nodes_of(_topology(config, _grid(config)))
 
 
-def _model_arguments(path: Path) -> tuple[str, ...]:
-    directory = path.parent if path.suffix == ".json" else path
-    return *_DEFAULTS, f"model.path={json.dumps(str(directory))}"
+def _find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
+    """The config.json of model.path; where there is no such model, the shape of its name that stands in for it."""
+    file = Path(model)
+    if file.suffix == ".json" or file.is_dir():
+        return file, None
+    name = f"{file.name.lower()}.json"
+    parents = (near.absolute().parent, *near.absolute().parents, Path.cwd() / "configs")
+    found = next((parent / "shapes" / name for parent in parents if (parent / "shapes" / name).is_file()), None)
+    if found is None:
+        raise ConfigError(_describe_missing(model))
+    return found, found
+
+
+def _typed(arguments: Sequence[str], path: str) -> str | None:
+    """The override that was typed for a field, the last where there are several; it or its whole section."""
+    keys = {path, path.rpartition(".")[0]}
+    typed = [argument for argument in arguments if argument.partition("=")[0].strip() in keys and "=" in argument]
+    return typed[-1] if typed else None
 
 
 def _load(path: Path, is_model: bool, arguments: Sequence[str], options: PlanOptions) -> RunConfig:
@@ -118,15 +153,13 @@ def _load(path: Path, is_model: bool, arguments: Sequence[str], options: PlanOpt
         return load_section(None if is_model else path, laid, RunConfig)
 
     endless_error: ConfigError | None = None
-    if is_model or options.overrides:
+    if (is_model or options.overrides) and _typed(arguments, "cluster.nodes") is None:
         try:
             endless = load(f"cluster.nodes={_ANY_NUMBER_OF_NODES}")
         except ConfigError as error:
             endless_error = error
         else:
-            parallel = endless.parallel
-            grid = RankGrid(tensor=parallel.tensor, pipeline=parallel.pipeline, data=parallel.data)
-            return load(f"cluster.nodes={nodes_of(_topology(endless, grid))}")
+            return load(f"cluster.nodes={nodes_needed(endless)}")
     try:
         return load()
     except ConfigError as error:
@@ -147,6 +180,11 @@ def _describe(heading: str, problems: Sequence[str], options: PlanOptions) -> Co
     return ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
 
 
+def _grid(config: RunConfig) -> RankGrid:
+    parallel = config.parallel
+    return RankGrid(tensor=parallel.tensor, pipeline=parallel.pipeline, data=parallel.data)
+
+
 def _topology(config: RunConfig, grid: RankGrid) -> Topology:
     rollout = config.rollout
     return pack_nodes(
@@ -162,16 +200,10 @@ def _describe_missing(name: str) -> str:
             f"`hf download {name} config.json --local-dir {local}` and set model.path={local}"
         )
     return (
-        f'model.path "{name}": no such directory (looked at {Path(name).absolute()}); only its config.json is needed: '
+        f'model.path "{name}": no such directory (looked at {Path(name).absolute()}), and no shapes/'
+        f"{Path(name).name.lower()}.json beside the configuration; only the model's config.json is needed: "
         f"`hf download OWNER/NAME config.json --local-dir {name}`, or correct the path"
     )
-
-
-def _check_engines(config: RunConfig, shape: ModelShape) -> Iterator[str]:
-    try:
-        check_engine_split(shape, config.rollout.tensor)
-    except ModelError as error:
-        yield f"rollout.tensor: {error}"
 
 
 def _check_nodes(config: RunConfig, topology: Topology) -> Iterator[str]:

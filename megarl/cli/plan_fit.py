@@ -2,19 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megarl.cli.plan_config import nodes_needed
+from megarl.config.dump import format_value
 from megarl.config.run import RunConfig
+from megarl.models.layout import tensor_split_problems
 from megarl.models.memory import PolicyMemory, PolicySetup, distinct_stages, policy_memory
-from megarl.models.shape import ModelError, ModelShape
+from megarl.models.preflight import Changes, changed, loads
+from megarl.models.shape import ModelShape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _MOST_CHANGES = 40
-
-Changes = Mapping[str, Any]
-"""Dotted path -> new value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +66,16 @@ def stages_memory(setup: PolicySetup) -> tuple[PolicyMemory, ...]:
     return tuple(policy_memory(setup, stage) for stage in distinct_stages(setup.pipeline))
 
 
-def find_fit(config: RunConfig, shape: ModelShape, *, limit: int, publication: int) -> Fit | None:
+def find_fit(
+    config: RunConfig, shape: ModelShape, *, limit: int, publication: int, nodes_typed: bool = False
+) -> Fit | None:
     """The changes with which no stage needs more than `limit` bytes: the one that spares most again and again, until
     one suffices, and the cheapest such; then without those that turn out not to be needed. None where that leads
-    nowhere."""
+    nowhere. With each of them the configuration loads and the model splits; nodes are added as they are needed, and
+    named where `nodes_typed` says that somebody chose their number."""
 
     def total(changes: Changes) -> int:
-        setup = policy_setup(_changed(config, changes), shape)
+        setup = policy_setup(changed(config, changes), shape)
         return max(stage.total for stage in stages_memory(dataclasses.replace(setup, publication=publication)))
 
     changes: dict[str, Any] = {}
@@ -79,7 +83,7 @@ def find_fit(config: RunConfig, shape: ModelShape, *, limit: int, publication: i
     for _ in range(_MOST_CHANGES):
         if best <= limit:
             break
-        tried = [(total(more), more) for more in _moves(config, shape, changes) if _splits(config, shape, more)]
+        tried = [(total(more), more) for more in _moves(config, shape, changes) if _works(config, shape, more)]
         enough = next((pair for pair in tried if pair[0] <= limit), None)
         least, more = enough or min(tried, key=lambda pair: pair[0], default=(best, changes))
         if least >= best:
@@ -87,9 +91,12 @@ def find_fit(config: RunConfig, shape: ModelShape, *, limit: int, publication: i
         best, changes = least, dict(more)
     for path in [path for path in changes if path not in _LAYOUT]:
         without = {key: value for key, value in changes.items() if key != path}
-        if total(without) <= limit:
+        if total(without) <= limit and _works(config, shape, without):
             changes = without
-    return Fit(arguments=tuple(_arguments(changes)), total_bytes=total(changes)) if best <= limit else None
+    if best > limit:
+        return None
+    arguments = _arguments(changes | _cluster(config, changes, nodes_typed=nodes_typed))
+    return Fit(arguments=tuple(arguments), total_bytes=total(changes))
 
 
 _LAYOUT = {"parallel.world_size": "--gpus", "parallel.tensor": "--tensor", "parallel.pipeline": "--pipeline"}
@@ -97,21 +104,36 @@ _LAYOUT = {"parallel.world_size": "--gpus", "parallel.tensor": "--tensor", "para
 
 def _arguments(changes: Changes) -> Iterator[str]:
     yield from (f"{option} {changes[path]}" for path, option in _LAYOUT.items() if path in changes)
-    yield from (f"{path}={str(value).lower()}" for path, value in changes.items() if path not in _LAYOUT)
-
-
-def _changed(config: RunConfig, changes: Changes) -> RunConfig:
-    sections: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        section, _, name = path.partition(".")
-        sections.setdefault(section, {})[name] = value
-    update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update=update)
+        if path not in _LAYOUT:
+            yield f"{path}={value if isinstance(value, str) else format_value(value)}"
+
+
+def _cluster(config: RunConfig, changes: Changes, *, nodes_typed: bool) -> dict[str, Any]:
+    """What more nodes ask for: their number where it was typed, and a transport that leaves a node."""
+    nodes = nodes_needed(changed(config, changes))
+    more: dict[str, Any] = {}
+    if nodes_typed and nodes > config.cluster.nodes:
+        more["cluster.nodes"] = nodes
+    if nodes > 1 and config.rollout.publish.transport == "shared_memory":
+        more["rollout.publish.transport"] = "network"
+    return more
+
+
+def _works(config: RunConfig, shape: ModelShape, changes: Changes) -> bool:
+    """Whether the configuration loads with the changes, on as many nodes as it takes, and the model splits."""
+    now = changed(config, changes).parallel
+    if tensor_split_problems(shape, now.tensor) or shape.num_layers % now.pipeline:
+        return False
+    if now.world_size % (now.tensor * now.pipeline):
+        return False
+    nodes = {"cluster.nodes": max(config.cluster.nodes, nodes_needed(changed(config, changes)))}
+    return loads(config, {**changes, **nodes, **_cluster(config, changes, nodes_typed=False)})
 
 
 def _moves(config: RunConfig, shape: ModelShape, changes: Changes) -> Iterator[Changes]:
     """The changes with one more, the cheapest first."""
-    now = _changed(config, changes)
+    now = changed(config, changes)
     parallel, policy = now.parallel, now.policy
     if not policy.distributed_optimizer:
         yield {**changes, "policy.distributed_optimizer": True}
@@ -147,11 +169,3 @@ def _with_layout(now: RunConfig, changes: Changes, *, tensor: int, pipeline: int
 def _value(config: RunConfig, path: str) -> Any:
     section, _, name = path.partition(".")
     return getattr(getattr(config, section), name)
-
-
-def _splits(config: RunConfig, shape: ModelShape, changes: Changes) -> bool:
-    try:
-        policy_memory(policy_setup(_changed(config, changes), shape), 0)
-    except ModelError:
-        return False
-    return True

@@ -16,6 +16,8 @@ def print_plan(console: Console, plan: RunPlan) -> None:
     """Print everything; what does not fit, or that it does, comes last."""
     line = f"{plan.model}: {plan.family}, {plan.parameters / 1e9:.2f} B parameters, {plan.dtype}"
     console.print(Text(line, style="bold"), soft_wrap=True)
+    if plan.shape_file:
+        console.print(Text(f"{plan.model} is not here: planned from {plan.shape_file}"), soft_wrap=True)
     _print_layout(console, plan)
     _print_policy(console, plan)
     _print_rollout(console, plan)

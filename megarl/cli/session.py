@@ -63,12 +63,6 @@ class _Outcome:
 Work = Callable[[Session], Awaitable[None]]
 
 
-def resolve_model_path(config: RunConfig) -> RunConfig:
-    """The config with an absolute model.path: workers do not share this process's working directory."""
-    path = str(Path(config.model.path).expanduser().resolve())
-    return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
-
-
 def run_session(
     config: RunConfig, work: Work, *, sources: Sequence[Path], verb: str, steps: int, columns: Sequence[Column]
 ) -> int:

@@ -5,7 +5,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_sft_inputs
-from megarl.cli.session import Session, resolve_model_path, run_session
+from megarl.cli.paths import resolve_model_path
+from megarl.cli.session import Session, run_session
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.sft import fine_tune

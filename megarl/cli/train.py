@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
-from megarl.cli.session import Session, resolve_model_path, run_session
+from megarl.cli.paths import resolve_model_path
+from megarl.cli.session import Session, run_session
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts

@@ -1,9 +1,4 @@
-"""What the run's files must be before a worker starts; reads config.json and directory listings, imports no torch.
-
-The divisibility rules are those of Megatron-core 0.16 (`TransformerConfig.__post_init__`, `ColumnParallelLinear`) and
-vLLM 0.32 (`QKVParallelLinear`): both split attention heads evenly, and both accept fewer key/value heads than
-tensor-parallel ranks when the ranks are a multiple of them.
-"""
+"""What the run's files must be before a worker starts; reads directory listings and small files, imports no torch."""
 
 import json
 import re
@@ -12,30 +7,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megarl.config.base import ConfigError
 from megarl.config.data import FileData
 from megarl.config.run import RunConfig
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LOCAL_PARENTS = {"models", "model", "checkpoints", "runs", "data"}
-_SHAPE_KEYS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
 _DATA_SUFFIXES = (".jsonl", ".parquet")
 
 
-def check_files(config: RunConfig, *, need_model: bool = True) -> None:
-    """Raise one ConfigError with everything wrong with the model directory, its shape and the data path.
-
-    `need_model` false accepts an absent model directory (a layout is looked at away from the cluster).
-    """
-    problems = [*_check_data(config), *_check_sinks(config)]
+def find_file_problems(config: RunConfig) -> Iterator[str]:
+    """Everything wrong with the model's directory, the data's path, and the packages that logging asks for."""
+    yield from _check_data(config)
+    yield from _check_sinks(config)
     directory = Path(config.model.path)
     if directory.is_dir():
-        problems += check_model_files(config, directory)
-        problems += check_shape(config, directory / "config.json")
-    elif need_model:
-        problems.append(_describe_missing_model(config.model.path))
-    if problems:
-        raise ConfigError("\n".join(problems), problems)
+        yield from check_model_files(config, directory)
+    else:
+        yield _describe_missing_model(config.model.path)
 
 
 def check_model_files(config: RunConfig, directory: Path) -> Iterator[str]:
@@ -48,75 +36,12 @@ def check_model_files(config: RunConfig, directory: Path) -> Iterator[str]:
     yield from _check_weights(where, directory)
 
 
-def check_shape(config: RunConfig, path: Path) -> Iterator[str]:
-    """Problems between a model's config.json and the parallel layout, and with the context length."""
-    try:
-        shape = _read_json(path)
-    except FileNotFoundError:
-        yield f'model.path "{config.model.path}": no config.json; is it the directory of a Hugging Face checkpoint?'
-        return
-    except ValueError as error:
-        yield f"{path}: {error}"
-        return
-    missing = [key for key in _SHAPE_KEYS if not _is_count(shape.get(key))]
-    if missing:
-        yield f"{path}: expected positive integers {', '.join(missing)}, as Llama and Qwen configurations have them"
-        return
-    policy_split = [*_check_split(shape, config.parallel.tensor, "parallel.tensor")]
-    yield from policy_split or _check_fused_rows(shape, config.parallel.tensor)
-    yield from _check_split(shape, config.rollout.tensor, "rollout.tensor")
-    layers, pipeline = shape["num_hidden_layers"], config.parallel.pipeline
-    if layers % pipeline:
-        yield (
-            f"parallel.pipeline {pipeline} does not divide the model's {layers} layers; use "
-            f"{_divisors(layers, pipeline)}"
-        )
-    prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
-    context = context_tokens(shape)
-    if prompt + response > context:
-        yield (
-            f"rollout.max_prompt_tokens {prompt} + max_response_tokens {response} = {prompt + response} is longer than "
-            f"the model's context of {context} (max_position_embeddings); shorten one of them"
-        )
-
-
-def context_tokens(shape: dict[str, Any]) -> int:
-    """Longest sequence of a model: max_position_embeddings, which only linear rope scaling leaves unscaled."""
-    rope = shape.get("rope_scaling") or shape.get("rope_parameters") or {}
-    linear = rope.get("rope_type", rope.get("type")) == "linear"
-    return int(shape["max_position_embeddings"] * (rope["factor"] if linear else 1))
-
-
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: those its index names, present or not, else every one there is."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         return sorted({directory / str(name) for name in _read_json(index).get("weight_map", {}).values()})
     return sorted(directory.glob("*.safetensors"))
-
-
-def _check_split(shape: dict[str, Any], tensor: int, field: str) -> Iterator[str]:
-    heads, ffn = shape["num_attention_heads"], shape["intermediate_size"]
-    groups = shape.get("num_key_value_heads") or heads
-    if heads % tensor:
-        yield f"{field} {tensor} does not divide the model's {heads} attention heads; use {_divisors(heads, tensor)}"
-    if groups % tensor and tensor % groups:
-        yield (
-            f"{field} {tensor} is neither a divisor nor a multiple of the model's {groups} key/value heads; use "
-            f"{_divisors(groups, tensor)}"
-        )
-    if ffn % tensor:
-        yield f"{field} {tensor} does not divide the model's intermediate_size {ffn}; use {_divisors(ffn, tensor)}"
-
-
-def _check_fused_rows(shape: dict[str, Any], tensor: int) -> Iterator[str]:
-    """Megatron splits the rows of query, key and value together, even where a rank gets part of a group."""
-    heads = shape["num_attention_heads"]
-    groups = shape.get("num_key_value_heads") or heads
-    head_dim = shape.get("head_dim") or shape.get("hidden_size", 0) // heads
-    rows = (heads + 2 * groups) * head_dim
-    if rows % tensor:
-        yield f"parallel.tensor {tensor} does not divide the {rows} rows of the model's fused query, key and value"
 
 
 def _check_weights(where: str, directory: Path) -> Iterator[str]:
@@ -207,14 +132,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, found {type(content).__name__}")
     return content
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
-
-
-def _divisors(number: int, near: int) -> str:
-    """Divisors of `number` around `near`, as a hint: '4 or 7'."""
-    below = max((d for d in range(1, min(near, number) + 1) if number % d == 0), default=1)
-    above = next((d for d in range(near, number + 1) if number % d == 0), None)
-    return str(below) if above in (None, below) else f"{below} or {above}"

@@ -49,7 +49,8 @@ def layout_of(
     for name, rank, size in (("tensor", tensor_rank, tensor_size), ("pipeline", pipeline_rank, pipeline_size)):
         if not 0 <= rank < size:
             raise ModelError(f"expected a {name} rank from 0 to {size - 1}, found {rank}; correct the rank grid")
-    _check_tensor_split(shape, tensor_size)
+    if problems := tensor_split_problems(shape, tensor_size):
+        raise ModelError(f"tensor size {tensor_size} does not split this model: {'; '.join(problems)}. Choose another.")
     chunk_layers = _layers_per_chunk(shape, pipeline_size, virtual)
     stride = pipeline_size * chunk_layers
     starts = [chunk * stride + pipeline_rank * chunk_layers for chunk in range(virtual)]
@@ -79,8 +80,8 @@ def _layers_per_chunk(shape: ModelShape, pipeline_size: int, virtual: int) -> in
     return shape.num_layers // (pipeline_size * virtual)
 
 
-def _check_tensor_split(shape: ModelShape, tensor_size: int) -> None:
-    """Megatron-core's conditions (TransformerConfig, SelfAttention, MLP), all reported at once."""
+def tensor_split_problems(shape: ModelShape, tensor_size: int) -> list[str]:
+    """Why the policy cannot be split over so many ranks (Megatron-core: TransformerConfig, SelfAttention, MLP)."""
     problems = []
     if shape.num_heads % tensor_size:
         problems.append(f"{shape.num_heads} attention heads are not a multiple of it")
@@ -91,5 +92,4 @@ def _check_tensor_split(shape: ModelShape, tensor_size: int) -> None:
         problems.append(f"{qkv_rows} rows of the fused QKV are not a multiple of it")
     if shape.ffn_size % tensor_size:
         problems.append(f"{shape.ffn_size} rows of the MLP are not a multiple of it")
-    if problems:
-        raise ModelError(f"tensor size {tensor_size} does not split this model: {'; '.join(problems)}. Choose another.")
+    return problems

@@ -19,8 +19,8 @@ VOCAB_PADDING = 64
 """vLLM pads the vocabulary to a multiple of this (DEFAULT_VOCAB_PADDING_SIZE) before it splits it."""
 
 
-def check_engine_split(shape: ModelShape, tensor_size: int) -> None:
-    """ModelError, with every reason at once, where vLLM cannot split the model over so many workers."""
+def engine_split_problems(shape: ModelShape, tensor_size: int) -> list[str]:
+    """Why vLLM cannot split the model over so many workers."""
     problems = []
     if shape.num_heads % tensor_size:
         problems.append(f"{shape.num_heads} attention heads are not a multiple of it")
@@ -30,7 +30,12 @@ def check_engine_split(shape: ModelShape, tensor_size: int) -> None:
         problems.append(f"{shape.ffn_size} rows of the MLP are not a multiple of it")
     if _padded_vocab(shape) % tensor_size:
         problems.append(f"{_padded_vocab(shape)} rows of the padded vocabulary are not a multiple of it")
-    if problems:
+    return problems
+
+
+def check_engine_split(shape: ModelShape, tensor_size: int) -> None:
+    """ModelError, with every reason at once, where vLLM cannot split the model over so many workers."""
+    if problems := engine_split_problems(shape, tensor_size):
         raise ModelError(
             f"an engine of tensor size {tensor_size} does not split this model: {'; '.join(problems)}. Choose another."
         )

@@ -1,23 +1,39 @@
 """`megarl doctor`: each check tells good from bad, and a real run on this machine ends with a verdict."""
 
+import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import save_file
 
 from megarl.cli import doctor_machine as machine
 from megarl.cli import doctor_packages as packages
-from megarl.cli.doctor import export_gib, findings_of
-from megarl.cli.doctor_model import compare_weights, read_shapes
-from megarl.cli.findings import Finding, ask_process, ask_python, print_summary, render_findings
+from megarl.cli.doctor import check_config, export_gib
+from megarl.cli.doctor_inputs import input_probes, judge_inputs
+from megarl.cli.findings import (
+    Answer,
+    Finding,
+    ask_process,
+    ask_python,
+    findings_of,
+    print_summary,
+    render_findings,
+)
+from megarl.cli.paths import resolve_model_path
+from megarl.cli.preflight import check_files
+from megarl.cli.probes import Probe, start_probes, try_code
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from tests.config.text import write_config
+from tests.e2e import test_bad_input as bad_input
+from tests.e2e.configuration import write_tiny_config
 
 REQUIREMENTS = [
     "torch>=2.8",
@@ -98,7 +114,7 @@ def test_companion_that_does_not_import(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_plugin_that_an_environment_variable_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other")
-    finding = packages.check_plugin()
+    finding = packages.check_plugin({})
     assert (finding.level, finding.found) == ("failure", "VLLM_PLUGINS=other leaves out megarl_weight_transfer")
 
 
@@ -180,15 +196,26 @@ def test_config_problems_become_failures() -> None:
     assert "megarl show --fields" in second.action
 
 
-def test_checkpoint_shapes(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
-    found = read_shapes(tmp_path)
-    assert found == {"a": (2, 3), "b": (4,)}
-    compare_weights({"a": (2, 3)}, found)
-    with pytest.raises(ValueError, match=r"1 parameters are not in the weight files: c"):
-        compare_weights({"a": (2, 3), "c": (1,)}, found)
-    with pytest.raises(ValueError, match=r"the first a: expected \(3, 2\), found \(2, 3\)"):
-        compare_weights({"a": (3, 2)}, found)
+def test_probes_share_a_process_until_one_ends_it() -> None:
+    codes = {
+        "first": "import os; x = 7; print('noise'); print(os.getpid())",
+        "second": "print(x, os.getpid())",
+        "raises": "raise ValueError('why')",
+        "aborts": "os.abort()",
+        "after": "print('x' in globals())",
+        "hangs": "import time; time.sleep(60)",
+        "exits": "import os, sys; print('said why', file=sys.stderr, flush=True); os._exit(3)",
+        "last": "print('done')",
+    }
+    probes = [Probe(name=name, code=code, timeout_s=2.0 if name == "hangs" else 60.0) for name, code in codes.items()]
+    answers = {name: future.result() for name, future in start_probes(probes).items()}
+    assert answers["second"].text == f"7 {answers['first'].text}"
+    assert answers["raises"] == Answer(succeeded=False, text="ValueError: why")
+    assert answers["aborts"] == Answer(succeeded=False, text="killed by signal 6")
+    assert answers["after"].text == "False"
+    assert answers["hangs"] == Answer(succeeded=False, text="no answer after 2 s")
+    assert answers["exits"] == Answer(succeeded=False, text="said why")
+    assert answers["last"] == Answer(succeeded=True, text="done")
 
 
 def test_table_and_exit_code() -> None:
@@ -206,63 +233,133 @@ def test_table_and_exit_code() -> None:
     assert "1 checks passed, 1 warnings, 1 failures" in text
 
 
-def make_qwen(directory: Path) -> Path:
-    """A real two-layer Qwen2 checkpoint with a real word-level tokenizer."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "1": 1, "+": 2, "=": 3, "2": 4}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
-    fast.chat_template = "{{ messages[0].content }}"
-    fast.save_pretrained(directory)
-    config = Qwen2Config(
-        vocab_size=8,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(directory)
-    return directory
+# The whole command. What `train` refuses before a worker starts, it refuses in train's own words.
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_qwen(tmp_path_factory.mktemp("qwen"))
+def run_doctor(cwd: Path, model: Path, *overrides: str) -> tuple[int, str, str]:
+    """Exit code, everything that was printed, and the part about the configuration on one line."""
+    command = [sys.executable, "-m", "megarl.cli.main", "doctor", str(write_tiny_config(cwd, model)), *overrides]
+    environment = os.environ | {"COLUMNS": "2000", "PYTHONPATH": f"{cwd}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, cwd=cwd, env=environment)
+    assert done.stderr == ""
+    words = " ".join(done.stdout.partition("Configuration\n")[2].split())
+    return done.returncode, done.stdout, words
 
 
-def test_a_real_checkpoint_loads_and_a_broken_one_does_not(qwen: Path, tmp_path: Path) -> None:
-    def ask(directory: Path) -> tuple[bool, str]:
-        answer = ask_process([sys.executable, "-m", "megarl.cli.doctor_model", str(directory)], timeout_s=120)
-        return answer.succeeded, answer.text
+def truncated_weights(cwd: Path, model: Path) -> Sequence[str]:
+    damaged = Path(shutil.copytree(model, cwd / "damaged"))
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return [f"model.path={damaged}"]
 
-    good, text = ask(qwen)
-    assert good, text
-    assert text.startswith("Qwen2ForCausalLM, 0 M parameters, ")
-    for file in qwen.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    broken = (tmp_path / "config.json").read_text().replace('"intermediate_size": 32', '"intermediate_size": 48')
-    (tmp_path / "config.json").write_text(broken)
-    good, text = ask(tmp_path)
-    assert not good
-    assert "6 parameters have another shape than config.json says, the first model.layers.0.mlp.down_proj" in text
-    assert "expected (16, 48), found (16, 32)" in text
+
+def another_shape(cwd: Path, model: Path) -> Sequence[str]:
+    damaged = Path(shutil.copytree(model, cwd / "damaged"))
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"intermediate_size": config["intermediate_size"] + 8}))
+    return [f"model.path={damaged}"]
+
+
+def another_rope(cwd: Path, model: Path) -> Sequence[str]:
+    damaged = Path(shutil.copytree(model, cwd / "damaged"))
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}))
+    return [f"model.path={damaged}"]
+
+
+def broken_tokenizer(cwd: Path, model: Path) -> Sequence[str]:
+    damaged = Path(shutil.copytree(model, cwd / "damaged"))
+    (damaged / "tokenizer.json").write_text("{}")
+    return [f"model.path={damaged}"]
+
+
+REFUSED: list[Callable[[Path, Path], Sequence[str]]] = [
+    bad_input.unknown_key,
+    bad_input.wrong_type,
+    bad_input.heads_not_divided,
+    bad_input.world_size_not_divided,
+    bad_input.no_model,
+    bad_input.empty_data,
+    bad_input.prompt_too_long,
+    bad_input.longer_than_the_context,
+    bad_input.reward_that_is_not_there,
+    truncated_weights,
+    another_shape,
+    another_rope,
+    broken_tokenizer,
+]
+
+
+def load_as_train(path: Path, overrides: Sequence[str]) -> None:
+    """What `megarl train` reads before a worker starts, by the calls that it makes."""
+    from megarl.cli.inputs import load_model_inputs, load_train_inputs
+    from megarl.rewards.pool import check_reward
+
+    config = load_config(path, overrides)
+    check_files(config)
+    config = resolve_model_path(config)
+    check_reward(config.reward)
+    model = load_model_inputs(config)
+    load_train_inputs(model.pin(config), model)
+
+
+def doctors_findings(path: Path, overrides: Sequence[str]) -> list[Finding]:
+    """The part about the configuration, its probes in this process."""
+    config, findings = check_config(path, overrides)
+    if config is None or any(finding.level == "failure" for finding in findings):
+        return findings
+    config = resolve_model_path(config)
+    answers: dict[str, Future[Answer]] = {}
+    for probe in input_probes(config):
+        answers[probe.name] = Future()
+        answers[probe.name].set_result(try_code(probe.code, {}))
+    return [*findings, *judge_inputs(config, answers)]
+
+
+@pytest.mark.parametrize("prepare", REFUSED, ids=lambda prepare: prepare.__name__)
+def test_what_train_refuses_is_refused_in_its_words(
+    prepare: Callable[[Path, Path], Sequence[str]],
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides, path = prepare(tmp_path, tiny_model_dir), write_tiny_config(tmp_path, tiny_model_dir)
+    with pytest.raises(ConfigError) as refused:
+        load_as_train(path, overrides)
+    failures = [finding for finding in doctors_findings(path, overrides) if finding.level == "failure"]
+    said = [f"{finding.found}; {finding.action}" for finding in failures]
+    for problem in refused.value.problems:
+        assert any(text.startswith(problem) for text in said), said
+
+
+def test_what_train_accepts_passes(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_tiny_config(tmp_path, tiny_model_dir)
+    load_as_train(path, [])
+    found = {finding.name: finding for finding in doctors_findings(path, [])}
+    assert {finding.level for finding in found.values()} == {"ok"}
+    assert found["data"].found == "16 prompts, each within rollout.max_prompt_tokens 64"
+    assert found["sft data"].found == "16 answers to train on"
+
+
+def test_data_that_takes_longer_than_doctor_waits(tmp_path: Path, tiny_model_dir: Path) -> None:
+    config = load_config(write_tiny_config(tmp_path, tiny_model_dir), ["sft=false"])
+    stops = '{"problems": [], "stops": [], "untold": null, "date": null}'
+    said = {"reward": '{"found": "r"}', "model": '{"found": "m"}', "stops": stops, "data": "no answer after 300 s"}
+    answers: dict[str, Future[Answer]] = {name: Future() for name in said}
+    for name, text in said.items():
+        answers[name].set_result(Answer(succeeded=name != "data", text=text))
+    *_, data = judge_inputs(config, answers)
+    assert (data.level, data.found) == ("warning", "still being read after 300 s")
 
 
 @pytest.mark.slow
-def test_real_run(qwen: Path, tmp_path: Path) -> None:
-    """The whole command on this machine: the configuration part passes, and a bad file gives 1."""
-    path = write_config(tmp_path)
-    command = [sys.executable, "-m", "megarl.cli.main", "doctor", str(path), f"model.path={qwen}"]
-    done = subprocess.run(
-        [*command, f"logging.directory={tmp_path}"], capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.stderr == ""
-    configuration = done.stdout.partition("Configuration\n")[2]
-    assert "✗" not in configuration
-    assert "Qwen2ForCausalLM" in configuration
-    assert done.returncode == ("✗" in done.stdout)
+@pytest.mark.parametrize("overrides", [[], ["rollout.max_prompt_tokens=8"]], ids=["good", "bad"])
+def test_real_run(overrides: list[str], tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The whole command on this machine."""
+    code, printed, said = run_doctor(tmp_path, tiny_model_dir, *overrides)
+    assert ("✗" in said) == bool(overrides)
+    assert ("rollout.max_prompt_tokens is 8" in said) == bool(overrides)
+    assert ("16 prompts" in said) != bool(overrides)
+    assert code == ("✗" in printed)

@@ -1,4 +1,4 @@
-"""`megarl doctor` on what ends a response: asked in a process of its own."""
+"""`megarl doctor` on what ends a response, as doctor's probe reads it."""
 
 import datetime
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megarl.cli.doctor_texts import check_texts
+from megarl.cli.doctor_texts import judge_texts, tell
 from megarl.cli.findings import Finding
 from megarl.cli.inputs import load_text_inputs
 from tests.config.text import load_small
@@ -23,7 +23,7 @@ def save(template: str, model: Path) -> None:
 
 
 def findings(tmp_path: Path, model: Path, *overrides: str) -> list[Finding]:
-    return list(check_texts(load_small(tmp_path, f"model.path={model}", *overrides)))
+    return list(judge_texts(tell(load_small(tmp_path, f"model.path={model}", *overrides))))
 
 
 def test_stops_and_the_pinned_clock(tmp_path: Path, model: Path) -> None:

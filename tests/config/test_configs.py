@@ -9,24 +9,25 @@ from megarl.config.advantage import DynamicSampling
 from megarl.config.auxiliary import AuxiliaryConfig
 from megarl.config.data import RandomReward
 from megarl.config.loader import load_config, load_section
-from megarl.config.preflight import check_shape
 from megarl.config.run import RunConfig
 from megarl.config.theory import TheoryConfig
 from megarl.config.trust import ConstantClip, FlexEcClip
+from megarl.models.preflight import check_layout
+from megarl.models.shape import read_model_shape
 
 ROOT = Path(__file__).parents[2] / "configs"
 PAPERS = ROOT / "papers"
-SHAPES = Path(__file__).parent / "shapes"
+SHAPES = ROOT / "shapes"
 FILES = sorted({*ROOT.glob("*.toml"), *PAPERS.glob("*.toml")} - {ROOT / "theory.toml"})
 """Of runs. configs/methods/: test_methods.py; theory.toml: tests/cli/test_theory.py."""
 
 LAYOUTS = {  # shape, data-parallel ranks, updates per step, GPUs
-    "clip-gsm8k-qwen2.5-1.5b": ("qwen2.5-1.5b", 4, 16, 8),
-    "clip-gsm8k-qwen2.5-3b": ("qwen2.5-3b", 4, 16, 8),
-    "clip-gsm8k-llama3-8b": ("llama3-8b", 2, 16, 8),
-    "clip-gsm8k-llama3-8b-2nodes": ("llama3-8b", 4, 16, 16),
-    "clip-dapo-math-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
-    "clip-dapo-math-qwen2.5-7b-4nodes": ("qwen2.5-7b", 8, 16, 32),
+    "clip-gsm8k-qwen2.5-1.5b": ("qwen2.5-1.5b-instruct", 4, 16, 8),
+    "clip-gsm8k-qwen2.5-3b": ("qwen2.5-3b-instruct", 4, 16, 8),
+    "clip-gsm8k-llama3-8b": ("meta-llama-3-8b-instruct", 2, 16, 8),
+    "clip-gsm8k-llama3-8b-2nodes": ("meta-llama-3-8b-instruct", 4, 16, 16),
+    "clip-dapo-math-qwen2.5-7b": ("qwen2.5-7b-instruct", 2, 16, 8),
+    "clip-dapo-math-qwen2.5-7b-4nodes": ("qwen2.5-7b-instruct", 8, 16, 32),
     "flexec-baseline-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
     "flexec-id-qwen2.5-7b": ("qwen2.5-7b", 2, 16, 8),
     "flexec-id-qwen2.5-math-7b": ("qwen2.5-math-7b", 2, 16, 8),
@@ -59,7 +60,8 @@ def test_derived_numbers_and_layout(name: str) -> None:
     assert config.train.mini_batch_responses % data_ranks == 0
     assert config.gpus_needed == config.cluster.nodes * config.cluster.gpus_per_node == gpus
     assert config.parallel.tensor <= config.cluster.gpus_per_node
-    assert list(check_shape(config, SHAPES / f"{shape}.json")) == []
+    assert list(check_layout(config, read_model_shape(SHAPES / f"{shape}.json"))) == []
+    assert Path(config.model.path).name.lower() == shape
     # A sequence of the greatest length fits a micro-batch, which otherwise would hold it alone and overflow the plan.
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     assert longest <= config.policy.tokens_per_micro_batch

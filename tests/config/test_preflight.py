@@ -4,14 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from megarl.cli.preflight import check_files
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
-from megarl.config.preflight import check_files, is_hub_name
+from megarl.config.preflight import is_hub_name
 from megarl.config.run import RunConfig
+from megarl.models.preflight import check_layout
+from megarl.models.shape import parse_model_config
 from tests.config.text import write_config
 
 SHAPE = {
+    "model_type": "llama",
+    "vocab_size": 1024,
     "hidden_size": 768,
     "num_hidden_layers": 6,
     "num_attention_heads": 12,
@@ -53,7 +60,6 @@ def test_hub_name_is_not_a_directory(tmp_path: Path) -> None:
         "`hf download Qwen/Qwen2.5-3B-Instruct --local-dir models/Qwen2.5-3B-Instruct` and set "
         "model.path=models/Qwen2.5-3B-Instruct"
     ]
-    check_files(config, need_model=False)
 
 
 def test_missing_local_directory(tmp_path: Path) -> None:
@@ -77,22 +83,84 @@ def test_hub_names() -> None:
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (8, ["12 attention heads; use 6 or 12"]),
-        (3, ["neither a divisor nor a multiple of the model's 2 key/value heads; use 2", "intermediate_size 2048"]),
-        (5, ["12 attention heads; use 4 or 6", "2 key/value heads; use 2", "2048; use 4 or 8"]),
+        (8, ["12 attention heads", "use 4"]),
+        (3, ["2 key-value heads are neither a multiple nor a divisor", "2048 rows of the MLP", "use 2 or 4"]),
+        (5, ["12 attention heads", "2 key-value heads", "2048 rows of the MLP", "use 4"]),
     ],
 )
 def test_tensor_parallel_does_not_divide(tmp_path: Path, tensor: int, words: list[str]) -> None:
+    """One line with every reason; the sizes it advises split everything, and the configuration loads with them."""
     model = make_model(tmp_path)
     for field in ("parallel", "rollout"):
         overrides = [f"{field}.tensor={tensor}", "cluster.gpus_per_node=16"]
-        if field == "parallel":
-            overrides.append(f"parallel.world_size={tensor}")
-        found = problems(load(tmp_path, model, *overrides))
-        assert len(found) == len(words)
-        for problem, word in zip(found, words, strict=True):
-            assert problem.startswith(f"{field}.tensor {tensor} ")
-            assert word in problem
+        if field == "parallel":  # 4 and 2 divide it, as tensor does
+            overrides += [f"parallel.world_size={4 * tensor}", "cluster.nodes=9"]
+            overrides += ["rollout.publish.transport=network", f"train.mini_batch_responses={4 * tensor}"]
+            overrides += [f"train.prompts_per_step={4 * tensor}"]
+        (problem,) = problems(load(tmp_path, model, *overrides))
+        assert problem.startswith(f"{field}.tensor {tensor} does not split the model: ")
+        assert [word for word in words if word not in problem] == [], problem
+
+
+def test_layouts_that_are_advised_where_no_single_size_helps(tmp_path: Path) -> None:
+    """Three ranks: no tensor size that splits the model divides them."""
+    model = make_model(tmp_path)
+    (problem,) = problems(load(tmp_path, model, "parallel.tensor=3", "parallel.world_size=3"))
+    assert problem.endswith("; use parallel.tensor=4 parallel.world_size=4"), problem
+    found = problems(load(tmp_path, model, "parallel.tensor=3", "parallel.pipeline=4", "parallel.world_size=12",
+                          "cluster.gpus_per_node=16"))  # fmt: skip
+    assert [problem.partition(" does")[0] for problem in found] == ["parallel.tensor 3", "parallel.pipeline 4"]
+    assert len({problem.rpartition("; ")[2] for problem in found}) == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    heads=st.integers(1, 5).map(lambda n: 4 * n),
+    share=st.sampled_from([1, 2, 4]),
+    ffn=st.integers(1, 12).map(lambda n: 8 * n),
+    layers=st.integers(1, 12),
+    vocabulary=st.integers(1, 400),
+    sizes=st.tuples(*[st.integers(1, 8)] * 4),
+    sequence=st.booleans(),
+)
+def test_every_size_that_is_advised_works(tmp_path, heads, share, ffn, layers, vocabulary, sizes, sequence) -> None:
+    tensor, pipeline, data, engine = sizes
+    shape = parse_model_config(
+        SHAPE
+        | {
+            "hidden_size": 2 * heads,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads // share,
+            "intermediate_size": ffn,
+            "num_hidden_layers": layers,
+            "vocab_size": vocabulary,
+        }
+    )
+    values = {
+        "parallel.tensor": tensor,
+        "parallel.pipeline": pipeline,
+        "parallel.world_size": tensor * pipeline * data,
+        "rollout.tensor": engine,
+        "train.prompts_per_step": tensor * data,
+        "train.mini_batch_responses": 2 * data,
+        "parallel.sequence": str(sequence and tensor > 1).lower(),
+        "cluster.nodes": 65,
+    }
+    train = ["rollout.publish.transport=network"]
+    config = load(tmp_path, "absent", *train, *(f"{path}={value}" for path, value in values.items()))
+    for problem in check_layout(config, shape):
+        field, advice = problem.partition(" ")[0], problem.rpartition("; use ")[2]
+        if "context" in problem:
+            continue
+        if "=" in advice:
+            ways: list[dict[str, object]] = [dict(word.split("=") for word in advice.split())]
+        else:
+            ways = [{field: size} for size in advice.split(" or ")]
+        assert ways, problem
+        for way in ways:
+            better = load(tmp_path, "absent", *train, *(f"{path}={value}" for path, value in (values | way).items()))
+            left = [text for text in check_layout(better, shape) if text.startswith(tuple(way))]
+            assert left == [], f"{problem}\n{way}"
 
 
 def test_more_ranks_than_key_value_heads_is_fine(tmp_path: Path) -> None:
@@ -100,10 +168,13 @@ def test_more_ranks_than_key_value_heads_is_fine(tmp_path: Path) -> None:
 
 
 def test_fused_rows(tmp_path: Path) -> None:
-    # 12 ranks suit 12 heads and 2 groups, but with head_dim 1 there are 12 + 2 * 2 = 16 rows.
-    model = make_model(tmp_path, head_dim=1, intermediate_size=24)
-    found = problems(load(tmp_path, model, "parallel.tensor=12", "parallel.world_size=12", "cluster.gpus_per_node=16"))
-    assert found == ["parallel.tensor 12 does not divide the 16 rows of the model's fused query, key and value"]
+    # 24 ranks suit 24 heads and 2 groups, but with head_dim 2 there are (24 + 2 * 2) * 2 = 56 rows.
+    model = make_model(tmp_path, head_dim=2, num_attention_heads=24, intermediate_size=48)
+    found = problems(load(tmp_path, model, "parallel.tensor=24", "parallel.world_size=24", "cluster.gpus_per_node=32"))
+    assert found == [
+        "parallel.tensor 24 does not split the model: 56 rows of the fused QKV are not a multiple of it; "
+        "use parallel.tensor=8 parallel.world_size=16"
+    ]
 
 
 def test_layers_and_context_together(tmp_path: Path) -> None:
@@ -118,7 +189,7 @@ def test_layers_and_context_together(tmp_path: Path) -> None:
         )
     )
     assert found == [
-        "parallel.pipeline 4 does not divide the model's 6 layers; use 3 or 6",
+        "parallel.pipeline 4 does not divide the model's 6 layers; use 2",
         "rollout.max_prompt_tokens 97 + max_response_tokens 4000 = 4097 is longer than the model's context of 4096 "
         "(max_position_embeddings); shorten one of them",
     ]
@@ -154,12 +225,12 @@ def test_index_names_missing_files(tmp_path: Path) -> None:
     assert "1 of 2 weight files are missing or empty (model-2.safetensors)" in problem
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"num_hidden_layers": 6}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama"}'])
 def test_broken_config_json(tmp_path: Path, content: str) -> None:
     model = make_model(tmp_path)
     (model / "config.json").write_text(content)
     (problem,) = problems(load(tmp_path, model))
-    assert problem.startswith(f"{model}/config.json: ")
+    assert problem.startswith(f"model.path: {model}/config.json")
 
 
 def test_base_model_without_chat_template(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def reward_that_is_not_there(cwd: Path, model: Path) -> Sequence[str]:
     [
         (unknown_key, ["train.stepz", "steps"]),
         (wrong_type, ["train.steps", "integer", "three"]),
-        (heads_not_divided, ["parallel.tensor 3", "4 attention heads", "use 2 or 4"]),
+        (heads_not_divided, ["parallel.tensor 3", "4 attention heads", "use parallel.tensor=4 parallel.world_size=4"]),
         (world_size_not_divided, ["parallel.world_size 3", "multiple of tensor 2", "change one"]),
         (no_model, ["model.path", "nowhere", "no such directory", "correct the path"]),
         (longer_than_the_context, ["max_response_tokens 40000", "context of 32768", "shorten"]),

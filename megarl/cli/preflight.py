@@ -1,0 +1,29 @@
+"""What `train`, `sft` and `doctor` check in a moment, before anything heavy is imported: all problems in one error."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megarl.config.base import ConfigError
+from megarl.config.preflight import find_file_problems
+from megarl.config.run import RunConfig
+from megarl.models.preflight import check_layout
+from megarl.models.shape import ModelError, read_model_shape
+
+
+def check_files(config: RunConfig) -> None:
+    """Raise one ConfigError with everything wrong with the run's files, and with the layout for its model."""
+    problems = [*find_file_problems(config), *_check_model(config)]
+    if problems:
+        raise ConfigError("\n".join(problems), problems)
+
+
+def _check_model(config: RunConfig) -> Iterator[str]:
+    """Of a directory that is there; its absence is a file's problem."""
+    if not Path(config.model.path).is_dir():
+        return
+    try:
+        shape = read_model_shape(config.model.path)
+    except ModelError as error:
+        yield f"model.path: {error}"
+        return
+    yield from check_layout(config, shape)
