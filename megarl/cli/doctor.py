@@ -42,6 +42,7 @@ from megarl.cli.probes import start_probes
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import weight_files
+from megarl.config.rollout_files import run_bytes
 from megarl.config.run import LoggingConfig, RunConfig
 
 
@@ -104,7 +105,11 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
     yield from check_devices(detect_stack(installed), gpus_wanted=config.gpus_needed if config and one_node else None)
     yield check_shared_memory()
     directory = config.logging.directory if config else LoggingConfig().directory
-    yield check_disk(Path(directory), need_gib=export_gib(config) if config else None)
+    yield check_disk(
+        Path(directory),
+        exports_gib=export_gib(config) if config else None,
+        rollouts_gib=run_bytes(config) / 2**30 if config else 0.0,
+    )
     yield from check_network(
         config.policy.master_port if config else 0, num_nodes=config.cluster.nodes if config else 1
     )

@@ -10,6 +10,7 @@ import psutil
 
 from megarl.cli.doctor_packages import Stack
 from megarl.cli.findings import Finding, ask_process, ask_python
+from megarl.cli.machine_paths import nearest_directory
 
 _GIB = 2**30
 _RAY_PORT = 6379
@@ -62,23 +63,25 @@ def check_shared_memory(path: Path = Path("/dev/shm"), *, need_gib: float = 1.0)
     return Finding(name=name, level="ok", found=found)
 
 
-def check_disk(directory: Path, *, need_gib: float | None) -> Finding:
-    """Room and permission where run directories go; `need_gib` are the run's exports, None when unknown."""
-    existing = next(parent for parent in (directory.absolute(), *directory.absolute().parents) if parent.is_dir())
-    name = f"disk at {directory}"
-    if not os.access(existing, os.W_OK):
-        action = "set logging.directory to a directory you may write to"
-        return Finding(name=name, level="failure", found=f"{existing} cannot be written to", action=action)
-    free_gib = shutil.disk_usage(existing).free / _GIB
-    if need_gib is not None and free_gib < need_gib:
-        found = f"{free_gib:.1f} GiB free; the exported checkpoints need {need_gib:.1f} GiB"
+def check_disk(directory: Path, *, exports_gib: float | None, rollouts_gib: float) -> Finding:
+    """Room where run directories go. exports_gib: the run's exported checkpoints, None when unknown. rollouts_gib: its
+    rollouts, at most: if every response is as long as it may be."""
+    existing = nearest_directory(directory)
+    name, free_gib = f"disk at {directory}", shutil.disk_usage(existing).free / _GIB
+    exports = 0.0 if exports_gib is None else exports_gib
+    needed = f"{exports:.1f} GiB for exported checkpoints and at most {rollouts_gib:.1f} GiB for rollouts"
+    if free_gib < exports:
+        found = f"{free_gib:.1f} GiB free; the run needs {needed}"
         action = "free space, set logging.directory elsewhere, or raise train.export_every"
         return Finding(name=name, level="failure", found=found, action=action)
+    if free_gib < exports + rollouts_gib:
+        found = f"{free_gib:.1f} GiB free; the run needs {needed}"
+        action = "free space, set logging.directory elsewhere, or raise logging.rollouts_every"
+        return Finding(name=name, level="warning", found=found, action=action)
     if free_gib < _MIN_DISK_GIB:
         found, action = f"{free_gib:.1f} GiB free", f"keep {_MIN_DISK_GIB:.0f} GiB for rollouts and checkpoints"
         return Finding(name=name, level="warning", found=found, action=action)
-    needed = "" if need_gib is None else f"; {need_gib:.1f} GiB needed for exported checkpoints"
-    return Finding(name=name, level="ok", found=f"{free_gib:.1f} GiB free{needed}")
+    return Finding(name=name, level="ok", found=f"{free_gib:.1f} GiB free; needed: {needed}")
 
 
 def check_network(master_port: int, *, num_nodes: int) -> Iterator[Finding]:

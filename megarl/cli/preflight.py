@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from megarl.cli.machine_paths import find_path_problems
 from megarl.config.base import ConfigError
 from megarl.config.preflight import find_file_problems
 from megarl.config.run import RunConfig
@@ -11,8 +12,9 @@ from megarl.models.shape import ModelError, read_model_shape
 
 
 def check_files(config: RunConfig) -> None:
-    """Raise one ConfigError with everything wrong with the run's files, and with the layout for its model."""
-    problems = [*find_file_problems(config), *_check_model(config)]
+    """Raise one ConfigError with everything wrong with the run's files, with the layout for its model, and with where
+    it writes."""
+    problems = [*find_file_problems(config), *_check_model(config), *find_path_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems), problems)
 

@@ -15,6 +15,7 @@ from megarl.config.dump import dump_config, format_value
 from megarl.config.fields import FieldEntry, describe_type, iter_fields, section_types, union_tag
 from megarl.config.layers import Replacement
 from megarl.config.loader import find_replacements, load_config
+from megarl.config.rollout_files import describe_rollout_files
 from megarl.config.run import RunConfig
 
 
@@ -67,6 +68,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
         **_rate_comment(config),
         "rollout": (f"longest sequence: {tokens} tokens", *texts.stops),
         **({"data": texts.prompts} if texts.prompts else {}),
+        "logging": (describe_rollout_files(config),),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
             f"engines {config.rollout.engines} x {config.rollout.tensor}",

@@ -80,8 +80,9 @@ class LoggingConfig(Config):
 
     directory: str = "runs"
     """Run directories are made below this."""
-    rollouts_every: int = Field(1, ge=0)
-    """Write rollouts/step-N.parquet every so many steps; 0: never."""
+    rollouts_every: int | None = Field(None, ge=0)
+    """Write rollouts/step-N.parquet every so many steps; 0: never; absent: as often as 20 GB for the whole run allow if
+    every response is as long as it may be, every step where they do. `megarl show` says which."""
     traced_responses: int = Field(256, ge=0)
     """Responses of a step whose parquet rows say what training did with each token: as many of every mini-batch, its
     first; 0: none."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megarl.config.rollout_files import rollouts_interval
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
@@ -117,8 +118,8 @@ class StepReporter:
 
 
 def rollouts_due(step: int, config: RunConfig) -> bool:
-    """Whether the step's responses are written: every logging.rollouts_every steps, never where that is 0."""
-    every = config.logging.rollouts_every
+    """Whether the step's responses are written: every so many steps, never where that is 0."""
+    every = rollouts_interval(config)
     return every > 0 and step % every == 0
 
 

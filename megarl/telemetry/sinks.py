@@ -1,6 +1,8 @@
 """Where the metrics of a step go: metrics.jsonl always, Weights & Biases and TensorBoard on request.
 
-metrics.jsonl holds one valid JSON object per line. JSON has no NaN and no infinity, so both are written as null: the
+metrics.jsonl holds one valid JSON object per line: the step, the timestamp (seconds since 1970, UTC) and the metrics.
+What differs between runs of one configuration and seed is the timestamp and what is under timing_s/, perf/ and memory/;
+all else is equal (tests/e2e/test_equal_runs.py). JSON has no NaN and no infinity, so both are written as null: the
 name was logged and had no finite value. When a resumed run repeats a step, the later line counts (`read_metrics`).
 A sink that fails does not stop the run: it is reported once, tried again at every step, and counted at the end.
 """
@@ -42,8 +44,9 @@ class JsonlSink:
         self._file.truncate(self._end)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write {"step": step, **values}. A failed write (disk full) leaves no partial line."""
-        line = {"step": step, **{name: _json_number(value) for name, value in values.items() if name != "step"}}
+        """Write {"step": step, "timestamp": now, **values}. A failed write (disk full) leaves no partial line."""
+        numbers = {name: _json_number(value) for name, value in values.items() if name != "step"}
+        line = {"step": step, "timestamp": round(time.time(), 3), **numbers}
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         try:
             if (written := self._file.write(data)) != len(data):

@@ -133,10 +133,14 @@ def test_shared_memory(tmp_path: Path) -> None:
 
 
 def test_disk(tmp_path: Path) -> None:
-    assert machine.check_disk(tmp_path / "runs" / "deep", need_gib=1e-6).level in ("ok", "warning")
-    full = machine.check_disk(tmp_path / "runs", need_gib=1e9)
+    deep = tmp_path / "runs" / "deep"
+    assert machine.check_disk(deep, exports_gib=1e-6, rollouts_gib=0.0).level in ("ok", "warning")
+    full = machine.check_disk(tmp_path / "runs", exports_gib=1e9, rollouts_gib=2.0)
     assert full.level == "failure"
-    assert "the exported checkpoints need 1000000000.0 GiB" in full.found
+    assert "1000000000.0 GiB for exported checkpoints and at most 2.0 GiB for rollouts" in full.found
+    crowded = machine.check_disk(tmp_path / "runs", exports_gib=None, rollouts_gib=1e9)
+    assert crowded.level == "warning"
+    assert "raise logging.rollouts_every" in crowded.action
 
 
 def test_exports_needed(tmp_path: Path) -> None:

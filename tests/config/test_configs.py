@@ -1,6 +1,7 @@
 """Every file in configs/ loads; the papers' files have the papers' numbers and layouts their models allow."""
 
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,20 @@ from megarl.config.advantage import DynamicSampling
 from megarl.config.auxiliary import AuxiliaryConfig
 from megarl.config.data import RandomReward
 from megarl.config.loader import load_config, load_section
+from megarl.config.rollout_files import (
+    BUDGET_BYTES,
+    describe_rollout_files,
+    rollouts_interval,
+    run_bytes,
+    step_bytes,
+)
 from megarl.config.run import RunConfig
 from megarl.config.theory import TheoryConfig
 from megarl.config.trust import ConstantClip, FlexEcClip
 from megarl.models.preflight import check_layout
 from megarl.models.shape import read_model_shape
+from megarl.records import TokenTrace
+from megarl.telemetry.rollouts import RolloutRow, write_rollouts
 
 ROOT = Path(__file__).parents[2] / "configs"
 PAPERS = ROOT / "papers"
@@ -156,3 +166,57 @@ def test_sweep_commands_in_comments_load(monkeypatch: pytest.MonkeyPatch) -> Non
                 commands += 1
                 load_config(Path(words[2]), words[3:])
     assert commands >= 16
+
+
+# What a run keeps of its rollouts where nobody has said.
+
+
+def test_rollouts_are_sized_to_the_run() -> None:
+    small = load_config(ROOT / "quickstart.toml")
+    assert small.logging.rollouts_every is None
+    assert rollouts_interval(small) == 1
+    assert run_bytes(small) < 1e9
+    for path in FILES:
+        config = load_config(path)
+        every = rollouts_interval(config)
+        assert run_bytes(config) <= BUDGET_BYTES or every == config.train.steps
+        if every > 1:  # one step fewer would be too much
+            assert config.train.steps // (every - 1) * step_bytes(config) > BUDGET_BYTES
+    large = load_paper("dapo-qwen2.5-32b-16nodes")
+    assert rollouts_interval(large) > 1
+    assert describe_rollout_files(large).startswith(
+        f"rollouts/: every {rollouts_interval(large)} steps (chosen: logging.rollouts_every is absent), "
+    )
+    for said in (0, 1, 7):
+        config = large.model_copy(update={"logging": large.logging.model_copy(update={"rollouts_every": said})})
+        assert rollouts_interval(config) == said
+
+
+def test_the_estimate_of_a_rollout_file(tmp_path: Path) -> None:
+    """Against a real one, of random numbers and as long as it may be."""
+    draw = random.Random(0)
+    length = 500
+
+    def numbers() -> tuple[float, ...]:
+        return tuple(draw.expovariate(2.0) for _ in range(length))
+
+    def row(index: int) -> RolloutRow:
+        tokens = tuple(int(draw.paretovariate(0.3)) % 150_000 for _ in range(length))
+        trace = TokenTrace(
+            sample_id=index, **{name: numbers() for name in ("logp", "entropy", "ratio")},
+            **dict.fromkeys(("low", "high", "gate", "weight", "advantage"), (1.0,) * length), rule=("",) * length,
+        )  # fmt: skip
+        return RolloutRow(
+            step=1, prompt_index=0, sample_index=index, sample_id=index, policy_version=0, prompt_text="x" * 400,
+            response_text=" ".join(map(str, tokens)), prompt_tokens=tokens[:100], response_tokens=tokens,
+            behavior_logp=numbers(), old_logp=numbers(), old_entropy=numbers(), ref_logp=None,
+            trace=trace if index < 8 else None, reward=1.0, verifier_reward=1.0, overlong=0.0, bonus=0.0, failure=None,
+            advantage=0.5, stop_reason="stop",
+        )  # fmt: skip
+
+    write_rollouts(tmp_path / "step.parquet", map(row, range(32)))
+    sizes = ["train.prompts_per_step=4", "train.samples_per_prompt=8", "train.mini_batch_responses=32"]
+    lengths = ["rollout.max_prompt_tokens=100", f"rollout.max_response_tokens={length}", "logging.traced_responses=8"]
+    config = load_config(ROOT / "quickstart.toml", [*sizes, *lengths])
+    written = (tmp_path / "step.parquet").stat().st_size
+    assert 0.7 < written / step_bytes(config) < 1.1
