@@ -3,6 +3,7 @@
 Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
 """
 
+import errno
 import importlib.metadata
 import json
 import sys
@@ -38,10 +39,21 @@ Overrides = Annotated[
     ),
 ]
 
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""What is wrong with a place to write to, and not with this program."""
+
 
 def _examples(*lines: str) -> str:
     """Examples for the end of a verb's help, one a line."""
     return "\n\n".join(["[bold]Examples[/bold]", *(f"  [cyan]{line}[/cyan]" for line in lines)])
+
+
+def _replaced(config: Path, overrides: list[str] | None) -> tuple[str, ...]:
+    """What a fragment took from an earlier file: a line for each, as `show` has them."""
+    from megarl.cli.show import describe_replacements
+    from megarl.config.loader import find_replacements
+
+    return describe_replacements(find_replacements(config, overrides or ()))
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,7 +89,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     check_files(run_config)
     from megarl.cli.train import run_train
 
-    raise typer.Exit(run_train(run_config, sources=[config, *source_files(overrides or ())]))
+    sources = [config, *source_files(overrides or ())]
+    raise typer.Exit(run_train(run_config, sources=sources, replaced=_replaced(config, overrides)))
 
 
 @app.command(
@@ -98,7 +111,8 @@ def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     check_files(run_config)
     from megarl.cli.sft import run_sft
 
-    raise typer.Exit(run_sft(run_config, sources=[config, *source_files(overrides or ())]))
+    sources = [config, *source_files(overrides or ())]
+    raise typer.Exit(run_sft(run_config, sources=sources, replaced=_replaced(config, overrides)))
 
 
 @app.command(
@@ -244,8 +258,19 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, style="red")
+        _print_error(str(error))
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        from megarl.cli.machine_paths import describe_write_error
+
+        _print_error(describe_write_error(error, Path.cwd()))
+        sys.exit(1)
+
+
+def _print_error(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, style="red")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.telemetry.columns import SFT_COLUMNS
 
 
-def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
-    """Check everything that can be checked, then train on the data set's answers; returns the exit code."""
+def run_sft(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
+    """Check everything that can be checked, then train on the data set's answers; returns the exit code.
+
+    replaced: what files took from each other, said at the start.
+    """
     config = resolve_model_path(config)
     sft = config.sft
     if sft is None:
@@ -27,6 +30,7 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path]) -> int:
     config = model.pin(config)
 
     async def work(session: Session) -> None:
+        session.say(*replaced)
         await check_cluster(config)
         with session.reporter.start_up("data"):
             pairs = load_sft_inputs(config, model)

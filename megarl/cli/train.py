@@ -21,14 +21,18 @@ from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.columns import RL_COLUMNS
 
 
-def run_train(config: RunConfig, *, sources: Sequence[Path]) -> int:
-    """Check everything that can be checked, then train; returns the exit code."""
+def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
+    """Check everything that can be checked, then train; returns the exit code.
+
+    replaced: what files took from each other, said at the start.
+    """
     config = resolve_model_path(config)
     check_reward(config.reward)
     model = load_model_inputs(config)
     config = model.pin(config)
 
     async def work(session: Session) -> None:
+        session.say(*replaced)
         await check_cluster(config)
         with session.reporter.start_up("data"):
             data = load_train_inputs(config, model)

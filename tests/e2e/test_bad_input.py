@@ -127,6 +127,17 @@ def test_data_is_refused_before_a_worker_starts(
     assert refused.status == "failed"
 
 
+@pytest.mark.parametrize("verb", ["train", "sft"])
+def test_what_a_fragment_takes_back_is_said(verb: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """As `megarl show` says it, on the display and in the log; the data end these runs."""
+    (tmp_path / "wide.toml").write_text("[objective.clip]\nhigh = 0.5\n")
+    refused = refuse(tmp_path, tiny_model_dir, "wide.toml", *empty_data(tmp_path, tiny_model_dir), verb=verb)
+    line = f"replaced: objective.clip.high 0.28 ({tmp_path / 'tiny.toml'}) by 0.5 (wide.toml)"
+    assert line in " ".join(refused.text.split())
+    (log,) = (tmp_path / "runs" / "latest" / "logs").glob("controller-0.log")
+    assert line in log.read_text()
+
+
 def test_truncated_weights_are_refused_before_anything_starts(model_copy: Path, tmp_path: Path) -> None:
     weights = model_copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
