@@ -25,8 +25,10 @@ from megarl.cli.doctor_packages import (
     check_imports,
     check_plugin,
     check_python,
+    check_together,
     check_versions,
     check_vllm,
+    declared_requirements,
     detect_stack,
     installed_apex_is_nvidia,
     installed_versions,
@@ -75,6 +77,7 @@ def check_packages(installed: dict[str, str]) -> Iterator[Finding]:
     yield check_python(platform.python_version(), metadata["Requires-Python"])
     yield Finding(name="stack", level="info", found=f"{stack} (the extra `megarl[{stack}]`), {sys.prefix}")
     yield from check_versions(importlib.metadata.requires("megarl") or [], installed, stack)
+    yield from check_together(declared_requirements(installed), installed, stack)
     yield from check_conflicts(installed, apex_is_nvidia=installed_apex_is_nvidia())
     yield from check_companions(installed)
     yield from check_imports(installed)

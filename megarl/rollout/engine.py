@@ -35,6 +35,7 @@ from megarl.rollout.failures import (
     find_root_cause,
 )
 from megarl.rollout.processes import ChildProcesses
+from megarl.rollout.vllm_versions import label_weights, sampled_versions
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -297,7 +298,7 @@ class RolloutEngine:
             raise EngineError(
                 f"engine {self._index} ended a request with {completion.finish_reason!r}, not stop or length"
             )
-        versions = {span.version for span in completion.weight_versions or ()}
+        versions = sampled_versions(completion)
         expected = {_version_name(self.policy_version)}
         if versions - expected:
             raise EngineError(f"engine {self._index} sampled under weight versions {versions}, expected {expected}")
@@ -407,7 +408,7 @@ class RolloutEngine:
             await self._changed.wait_for(lambda: self._running == 0)
         drained = time.perf_counter()
         await self._call_workers("finish_weight_update")
-        await self._alive(self._llm.update_weight_version(_version_name(version)))
+        await self._alive(label_weights(self._llm, _version_name(version)))
         installed = time.perf_counter()
         await self._alive(self._empty_prefix_cache())
         resumed = time.perf_counter()
