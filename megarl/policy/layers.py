@@ -3,6 +3,8 @@
 S = packed tokens of a micro-batch, N = query heads, G = key/value heads (both of this tensor rank), D = head dimension.
 """
 
+import functools
+import inspect
 import itertools
 from typing import Any
 
@@ -90,7 +92,19 @@ class PackedAttention(nn.Module):
             longest,
             scale=self.scale,
             window_size=(-1, 0),
-            enable_gqa=query.shape[1] != key.shape[1],
+            **_grouped_heads(query, key),
         )
         assert isinstance(result, Tensor)
         return result
+
+
+@functools.cache
+def _varlen_names_grouped_heads() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _grouped_heads(query: Tensor, key: Tensor) -> dict[str, Any]:
+    """What says that key heads serve several query heads: torch 2.11's kernel takes them without being told."""
+    return {"enable_gqa": query.shape[1] != key.shape[1]} if _varlen_names_grouped_heads() else {}

@@ -34,6 +34,7 @@ from megarl.rollout.failures import (
 )
 from megarl.rollout.processes import ChildProcesses
 from megarl.rollout.progress import EngineProgress
+from megarl.rollout.vllm_versions import label_weights, sampled_versions
 from megarl.telemetry.leases import Lease
 
 if TYPE_CHECKING:
@@ -312,7 +313,7 @@ class RolloutEngine:
             raise EngineError(
                 f"engine {self._index} ended a request with {completion.finish_reason!r}, not stop or length"
             )
-        versions = {span.version for span in completion.weight_versions or ()}
+        versions = sampled_versions(completion)
         expected = {_version_name(self.policy_version)}
         if versions - expected:
             raise EngineError(f"engine {self._index} sampled under weight versions {versions}, expected {expected}")
@@ -426,7 +427,7 @@ class RolloutEngine:
         drained = time.perf_counter()
         await self._call_workers("finish_weight_update")
         limit_s = worker_call_limit_s(self._config)
-        await self._alive(self._llm.update_weight_version(_version_name(version)), limit_s=limit_s)
+        await self._alive(label_weights(self._llm, _version_name(version)), limit_s=limit_s)
         installed = time.perf_counter()
         await self._alive(self._empty_prefix_cache(), limit_s=limit_s)
         resumed = time.perf_counter()

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
 
 from megarl.reshard.receiver import WeightReceiver
 from megarl.reshard.record import WHOLE, Recording
 from megarl.rollout.recording import find_tied_layers
+from megarl.rollout.vllm_versions import disable_mtp_completeness_check
 
 
 def install_weights(

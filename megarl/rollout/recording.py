@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
-from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import _get_original_loader, get_layerwise_info
 
 from megarl.reshard.record import Recorder, Recording
+from megarl.rollout.vllm_versions import disable_mtp_completeness_check, is_deferred_attention_layer
 
 _log = logging.getLogger("vllm.megarl")
 _SHOWN = 8

@@ -100,6 +100,11 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
         assert self._recording is not None
         install_weights(self.model, self.model_config, self._receiver, self._recording, device=self.device)
 
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Abstract in vLLM 0.26, gone in 0.32: megarl's trainer sends to the workers itself."""
+        raise NotImplementedError("megarl.reshard.sender sends the weights; vLLM's trainer side is not used")
+
     def shutdown(self) -> None:
         if self._receiver is not None:
             self._receiver.close()

