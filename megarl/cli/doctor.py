@@ -36,6 +36,7 @@ from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import check_files, weight_files
 from megarl.config.run import LoggingConfig, RunConfig
+from megarl.config.warnings import find_warnings
 
 _MODEL_TIMEOUT_S = 300.0
 
@@ -49,6 +50,9 @@ def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[s
             config = load_config(path, overrides)
             found = " + ".join(map(str, [path, *source_files(overrides)]))
             config_findings.append(Finding(name="configuration", level="ok", found=found))
+            for warning in find_warnings(config):
+                said, _, meant = warning.partition("; ")
+                config_findings.append(Finding(name="configuration", level="warning", found=said, action=meant))
         except ConfigError as error:
             config_findings += findings_of(error, "configuration")
     installed = installed_versions()

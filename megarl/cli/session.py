@@ -11,6 +11,7 @@ from pathlib import Path
 from megarl.cli.paths import shown_path
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
@@ -56,6 +57,8 @@ def run_session(
     setup_logging("controller", 0, directory.logs)
     with _open_session(config, directory, steps=steps, columns=columns) as session:
         session.console.note(f"run  {shown_path(directory.path)}")
+        for warning in find_warnings(config):
+            session.console.note(f"warning: {warning}")
         status: RunStatus
         message: str | None
         try:
