@@ -17,6 +17,7 @@ from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, mark_process
 from megarl.telemetry.columns import Column
@@ -103,6 +104,8 @@ def _work_to_the_end(
             session.console.note(f"run  {shown_path(directory.path)}")
             if note := describe_kept_weights(config, verb):
                 session.console.note(note)
+            for warning in find_warnings(config):
+                session.console.note(f"warning: {warning}")
             asyncio.run(interrupts.cancellable(work(session)))
         return _Outcome("finished", None, 0)
     except (asyncio.CancelledError, KeyboardInterrupt):
