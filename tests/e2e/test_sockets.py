@@ -15,7 +15,7 @@ from tests.e2e.configuration import write_tiny_config
 from tests.e2e.processes import Megarl
 from tests.e2e.sockets import Listening, Row, list_sockets, read_rows, unnamed
 
-START_S = 240.0
+START_S = 420.0
 STEPS = 50
 """More than it makes until it is looked at."""
 

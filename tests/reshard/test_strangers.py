@@ -17,20 +17,22 @@ from megarl.reshard.signals import connect_store
 from tests.reshard.fault_processes import Processes
 from tests.reshard.publication import Peer, Setting
 
-SETTING = Setting(tensor=2, engines=2, bucket_bytes=512, timeout_s=8.0)
+SETTING = Setting(tensor=2, engines=2, bucket_bytes=512, timeout_s=20.0)
 TRAINERS, WORKERS = range(2), range(2, 4)
 PEERS = range(4)
 REFUSED = "does not carry this session's seal"
 
 
 @contextmanager
-def session() -> Iterator[tuple[Processes, WeightEndpoint, dist.Store]]:
-    """A session in which version 2 has been published, and what a stranger can make of its store."""
+def session() -> Iterator[tuple[Processes, int, dist.Store]]:
+    """A session in which version 2 has been published, the messages a worker receives of one, and what a stranger can
+    make of its store."""
     with Processes(SETTING.num_peers, Peer) as processes:
         endpoint = serve(processes)
-        processes.call(PEERS, "join", SETTING, endpoint)
+        plans = processes.call(PEERS, "join", SETTING, endpoint)
         processes.call(PEERS, "publish", 2)
-        yield processes, endpoint, as_stranger(endpoint)
+        num_messages = sum(sent for _, _, sent in plans) // len(WORKERS)
+        yield processes, num_messages, as_stranger(endpoint)
 
 
 def serve(processes: Processes) -> WeightEndpoint:
@@ -42,7 +44,7 @@ def serve(processes: Processes) -> WeightEndpoint:
 def as_stranger(endpoint: WeightEndpoint) -> dist.Store:
     """The token, which begins every key, is no secret: the store lists its keys."""
     store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
-    assert any(key.startswith(f"/{endpoint.token}") or endpoint.token in key for key in store.list_keys())
+    assert f"{endpoint.token}/offer" in store.list_keys()
     return dist.PrefixStore(endpoint.token, store)
 
 
@@ -61,16 +63,16 @@ PLANTS: dict[str, Callable[[dist.Store, str], None]] = {
     "sealed with another secret": plant_other_secret,
     "replayed from the publication before": lambda store, key: store.set(key, earlier(store)),  # type: ignore[arg-type]
     "cut short": lambda store, key: store.set(key, earlier(store)[:20]),  # type: ignore[arg-type]
-    "of 32 MiB": lambda store, key: store.set(key, "[" * (32 << 20)),
+    "as large as a store takes": lambda store, key: store.set(key, "[" * (8 << 20)),
 }
 
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_message_is_refused(name: str) -> None:
-    """A worker that is said to be ready before it is; the trainer reads it and tells all why it stops."""
-    key = "publication-2/ready-0"
+    """Workers that are said to be ready before they are; the trainer reads it and tells all why it stops."""
     with session() as (processes, _, store):
-        PLANTS[name](store, key)
+        for worker in range(len(WORKERS)):
+            PLANTS[name](store, f"publication-2/ready-{worker}")
         for peer in TRAINERS:
             processes.order(peer, "publish", 3)
         answers = processes.collect(TRAINERS)
@@ -80,7 +82,7 @@ def test_a_planted_message_is_refused(name: str) -> None:
         for peer, answer in answers.items():
             assert answer.error.startswith("TransportError: ")
             assert "weights version 3" in answer.error
-            assert f"the message {key} (" in answer.error
+            assert "the message publication-2/ready-0 (" in answer.error
             assert REFUSED in answer.error
             assert (NOT_INSTALLED in answer.error) == (peer in WORKERS)
         assert all(processes.call(WORKERS, "holds", 2))
@@ -91,18 +93,17 @@ def test_a_planted_message_is_refused(name: str) -> None:
 
 
 def test_a_forged_verdict_installs_nothing() -> None:
-    """It says "install" while one worker has not everything yet."""
-    with session() as (processes, _, store):
-        processes.call([3], "arm", "stop", 2)
+    """It says "install" while one worker has not checked its last message."""
+    with session() as (processes, num_messages, store):
+        processes.call([3], "arm", "stop", num_messages)
         store.set("publication-2/verdict", "true")
         for peer in PEERS:
             processes.order(peer, "publish", 3)
         answers = processes.collect([0, 1, 2], timeout_s=3 * SETTING.timeout_s)
         for answer in answers.values():
             assert answer.error.startswith("TransportError: ")
-        assert any(
-            f"the message publication-2/verdict (4 bytes) {REFUSED}" in answers[peer].error for peer in (1, 2)
-        ), answers
+        for peer in (1, 2):
+            assert f"the message publication-2/verdict (4 bytes) {REFUSED}" in answers[peer].error
         assert NOT_INSTALLED in answers[2].error
         assert processes.call([2], "holds", 2) == [True]
 
