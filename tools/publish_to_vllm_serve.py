@@ -3,7 +3,7 @@
 Everything an own trainer needs is here: an offer, its parameters in Megatron's layout, and five requests. The server is
 started by this program as
 
-  VLLM_SERVER_DEV_MODE=1 vllm serve BASE --weight-transfer-config '{"backend": "megarl"}'
+  VLLM_SERVER_DEV_MODE=1 vllm serve BASE --host 127.0.0.1 --weight-transfer-config '{"backend": "megarl"}'
 
 which works because installing megarl registers the backend with vLLM (its entry point `vllm.general_plugins`). The
 server begins with the weights of BASE, is sent those of NEW (a checkpoint of the same shape) over gloo, and is asked
@@ -132,7 +132,9 @@ def serve(model: Path, *, tensor: int) -> Iterator[str]:
         port = probe.getsockname()[1]
     # The server that `vllm serve` runs; that command itself looks for a package of the name vllm, which the CPU build
     # has not.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
+    # Who reaches it may do what this program does, and reads the session's secret: it listens on this machine only.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--weight-transfer-config", '{"backend": "megarl"}']
     command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--skip-tokenizer-init"]
     command += ["--tensor-parallel-size", str(tensor), "--distributed-executor-backend", "mp"]

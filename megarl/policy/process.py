@@ -3,8 +3,9 @@
 import datetime
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import psutil
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -12,6 +13,13 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
 from megarl.config.policy import ParallelConfig
 from megarl.parallel.device import collective_backend, prepare_process
+from megarl.policy.sealed_objects import seal_objects, unseal_objects
+from megarl.reshard.seal import SealedStore
+from megarl.reshard.signals import connect_store, serve_store
+from megarl.reshard.wire import local_address
+
+_stores: list[dist.Store] = []
+"""Of the groups that were joined: torch keeps their C++ half only, and asks the Python one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,8 @@ class RankPlace:
     world_size: int
     master_host: str
     master_port: int
+    secret: str = field(repr=False)
+    """Of this group, from `megarl.reshard.seal.new_secret`; the same on all ranks."""
     local_rank: int = 0
     """Index among the GPUs this process sees."""
 
@@ -32,9 +42,10 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = prepare_process(place.local_rank)
     timeout = datetime.timedelta(seconds=timeout_s)
+    seal_objects(place.secret)
     dist.init_process_group(
         collective_backend(),
-        init_method=f"tcp://{place.master_host}:{place.master_port}",
+        store=_meet(place, timeout_s=timeout_s),
         rank=place.rank,
         world_size=place.world_size,
         timeout=timeout,
@@ -49,8 +60,26 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
     return device
 
 
+def _meet(place: RankPlace, *, timeout_s: float) -> dist.Store:
+    """The store of the ranks, which rank 0 serves on the job's address only and which believes the ranks alone.
+
+    gloo listens on the interface of that address too.
+    """
+    host, port = place.master_host, place.master_port
+    store = serve_store(host, port, timeout_s)[0] if place.rank == 0 else connect_store(host, port, timeout_s)
+    address = local_address(host, port)
+    for interface, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    sealed = SealedStore(store, secret=place.secret, session="policy")
+    _stores.append(sealed)
+    return sealed
+
+
 def leave_policy_group() -> None:
     """Leave the process groups; safe to call twice. The CPU adaptation stays for the life of the process."""
     if dist.is_initialized():
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+    unseal_objects()
+    _stores.clear()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megarl.reshard.blocks import Block, BlockKey, units_between
-from megarl.reshard.checksum import compute_checksum
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.plan import Place
 from megarl.reshard.regions import split_run, view_region
 
@@ -52,9 +52,9 @@ class PartsTable:
         return self._parts[place]
 
 
-def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...]) -> list[int]:
+def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...], checksums: Checksums) -> list[int]:
     """One 64-bit checksum a part, of a message's elements [num_elements]."""
-    return [compute_checksum(elements[part.start : part.stop]) for part in parts]
+    return [checksums.of(elements[part.start : part.stop]) for part in parts]
 
 
 def pack_range(parameters: Mapping[str, Tensor], block: Block, start: int, stop: int, *, out: Tensor) -> None:

@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.reshard.blocks import BlockKey, Unit
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.delta import apply_changes
 from megarl.reshard.message import (
     DENSE,
+    Envelope,
     Header,
     compare_checksums,
     header_room,
@@ -89,8 +91,10 @@ class WeightReceiver:
         self._closing = False
         self.checksum_s = 0.0
         """Spent on checking the last publication."""
-        store = connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
-        self._signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
+        self._seal = endpoint.seal()
+        self._checksums = Checksums(self._seal)
+        store = endpoint.seal_store(connect_store(endpoint.host, endpoint.port, endpoint.timeout_s))
+        self._signals = Signals(store, timeout_s=endpoint.timeout_s)
         self.offer = self._await_offer(endpoint)
         engine, tensor_rank = divmod(taker, self.offer.tensor)
         with joining(self._signals, f"engine {engine} worker {tensor_rank}"):
@@ -249,7 +253,7 @@ class WeightReceiver:
         parts = self._parts.of(message.place)
         words = header_room(len(parts), self._wire.device)
         self._wire.receive(words, message.sender, what=name_parts(parts)).land()
-        header = read_header(words)
+        header = read_header(words, Envelope(self._seal, self._serial, message.place))
         self._version = header.version if self._version is None else self._version
         if header.version != self._version:
             raise TransportError(f"messages of versions {self._version} and {header.version} came together")
@@ -287,7 +291,7 @@ class WeightReceiver:
         elif payload.data_ptr() != elements.data_ptr():
             elements.view(torch.uint8).copy_(payload)
         started = time.perf_counter()
-        found = compute_part_checksums(elements, arrival.parts)
+        found = compute_part_checksums(elements, arrival.parts, self._checksums)
         self.checksum_s += time.perf_counter() - started
         sender = self._topology.describe_peer(arrival.message.sender)
         compare_checksums(arrival.parts, arrival.header.checksums, found, sender=sender)
@@ -296,7 +300,8 @@ class WeightReceiver:
         """Pass a message to another worker as it came."""
         header = arrival.header
         what = f"version {header.version}, {name_parts(arrival.parts)},"
-        words = make_header(header.version, header.kind, header.num_bytes, header.checksums).to(self._wire.device)
+        envelope = Envelope(self._seal, self._serial, message.place)
+        words = make_header(header, envelope).to(self._wire.device)
         tensors = (words, arrival.payload)
         return [self._wire.send(tensor, message.receiver, what=what) for tensor in tensors]
 

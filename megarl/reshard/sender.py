@@ -19,10 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.reshard.blocks import BlockKey
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.delta import encode_changes, encoded_bytes_at_least, find_changes
-from megarl.reshard.message import DENSE, SPARSE, make_header, name_parts
+from megarl.reshard.message import DENSE, SPARSE, Envelope, Header, make_header, name_parts
 from megarl.reshard.pack import PartsTable, compute_part_checksums, pack_range
 from megarl.reshard.plan import NUM_SLOTS, Message, Place, TransferPlan, plan_trainer
+from megarl.reshard.seal import new_secret
 from megarl.reshard.session import (
     SESSION,
     Offer,
@@ -72,7 +74,7 @@ class _Slot:
 def serve_weights(host: str, *, timeout_s: float) -> tuple[dist.TCPStore, WeightEndpoint]:
     """Policy rank 0: open the store of a new session. TransportError when the address cannot be bound."""
     store, port = serve_store(host, 0, timeout_s)
-    return store, WeightEndpoint(host=host, port=port, token=new_token(), timeout_s=timeout_s)
+    return store, WeightEndpoint(host=host, port=port, token=new_token(), secret=new_secret(), timeout_s=timeout_s)
 
 
 class WeightSender:
@@ -101,15 +103,17 @@ class WeightSender:
         self._serial = 0
         self._published: dict[Place, Tensor] = {}
         self._slots = [_Slot() for _ in range(NUM_SLOTS)]
-        store = store or connect_store(endpoint.host, endpoint.port, endpoint.timeout_s)
-        signals = Signals(store, token=endpoint.token, timeout_s=endpoint.timeout_s)
+        self._seal = endpoint.seal()
+        self._checksums = Checksums(self._seal)
+        sealed = endpoint.seal_store(store or connect_store(endpoint.host, endpoint.port, endpoint.timeout_s))
+        signals = Signals(sealed, timeout_s=endpoint.timeout_s)
         self._signals: Signals | None = signals
         with joining(signals, f"policy rank {rank}"):
             self._topology, self.plan = self._agree(signals)
             self._parts = PartsTable(self.plan.blocks)
             self._memory = self._open_memory(signals) if offer.transport == "shared_memory" else {}
             self._wire = Wire(
-                store,
+                sealed,
                 address=local_address(endpoint.host, endpoint.port),
                 peer=rank,
                 num_peers=self._topology.num_peers,
@@ -192,7 +196,7 @@ class WeightSender:
         checksums = self._pack(place, packed, tally)
         with tally.time("pack_s"):
             kind, payload = self._encode(place, packed, tally)
-        header = make_header(version, kind, payload.numel(), checksums).to(self._device)
+        header = self._header(place, Header(version, kind, payload.numel(), tuple(checksums))).to(self._device)
         what = f"version {version}, {name_parts(self._parts.of(place))},"
         for message in messages:
             slot.flights.append(self._wire.send(header, message.receiver, what=what))
@@ -203,10 +207,14 @@ class WeightSender:
         memory, starts = self._memory[message.receiver]
         low = starts[message.block] + message.start
         target = memory[low : low + message.num_elements]
-        header = make_header(version, DENSE, target.nbytes, self._pack(place, target, tally))
+        checksums = self._pack(place, target, tally)
+        header = self._header(place, Header(version, DENSE, target.nbytes, tuple(checksums)))
         what = f"version {version}, {name_parts(self._parts.of(place))},"
         slot.flights.append(self._wire.send(header, message.receiver, what=what))
         tally.sent(target.nbytes, target.nbytes)
+
+    def _header(self, place: Place, header: Header) -> Tensor:
+        return make_header(header, Envelope(self._seal, self._serial, place))
 
     def _pack(self, place: Place, out: Tensor, tally: Tally) -> list[int]:
         """Fill `out` with the place's elements; returns their checksums, part by part."""
@@ -214,7 +222,7 @@ class WeightSender:
         with tally.time("pack_s"):
             pack_range(self._parameters, self.plan.blocks[key], start, stop, out=out)
         with tally.time("checksum_s"):
-            return compute_part_checksums(out, self._parts.of(place))
+            return compute_part_checksums(out, self._parts.of(place), self._checksums)
 
     def _encode(self, place: Place, packed: Tensor, tally: Tally) -> tuple[int, Tensor]:
         """(kind, bytes) of the message: what changed since the last publication, where that is smaller."""

@@ -14,10 +14,11 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from megarl.models.boxes import Box
 from megarl.models.shape import ModelShape
@@ -26,6 +27,7 @@ from megarl.parallel.grid import RankGrid
 from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.plan import PlanRequest
 from megarl.reshard.regions import Region
+from megarl.reshard.seal import Seal, SealedStore
 from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError
 from megarl.reshard.sources import TrainerLayout
 from megarl.reshard.topology import Topology
@@ -40,16 +42,29 @@ SESSION = "session"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightEndpoint:
-    """Where engines find the trainer's store. Crosses processes as a plain dict."""
+    """Where engines find the trainer's store, and what makes them members of the session.
+
+    Crosses processes as a plain dict, through Ray and inside an engine: whoever has it may publish.
+    """
 
     host: str
     port: int
     token: str
-    """Names this session's messages; a new one for every session."""
+    """Names this session's messages; a new one for every session. No secret."""
+    secret: str = field(repr=False)
+    """Seals them; see seal.py."""
     timeout_s: float
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def seal_store(self, store: dist.Store) -> SealedStore:
+        """The session's part of the store. Keep it as long as anything uses it."""
+        return SealedStore(store, secret=self.secret, session=self.token)
+
+    def seal(self) -> Seal:
+        """For what goes from peer to peer beside the store."""
+        return Seal(self.secret, purpose=f"weights of session {self.token}")
 
 
 def new_token() -> str:

@@ -1,11 +1,14 @@
 """Small JSON messages between the peers of a publication, over a TCPStore that policy rank 0 serves.
 
+The store they are put into is sealed (seal.py): what does not come from a peer of the session is refused, not parsed.
+
 Invariants: every wait ends, by the message, by the peer's recorded failure, or after `timeout_s` with the keys that
 did not come; the first party that fails a transfer records why, and everyone waiting on that transfer reads it at the
 next poll, `_LONGEST_POLL_S` later.
 """
 
 import json
+import secrets
 import socket
 import threading
 import time
@@ -99,8 +102,9 @@ class _Keys:
     def check(self, keys: list[str]) -> bool:
         return bool(self._ask("check", keys))
 
-    def add(self, key: str, amount: int) -> int:
-        return int(self._ask("add", key, amount))
+    def set_first(self, key: str, value: str) -> bytes:
+        """Write `value` unless somebody has written; what then is there."""
+        return bytes(self._ask("compare_set", key, "", value))
 
     def delete_key(self, key: str) -> None:
         self._ask("delete_key", key)
@@ -133,10 +137,11 @@ class _Keys:
 
 
 class Signals:
-    """JSON messages under string keys, seen by all parties of one run (`token` keeps runs apart)."""
+    """JSON messages under string keys, seen by all parties of one session. A message is put once."""
 
-    def __init__(self, store: dist.Store, *, token: str, timeout_s: float) -> None:
-        self._keys = _Keys(dist.PrefixStore(token, store), timeout_s=min(timeout_s, _LONGEST_ANSWER_S))
+    def __init__(self, store: dist.Store, *, timeout_s: float) -> None:
+        """store: the session's, sealed."""
+        self._keys = _Keys(store, timeout_s=min(timeout_s, _LONGEST_ANSWER_S))
         self._timeout_s = timeout_s
 
     def put(self, key: str, message: Any) -> None:
@@ -145,7 +150,8 @@ class Signals:
 
     def claim(self, key: str) -> bool:
         """True for the first caller, in any process."""
-        return self._keys.add(key, 1) == 1
+        mine = secrets.token_hex(8)
+        return self._keys.set_first(key, mine) == mine.encode()
 
     def drop(self, keys: Sequence[str]) -> None:
         """Delete messages that every party has read."""
@@ -158,10 +164,7 @@ class Signals:
         Returns the first reason.
         """
         try:
-            if self._keys.add(f"{transfer}/failures", 1) == 1:
-                self.put(f"{transfer}/failed", reason)
-                return reason
-            return self._wait_for_reason(transfer) or reason
+            return str(json.loads(self._keys.set_first(f"{transfer}/failed", json.dumps(reason))))
         except dist.DistError:
             return f"{reason} ({_STORE_OWNER} is gone)"
         except TransportError as silence:
@@ -201,12 +204,6 @@ class Signals:
                 return False
             time.sleep(_LONGEST_POLL_S)
         return True
-
-    def _wait_for_reason(self, transfer: str) -> str | None:
-        """The first reason; whoever counted first is about to put it."""
-        if not self._appears(f"{transfer}/failed", 1.0):
-            return None
-        return str(json.loads(self._keys.get(f"{transfer}/failed")))
 
     def get(self, keys: Sequence[str], *, transfer: str | None = None, grace_s: float = 0.0) -> list[Any]:
         """Wait for all of `keys`, `grace_s` longer than the timeout, and return their messages.

@@ -1,6 +1,6 @@
 """Point-to-point transfer of tensors between the peers of a publication: gloo from host memory, NCCL from a GPU's.
 
-The group is built over the trainer's own TCPStore and is independent of the process's default group, so trainer and
+The group is built over the session's own sealed store and is independent of the process's default group, so trainer and
 vLLM each keep theirs. Every peer names itself and works through its messages in one order (see plan.py); between two
 peers messages arrive in the order they were sent.
 
@@ -58,8 +58,12 @@ class Wire:
         device: torch.device,
         describe_peer: Callable[[int], str],
     ) -> None:
-        """Returns when all peers have come. Raises TransportError when they do not within `timeout_s`."""
+        """Returns when all peers have come. store: sealed, so that addresses come from peers only.
+
+        Raises TransportError when the peers do not come within `timeout_s`.
+        """
         self.device = device
+        self._store: dist.Store | None = store  # NCCL asks it at a pair's first message, through C++ alone
         self._describe_peer = describe_peer
         timeout = timedelta(seconds=timeout_s)
         try:
@@ -99,7 +103,7 @@ class Wire:
 
     def close(self) -> None:
         """Leave the group: peers that wait for this one fail at once."""
-        self._group = None
+        self._group = self._store = None
 
 
 def _cause(error: RuntimeError) -> str:

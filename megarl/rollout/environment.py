@@ -39,6 +39,10 @@ def set_engine_environment(*, tensor: int, start_timeout_s: float, logging_confi
     os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(logging_config)
     os.environ["VLLM_RPC_BASE_PATH"] = str(logging_config.parent)  # its sockets end with that directory
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    # An engine lies on one node: its processes meet where nobody else gets at them. (A publication names the address
+    # it uses.)
+    os.environ["VLLM_HOST_IP"] = "127.0.0.1"
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bind_threads(os.sched_getaffinity(0), tensor))
     os.environ[_OWNER] = str(os.getpid())
 

@@ -8,7 +8,7 @@ Invariant: the model changes inside `finish_weight_update` and nowhere else. vLL
 returned in all workers of the engine, so that all of them install a version or none does.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
@@ -32,6 +32,7 @@ class MegarlInitInfo(WeightTransferInitInfo):
     host: str
     port: int
     token: str
+    secret: str = field(repr=False)
     timeout_s: float
     engine_index: int
 

@@ -24,6 +24,7 @@ from megarl.runtime.closing import undisturbed
 from megarl.runtime.leftovers import process_marks
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
+from megarl.runtime.ray_token import check_token, guard_local_ray
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
@@ -127,16 +128,19 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     workers = config.parallel.world_size + num_engines
     local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    if not address:
+        guard_local_ray()
     if not address and not built_for_cuda():
         local["num_gpus"] = 0  # Ray finds GPUs by the driver; a CPU installation cannot use them
     try:
         # Without "local" Ray would join any cluster it finds on this machine.
         where = address.text if address else "local"
         context = ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **local)
-        return Path(context.address_info["session_dir"])
     except (ConnectionError, RuntimeError, ValueError) as error:
         doing = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"cannot {doing}: {error}") from error
+    check_token(joined=address is not None)
+    return Path(context.address_info["session_dir"])
 
 
 def _reserve(config: RunConfig, *, num_engines: int, given_up: threading.Event) -> Placement:

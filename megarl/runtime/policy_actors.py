@@ -21,6 +21,7 @@ from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.policy.reports import UpdateReport, scores_by_sample
 from megarl.records import TokenScores, TokenTrace
+from megarl.reshard.seal import new_secret
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
 from megarl.runtime.cluster import Placement, start_actor
@@ -66,7 +67,9 @@ class PolicyActor:
                 ) from error
             return host, probe.getsockname()[1]
 
-    def setup(self, master: tuple[str, int], optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
+    def setup(
+        self, master: tuple[str, int], secret: str, optimizer: OptimizerConfig, total_updates: int, reference: bool
+    ) -> None:
         from megarl.policy.process import RankPlace
         from megarl.policy.worker import MegatronWorker
 
@@ -75,6 +78,7 @@ class PolicyActor:
             world_size=self._config.parallel.world_size,
             master_host=master[0],
             master_port=master[1],
+            secret=secret,
         )
         self._worker = MegatronWorker(
             self._config, place, optimizer=optimizer, total_updates=total_updates, reference=reference
@@ -112,12 +116,13 @@ class RayPolicyGroup:
         first = self._workers[0]
         asked = first.actor.rendezvous.remote(self._config.policy.master_port)
         master = await call(first, asked, doing="find a port to meet at", limit=self._start_limit)
+        secret = new_secret()
         await call_together(
             self._workers,
             [
                 call(
                     worker,
-                    worker.actor.setup.remote(master, optimizer, total_updates, reference),
+                    worker.actor.setup.remote(master, secret, optimizer, total_updates, reference),
                     doing="start",
                     limit=self._start_limit,
                 )

@@ -33,6 +33,7 @@ from megarl.policy.process import RankPlace
 from megarl.policy.reports import scores_by_sample
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
+from megarl.reshard.seal import new_secret
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
 from megarl.runtime.policy_actors import merge_publish_reports
@@ -155,7 +156,7 @@ def _make_worker(config: RunConfig) -> MegatronWorker:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    place = RankPlace(rank=0, world_size=1, master_host="127.0.0.1", master_port=port)
+    place = RankPlace(rank=0, world_size=1, master_host="127.0.0.1", master_port=port, secret=new_secret())
     return MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=8, reference=True)
 
 

@@ -119,7 +119,13 @@ def _serve(config: RunConfig, rank: int, port: int, end: Connection) -> None:
         from megarl.policy.process import RankPlace
         from megarl.policy.worker import MegatronWorker
 
-        place = RankPlace(rank=rank, world_size=config.parallel.world_size, master_host="127.0.0.1", master_port=port)
+        place = RankPlace(
+            rank=rank,
+            world_size=config.parallel.world_size,
+            master_host="127.0.0.1",
+            master_port=port,
+            secret="5e" * 32,
+        )
         worker = MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=1, reference=False)
         end.send((True, None))
     except BaseException:

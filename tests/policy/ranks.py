@@ -140,7 +140,7 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...
         if rank == 0:
             store.set(f"port {number}", str(_free_port()))
         port = int(store.get(f"port {number}"))
-        place = RankPlace(rank=rank, world_size=world, master_host="127.0.0.1", master_port=port)
+        place = RankPlace(rank=rank, world_size=world, master_host="127.0.0.1", master_port=port, secret="5e" * 32)
         worker = MegatronWorker(
             config,
             place,

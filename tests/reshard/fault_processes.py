@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from megarl.reshard import receiver, sender
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums
 
 Action = Literal["kill", "stop", "flip"]
@@ -135,8 +136,8 @@ def arm(action: Action, *, after: int) -> None:
     a bit of the message."""
     count = itertools.count(1)
 
-    def compute_then_act(elements: Tensor, parts: tuple[Part, ...]) -> Sequence[int]:
-        checksums = compute_part_checksums(elements, parts)
+    def compute_then_act(elements: Tensor, parts: tuple[Part, ...], keyed: Checksums) -> Sequence[int]:
+        checksums = compute_part_checksums(elements, parts, keyed)
         if next(count) == after:
             match action:
                 case "kill":

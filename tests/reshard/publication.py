@@ -216,6 +216,10 @@ class Peer:
         plan_of_peer = self._member.end.plan
         return plan_of_peer.fanout, plan_of_peer.received_over_bound, len(plan_of_peer.sends)
 
+    def join_as(self, setting: Setting, endpoint: WeightEndpoint, peer: int) -> None:
+        """Connect in the place of a peer."""
+        self._member = join(setting, endpoint, peer=peer)
+
     def publish(self, version: int) -> PublishReport | bool:
         """One version; a trainer rank's report, or whether the worker then holds exactly that version."""
         return self._live.publish(version)

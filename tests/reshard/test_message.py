@@ -1,11 +1,15 @@
 """Headers there and back, and what is said of bytes that arrived changed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from megarl.reshard.blocks import BlockKey
 from megarl.reshard.message import (
     DENSE,
     SPARSE,
+    Envelope,
     Header,
     compare_checksums,
     header_room,
@@ -14,8 +18,10 @@ from megarl.reshard.message import (
     read_header,
 )
 from megarl.reshard.pack import Part
+from megarl.reshard.seal import Seal, new_secret
 from megarl.reshard.signals import TransportError
 
+ENVELOPE = Envelope(Seal(new_secret(), purpose="tests"), 3, (BlockKey(0, 1, (0, 1)), 0, 65))
 PARTS = (Part("a.weight", 0, 40), Part("b.weight", 40, 64), Part("c.bias", 64, 65))
 
 
@@ -27,10 +33,34 @@ PARTS = (Part("a.weight", 0, 40), Part("b.weight", 40, 64), Part("c.bias", 64, 6
     ],
 )
 def test_header_there_and_back(header: Header) -> None:
-    words = make_header(header.version, header.kind, header.num_bytes, header.checksums)
+    words = make_header(header, ENVELOPE)
     room = header_room(len(header.checksums), torch.device("cpu"))
     assert (words.shape, words.dtype) == (room.shape, room.dtype)
-    assert read_header(room.copy_(words)) == header
+    assert read_header(room.copy_(words), ENVELOPE) == header
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(ENVELOPE, seal=Seal(new_secret(), purpose="tests")),
+        replace(ENVELOPE, serial=2),
+        replace(ENVELOPE, place=(BlockKey(0, 1, (0,)), 0, 65)),
+        replace(ENVELOPE, place=(BlockKey(0, 1, (0, 1)), 65, 130)),
+    ],
+    ids=["of another session", "of an earlier publication", "of another block", "of another part of it"],
+)
+def test_a_header_from_elsewhere_is_refused(other: Envelope) -> None:
+    header = Header(1, DENSE, 260, (5, 6, 7))
+    with pytest.raises(TransportError, match="does not carry this session's seal"):
+        read_header(make_header(header, other), ENVELOPE)
+
+
+@pytest.mark.parametrize("word", range(10))
+def test_a_changed_header_is_refused(word: int) -> None:
+    words = make_header(Header(1, DENSE, 260, (5, 6, 7)), ENVELOPE)
+    words[word] ^= 1
+    with pytest.raises(TransportError, match="does not carry this session's seal"):
+        read_header(words, ENVELOPE)
 
 
 def test_names_of_many_tensors_are_cut_short() -> None:

@@ -11,9 +11,10 @@ from megarl.models.shards import fill_parameter
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.reshard.blocks import Block, WantedBoxes, cut_source_blocks, cut_target_blocks
-from megarl.reshard.checksum import compute_checksum
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums, list_parts, pack_range
 from megarl.reshard.regions import parameter_key
+from megarl.reshard.seal import Seal, new_secret
 from megarl.reshard.sources import TrainerLayout
 from tests.models.shapes import make_shape
 from tests.reshard.wanted import live_parameters, targets_of
@@ -97,4 +98,6 @@ def test_parts_are_the_same_on_both_sides() -> None:
 def test_a_checksum_for_every_part() -> None:
     elements = torch.arange(10.0)
     parts = Part("a", 0, 3), Part("b", 3, 10)
-    assert compute_part_checksums(elements, parts) == [compute_checksum(elements[:3]), compute_checksum(elements[3:])]
+    checksums = Checksums(Seal(new_secret(), purpose="tests"))
+    expected = [checksums.of(elements[:3]), checksums.of(elements[3:])]
+    assert compute_part_checksums(elements, parts, checksums) == expected

@@ -15,6 +15,7 @@ from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.reshard import sender as sender_module
+from megarl.reshard.checksum import Checksums
 from megarl.reshard.receiver import NOT_INSTALLED
 from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
@@ -223,8 +224,8 @@ def test_changed_bytes_are_refused_and_the_engine_samples_on(
     runner.run(trainer.connect(engine))
     honest = sender_module.compute_part_checksums
 
-    def flip_after(elements: torch.Tensor, parts: tuple) -> list[int]:
-        checksums = honest(elements, parts)
+    def flip_after(elements: torch.Tensor, parts: tuple, keyed: Checksums) -> list[int]:
+        checksums = honest(elements, parts, keyed)
         elements.view(torch.uint8)[5] ^= 1
         return checksums
 

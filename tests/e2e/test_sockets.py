@@ -1,0 +1,78 @@
+"""Every socket on which a run listens is in README, with the interface it is really on; none is reachable from outside.
+
+The same run shows that its secrets are in no command line and no file of it.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.configuration import write_tiny_config
+from tests.e2e.processes import Megarl
+from tests.e2e.sockets import Listening, Row, list_sockets, read_rows, unnamed
+
+START_S = 420.0
+STEPS = 50
+"""More than it makes until it is looked at."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Megarl]:
+    """Training, two policy ranks and an engine of two workers; each of the two steps so far published weights."""
+    cwd = tmp_path_factory.mktemp("sockets")
+    config = write_tiny_config(cwd, tiny_model_dir)
+    with Megarl("train", config, f"train.steps={STEPS}", "rollout.tensor=2", cwd=cwd) as megarl:
+        megarl.wait_for(lambda: _lines(cwd / "runs" / "latest" / "metrics.jsonl") >= 2, START_S)
+        yield megarl
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_every_socket_is_in_readme(run: Megarl) -> None:
+    sockets = list_sockets(run.alive())
+    for socket in sockets:
+        print(socket)
+    rows = read_rows()
+    assert len({socket.process for socket in sockets}) > 5
+    assert unnamed(sockets, rows) == []
+    stale = [row for row in rows if not any(row.names(socket) for socket in sockets)]
+    assert stale == []
+
+
+def test_nothing_is_reachable_from_outside(run: Megarl) -> None:
+    assert {socket.address for socket in list_sockets(run.alive()) if socket.kind != "unix"} == {"127.0.0.1"}
+
+
+def test_the_token_is_in_environments_only(run: Megarl) -> None:
+    """Ray's processes have it, of this run and not of the person; no command line and no file of the run has."""
+    tokens = set()
+    for process in run.alive():
+        with contextlib.suppress(psutil.Error):
+            variables = process.environ()
+            assert variables.get("RAY_AUTH_MODE", "token") == "token"
+            tokens.add(variables.get("RAY_AUTH_TOKEN"))
+    (token,) = tokens - {None}
+    assert len(token) == 64
+    assert token != os.environ.get("RAY_AUTH_TOKEN")
+    assert not any(token in " ".join(process.cmdline()) for process in run.alive())
+    files = [path for path in run.directory.path.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+def test_a_socket_that_readme_does_not_name_is_found() -> None:
+    rows = [Row("tcp", ("gcs_server",), "127.0.0.1"), Row("unix", ("raylet",), "/sockets/")]
+    named = [Listening("/x/gcs_server --y", "tcp", "127.0.0.1"), Listening("raylet", "unix", "/tmp/sockets/raylet")]
+    others = [
+        Listening("/x/gcs_server --y", "tcp", "0.0.0.0"),
+        Listening("/x/gcs_server --y", "udp", "127.0.0.1"),
+        Listening("ray::Stranger", "tcp", "127.0.0.1"),
+        Listening("raylet", "unix", "/tmp/elsewhere"),
+    ]
+    assert unnamed([*named, *others], rows) == others
