@@ -6,9 +6,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from megarl.config.base import Config, ConfigError, raise_problems
-from megarl.config.data import DataConfig, RewardConfig
+from megarl.config.data import DataConfig
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
+from megarl.config.reward import RewardConfig
 from megarl.config.rollout import RolloutConfig
 
 

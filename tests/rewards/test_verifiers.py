@@ -6,7 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from megarl.config.data import RandomReward
+from megarl.config.reward import RandomReward
 from megarl.rewards.last_number import find_last_number, score_last_number
 from megarl.rewards.math_answer import build_math_scorer
 from megarl.rewards.overlong import compute_overlong_penalty
