@@ -16,17 +16,18 @@ _TAG = re.compile(r"</?answer>|<\|?(?:begin|end)_of_solution\|?>", re.IGNORECASE
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$", re.MULTILINE)
 _HEADING = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+(?=[^\d\s#])", re.MULTILINE)  # "#### 34" is GSM8K's answer, no heading
 _QUOTE = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
-# Emphasis opens after no word, digit or bracket, so that 2**3 and 2*3*4 stay; the text inside touches the signs.
+# Emphasis opens after no word, digit or bracket, so that 2**3 and 2*3*4 stay; the text inside touches the
+# signs, and is no longer than that a search for its end is cheap.
 _EMPHASIS = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?<![\w)\]}^*])\*\*\*(?=[^\s*])([^\n]+?)(?<=[^\s*])\*\*\*(?!\*)",
-        r"(?<![\w)\]}^*])\*\*(?=[^\s*])([^\n]+?)(?<=[^\s*])\*\*(?!\*)",
-        r"(?<![\w)\]}^*\\])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*(])",
-        r"(?<![\w)\]}\\_])__(?=[^\s_{])([^\n]+?)(?<=[^\s_])__(?![\w{])",
-        r"(?<![\w)\]}\\_])_(?=[^\s_{])([^_\n]+?)(?<=[^\s_])_(?![\w{])",
-        r"`+([^`\n]+?)`+",
-        r"~~([^~\n]+?)~~",
+        r"(?<![\w)\]}^*])\*\*\*(?=[^\s*])([^\n]{1,400}?)(?<=[^\s*])\*\*\*(?!\*)",
+        r"(?<![\w)\]}^*])\*\*(?=[^\s*])([^\n]{1,400}?)(?<=[^\s*])\*\*(?!\*)",
+        r"(?<![\w)\]}^*\\])\*(?=[^\s*])([^*\n]{1,400}?)(?<=[^\s*])\*(?![\w*(])",
+        r"(?<![\w)\]}\\_])__(?=[^\s_{])([^\n]{1,400}?)(?<=[^\s_])__(?![\w{])",
+        r"(?<![\w)\]}\\_])_(?=[^\s_{])([^_\n]{1,400}?)(?<=[^\s_])_(?![\w{])",
+        r"(?<!`)`{1,2}(?!`)([^`\n]{1,400}?)`{1,2}(?!`)",
+        r"~~([^~\n]{1,400}?)~~",
     )
 )
 _MARKED = re.compile(r"^[ \t]*####[ \t]*(?!\d+[.)][ \t]+[A-Za-z])(?=\S*\d|\\|\$)", re.MULTILINE)

@@ -150,15 +150,11 @@ class MathScorer:
 
 
 def _agree_on(gold: Any, answer: Any) -> bool:
-    """Equal for math-verify, and by our rules; what a rule cannot compare is left to math-verify."""
+    """Equal for math-verify, and by our rules."""
     from math_verify import verify
 
-    if not verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=False):
-        return False
-    try:
-        return not refuse(gold, answer)
-    except (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError):
-        return True
+    equal = verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=False)
+    return equal and not refuse(gold, answer)
 
 
 def _whole(visible: str) -> Answer | None:

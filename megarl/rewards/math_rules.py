@@ -24,10 +24,28 @@ from typing import Any
 _DIGITS = 60
 _ROUNDED_DIGITS = 6
 _DEEPEST = 20
+# What sympy raises on infinities, undefined values and objects without arithmetic.
+_UNDECIDED = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
 
 
-def refuse(gold: Any, answer: Any, *, depth: int = 0) -> bool:
-    """Whether a pair of sympy objects that math-verify finds equal is not, by the table above."""
+def refuse(gold: Any, answer: Any) -> bool:
+    """Whether a pair of sympy objects that math-verify finds equal is not, by the table above. What a rule cannot
+    compare is left to math-verify."""
+    try:
+        return _refuse(gold, answer)
+    except _UNDECIDED:
+        return False
+
+
+def is_rounding(exact: Any, rounded: Any, *, written: str) -> bool:
+    """Whether `written`, a decimal that parses to `rounded`, is `exact` rounded or cut to its digits."""
+    try:
+        return _is_rounding(exact, rounded, written=written)
+    except _UNDECIDED:
+        return False
+
+
+def _refuse(gold: Any, answer: Any, *, depth: int = 0) -> bool:
     from sympy import And, Eq, FiniteSet, Interval, MatrixBase, Tuple
     from sympy.core.relational import Relational
 
@@ -37,11 +55,11 @@ def refuse(gold: Any, answer: Any, *, depth: int = 0) -> bool:
         return True
     match gold, answer:
         case (Eq() | And(), _) if not isinstance(answer, Relational | And):
-            return refuse(_right_side(gold), answer, depth=depth + 1)
+            return _refuse(_right_side(gold), answer, depth=depth + 1)
         case (_, Eq() | And()) if not isinstance(gold, Relational | And):
-            return refuse(gold, _right_side(answer), depth=depth + 1)
+            return _refuse(gold, _right_side(answer), depth=depth + 1)
         case (Eq(), Eq()) if gold.lhs == answer.lhs:
-            return refuse(gold.rhs, answer.rhs, depth=depth + 1)
+            return _refuse(gold.rhs, answer.rhs, depth=depth + 1)
         case (FiniteSet(), FiniteSet()):
             pairs = zip(_by_value(gold.args), _by_value(answer.args), strict=False)
         case (Tuple() | FiniteSet() | Interval(), Tuple() | FiniteSet() | Interval()):
@@ -50,14 +68,13 @@ def refuse(gold: Any, answer: Any, *, depth: int = 0) -> bool:
             pairs = zip(gold.flat(), answer.flat(), strict=True)
         case _:
             return _numbers_differ(gold, answer)
-    return any(refuse(one, other, depth=depth + 1) for one, other in pairs)
+    return any(_refuse(one, other, depth=depth + 1) for one, other in pairs)
 
 
-def is_rounding(exact: Any, rounded: Any, *, written: str) -> bool:
-    """Whether `written`, a decimal that parses to `rounded`, is `exact` rounded or cut to its digits."""
-    number = _exact(rounded)
-    if not (_is_real_number(exact) and _is_real_number(number)):
+def _is_rounding(exact: Any, rounded: Any, *, written: str) -> bool:
+    if not (_is_real_number(exact) and _is_real_number(rounded)):
         return False
+    number = _exact(rounded)
     unit = _last_place(written)
     distance = (_exact(exact) - number).evalf(_DIGITS)
     towards_zero = distance if number.is_nonnegative else -distance
@@ -109,7 +126,7 @@ def _differ_in_order(gold: tuple[Any, ...], answer: tuple[Any, ...], *, depth: i
     if len(gold) != len(answer):
         return True
     return any(
-        not _same(one, other) or refuse(one, other, depth=depth + 1) for one, other in zip(gold, answer, strict=True)
+        not _same(one, other) or _refuse(one, other, depth=depth + 1) for one, other in zip(gold, answer, strict=True)
     )
 
 
@@ -145,7 +162,7 @@ def _numbers_differ(gold: Any, answer: Any) -> bool:
     rounded = decimal.atoms(Float)
     written = _plain_decimal(next(iter(rounded))) if len(rounded) == 1 else ""
     significant = len(written.lstrip("-0.").replace(".", ""))
-    return significant < _ROUNDED_DIGITS or not is_rounding(exact, decimal, written=written)
+    return significant < _ROUNDED_DIGITS or not _is_rounding(exact, decimal, written=written)
 
 
 def _plain_decimal(number: Any) -> str:

@@ -114,7 +114,7 @@ def test_wrong_answers_with_partial_credit_are_replaced_and_keep_it_in_their_rew
 
 
 def test_perplexity_bonus_is_a_share_of_the_verdict_alone() -> None:
-    """Neither the overlong penalty nor the partial credit of a wrong answer moves it; a wrong answer's own loss does."""
+    """Neither the overlong penalty nor a wrong answer's partial credit moves it; a wrong answer's own loss does."""
     bonus = {"alpha": 100.0, "kappa": 4.0}  # the bonus is at its cap, |R| / 4
 
     def bonus_of(verdict: float, shift: float = 0.0) -> float:
