@@ -52,7 +52,8 @@ class RewardPool:
         self._config = config
         self._max_response_tokens = max_response_tokens
         self._seed = seed
-        self._wrong = 0.0 if config.wrong is None else config.wrong
+        self.wrong = 0.0 if config.wrong is None else config.wrong
+        """What a wrong answer gets; `try_out` may learn it."""
         self._crew: Crew | None = None
         if isinstance(config.verifier, RandomReward):
             return
@@ -94,7 +95,15 @@ class RewardPool:
             )
         empty = [verdict.value for verdict in verdicts[::2] if verdict.value is not None]
         if self._config.wrong is None and empty:
-            self._wrong = min(empty)
+            self.wrong = min(empty)
+            if self._is_correct(self.wrong):
+                logger.warning(
+                    "%s gives an empty response %g, which counts as correct (reward.correct_from %g); set "
+                    "reward.correct_from to what it gives a right answer",
+                    self._config.verifier.path,
+                    self.wrong,
+                    self._least_correct,
+                )
 
     async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
         """One Score per item, in order. RewardError when the verifier raises, with the sample and the traceback."""
@@ -171,7 +180,7 @@ class RewardPool:
 
     def _floors(self, items: Sequence[RewardItem], verdicts: Sequence[_Verdict]) -> dict[int, float]:
         """By prompt: what a wrong answer gets, or less where a response to the same prompt got less."""
-        floors = dict.fromkeys((item.prompt_index for item in items), self._wrong)
+        floors = dict.fromkeys((item.prompt_index for item in items), self.wrong)
         for item, verdict in zip(items, verdicts, strict=True):
             if verdict.value is not None:
                 floors[item.prompt_index] = min(floors[item.prompt_index], verdict.value)
@@ -197,14 +206,16 @@ class RewardPool:
             failure=verdict.failure,
         )
 
+    @property
+    def _least_correct(self) -> float:
+        return _LARGEST_SCORE if self._config.correct_from is None else self._config.correct_from
+
     def _is_correct(self, verifier: float) -> bool | None:
-        threshold = self._config.correct_from
         match self._config.verifier:
-            case RandomReward(distribution="uniform" | "gaussian") if threshold is None:
+            case RandomReward(distribution="uniform" | "gaussian") if self._config.correct_from is None:
                 return None
             case _:
-                least = _LARGEST_SCORE if threshold is None else threshold
-                return verifier >= least or math.isclose(verifier, least, rel_tol=1e-9)
+                return verifier >= self._least_correct or math.isclose(verifier, self._least_correct, rel_tol=1e-9)
 
     def _describe(self, item: RewardItem, failed: Failed) -> str:
         return (

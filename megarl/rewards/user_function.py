@@ -71,7 +71,7 @@ def _check_signature(config: FunctionReward, function: Function) -> None:
                 signature.bind(data_source="", solution_str="", ground_truth="", extra_info=None)
             case "trl" | "trl_messages":
                 expected = "(prompts, completions, **columns)"
-                signature.bind_partial(prompts=[], completions=[])
+                signature.bind_partial(completions=[])  # the others are handed on where it names them
             case _:
                 assert_never(config.signature)
     except TypeError as error:
