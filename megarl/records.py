@@ -54,14 +54,17 @@ class Score:
     """What the reward of one response was made of."""
 
     reward: float
-    """verifier (times reward.truncated_factor where cut off) + overlong penalty + bonus: what the advantage sees."""
+    """verifier (where cut off: reward.truncated_factor of its lead over a wrong answer) + overlong penalty + bonus:
+    what the advantage sees."""
     verifier: float
-    """As the verifier gave it."""
+    """As the verifier gave it; what a wrong answer gets, where it gave nothing (`failure`)."""
+    correct: bool | None = False
+    """The verifier's number is reward.correct_from or more; None: it knows neither right nor wrong (random draws)."""
     overlong: float = 0.0
     bonus: float = 0.0
     """objective.shaping.perplexity's."""
     failure: Literal["timeout", "crash"] | None = None
-    """Why the verifier gave 0 without an answer; None: it answered."""
+    """Why the verifier gave nothing; None: it answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class Sample:
     """As in `Rollout`; empty for supervised data, which nobody sampled."""
     advantage: float
     correct: bool = False
-    """The verifier gave it more than 0."""
+    """As `Score.correct`; False where the verifier knows neither."""
     expert_logp: tuple[float, ...] = ()
     """Old policy's log-prob of the data set's answer at each position of the response, NaN past its end; empty where
     no loss asks for it."""

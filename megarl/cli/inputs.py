@@ -10,15 +10,19 @@ from typing import Any
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf import open_hf_checkpoint
 from megarl.config.base import ConfigError
+from megarl.config.reward import Gsm8kReward, MathVerifyReward
 from megarl.config.run import RunConfig
 from megarl.data.chat import check_chat_template, reads_clock
-from megarl.data.prompts import PromptSet, load_prompts
+from megarl.data.prompts import PromptSet, load_prompts, report_progress
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
 from megarl.data.stops import StopConditions, load_stops, read_embedding_rows
 from megarl.data.tokenizer import load_tokenizer
 from megarl.models.shape import ModelError, read_model_shape
 from megarl.models.table import hf_tensors
+from megarl.rewards.ground_truth import read_answers
+
+_SHOWN_ROWS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +97,31 @@ def load_train_inputs(config: RunConfig, model: ModelInputs) -> TrainInputs:
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         embedding_rows=model.embedding_rows,
     )
+    check_answers(config, prompts)
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
     )
     guided = config.objective.auxiliary.guided is not None
     experts = load_sft_inputs(config, model).by_prompt_index() if guided else None
     return TrainInputs(prompts=prompts, sampler=sampler, experts=experts)
+
+
+def check_answers(config: RunConfig, prompts: PromptSet) -> None:
+    """ConfigError with every ground truth that the verifier cannot read, by file and row; the first ones are named."""
+    verifier = config.reward.verifier
+    if not isinstance(verifier, MathVerifyReward | Gsm8kReward):
+        return
+    indexes: dict[str, list[int]] = {}
+    for index, answer in prompts.answers():
+        indexes.setdefault(answer, []).append(index)
+    found = report_progress(read_answers(config.reward, indexes), len(indexes), what="ground truths checked")
+    bad = sorted((index, problem) for answer, problem in found if problem for index in indexes[answer])
+    if not bad:
+        return
+    texts = [f"{prompts.place(index)}: {problem}; correct the row or remove it" for index, problem in bad[:_SHOWN_ROWS]]
+    if len(bad) > _SHOWN_ROWS:
+        texts.append(f'{len(bad)} of {len(prompts)} ground truths cannot be read by verifier "{verifier.kind}"')
+    raise ConfigError("\n".join(texts), texts)
 
 
 def load_sft_inputs(config: RunConfig, model: ModelInputs) -> PairSet:

@@ -20,6 +20,8 @@ from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.columns import RL_COLUMNS
 
+_TRIED_PROMPTS = 2
+
 
 def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
     """Check everything that can be checked, then train; returns the exit code.
@@ -39,6 +41,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
         session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
         with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
+            await scorer.try_out([data.prompts[index] for index in range(min(_TRIED_PROMPTS, len(data.prompts)))])
             async with _started_ray(session) as placement:
                 policy = RayPolicyGroup(config, session.directory, placement)
                 pool = RayRolloutPool(config, session.directory, placement, stop_token_ids=model.stops.token_ids)

@@ -14,7 +14,10 @@ class AllGroups(Config):
 
 
 class DynamicSampling(Config):
-    """Drop groups whose verifier scores are all equal and sample others instead (DAPO, arXiv 2503.14476, eq. 11)."""
+    """Drop groups whose responses are all correct or all wrong and sample others (DAPO, arXiv 2503.14476, eq. 11).
+
+    Correct is what reward.correct_from says; of draws that know no right and wrong, groups of equal numbers go.
+    """
 
     kind: Literal["dynamic"]
     prompts_per_generation: int | None = Field(None, ge=1)
@@ -86,7 +89,9 @@ Advantage = Annotated[
 
 class PerplexityBonus(Config):
     """CDE's actor bonus on the reward: R + omega min(|R| / kappa, alpha B), B = -mean log p of the response
-    (arXiv 2509.09675)."""
+    (arXiv 2509.09675).
+
+    R is the verifier's reward: without the overlong penalty, and 0 for the partial credit of a wrong answer."""
 
     alpha: float = Field(1.0, gt=0)
     """Scale of the bonus."""

@@ -1,4 +1,4 @@
-"""Where prompts come from and how answers are rewarded."""
+"""Where prompts come from and how they are shown to the model."""
 
 import datetime
 from collections.abc import Iterator
@@ -97,78 +97,3 @@ def _find_reserved_variables(data: DataConfig) -> Iterator[str]:
             yield f"data.chat_template_kwargs.{name} cannot be set: {_RESERVED_VARIABLES[name]}"
     if data.chat_template_kwargs and not data.chat_template:
         yield "data.chat_template_kwargs are read by the chat template, but data.chat_template is false; remove one"
-
-
-class MathVerifyReward(Config):
-    """1 when math-verify finds the answer equal to the ground truth, else 0."""
-
-    kind: Literal["math_verify"]
-
-
-class Gsm8kReward(Config):
-    """1 when the last number of the answer equals the ground truth, else 0."""
-
-    kind: Literal["gsm8k"]
-
-
-class ReasoningGymReward(Config):
-    """The task's own scorer, in [0, 1]."""
-
-    kind: Literal["reasoning_gym"]
-    answer_pattern: str | None = None
-    """Regular expression whose last match's first group is the answer; default: the whole response, stripped."""
-
-
-class RandomReward(Config):
-    """A draw that does not look at the answer, seeded per sample (arXiv 2509.26114's control)."""
-
-    kind: Literal["random"]
-    distribution: Literal["bernoulli", "uniform", "gaussian"] = "bernoulli"
-    """What is drawn: 1 with probability p, a number in [0, 1), or a normal with mean and std."""
-    p: float = Field(0.5, ge=0, le=1)
-    """Bernoulli: probability of 1."""
-    mean: float = 0.0
-    """Gaussian: its mean."""
-    std: float = Field(1.0, ge=0)
-    """Gaussian: its standard deviation."""
-
-
-class FunctionReward(Config):
-    """A user's function: reward(prompt: Prompt, response: str) -> float."""
-
-    kind: Literal["function"]
-    path: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`package.module:function`."""
-
-
-Verifier = Annotated[
-    MathVerifyReward | Gsm8kReward | ReasoningGymReward | RandomReward | FunctionReward, Field(discriminator="kind")
-]
-
-
-class OverlongConfig(Config):
-    """DAPO's soft penalty (arXiv 2503.14476, eq. 13): 0 up to max - cache tokens, then linear to -factor at max."""
-
-    cache_tokens: int | None = Field(None, ge=1)
-    """Length of the linear part, the last tokens before the maximum; default: a fifth of the maximum (DAPO: 4096 of
-    20480)."""
-    factor: float = Field(1.0, ge=0)
-    """Size of the penalty at the maximum length."""
-
-    def cache_of(self, max_response_tokens: int) -> int:
-        """Tokens of the linear part."""
-        return self.cache_tokens if self.cache_tokens is not None else max(1, max_response_tokens // 5)
-
-
-class RewardConfig(Config):
-    """How a response becomes a number."""
-
-    verifier: Verifier
-    overlong: OverlongConfig | None = None
-    """Penalty on long responses; absent: none. Its maximum length is rollout.max_response_tokens."""
-    truncated_factor: float = Field(1.0, ge=0, le=1)
-    """Multiplies the verifier's reward of a response cut off at the limit (ProRLv2's stop-properly penalty: 0)."""
-    timeout_s: float = Field(10.0, gt=0)
-    """Time limit of one answer; over it the answer scores 0 and reward/timeouts counts it."""
-    workers: int = Field(2, ge=1)
-    """Processes that score answers."""

@@ -6,9 +6,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from megarl.config.base import Config, ConfigError, raise_problems
-from megarl.config.data import DataConfig, RewardConfig
+from megarl.config.data import DataConfig
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
+from megarl.config.reward import RewardConfig
 from megarl.config.rollout import RolloutConfig
 
 
@@ -254,6 +255,16 @@ def _check_random_reward(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _check_wrong(config: RunConfig) -> Iterator[str]:
+    reward = config.reward
+    least = 1.0 if reward.correct_from is None else reward.correct_from
+    if reward.wrong is not None and reward.wrong >= least:
+        yield (
+            f"reward.wrong {reward.wrong:g} is not below reward.correct_from {least:g}: what a wrong answer gets would "
+            "be correct; set reward.correct_from to what the verifier gives a right answer"
+        )
+
+
 def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
     """Rules that compare the current policy with the one before the batch's first update."""
     train, objective = config.train, config.objective
@@ -291,6 +302,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_group_size,
     _check_dynamic_sampling,
     _check_random_reward,
+    _check_wrong,
     _check_rules_that_need_updates,
     _check_reward_matches_data,
 )

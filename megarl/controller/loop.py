@@ -124,7 +124,7 @@ def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageH
             response=rollout.response,
             behavior_logp=rollout.behavior_logp,
             advantage=advantage,
-            correct=score.verifier > 0,
+            correct=bool(score.correct),
             entropy_scale=scale,
         )
         for rollout, score, advantage, scale in zip(rollouts, scores, advantages, scales, strict=True)
@@ -132,10 +132,12 @@ def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageH
 
 
 def bonus_scale(group: Group, config: RunConfig) -> float:
-    """AER-style factor of the entropy bonus on a prompt's responses: max(0, (rho - g) / rho), g the group's mean
-    verifier score within [0, 1]; 1 without that controller. A reconstruction, see `AerStyleCoefficient`."""
+    """AER-style factor of the entropy bonus on a prompt's responses: max(0, (rho - g) / rho), g the share of the group
+    that is correct (where the verifier knows no right and wrong: its mean within [0, 1]); 1 without that controller. A
+    reconstruction, see `AerStyleCoefficient`."""
     aer = config.objective.controllers.aer
     if aer is None:
         return 1.0
-    mean = sum(score.verifier for score in group.scores) / len(group.scores)
+    verdicts = [score.verifier if score.correct is None else float(score.correct) for score in group.scores]
+    mean = sum(verdicts) / len(verdicts)
     return max(0.0, (aer.rho - min(max(mean, 0.0), 1.0)) / aer.rho)

@@ -135,6 +135,7 @@ def reward_metrics(scores: Sequence[Score]) -> Metrics:
         "reward/std": Std.of(rewards),
         "reward/max": Max(max(rewards)),
         "reward/verifier_mean": Mean.of(score.verifier for score in scores),
+        "reward/correct_mean": Mean.of(float(bool(score.correct)) for score in scores),
         "reward/overlong_mean": Mean.of(score.overlong for score in scores),
         "reward/timeouts": Sum(float(sum(score.failure == "timeout" for score in scores))),
         "reward/crashes": Sum(float(sum(score.failure == "crash" for score in scores))),

@@ -39,8 +39,11 @@ class Group:
 
     @property
     def has_spread(self) -> bool:
-        """The verifier's scores are not all equal: the responses can be told apart."""
-        return len({score.verifier for score in self.scores}) > 1
+        """Some responses are correct and some are not; where the verifier knows no right and wrong: its numbers differ.
+
+        Wrong answers that differ in partial credit have none: there is nothing right to learn from them.
+        """
+        return len({score.verifier if score.correct is None else score.correct for score in self.scores}) > 1
 
 
 async def sample_groups(step: int, config: RunConfig, parts: Parts) -> tuple[list[Group], Metrics]:
@@ -154,12 +157,19 @@ def _add_bonus(
         return scores
     omega = perplexity_omega(bonus, step=step)
     earned = [
-        compute_perplexity_bonus(bonus, score.reward, rollout.behavior_logp, omega=omega)
+        compute_perplexity_bonus(bonus, _earning_reward(score), rollout.behavior_logp, omega=omega)
         for score, rollout in zip(scores, rollouts, strict=True)
     ]
     return [
         replace(score, reward=score.reward + amount, bonus=amount) for score, amount in zip(scores, earned, strict=True)
     ]
+
+
+def _earning_reward(score: Score) -> float:
+    """The reward that CDE's bonus is a share of: the verdict's, without the overlong penalty, and without the partial
+    credit of an answer that is not correct."""
+    kept = score.reward - score.overlong
+    return min(kept, 0.0) if score.correct is False else kept
 
 
 def _bonus_metrics(groups: Sequence[Group], *, step: int, config: RunConfig) -> Metrics:
@@ -186,11 +196,18 @@ def _count_kept(drawn: Sequence[Group]) -> int:
 
 
 def _describe_exhaustion(drawn: Sequence[Group], kept: int, *, wanted: int, sampler: DynamicSampling, step: int) -> str:
-    equal = Counter(group.scores[0].verifier for group in drawn if not group.has_spread)
-    dropped = ", ".join(f"{count} have {score:g} throughout" for score, count in equal.most_common(3))
+    equal = Counter(_describe_verdict(group.scores[0]) for group in drawn if not group.has_spread)
+    dropped = ", ".join(f"{count} {verdict}" for verdict, count in equal.most_common(3))
     return (
         f"step {step}: after {sampler.max_generations} rounds of generation only {kept} of the {wanted} groups of a "
-        f"step have scores that differ; of {len(drawn)} groups generated, {dropped}. Choose prompts that are neither "
-        "too hard nor too easy for this model, raise objective.sampler.max_generations or prompts_per_generation, or "
+        f"step have both correct and wrong responses; of {len(drawn)} groups generated, {dropped}. Choose prompts that "
+        "are neither too hard nor too easy for this model, lower reward.correct_from where the verifier gives right "
+        "answers less, raise objective.sampler.max_generations or prompts_per_generation, or "
         'set objective.sampler.when_exhausted = "fill" to train on groups without spread too'
     )
+
+
+def _describe_verdict(score: Score) -> str:
+    if score.correct is None:
+        return f"have {score.verifier:g} throughout"
+    return "are all correct" if score.correct else "are all wrong"

@@ -47,6 +47,12 @@ class PromptSet(Sequence[Prompt]):
         for start in range(0, len(self), _BATCH_PROMPTS):
             yield from self._build(start, min(start + _BATCH_PROMPTS, len(self)))
 
+    def answers(self) -> Iterator[tuple[int, str]]:
+        """Every prompt's index and ground truth; the prompts are not rendered for it."""
+        for start in range(0, len(self), _BATCH_PROMPTS):
+            kept = self._kept[start : start + _BATCH_PROMPTS]
+            yield from zip(kept, (problem.answer for problem in read_at(self._problems, kept)), strict=True)
+
     def place(self, index: int) -> str:
         """Where the problem of `index` comes from, for messages: file and row, or the task that made it."""
         return self._problems.place(index)

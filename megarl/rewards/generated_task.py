@@ -3,18 +3,22 @@
 import logging
 import math
 import re
-from typing import Any
 
 from megarl.config.data import ReasoningGymData
 from megarl.records import Prompt
+from megarl.rewards.final_answer import drop_thoughts, ends_in_thought, extract_answer
 
 logger = logging.getLogger(__name__)
 
 
 class GeneratedTaskScorer:
-    """Builds the task once; scores are the task's, usually in [0, 1]."""
+    """Builds the task once; scores are the task's, in [0, 1], and 1 is the maximum of every task.
 
-    def __init__(self, data: ReasoningGymData, *, answer_pattern: str | None) -> None:
+    In reasoning-gym 0.1.25 every task gives its own answer 1, those excepted that have none to give (boxnet,
+    graph_color, propositional_logic, rubiks_cube, rush_hour: they check what they are shown; a right answer gets 1).
+    """
+
+    def __init__(self, data: ReasoningGymData, *, answer_pattern: str | None = None) -> None:
         import reasoning_gym
 
         self._dataset = reasoning_gym.create_dataset(data.task, size=data.size, seed=data.seed, **data.options)
@@ -27,11 +31,14 @@ class GeneratedTaskScorer:
         entry = prompt.metadata.get("entry")
         if entry is None:
             raise ValueError(f"prompt {prompt.index} carries no reasoning-gym entry in its metadata")
-        answer = extract_answer(self._pattern, response)
+        spoken = drop_thoughts(response, thinking=ends_in_thought(prompt.text))
+        answer = extract_answer(self._pattern, spoken)
         if answer is None:
             return 0.0
         try:
             score = float(self._dataset.score_answer(answer, entry))
+        except MemoryError:
+            raise
         except Exception as error:  # many tasks parse the answer without guarding against what is not one
             self._warn_once(error)
             return 0.0
@@ -44,13 +51,3 @@ class GeneratedTaskScorer:
         if kind not in self._warned:
             self._warned.add(kind)
             logger.warning("reasoning-gym's %s could not read an answer (%s: %s); it scores 0", self._task, kind, error)
-
-
-def extract_answer(pattern: re.Pattern[str] | None, response: str) -> Any:
-    """The last match's first group, stripped; the whole response, stripped, without a pattern; None without a match."""
-    if pattern is None:
-        return response.strip()
-    last = None
-    for last in pattern.finditer(response):  # noqa: B007  (the last one counts)
-        pass
-    return last.group(1).strip() if last is not None and last.group(1) is not None else None

@@ -1,35 +1,50 @@
 """Scores responses: verifiers in processes of their own, random rewards in place.
 
-No answer can hang or kill a run: one over the time limit or one that kills its process scores 0 and says so. A user
-function that raises does stop the run, because no score would be honest.
+No answer can hang or kill a run: one over the time limit, or one that kills its process or wants too much memory, is
+wrong and says so. A user function that raises does stop the run, because no score would be honest.
 """
 
 import asyncio
 import logging
-import queue
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from megarl.config.data import DataConfig, RandomReward, RewardConfig
-from megarl.records import Score
+from megarl.config.base import ConfigError
+from megarl.config.data import DataConfig
+from megarl.config.reward import FunctionReward, RandomReward, RewardConfig
+from megarl.records import Prompt, Score
+from megarl.rewards.crew import Crew
 from megarl.rewards.item import RewardError, RewardItem
+from megarl.rewards.messages import Failed, Question, Scored
 from megarl.rewards.overlong import compute_overlong_penalty
-from megarl.rewards.process import Failure, ScoringProcess
+from megarl.rewards.process import Failure
 from megarl.rewards.random_draw import draw_random_reward
+from megarl.rewards.turns import Turns
 from megarl.rewards.verifiers import check_reward, describe_verifier
-from megarl.rewards.worker import Failed, Scored
 
 logger = logging.getLogger(__name__)
 _EXCERPT_CHARACTERS = 400
+_SLOW_SHARE = 0.1
+_LARGEST_SCORE = 1.0  # of every verifier but a user's function, which says otherwise with reward.correct_from
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """The verifier's number; None where it gave none."""
+
+    value: float | None
+    failure: Failure | None = None
 
 
 class RewardPool:
     """Starts `config.workers` processes and waits until they can score; `close` (or `with`) ends them.
 
     ConfigError when the verifier's config cannot work, RewardError when a process does not start. `score` may run more
-    than once at a time; a thread per process does the waiting, so no event loop is blocked or remembered.
+    than once at a time; a thread per question does the waiting, so no event loop is blocked or remembered.
     """
 
     def __init__(self, config: RewardConfig, data: DataConfig, *, max_response_tokens: int, seed: int) -> None:
@@ -37,51 +52,79 @@ class RewardPool:
         self._config = config
         self._max_response_tokens = max_response_tokens
         self._seed = seed
-        self._processes: list[ScoringProcess] = []
-        self._idle: queue.SimpleQueue[ScoringProcess] = queue.SimpleQueue()
-        self._threads: ThreadPoolExecutor | None = None
+        self.wrong = 0.0 if config.wrong is None else config.wrong
+        """What a wrong answer gets; `try_out` may learn it."""
+        self._crew: Crew | None = None
         if isinstance(config.verifier, RandomReward):
             return
-        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
-        try:
-            for _ in range(config.workers):
-                self._processes.append(ScoringProcess(config.verifier, data))
-            for process in self._processes:
-                process.wait_ready()
-                self._idle.put(process)
-        except BaseException:
-            self.close()
-            raise
+        self._crew = Crew(config, data)
+        self._turns = Turns(workers=config.workers, spares=config.spare_workers)
+        self._threads = ThreadPoolExecutor(config.workers + config.spare_workers, thread_name_prefix="reward")
 
     @property
     def pids(self) -> list[int]:
         """Numbers of the processes that answer now."""
-        return [process.pid for process in self._processes]
+        return self._crew.pids if self._crew is not None else []
+
+    async def try_out(self, prompts: Sequence[Prompt]) -> None:
+        """Call a user's function on these prompts, with an empty response and with the ground truth as the response.
+
+        ConfigError when it raises, returns what is no number, takes too long or dies. What it gives the empty response
+        is what a wrong answer gets, unless reward.wrong says.
+        """
+        if not isinstance(self._config.verifier, FunctionReward):
+            return
+        items = [
+            RewardItem(prompt=prompt, response=text, response_tokens=0, prompt_index=index, sample_index=sample)
+            for index, prompt in enumerate(prompts)
+            for sample, text in enumerate(("", prompt.answer))
+        ]
+        try:
+            verdicts = await self._ask_all(items)
+        except RewardError as error:
+            raise ConfigError(
+                f"reward.verifier.path {self._config.verifier.path!r}, tried at start: {error}"
+            ) from error
+        failed = [(item, verdict.failure) for item, verdict in zip(items, verdicts, strict=True) if verdict.failure]
+        if failed:
+            item, failure = failed[0]
+            limits = f"reward.timeout_s = {self._config.timeout_s:g}, reward.memory_gib = {self._config.memory_gib:g}"
+            raise ConfigError(
+                f"reward.verifier.path {self._config.verifier.path!r}, tried at start on the response "
+                f"{_excerpt(item.response)} to {item.place}: {failure}; expected a number within {limits}"
+            )
+        empty = [verdict.value for verdict in verdicts[::2] if verdict.value is not None]
+        if self._config.wrong is None and empty:
+            self.wrong = min(empty)
+            if self._is_correct(self.wrong):
+                logger.warning(
+                    "%s gives an empty response %g, which counts as correct (reward.correct_from %g); set "
+                    "reward.correct_from to what it gives a right answer",
+                    self._config.verifier.path,
+                    self.wrong,
+                    self._least_correct,
+                )
 
     async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
         """One Score per item, in order. RewardError when the verifier raises, with the sample and the traceback."""
         if isinstance(self._config.verifier, RandomReward):
-            return [self._make_score(item, self._draw(self._config.verifier, item, step), None) for item in items]
-        if self._threads is None:
-            raise RewardError("the reward pool is closed")
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._threads, self._ask, item) for item in items]
-        try:
-            return await asyncio.gather(*futures)
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+            verdicts = [_Verdict(self._draw(self._config.verifier, item, step)) for item in items]
+        else:
+            verdicts = await self._ask_all(items)
+        floors = self._floors(items, verdicts)
+        return [
+            self._make_score(item, verdict, floors[item.prompt_index])
+            for item, verdict in zip(items, verdicts, strict=True)
+        ]
 
     def close(self) -> None:
         """End all processes, also in the middle of `score`. Safe to call twice."""
-        for process in self._processes:
-            process.stop()
-        if self._threads is not None:
-            self._threads.shutdown(wait=True, cancel_futures=True)
-            self._threads = None
-        for process in self._processes:
-            process.close()
+        if self._crew is None:
+            return
+        self._turns.close()
+        self._crew.stop()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._crew.close()
 
     def __enter__(self) -> Self:
         return self
@@ -91,28 +134,59 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    def _ask(self, item: RewardItem) -> Score:
-        """In a thread of ours: one item to one idle process. There are as many threads as processes."""
-        process = self._idle.get()
+    async def _ask_all(self, items: Sequence[RewardItem]) -> list[_Verdict]:
+        loop = asyncio.get_running_loop()
         try:
-            reply = process.score(item.prompt, item.response, timeout_s=self._config.timeout_s)
-        finally:
-            self._idle.put(process)
+            futures = [loop.run_in_executor(self._threads, self._ask, item) for item in items]
+        except RuntimeError as error:
+            raise RewardError("the reward pool is closed") from error
+        try:
+            return await asyncio.gather(*futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def _ask(self, item: RewardItem) -> _Verdict:
+        """In a thread of ours: one item to one process, when its turn has come."""
+        assert self._crew is not None
+        turn = self._turns.take()
+        if turn is None:
+            raise RewardError("the reward pool was closed while it scored")
+        with turn:
+            process = self._crew.take()
+            try:
+                reply = process.score(
+                    Question(item.prompt, item.response),
+                    timeout_s=self._config.timeout_s,
+                    slow_s=_SLOW_SHARE * self._config.timeout_s,
+                    on_slow=turn.mark_slow,
+                )
+            finally:
+                self._crew.give_back(process)
         match reply:
             case Scored(value=value):
-                return self._make_score(item, value, None)
+                return _Verdict(value)
             case Failed():
                 raise RewardError(self._describe(item, reply))
             case _:
-                logger.warning("reward %s on %s; it scores 0", reply, item.place)
-                return self._make_score(item, 0.0, reply)
+                logger.warning("reward %s on %s; it is wrong", reply, item.place)
+                return _Verdict(None, reply)
 
     def _draw(self, verifier: RandomReward, item: RewardItem, step: int) -> float:
         return draw_random_reward(
             verifier, seed=self._seed, step=step, prompt_index=item.prompt_index, sample_index=item.sample_index
         )
 
-    def _make_score(self, item: RewardItem, verifier: float, failure: Failure | None) -> Score:
+    def _floors(self, items: Sequence[RewardItem], verdicts: Sequence[_Verdict]) -> dict[int, float]:
+        """By prompt: what a wrong answer gets, or less where a response to the same prompt got less."""
+        floors = dict.fromkeys((item.prompt_index for item in items), self.wrong)
+        for item, verdict in zip(items, verdicts, strict=True):
+            if verdict.value is not None:
+                floors[item.prompt_index] = min(floors[item.prompt_index], verdict.value)
+        return floors
+
+    def _make_score(self, item: RewardItem, verdict: _Verdict, floor: float) -> Score:
         """The verifier's number and what the length makes of it; `Score.verifier` keeps the number itself."""
         overlong = 0.0
         if self._config.overlong is not None:
@@ -122,8 +196,26 @@ class RewardPool:
                 cache_tokens=self._config.overlong.cache_of(self._max_response_tokens),
                 factor=self._config.overlong.factor,
             )
-        kept = verifier * self._config.truncated_factor if item.truncated else verifier
-        return Score(reward=kept + overlong, verifier=verifier, overlong=overlong, failure=failure)
+        verifier = floor if verdict.value is None else verdict.value
+        kept = floor + self._config.truncated_factor * (verifier - floor) if item.truncated else verifier
+        return Score(
+            reward=kept + overlong,
+            verifier=verifier,
+            correct=False if verdict.failure else self._is_correct(verifier),
+            overlong=overlong,
+            failure=verdict.failure,
+        )
+
+    @property
+    def _least_correct(self) -> float:
+        return _LARGEST_SCORE if self._config.correct_from is None else self._config.correct_from
+
+    def _is_correct(self, verifier: float) -> bool | None:
+        match self._config.verifier:
+            case RandomReward(distribution="uniform" | "gaussian") if self._config.correct_from is None:
+                return None
+            case _:
+                return verifier >= self._least_correct or math.isclose(verifier, self._least_correct, rel_tol=1e-9)
 
     def _describe(self, item: RewardItem, failed: Failed) -> str:
         return (

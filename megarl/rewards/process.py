@@ -6,20 +6,25 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+from megarl.config.base import ConfigError
 from megarl.config.data import DataConfig
-from megarl.records import Prompt
+from megarl.config.reward import FunctionReward, RewardConfig
+from megarl.rewards.environment import worker_environment
 from megarl.rewards.item import RewardError
-from megarl.rewards.verifiers import VerifierConfig
-from megarl.rewards.worker import Failed, Ready, Scored, Taken
+from megarl.rewards.messages import OUT_OF_MEMORY_EXIT, Checked, Failed, GroundTruth, Question, Ready, Scored, Taken
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 120.0
+_TAKEN_TIMEOUT_S = 30.0
 _START_ATTEMPTS = 3
 _STDERR_FD = 2
 # The parent's sys.path first, so that the user's module is found where the parent found it. Not `-m`: that, like
@@ -32,18 +37,19 @@ _BOOTSTRAP = (
 Failure = Literal["timeout", "crash"]
 
 
-class _DiedAtStartError(RewardError):
-    """The process ended before it was ready, without saying why."""
+class _NotTakenError(RewardError):
+    """The process ended, or stood still, before it was asked."""
 
 
 class ScoringProcess:
-    """States: starting (after construction and after a failure) -> ready (after wait_ready) -> stopped.
+    """States: starting (after construction and `restart`) -> ready (after wait_ready) -> ended (after a failure, until
+    `restart` or the next question) -> stopped.
 
     Used by one thread at a time, except `stop`, which any thread may call to end a question in progress.
     """
 
-    def __init__(self, verifier: VerifierConfig, data: DataConfig) -> None:
-        self._verifier, self._data = verifier, data
+    def __init__(self, config: RewardConfig, data: DataConfig | None) -> None:
+        self._config, self._data = config, data
         self._lock = threading.Lock()  # whoever starts or ends the process holds it
         self._stopped = False
         self._ready = False
@@ -55,46 +61,56 @@ class ScoringProcess:
         """Number of the process that answers now."""
         return self._process.pid
 
-    def score(self, prompt: Prompt, response: str, *, timeout_s: float) -> Scored | Failed | Failure:
-        """Ask once. After a time-out or a crash the process is replaced before this returns (not yet ready).
+    def score(
+        self, question: Question, *, timeout_s: float, slow_s: float, on_slow: Callable[[], None]
+    ) -> Scored | Failed | Failure:
+        """Ask once; `on_slow` is called when the answer takes longer than `slow_s`. After a time-out or a crash the
+        process has ended.
 
         RewardError when no process can be started or `stop` was called.
         """
-        self._ask(prompt, response)
-        try:
-            if self._connection.poll(timeout_s):
-                reply: Scored | Failed = self._connection.recv()
-                return reply
-            failure: Failure = "timeout"
-        except (EOFError, OSError):
-            failure = "crash"
-        code = self._end()
-        if self._stopped:
-            raise RewardError("the reward pool was closed while it scored")
-        if failure == "crash":
-            logger.warning("a reward worker died with exit code %s; the answer scores 0", code)
-        self._spawn()
-        return failure
+        reply = self._ask(question, timeout_s=timeout_s, slow_s=min(slow_s, timeout_s), on_slow=on_slow)
+        if isinstance(reply, Checked):
+            raise RewardError(f"a reward worker answered {reply!r} to a response")
+        return reply
+
+    def check(self, answer: str, *, timeout_s: float) -> Checked | Failed | Failure:
+        """Whether the verifier can read a ground truth; otherwise as `score`."""
+        reply = self._ask(GroundTruth(answer), timeout_s=timeout_s, slow_s=timeout_s, on_slow=lambda: None)
+        if isinstance(reply, Scored):
+            raise RewardError(f"a reward worker answered {reply!r} to a ground truth")
+        return reply
+
+    def restart(self) -> None:
+        """Start a fresh process where the last one has ended; it is not yet ready."""
+        if self._life_write is None:
+            self._spawn()
 
     def wait_ready(self) -> None:
-        """Return when the verifier is built; RewardError when it cannot be."""
+        """Return when the verifier is built; RewardError, or its own ConfigError, when it cannot be."""
         if self._stopped:
             raise RewardError("the reward pool is closed")
+        self.restart()
         if self._ready:
             return
         try:
             reply = self._connection.recv() if self._connection.poll(_START_TIMEOUT_S) else None
         except (EOFError, OSError) as error:
-            raise _DiedAtStartError(
+            raise _NotTakenError(
                 f"a reward worker died while starting, exit code {self._end()}; its messages are on stderr above"
             ) from error
         match reply:
             case Ready():
                 self._ready = True
+            case Failed(error=what, is_config=True):
+                raise ConfigError(what)
             case Failed(error=what, trace=trace):
                 raise RewardError(f"a reward worker could not build its verifier: {what}\n{trace}")
             case _:
-                raise RewardError(f"a reward worker was not ready after {_START_TIMEOUT_S:.0f} s; is the disk slow?")
+                raise RewardError(
+                    f"reward worker {self.pid} was not ready after {_START_TIMEOUT_S:.0f} s; is it stopped, does the "
+                    "reward function's module wait for something, or is the disk slow?"
+                )
 
     def stop(self) -> None:
         """End the process and whatever it started, for good; a question in progress then returns."""
@@ -107,28 +123,53 @@ class ScoringProcess:
         self.stop()
         self._end()
 
-    def _ask(self, prompt: Prompt, response: str) -> None:
-        """Return when the process has taken the question. One that was killed while idle or starting is no answer's
-        fault: the question goes to a fresh one."""
+    def _ask(
+        self, question: Question | GroundTruth, *, timeout_s: float, slow_s: float, on_slow: Callable[[], None]
+    ) -> Scored | Checked | Failed | Failure:
+        self._hand_over(question)
+        failure: Failure = "timeout"
+        try:
+            answered = self._connection.poll(slow_s)
+            if not answered:
+                on_slow()
+                answered = self._connection.poll(timeout_s - slow_s)
+            if answered:
+                reply: Scored | Checked | Failed = self._connection.recv()
+                return reply
+        except (EOFError, OSError):
+            failure = "crash"
+        code = self._end()
+        if self._stopped:
+            raise RewardError("the reward pool was closed while it scored")
+        if failure == "crash":
+            logger.warning("a reward worker died %s", self._describe_exit(code))
+        return failure
+
+    def _hand_over(self, question: Question | GroundTruth) -> None:
+        """Return when the process has taken the question. One that was killed or stopped while idle or starting is no
+        answer's fault: the question goes to a fresh one."""
         for attempts_left in reversed(range(_START_ATTEMPTS)):
             try:
                 self.wait_ready()
-                self._connection.send((prompt, response))
+                self._connection.send(question)
                 self._await_taken()
                 return
-            except (_DiedAtStartError, EOFError, OSError) as error:
+            except (_NotTakenError, EOFError, OSError) as error:
+                pid, code = self.pid, self._end()
                 if not attempts_left:
                     raise RewardError(
-                        f"a reward worker died {_START_ATTEMPTS} times before it was asked; {error}"
+                        f"reward workers died or stood still {_START_ATTEMPTS} times before they took a question, the "
+                        f"last was process {pid}; {error}"
                     ) from error
-                logger.warning("an idle reward worker died with exit code %s and is replaced", self._end())
-                self._spawn()
+                logger.warning("idle reward worker %d took no question (exit code %s) and is replaced", pid, code)
 
     def _await_taken(self) -> None:
         """EOFError or OSError where the process died before it read the question: the socket of a dying process may
         still accept one."""
-        if not self._connection.poll(_START_TIMEOUT_S):
-            raise RewardError(f"an idle reward worker took no question for {_START_TIMEOUT_S:.0f} s; is it stopped?")
+        if not self._connection.poll(_TAKEN_TIMEOUT_S):
+            raise _NotTakenError(
+                f"reward worker {self.pid} took no question for {_TAKEN_TIMEOUT_S:.0f} s; is it stopped?"
+            )
         reply = self._connection.recv()
         if not isinstance(reply, Taken):
             raise RewardError(f"a reward worker answered {reply!r} before it had taken the question")
@@ -139,11 +180,14 @@ class ScoringProcess:
                 return
             self._ready = False
             ours, theirs = multiprocessing.Pipe()
+            _limit_waits(ours.fileno())
             self._connection: Connection[Any, Any] = ours
             life_read, life_write = os.pipe()
             self._life_write = life_write
             data_fd = theirs.fileno()
             bootstrap = ["-X", "faulthandler", "-c", _BOOTSTRAP, json.dumps(sys.path), str(data_fd), str(life_read)]
+            verifier = self._config.verifier
+            named = verifier.environment if isinstance(verifier, FunctionReward) else ()
             try:
                 # A session of its own: Ctrl-C reaches the parent only, and the whole group can be killed at once.
                 self._process = subprocess.Popen(
@@ -152,12 +196,13 @@ class ScoringProcess:
                     stdout=_STDERR_FD,  # what a user function prints must not mix with the command's own output
                     pass_fds=(data_fd, life_read),
                     start_new_session=True,
+                    env=worker_environment(os.environ, named=named),
                 )
             finally:
                 theirs.close()
                 os.close(life_read)
         with contextlib.suppress(OSError):  # dead already: wait_ready tells
-            self._connection.send((self._verifier, self._data))
+            self._connection.send((self._config, self._data))
 
     def _end(self) -> int:
         """Kill, reap and close our ends; returns the exit code."""
@@ -174,3 +219,16 @@ class ScoringProcess:
         if self._process.returncode is None:  # not reaped yet, so the group's number is still ours
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _describe_exit(self, code: int) -> str:
+        if code == OUT_OF_MEMORY_EXIT:
+            return f"of memory: it wanted more than reward.memory_gib = {self._config.memory_gib:g}"
+        return f"with exit code {code}"
+
+
+def _limit_waits(fd: int) -> None:
+    """A stopped process neither empties nor fills its socket: writes and reads give up with an OSError."""
+    limit = struct.pack("ll", int(_TAKEN_TIMEOUT_S), 0)
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)

@@ -8,7 +8,7 @@ from typing import assert_never
 
 import numpy as np
 
-from megarl.config.data import RandomReward
+from megarl.config.reward import RandomReward
 
 _STREAM = 0x7265776172640001  # keeps these draws apart from any other use of the run's seed
 _WORD = (1 << 64) - 1

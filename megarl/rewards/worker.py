@@ -1,46 +1,36 @@
 """A process that scores answers, one at a time, in its main thread. It never imports torch.
 
-Protocol, over one socket: the parent sends (verifier config, data config), the worker answers Ready or Failed; then for
-every (prompt, response) it answers Taken, then Scored or Failed. It ends when the parent closes the socket, and is
-ended by the kernel when the parent is gone, whatever it is busy with.
+Its protocol is in `messages`. It ends when the parent closes the socket, and is ended by the kernel when the parent is
+gone, whatever it is busy with.
 """
 
 import contextlib
 import fcntl
 import os
+import resource
 import select
+import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, assert_never
 
-from megarl.rewards.verifiers import Verify, build_verifier
+from megarl.config.base import ConfigError
+from megarl.rewards.messages import (
+    OUT_OF_MEMORY_EXIT,
+    Checked,
+    Failed,
+    GroundTruth,
+    Question,
+    Ready,
+    Reply,
+    Scored,
+    Taken,
+)
+from megarl.rewards.user_function import describe_error
+from megarl.rewards.verifiers import Verify, build_answer_check, build_verifier
 
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The verifier is built."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """The question was read: a worker that dies before this did not die of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """The verifier's score of the last answer."""
-
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The verifier raised."""
-
-    error: str
-    """Type and message."""
-    trace: str
+_GIB = 2**30
 
 
 def main(data_fd: int, life_fd: int) -> None:
@@ -50,28 +40,48 @@ def main(data_fd: int, life_fd: int) -> None:
     os.set_inheritable(data_fd, False)
     connection: Connection[Any, Any] = Connection(data_fd)
     with contextlib.suppress(EOFError):  # the parent closed the socket: done
-        verifier_config, data_config = connection.recv()
+        config, data_config = connection.recv()
         try:
-            verify = build_verifier(verifier_config, data_config)
+            verify = build_verifier(config.verifier, data_config)
+            check = build_answer_check(config.verifier)
         except Exception as error:
             connection.send(_describe_failure(error))
             return
+        _limit_memory(config.memory_gib)
         connection.send(Ready())
         while True:
-            prompt, response = connection.recv()
+            question = connection.recv()
             connection.send(Taken())
-            connection.send(_score(verify, prompt, response))
+            connection.send(_answer(verify, check, question))
 
 
-def _score(verify: Verify, prompt: Any, response: str) -> Scored | Failed:
+def _answer(verify: Verify, check: Callable[[str], None], question: Question | GroundTruth) -> Reply:
     try:
-        return Scored(verify(prompt, response))
+        match question:
+            case Question(prompt=prompt, response=response):
+                return Scored(verify(prompt, response))
+            case GroundTruth(text=text):
+                return Checked(_find_problem(check, text))
+    except MemoryError:  # what is left of the process is not to be trusted
+        print("a reward worker is out of memory (reward.memory_gib) and ends", file=sys.stderr, flush=True)
+        os._exit(OUT_OF_MEMORY_EXIT)
     except Exception as error:
         return _describe_failure(error)
+    assert_never(question)
+
+
+def _find_problem(check: Callable[[str], None], answer: str) -> str | None:
+    try:
+        check(answer)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _describe_failure(error: Exception) -> Failed:
-    return Failed(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+    if isinstance(error, ConfigError):
+        return Failed(str(error), "", is_config=True)
+    return Failed(describe_error(error), "".join(traceback.format_exception(error)))
 
 
 def _die_with_parent(life_fd: int) -> None:
@@ -91,3 +101,21 @@ def _be_first_to_die_of_memory() -> None:
     """An answer that eats the machine's memory must cost this process, not the trainer."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # Linux only
         file.write("1000")
+
+
+def _limit_memory(gib: float) -> None:
+    """Private memory of this process, and of each that it starts, beyond what the verifier took to build."""
+    limit = _data_bytes() + int(gib * _GIB)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _data_bytes() -> int:
+    """What counts against RLIMIT_DATA now; 0 where the kernel does not tell."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -8,8 +8,8 @@ import pytest
 
 from megarl.config.advantage import DynamicSampling
 from megarl.config.auxiliary import AuxiliaryConfig
-from megarl.config.data import RandomReward
 from megarl.config.loader import load_config, load_section
+from megarl.config.reward import RandomReward
 from megarl.config.rollout_files import (
     BUDGET_BYTES,
     describe_rollout_files,

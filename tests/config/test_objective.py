@@ -139,6 +139,11 @@ REFUSED = {
         'reward.verifier gives every response the same number, and objective.sampler.kind "dynamic" drops such groups: '
         'no step could be filled; use kind "all"',
     ),
+    "a wrong answer that is correct": (
+        ["reward.wrong=5.0"],
+        "reward.wrong 5 is not below reward.correct_from 1: what a wrong answer gets would be correct; set "
+        "reward.correct_from to what the verifier gives a right answer",
+    ),
     "guided by a coin": (
         ["objective.auxiliary.guided={}", "reward.verifier.kind=random"],
         "objective.auxiliary.guided moves right answers one way and wrong ones the other, but reward.verifier.kind "

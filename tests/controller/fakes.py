@@ -97,7 +97,10 @@ class Recorder:
         self.calls.append("reward")
         self.items += batch
         verdicts = [(self._verify(item), self._shift(item)) for item in batch]
-        return [Score(reward=verdict + shift, verifier=verdict) for verdict, shift in verdicts]
+        return [
+            Score(reward=verdict + shift, verifier=verdict, correct=verdict >= 1, overlong=shift)
+            for verdict, shift in verdicts
+        ]
 
     def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
         scores = []

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from megarl.config.base import ConfigError
-from megarl.controller.sampling import SamplingExhaustedError, reward_items, sample_requests
-from megarl.records import Rollout
+from megarl.controller.sampling import Group, SamplingExhaustedError, reward_items, sample_requests
+from megarl.records import Prompt, Rollout, Score
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.metrics import to_values
 from tests.controller.fakes import PROMPTS, Recorder, make_config, run
@@ -80,9 +80,51 @@ def test_exhaustion_stops_the_run_with_the_counts() -> None:
         run(make_config(dynamic(max_generations=2, prompts_per_generation=3), steps=1), recorder)
     text = str(error.value)
     assert "step 1: after 2 rounds of generation only 1 of the 2 groups" in text
-    assert "of 6 groups generated, 4 have 1 throughout, 1 have 0 throughout" in text
+    assert "of 6 groups generated, 4 are all correct, 1 are all wrong" in text
     assert "objective.sampler.max_generations" in text
     assert recorder.calls == ["generate", "reward"] * 2
+
+
+WRONG = (0.01, 0.05, 0.01, 0.02)
+
+
+def make_group(*scores: Score) -> Group:
+    prompt = Prompt(index=0, text="", token_ids=(1,), answer="")
+    return Group(position=0, prompt=prompt, items=(), rollouts=(), scores=scores)
+
+
+def test_partial_credit_of_wrong_answers_is_no_spread() -> None:
+    assert not make_group(*(Score(reward=x, verifier=x) for x in WRONG)).has_spread
+    assert make_group(
+        *(Score(reward=x, verifier=x) for x in WRONG), Score(reward=1, verifier=1, correct=True)
+    ).has_spread
+    # Draws know no right and wrong: their numbers decide.
+    assert make_group(*(Score(reward=x, verifier=x, correct=None) for x in WRONG)).has_spread
+    assert not make_group(*(Score(reward=0.5, verifier=0.5, correct=None) for _ in range(2))).has_spread
+
+
+def test_wrong_answers_with_partial_credit_are_replaced_and_keep_it_in_their_reward() -> None:
+    recorder = Recorder(verify=lambda item: item.prompt.index * 0.2 * (1 + 4 * item.sample_index))
+    run(make_config(dynamic(), steps=1), recorder)
+    # Prompts 0 to 5 score (0, 0), (0.2, 1), (0.4, 2), ...: the first is wrong throughout.
+    (record,) = recorder.records
+    assert trained_prompts(recorder) == [[1, 2]]
+    assert [sample.correct for sample in record.samples] == [False, True] * 2
+    assert [score.reward for score in record.scores] == pytest.approx([0.2, 1.0, 0.4, 2.0])
+
+
+def test_perplexity_bonus_is_a_share_of_the_verdict_alone() -> None:
+    """Neither the overlong penalty nor a wrong answer's partial credit moves it; a wrong answer's own loss does."""
+    bonus = {"alpha": 100.0, "kappa": 4.0}  # the bonus is at its cap, |R| / 4
+
+    def bonus_of(verdict: float, shift: float = 0.0) -> float:
+        recorder = Recorder(verify=lambda _: verdict, shift=lambda _: shift)
+        run(make_config({"shaping": {"perplexity": bonus}}, steps=1), recorder)
+        return recorder.records[0].scores[0].bonus
+
+    assert bonus_of(1.0) == bonus_of(1.0, shift=-0.5) == pytest.approx(0.25)
+    assert bonus_of(0.05) == bonus_of(0.0) == 0.0
+    assert bonus_of(-1.0) == pytest.approx(0.25)
 
 
 def test_exhaustion_can_fill_the_step_instead() -> None:

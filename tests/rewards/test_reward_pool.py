@@ -14,14 +14,13 @@ import psutil
 import pytest
 
 from megarl.config.base import ConfigError
-from megarl.config.data import (
-    DataConfig,
+from megarl.config.data import DataConfig, ReasoningGymData
+from megarl.config.reward import (
     FunctionReward,
     Gsm8kReward,
     MathVerifyReward,
     OverlongConfig,
     RandomReward,
-    ReasoningGymData,
     ReasoningGymReward,
     RewardConfig,
     Verifier,

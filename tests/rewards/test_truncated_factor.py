@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from megarl.config.data import DataConfig, RandomReward, ReasoningGymData, RewardConfig
+from megarl.config.data import DataConfig, ReasoningGymData
+from megarl.config.reward import RandomReward, RewardConfig
 from megarl.records import Prompt
 from megarl.rewards.pool import RewardItem, RewardPool
 

@@ -1,21 +1,134 @@
 """Verifiers without processes: hand-made cases."""
 
+import time
 from collections.abc import Callable
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from megarl.config.data import RandomReward
-from megarl.rewards.last_number import find_last_number, score_last_number
+from megarl.config.reward import RandomReward
+from megarl.rewards.final_answer import ends_in_thought, find_answer, read_visible
+from megarl.rewards.last_number import find_last_number, read_number, score_last_number
 from megarl.rewards.math_answer import build_math_scorer
 from megarl.rewards.overlong import compute_overlong_penalty
 from megarl.rewards.random_draw import draw_random_reward
+from tests.rewards import math_cases, number_cases
 
 
 @pytest.fixture(scope="module")
 def math_scorer() -> Callable[[str, str], float]:
     return build_math_scorer()
+
+
+MATH_CASES = [
+    pytest.param(*case, id=f"{kind}{number}")
+    for kind, cases in math_cases.BY_KIND.items()
+    for number, case in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize(("answer", "response", "right"), MATH_CASES)
+def test_math_verify_table(math_scorer: Callable[[str, str], float], answer: str, response: str, right: int) -> None:
+    assert math_scorer(answer, response) == right
+
+
+@pytest.mark.parametrize(("answer", "response", "right"), number_cases.CASES)
+def test_gsm8k_table(answer: str, response: str, right: int) -> None:
+    assert score_last_number(answer, response) == right
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    response=st.one_of(
+        st.text(max_size=80),
+        st.lists(
+            st.sampled_from(
+                [
+                    r"\boxed{",
+                    r"}",
+                    r"{",
+                    r"\frac",
+                    r"\sqrt",
+                    r"$",
+                    r"$$",
+                    r"\(",
+                    r"\)",
+                    r"answer:",
+                    r"is",
+                    r"1",
+                    r"23",
+                    r",",
+                    r".",
+                    r"/",
+                    r"or",
+                    r"**",
+                    r"_",
+                    r"`",
+                    r"####",
+                    r"<",
+                    r">",
+                    r"=",
+                    r"\approx",
+                    r"∞",
+                    r"½",
+                    r"²",
+                    r"\text{",
+                    r"^",
+                    r"x",
+                    r"NaN",
+                ]
+            )
+        ).map(" ".join),
+    )
+)
+def test_no_response_raises(math_scorer: Callable[[str, str], float], response: str) -> None:
+    """An exception would end the run: whatever a model writes is right or wrong."""
+    for answer in ("7", "x+1", "yes", r"\{1,2\}", r"\sqrt{2}"):
+        assert math_scorer(answer, response) in (0.0, 1.0)
+    assert score_last_number("7", response) in (0.0, 1.0)
+
+
+def test_long_responses_are_read_in_time(math_scorer: Callable[[str, str], float]) -> None:
+    """Text that invites a search to start over at every position."""
+    start = time.monotonic()
+    for piece in ("<think>", "**a ", "\\boxed{", "1,234 ", "`", "_a ", "answer to ", "$", "#### 1 ", "1 2/3 ", "( "):
+        text = piece * (60_000 // len(piece))
+        assert score_last_number("7", text) == 0.0
+        find_answer(read_visible(text))
+    assert time.monotonic() - start < 20.0
+
+
+@pytest.mark.parametrize("answer", ["", "  ", "nan", "NaN", "$", r"\frac{", "{", "="])
+def test_math_verify_refuses_what_is_no_ground_truth(math_scorer: Callable[[str, str], float], answer: str) -> None:
+    with pytest.raises(ValueError, match="the ground truth"):
+        math_scorer(answer, "3")
+
+
+@pytest.mark.parametrize("answer", ["", "nan", "seven", "12 and 13", "1/0", "1e999999"])
+def test_gsm8k_refuses_what_is_no_ground_truth(answer: str) -> None:
+    with pytest.raises(ValueError, match="the ground truth"):
+        read_number(answer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "inside"),
+    [
+        ("Q\n<think>\n", True),
+        ("Q <think>", True),
+        ("Q <think>x</think>\n", False),
+        ("Say <think> first.", False),
+        ("Q", False),
+        ("", False),
+    ],
+)
+def test_a_prompt_may_end_in_a_thought(prompt: str, inside: bool) -> None:
+    assert ends_in_thought(prompt) is inside
+    # Then the response's beginning is a thought, and without an end all of it.
+    assert score_last_number("7", "it is 7", thinking=inside) == float(not inside)
+    assert score_last_number("7", "it is 8</think> 7", thinking=inside) == 1.0
 
 
 @pytest.mark.parametrize(

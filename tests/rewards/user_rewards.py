@@ -50,3 +50,90 @@ async def coroutine(prompt: Prompt, response: str) -> float:
 
 
 NOT_A_FUNCTION = 3
+
+
+def verl_score(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, int]) -> dict[str, float]:
+    right = (data_source, extra_info) == ("sums", {"level": 2}) and solution_str.endswith(ground_truth)
+    return {"score": float(right), "acc": 1.0}
+
+
+def trl_reward(prompts: list[str], completions: list[str], answer: list[str], **kwargs: list[object]) -> list[float]:
+    assert kwargs["difficulty"] == ["easy"]
+    assert kwargs["ground_truth"] == answer
+    assert prompts == ["What is 3 + 4?"]
+    return [float(text.endswith(truth)) for text, truth in zip(completions, answer, strict=True)]
+
+
+def trl_named_columns(completions: list[str], solution: list[str]) -> list[bool]:
+    return [text.endswith(truth) for text, truth in zip(completions, solution, strict=True)]
+
+
+def trl_messages_reward(
+    prompts: list[list[dict[str, str]]], completions: list[list[dict[str, str]]], answer: list[str], **kwargs: object
+) -> list[float]:
+    assert prompts[0][-1]["role"] == "user"
+    return [float(turns[-1]["content"].endswith(truth)) for turns, truth in zip(completions, answer, strict=True)]
+
+
+def is_answer(prompt: Prompt, response: str) -> bool:
+    return response == prompt.answer
+
+
+def none_for_empty(prompt: Prompt, response: str) -> float | None:
+    return 1.0 if response else None
+
+
+def nan_for_truth(prompt: Prompt, response: str) -> float:
+    return float("nan") if response == prompt.answer else 0.0
+
+
+def hangs(prompt: Prompt, response: str) -> float:
+    time.sleep(600)
+    return 0.0
+
+
+def exits(prompt: Prompt, response: str) -> float:
+    os._exit(4)
+
+
+def needs_variable(prompt: Prompt, response: str) -> float:
+    return float(bool(os.environ["JUDGE_URL"]))
+
+
+def sees_variable(prompt: Prompt, response: str) -> float:
+    """Whether the variable that the response names is set."""
+    return float(response in os.environ)
+
+
+def allocates(prompt: Prompt, response: str) -> float:
+    """As many MiB as the response says, touched."""
+    return float(len(bytearray(int(response) * 2**20)) > 0)
+
+
+def minus_one_to_one(prompt: Prompt, response: str) -> float:
+    return _on_scale(response, -1.0, 1.0)
+
+
+def five_to_ten(prompt: Prompt, response: str) -> float:
+    return _on_scale(response, 5.0, 10.0)
+
+
+def minus_ten_to_minus_five(prompt: Prompt, response: str) -> float:
+    return _on_scale(response, -10.0, -5.0)
+
+
+def zero_to_one(prompt: Prompt, response: str) -> float:
+    return _on_scale(response, 0.0, 1.0)
+
+
+def _on_scale(response: str, wrong: float, right: float) -> float:
+    match response:
+        case "hang":
+            time.sleep(600)
+        case "exit":
+            os._exit(4)
+        case "half":
+            return (wrong + right) / 2
+        case "worse":
+            return wrong - 0.5
+    return right if response == "right" else wrong
