@@ -12,6 +12,7 @@ from megarl.checkpoint.hf import open_hf_checkpoint
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.data.chat import check_chat_template, reads_clock
+from megarl.data.prompt_checks import check_own_texts
 from megarl.data.prompts import PromptSet, load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
@@ -73,6 +74,7 @@ def load_text_inputs(config: RunConfig) -> ModelInputs:
     path = config.model.path
     tokenizer = load_tokenizer(path)
     check_chat_template(config.data, tokenizer)
+    check_own_texts(config.data, tokenizer)
     clock = reads_clock(config.data, tokenizer)
     date = config.data.date or (datetime.date.today().isoformat() if clock else None)
     data = config.data.model_copy(update={"date": date})
