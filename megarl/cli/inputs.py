@@ -13,6 +13,7 @@ from megarl.config.base import ConfigError
 from megarl.config.reward import Gsm8kReward, MathVerifyReward
 from megarl.config.run import RunConfig
 from megarl.data.chat import check_chat_template, reads_clock
+from megarl.data.prompt_checks import check_own_texts
 from megarl.data.prompts import PromptSet, load_prompts, report_progress
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
@@ -77,6 +78,7 @@ def load_text_inputs(config: RunConfig) -> ModelInputs:
     path = config.model.path
     tokenizer = load_tokenizer(path)
     check_chat_template(config.data, tokenizer)
+    check_own_texts(config.data, tokenizer)
     clock = reads_clock(config.data, tokenizer)
     date = config.data.date or (datetime.date.today().isoformat() if clock else None)
     data = config.data.model_copy(update={"date": date})

@@ -22,7 +22,8 @@ class PromptChecks:
     def __init__(
         self, config: DataConfig, tokenizer: Any, *, max_prompt_tokens: int, embedding_rows: int | None
     ) -> None:
-        """embedding_rows: of the model, None: unknown. ConfigError for control tokens in the configuration's texts."""
+        """embedding_rows: of the model, None: unknown. ConfigError as in `check_own_texts`."""
+        check_own_texts(config, tokenizer)
         self.findings = Findings()
         self.num_truncated = 0
         self.longest = 0
@@ -34,7 +35,6 @@ class PromptChecks:
         self._kept: list[int] = []
         self._too_long: list[tuple[int, int]] = []
         self._total = 0
-        self._check_own_texts()
 
     def add(self, index: int, problem: Problem, encoded: EncodedPrompt) -> bool:
         """Note what is wrong with the prompt of problem `index`; indexes come in order. Whether it is kept."""
@@ -123,15 +123,18 @@ class PromptChecks:
             count=len(self._too_long),
         )
 
-    def _check_own_texts(self) -> None:
-        texts = {"data.system_prompt": self._config.system_prompt, "data.instruction": self._config.instruction}
-        problems = [
-            f"{name} contains the control token {' and '.join(found)}; {_ALLOW}"
-            for name, text in texts.items()
-            if self._control and text and (found := self._control.find(text))
-        ]
-        if problems:
-            raise ConfigError("\n".join(problems), problems)
+
+def check_own_texts(config: DataConfig, tokenizer: Any) -> None:
+    """ConfigError for control tokens in the configuration's own texts, unless data.control_tokens allows them."""
+    control = ControlTokens(tokenizer)
+    texts = {"data.system_prompt": config.system_prompt, "data.instruction": config.instruction}
+    problems = [
+        f"{name} contains the control token {' and '.join(found)}; {_ALLOW}"
+        for name, text in texts.items()
+        if config.control_tokens == "error" and text and (found := control.find(text))
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems), problems)
 
 
 def describe_token(tokenizer: Any, token: int) -> str:

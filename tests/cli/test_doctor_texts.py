@@ -48,6 +48,8 @@ def test_what_cannot_work_is_a_failure(tmp_path: Path, model: Path) -> None:
     (finding,) = findings(tmp_path, model, "rollout.stop_token_ids=[99999]")
     assert (finding.level, finding.action) == ("failure", "correct it there")
     assert "stop token 99999 (rollout.stop_token_ids) is none of the tokenizer's" in finding.found
+    (finding,) = findings(tmp_path, model, "data.instruction=Stop with <|eot_id|>")
+    assert finding.found == "data.instruction contains the control token <|eot_id|>"
     shutil.rmtree(model)
     assert [finding.level for finding in findings(tmp_path, model)] == ["failure"]
 
