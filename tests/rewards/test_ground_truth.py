@@ -22,7 +22,9 @@ def check(tmp_path: Path, verifier: Verifier, answers: list[Any], **fields: Any)
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"prompt": "p", "answer": answer}) + "\n" for answer in answers))
     data = DataConfig(train=FileData(source="file", path=str(file), layout="prompt_answer"))
-    prompts = PromptSet(load_problems(data.train), data, None)
+    problems = load_problems(data.train)
+    no_encoder: Any = None  # answers are read without rendering prompts
+    prompts = PromptSet(problems, no_encoder, range(len(problems)), about="")
     config: Any = SimpleNamespace(reward=RewardConfig(verifier=verifier, **fields))
     check_answers(config, prompts)
 
