@@ -106,6 +106,8 @@ class TokenTrace:
     logp: tuple[float, ...]
     """Current policy, in the update that trained on the sample."""
     entropy: tuple[float, ...]
+    expected_q: tuple[float, ...]
+    """N = sum over the vocabulary of p^2 (log p + H), the mean of Q = p (log p + H), under the same weights."""
     ratio: tuple[float, ...]
     low: tuple[float, ...]
     """Lower bound of the ratio."""
@@ -115,6 +117,8 @@ class TokenTrace:
     """g: gradient of the gate with respect to logp, sign turned."""
     weight: tuple[float, ...]
     """Product of the token weights, without the aggregation's."""
+    coefficient: tuple[float, ...]
+    """What multiplied grad log p in the update: of gate and weights, the aggregation's included."""
     advantage: tuple[float, ...]
     """After token shaping."""
     rule: tuple[str, ...]

@@ -44,6 +44,7 @@ from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import weight_files
 from megarl.config.rollout_files import run_bytes
 from megarl.config.run import LoggingConfig, RunConfig
+from megarl.config.warnings import find_warnings
 
 
 def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[str] = (), *, deep: bool = False) -> int:
@@ -78,12 +79,18 @@ def check_config(path: Path, overrides: Sequence[str]) -> tuple[RunConfig | None
     try:
         config = load_config(path, overrides)
         found = " + ".join(map(str, [path, *source_files(overrides)]))
-        findings = [Finding(name="configuration", level="ok", found=found)]
+        findings = [Finding(name="configuration", level="ok", found=found), *_warnings(config)]
         check_files(config)
         said = "model directory, layout, context length and data path fit"
         return config, [*findings, Finding(name="files", level="ok", found=said)]
     except ConfigError as error:
         return config, list(findings_of(error, "configuration" if config is None else "files"))
+
+
+def _warnings(config: RunConfig) -> Iterator[Finding]:
+    for warning in find_warnings(config):
+        said, _, meant = warning.partition("; ")
+        yield Finding(name="configuration", level="warning", found=said, action=meant)
 
 
 def check_packages(installed: dict[str, str], answers: Mapping[str, Future[Answer]]) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, mark_process
 from megarl.telemetry.columns import Column
@@ -101,6 +102,7 @@ def _work_to_the_end(
     try:
         with _open_session(config, directory, steps=steps, columns=columns) as session:
             session.console.note(f"run  {shown_path(directory.path)}")
+            session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
             if note := describe_kept_weights(config, verb):
                 session.console.note(note)
             asyncio.run(interrupts.cancellable(work(session)))

@@ -17,6 +17,7 @@ from megarl.config.layers import Replacement
 from megarl.config.loader import find_replacements, load_config
 from megarl.config.rollout_files import describe_rollout_files
 from megarl.config.run import RunConfig
+from megarl.config.warnings import find_warnings
 
 
 def print_config(console: Console, path: Path, arguments: Sequence[str] = ()) -> None:
@@ -30,8 +31,10 @@ def print_config(console: Console, path: Path, arguments: Sequence[str] = ()) ->
 
 
 def render_config(config: RunConfig, replacements: Sequence[Replacement] = ()) -> str:
-    """The configuration as TOML; as comments at its head what files took back, and the derived numbers below."""
-    return dump_config(config, comments={"": describe_replacements(replacements), **derived_comments(config)})
+    """The configuration as TOML; as comments at its head warnings and what files took back, and the derived numbers
+    below."""
+    head = (*(f"warning: {text}" for text in find_warnings(config)), *describe_replacements(replacements))
+    return dump_config(config, comments={"": head, **derived_comments(config)})
 
 
 def describe_replacements(replacements: Sequence[Replacement]) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """What every config section is: frozen, strict, with no unknown keys."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class ConfigError(ValueError):
@@ -18,9 +18,18 @@ class ConfigError(ValueError):
 
 
 class Config(BaseModel):
-    """Base of every section. A field's docstring is its documentation (`megarl show --fields`)."""
+    """Base of every section. A field's docstring is its documentation (`megarl show --fields`).
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+    Numbers are finite; where inf means "off" the field is `Unbounded`.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+Unbounded = Annotated[float, Field(allow_inf_nan=True)]
+"""A number that may be inf. Give it a bound (ge, gt): NaN fails every bound, and only there."""
 
 
 Section = TypeVar("Section", bound=Config)

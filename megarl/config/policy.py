@@ -47,11 +47,12 @@ class OptimizerConfig(Config):
     lr: float = Field(1e-6, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: hold `lr`, or fall to `min_lr` at the last update along a half cosine."""
+    """After the warm-up: hold `lr`, or fall along a half cosine that would be at `min_lr` in the update after the
+    last: every update has a rate above 0."""
     warmup_updates: int = Field(0, ge=0)
-    """Optimizer updates over which the rate rises linearly from 0."""
+    """Optimizer updates over which the rate rises linearly, to `lr` in the last of them; fewer than the run has."""
     min_lr: float = Field(0.0, ge=0)
-    """Where the cosine ends."""
+    """Where the cosine leads."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """Decay of the mean of gradients."""
     beta2: float = Field(0.95, ge=0, lt=1)

@@ -68,6 +68,9 @@ def _describe(
             return f"{path}: missing; expected {describe_type(info)}{about}"
         case "union_tag_invalid" | "union_tag_not_found" | "model_type" | "model_attributes_type" if info:
             return _describe_table(path, info, detail["input"])
+        case "finite_number" if info:
+            expected = describe_type(info).replace("a number", "a finite number")
+            return f"{path}: expected {expected}, found {describe_value(detail['input'])}"
         case _ if info:
             return f"{path}: expected {describe_type(info)}, found {describe_value(detail['input'])}"
         case _:

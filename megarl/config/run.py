@@ -175,12 +175,20 @@ def _check_transport(config: RunConfig) -> Iterator[str]:
 
 
 def _check_optimizers(config: RunConfig) -> Iterator[str]:
-    optimizers = {"policy.optimizer": config.policy.optimizer}
-    if config.sft:
-        optimizers["sft.optimizer"] = config.sft.optimizer
-    for path, optimizer in optimizers.items():
+    train, sft = config.train, config.sft
+    per_step = train.responses_per_step / train.mini_batch_responses
+    length = f"train.steps {train.steps} x {per_step:g} updates per step"
+    optimizers = [("policy.optimizer", config.policy.optimizer, train.steps * per_step, length)]
+    if sft:
+        optimizers.append(("sft.optimizer", sft.optimizer, sft.steps, f"sft.steps {sft.steps}"))
+    for path, optimizer, updates, length in optimizers:
         if optimizer.schedule == "cosine" and optimizer.min_lr > optimizer.lr:
             yield f"{path}.min_lr {optimizer.min_lr} is above lr {optimizer.lr}; the cosine falls from lr to min_lr"
+        if optimizer.warmup_updates >= updates:
+            yield (
+                f"{path}.warmup_updates {optimizer.warmup_updates} leaves no update after the warm-up: the run has "
+                f"{updates:g} ({length}); warm up for fewer, or train longer"
+            )
 
 
 def _check_overlong(config: RunConfig) -> Iterator[str]:

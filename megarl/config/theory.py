@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, raise_problems
+from megarl.config.base import Config, Unbounded, raise_problems
 
 _MOST_NUMBERS = 100_000_000
 """float64 numbers of one table of probabilities: 0.8 GB, of which a few exist at a time."""
@@ -30,7 +30,7 @@ class TheoryClipConfig(Config):
 
     low: float = Field(0.2, ge=0, le=1)
     """X = {r < 1 - low}; 1.0 turns clip-low off."""
-    high: float = Field(0.2, ge=0)
+    high: Unbounded = Field(0.2, ge=0)
     """Y = {r > 1 + high}; inf turns clip-high off."""
 
 
@@ -39,7 +39,7 @@ class TheorySweepConfig(Config):
 
     low: list[float] = Field([0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0], min_length=1)
     """Values of low, each in [0, 1]; 1.0 is off."""
-    high: list[float] = Field([0.05, 0.1, 0.2, 0.28, 0.5, 1.0, math.inf], min_length=1)
+    high: list[Unbounded] = Field([0.05, 0.1, 0.2, 0.28, 0.5, 1.0, math.inf], min_length=1)
     """Values of high, each >= 0; inf is off."""
     learning_rate: float = Field(0.02, gt=0)
     """eta of the measured steps; small, so that the first order shows."""
@@ -58,7 +58,7 @@ class MonteCarloConfig(Config):
     """Of reward 1."""
     learning_rate: float = Field(0.2, gt=0)
     """The larger of the two step sizes from which the first-order coefficient is extrapolated."""
-    clips: list[list[float]] = Field(
+    clips: list[list[Unbounded]] = Field(
         [[0.2, 0.2], [0.2, math.inf], [1.0, 0.2], [0.1, math.inf], [1.0, 0.1], [0.2, 0.28], [1.0, math.inf]],
         min_length=1,
     )
@@ -88,7 +88,7 @@ class MultiStepConfig(Config):
     """adam without weight decay, or plain gradient ascent."""
     learning_rate: float = Field(0.01, gt=0)
     """Of the optimizer."""
-    clips: list[list[float]] = Field(
+    clips: list[list[Unbounded]] = Field(
         [[0.2, math.inf], [0.1, math.inf], [1.0, 0.2], [1.0, 0.1], [0.2, 0.2]], min_length=1
     )
     """Pairs [low, high]."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, ConfigError
+from megarl.config.base import Config, ConfigError, Unbounded
 
 
 class RatioConfig(Config):
@@ -35,7 +35,7 @@ class ConstantClip(Config):
     kind: Literal["constant"] = "constant"
     low: float = Field(0.2, ge=0, le=1)
     """Clip-low: ratios below 1-low are clipped where A < 0. 1.0 turns it off."""
-    high: float = Field(0.2, ge=0)
+    high: Unbounded = Field(0.2, ge=0)
     """Clip-high: ratios above 1+high are clipped where A > 0. inf turns it off."""
 
 
@@ -43,9 +43,9 @@ class LogClip(Config):
     """lo = exp(-low), hi = exp(high): distances of the log ratio (GMPO)."""
 
     kind: Literal["log"]
-    low: float = Field(0.4, ge=0)
+    low: Unbounded = Field(0.4, ge=0)
     """Distance of the log ratio below 0; inf turns clip-low off."""
-    high: float = Field(0.4, ge=0)
+    high: Unbounded = Field(0.4, ge=0)
     """Distance of the log ratio above 0; inf turns clip-high off."""
 
 
@@ -94,8 +94,8 @@ class DcpoClip(Config):
     """epsilon_low of the formula."""
     high: float = Field(0.2, ge=0)
     """epsilon_high of the formula."""
-    cap: float = Field(10.0, gt=1)
-    """Largest upper bound (a ratio)."""
+    cap: Unbounded = Field(10.0, gt=1)
+    """Largest upper bound (a ratio); inf is none."""
 
 
 class BapoClip(Config):
@@ -143,7 +143,7 @@ class PpoGate(Config):
     """-min(r A, clip(r, lo, hi) A); g = r A inside the bound of A's side, 0 outside."""
 
     kind: Literal["ppo"] = "ppo"
-    dual: float = Field(math.inf, gt=1)
+    dual: Unbounded = Field(math.inf, gt=1)
     """Dual clip: where A < 0 the loss is at most -dual * A (arXiv 1912.09729). inf turns it off."""
 
 
@@ -155,7 +155,7 @@ class CeGppoGate(Config):
     """beta_1: g = beta_1 lo A where A < 0 and r < lo."""
     high_scale: float = Field(1.0, ge=0)
     """beta_2: g = beta_2 hi A where A > 0 and r > hi."""
-    dual: float = Field(10.0, gt=1)
+    dual: Unbounded = Field(10.0, gt=1)
     """Where A < 0 and r is above this ratio the gradient is 0. inf turns it off."""
 
 
@@ -163,8 +163,8 @@ class CispoGate(Config):
     """g = min(r, cap) A: no token is dropped (MiniMax-M1, arXiv 2506.13585). Reads no bounds."""
 
     kind: Literal["cispo"]
-    cap: float = Field(5.0, gt=0)
-    """Largest weight: a ratio, not a distance from 1 (ScaleRL 5.0; verl's epsilon 0.2 is cap 1.2)."""
+    cap: Unbounded = Field(5.0, gt=0)
+    """Largest weight: a ratio, not a distance from 1 (ScaleRL 5.0; verl's epsilon 0.2 is cap 1.2); inf is none."""
     floor: float = Field(0.0, ge=0)
     """Smallest weight; 0 is off, as its authors have it."""
 
@@ -185,20 +185,20 @@ class DppoGate(Config):
     kind: Literal["dppo"]
     divergence: Literal["tv", "kl"] = "tv"
     """tv: |pi - pi_anchor|. kl: KL between the two Bernoulli distributions of drawing the token."""
-    low: float = Field(0.15, gt=0)
-    """Largest divergence where A < 0 and the probability fell."""
-    high: float = Field(0.15, gt=0)
-    """Largest divergence where A > 0 and the probability rose."""
-    cap: float = Field(20.0, gt=1)
-    """Largest weight: g = min(r, cap) A where kept."""
+    low: Unbounded = Field(0.15, gt=0)
+    """Largest divergence where A < 0 and the probability fell; inf drops none."""
+    high: Unbounded = Field(0.15, gt=0)
+    """Largest divergence where A > 0 and the probability rose; inf drops none."""
+    cap: Unbounded = Field(20.0, gt=1)
+    """Largest weight: g = min(r, cap) A where kept; inf is none."""
 
 
 class AspoGate(Config):
     """Where A > 0 the weight is 1/r instead of r (ASPO, arXiv 2510.06062)."""
 
     kind: Literal["aspo"]
-    cap: float = Field(3.0, gt=1)
-    """Largest weight: of 1/r where A > 0, of r where A < 0; beyond it g = cap A."""
+    cap: Unbounded = Field(3.0, gt=1)
+    """Largest weight: of 1/r where A > 0, of r where A < 0; beyond it g = cap A. inf is none."""
 
 
 Gate = Annotated[

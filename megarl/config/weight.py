@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megarl.config.base import Config
+from megarl.config.base import Config, Unbounded
 
 
 class TruncatedImportance(Config):
@@ -12,8 +12,8 @@ class TruncatedImportance(Config):
 
     level: Literal["token", "sequence"] = "token"
     """sequence: the product over the response."""
-    cap: float = Field(2.0, gt=0)
-    """Largest weight (a ratio)."""
+    cap: Unbounded = Field(2.0, gt=0)
+    """Largest weight (a ratio); inf is none."""
     floor: float = Field(0.0, ge=0)
     """Smallest weight; 0 is off."""
     normalise: bool = False
@@ -27,8 +27,8 @@ class MaskedImportance(Config):
     """sequence: the product over the response. geometric: its geometric mean."""
     low: float = Field(0.5, ge=0)
     """Smallest ratio kept."""
-    high: float = Field(5.0, gt=0)
-    """Largest ratio kept."""
+    high: Unbounded = Field(5.0, gt=0)
+    """Largest ratio kept; inf is no bound."""
 
 
 class SequenceRejection(Config):
@@ -39,8 +39,8 @@ class SequenceRejection(Config):
     k3: mean (rho - 1 - log rho) <= high."""
     low: float = Field(0.999, ge=0)
     """Lower bound of the geometric mean; k2 and k3 have none."""
-    high: float = Field(1.001, gt=0)
-    """Upper bound."""
+    high: Unbounded = Field(1.001, gt=0)
+    """Upper bound; inf is none."""
 
 
 class OffPolicySequenceMask(Config):
@@ -100,8 +100,8 @@ class EntropyRatioClip(Config):
 
     low: float = Field(0.95, ge=0)
     """Lower bound, exclusive."""
-    high: float = Field(1.05, gt=0)
-    """Upper bound, exclusive."""
+    high: Unbounded = Field(1.05, gt=0)
+    """Upper bound, exclusive; inf is none."""
 
 
 class PositiveScale(Config):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from megarl.config.run import RunConfig
 from megarl.objective.aggregation import aggregation_weights
+from megarl.objective.contexts import number_contexts
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.packing import pack, plan_micro_batches, stream_length
 from megarl.records import Sample
@@ -49,6 +50,7 @@ def shard_mini_batch(
         data_ranks=config.parallel.data,
         max_tokens=config.policy.tokens_per_micro_batch,
     )
+    contexts = number_contexts(samples)
     multiple = config.parallel.tensor if config.parallel.sequence else 1
     return [
         tuple(
@@ -57,6 +59,7 @@ def shard_mini_batch(
                 [weights[i] for i in indexes],
                 pad_to_multiple=multiple,
                 sample_ids=[first_id + i for i in indexes],
+                contexts=[contexts[i] for i in indexes],
             )
             for indexes in micro_batches
         )

@@ -76,8 +76,8 @@ def check_logp_diff(difference: Metrics, *, step: int, config: RunConfig) -> Non
     largest = difference["rollout/logp_diff_max"].value
     raise LogpMismatchError(
         f"step {step}: trainer and vLLM differ by {found:.4g} nats per token on average (largest {largest:.4g}), "
-        f"above rollout.max_logp_diff {bound:g}. {_FIRST if step == 1 else _LATER} Differences near 0.01 to 0.05 are "
-        "normal in bfloat16; if this one is expected, raise the bound"
+        f"above rollout.max_logp_diff {bound:g}. {_FIRST if step == 1 else _LATER} Differences near 1e-6 are "
+        "normal in float32 and 0.01 to 0.05 in bfloat16; if this one is expected, raise the bound"
     )
 
 

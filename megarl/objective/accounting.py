@@ -1,7 +1,7 @@
 """What a mini-batch did to its tokens and to the entropy, as sums that merge exactly (`token_sums`).
 
-All sums are float64. Only the edges of the entropy quintiles need the other ranks: they are the one
-statistic for which the host waits before `to_metrics`. T = response tokens.
+All sums are float64. Only the entropy quintiles need the other ranks: they are the one statistic for which the host
+waits before `to_metrics`. T = response tokens.
 
 H is the entropy of the current policy at a token's position, Q = p (log p + H) of the sampled token, N(s) = sum over
 the vocabulary of p^2 (log p + H) the mean of Q, r = exp(logp - old_logp) the token's own ratio at every ratio level.
@@ -10,8 +10,10 @@ Which tokens count as what:
 * clipped: those with a CLIP_LOW, CLIP_HIGH, DUAL or DPPO flag, even where the gate leaves them some gradient
   (CE-GPPO), and even where a mask has set their weight to 0; "effective" leaves those masked ones out. Low side:
   CLIP_LOW, or DPPO with A < 0; high side: CLIP_HIGH, or DPPO with A > 0; DUAL is a third side.
-* X = {ratio < lo} and Y = {ratio > hi}, whatever the sign of A: the sets of arXiv 2509.26114. The ratio is the one that
-  the clip compares, r itself at level "token" with anchor "old", where the theorem's statement holds.
+* X = {ratio < lo} and Y = {ratio > hi}, whatever the sign of A: the sets of arXiv 2509.26114; D = {ratio > dual} is
+  the third set, of a dual clip, which the paper has not: it takes tokens with A < 0 out, as X does, so it counts like
+  X, and where Y and D meet the two cancel. The ratio is the one that the clip compares, r itself at level "token" with
+  anchor "old", where the theorem's statement holds.
 * A is the advantage after token shaping.
 """
 
@@ -20,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megarl.objective.contexts import at_resolution, share_values
 from megarl.objective.order_statistics import count, kth_smallest
 from megarl.objective.ratio import LOG_RATIO_LIMIT
 from megarl.objective.token_sums import CLIPPED, COUNTED_RULES, QUINTILES, SUM_NAMES, TokenSums
@@ -38,7 +41,7 @@ def collect_token_sums(tokens: TokenBatch, loss: TokenLoss, reduce: Reduce) -> T
     """
     columns = {name: value for part in _columns(tokens.detach(), loss) for name, value in part.items()}
     sums = {name: value.sum(dtype=torch.float64) for name, value in columns.items()}
-    sums |= _quintile_sums(tokens.entropy_T.detach(), columns, reduce)
+    sums |= _quintile_sums(tokens, columns, reduce)
     ratio_T = loss.ratio_T.double()
     floor_T = ratio_T.new_full((1,), -torch.inf)
     return TokenSums(
@@ -81,7 +84,8 @@ def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]
     yield _bound_columns(loss)
     yield {f"rule_{name}": (loss.rule_T & rule) != 0 for rule, name in COUNTED_RULES.items()}
     yield _theorem_columns(tokens, loss, gap_T)
-    common_T, rare_T = -logp_T < entropy_T, -logp_T > entropy_T
+    surprise_T = at_resolution(-logp_T - entropy_T)
+    common_T, rare_T = surprise_T < 0, surprise_T > 0
     yield {
         "region_e1": positive_T & common_T,
         "region_e2": positive_T & rare_T,
@@ -132,12 +136,18 @@ def _response_means(tokens: TokenBatch) -> dict[str, Tensor]:
 
 
 def _theorem_columns(tokens: TokenBatch, loss: TokenLoss, gap_T: Tensor) -> dict[str, Tensor]:
-    """The integrands of Theorems 1 and 2. The weight r turns samples of the old policy into an expectation under the
-    current one, which is what both theorems are about; without it the estimates are biased."""
+    """The integrands of Theorems 1 and 2, and the same for the dual clip's set. The weight r turns samples of the old
+    policy into an expectation under the current one, which is what both theorems are about; without it the estimates
+    are biased."""
     logp_T = tokens.logp_T.double()
     ratio_T = (logp_T - tokens.old_logp_T.double()).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     columns = {}
-    for side, outside_T in (("low", loss.ratio_T < loss.low_T), ("high", loss.ratio_T > loss.high_T)):
+    sides = {
+        "low": loss.ratio_T < loss.low_T,
+        "high": loss.ratio_T > loss.high_T,
+        "dual": loss.ratio_T > loss.dual_T,
+    }
+    for side, outside_T in sides.items():
         mass_T = ratio_T * outside_T
         columns[f"{side}_mass"] = mass_T
         columns[f"{side}_gap"] = mass_T * gap_T
@@ -146,13 +156,15 @@ def _theorem_columns(tokens: TokenBatch, loss: TokenLoss, gap_T: Tensor) -> dict
     return columns
 
 
-def _quintile_sums(entropy_T: Tensor, columns: dict[str, Tensor], reduce: Reduce) -> dict[str, Tensor]:
+def _quintile_sums(tokens: TokenBatch, columns: dict[str, Tensor], reduce: Reduce) -> dict[str, Tensor]:
     """Tokens and clipped tokens of each entropy quintile of the whole mini-batch.
 
     With n tokens on all ranks, the edges are the entropies of (0-based) rank floor(n/5), floor(2n/5), ...; quintile q
     holds what is at least its lower edge and below its upper one. Equal entropies share a quintile, so quintiles are
-    a fifth each only where the edges are not tied.
+    a fifth each only where the edges are not tied. Equal are the entropies of equal contexts, and the same multiples of
+    `contexts.RESOLUTION`.
     """
+    entropy_T = at_resolution(share_values(tokens, reduce, of_context=["entropy_T"], of_outcome=[]).entropy_T.detach())
     num_tokens = count(torch.ones_like(entropy_T, dtype=torch.bool), reduce)
     quintile_T = torch.zeros_like(entropy_T, dtype=torch.int64)
     if num_tokens:

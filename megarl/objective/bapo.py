@@ -19,6 +19,11 @@ _SAME_BOUND = 1e-9
 """Steps that end this close to the stop end at it: 0.6 + 4 * 0.05 is 0.8."""
 
 
+_ROUNDING = 1e-5
+"""Of the sums, relative: with advantages that add up to 0 over tokens the two are equal before a batch's first update,
+and target 1 is then met whichever comes out larger."""
+
+
 def search_bounds(objective: ObjectiveConfig, config: BapoClip, share: Share) -> tuple[float, float]:
     """(lo, hi), ratios: the same on every rank. Two collectives, for the sums at all candidate bounds at once.
 
@@ -32,7 +37,7 @@ def search_bounds(objective: ObjectiveConfig, config: BapoClip, share: Share) ->
     negative, positive = totals[: len(lows)], totals[len(lows) :]
     pairs = [(i, 0) for i in range(len(lows))] + [(len(lows) - 1, j) for j in range(1, len(highs))]
     for i, j in pairs:
-        if positive[j] >= config.target * negative[i]:
+        if positive[j] >= (1.0 - _ROUNDING) * config.target * negative[i]:
             return lows[i], highs[j]
     return lows[-1], highs[-1]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megarl.config.trust import ArcherClip, BapoClip, Clip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
+from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
 from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch
 
@@ -108,8 +109,9 @@ def _dcpo_bounds(clip: DcpoClip, q_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _above_own_quantile(tokens: TokenBatch, quantile: float) -> Tensor:
-    """bool [T]: the old entropy is above the `quantile` of the response's own n, the ceil(quantile n)-th smallest."""
-    entropy_T = tokens.old_entropy_T.detach()
+    """bool [T]: the old entropy is above the `quantile` of the response's own n, the ceil(quantile n)-th smallest, with
+    entropies as multiples of RESOLUTION: tokens that the policy is certain of are equal."""
+    entropy_T = at_resolution(tokens.old_entropy_T.detach())
     by_entropy_T = entropy_T.argsort(stable=True)
     order_T = by_entropy_T[tokens.sequence_T[by_entropy_T].argsort(stable=True)]
     length_B = tokens.lengths().to(torch.float64)

@@ -55,6 +55,7 @@ def compute_token_loss(
         ratio_T=gate.ratio_T.detach(),
         low_T=low_T,
         high_T=high_T,
+        dual_T=torch.full_like(low_T, getattr(objective.gate, "dual", torch.inf)),
         gate_T=-gate_T,
         weight_T=weight_T.detach(),
         coefficient_T=-policy_T,

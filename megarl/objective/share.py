@@ -15,7 +15,9 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import WeightsConfig
+from megarl.objective.contexts import share_values
 from megarl.objective.shaping import shaped_advantage
+from megarl.objective.token_random import token_keys
 from megarl.objective.tokens import Controls, Reduce, Rule, TokenBatch
 
 RuleResult = tuple[Tensor, Tensor]
@@ -34,10 +36,14 @@ class Share:
     controls: Controls
     reduce: Reduce
 
-    @property
-    def identity(self) -> tuple[Tensor, Tensor]:
-        """What tells tokens apart under any layout: the last keys of an exact choice."""
-        return self.tokens.sample_id_T, self.tokens.position_T
+    def lots(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The last keys of an exact choice, the same under any layout: a random order of the tokens that is drawn
+        anew in every step, and what tells two apart that drew the same."""
+        tokens, controls = self.tokens, self.controls
+        draw_T = token_keys(
+            seed=controls.seed, step=controls.step, sample_id_T=tokens.sample_id_T, position_T=tokens.position_T
+        )
+        return draw_T, tokens.sample_id_T, tokens.position_T
 
     def dropped(self, drop_T: Tensor, rule: Rule) -> RuleResult:
         """Weight 0 and the flag where `drop_T`, 1 and none elsewhere."""
@@ -45,7 +51,9 @@ class Share:
 
 
 def take_share(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, reduce: Reduce) -> Share | None:
-    """One collective. None where no rank has a token.
+    """Checks the tokens and makes those of one context equal (`contexts`). None where no rank has a token.
+
+    Three collectives at most, of which the last has a few numbers per context that occurs more than once.
 
     Raises:
         ValueError: a number that a configured rule reads is missing (on this rank), or not finite (on every rank; the
@@ -62,6 +70,8 @@ def take_share(objective: ObjectiveConfig, tokens: TokenBatch, controls: Control
     _refuse_bad(bad, dict(zip(bad, totals[1:], strict=True)), tokens)
     if totals[0] == 0:
         return None
+    tokens = share_values(tokens, reduce)
+    advantage_T = shaped_advantage(objective.shaping, tokens).detach().to(torch.float64)
     return Share(tokens=tokens, advantage_T=advantage_T, num_tokens=totals[0], controls=controls, reduce=reduce)
 
 

@@ -36,6 +36,14 @@ _COUNTED_ELSEWHERE = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.SATURATED
 """Their shares are clip_ratio/low_mean, high_mean, dual_mean and actor/ratio_saturated_frac."""
 COUNTED_RULES = {rule: str(rule.name).lower() for rule in Rule if not rule & _COUNTED_ELSEWHERE}
 """Rules with a sum of their own, rule_<name>."""
+_THEOREM_RATIOS = (
+    ("contribution", "gap", "tokens"),
+    ("contribution_weighted", "gap_weighted", "updates"),
+    ("difference", "gap", "mass"),
+    ("surprisal_contribution", "surprisal", "tokens"),
+    ("surprisal", "surprisal", "mass"),
+)
+"""Of each side of the clip: metric, numerator, denominator."""
 _RATIOS: dict[str, tuple[str, str]] = {
     "actor/entropy": ("entropy", "tokens"),
     "actor/entropy_response_mean": ("response_entropy", "responses"),
@@ -68,16 +76,11 @@ _RATIOS: dict[str, tuple[str, str]] = {
     "clip_bound/low_mean": ("low_distance", "low_bounded"),
     "clip_bound/high_mean": ("high_distance", "high_bounded"),
     **{f"rule/{name}_frac": (f"rule_{name}", "tokens") for name in COUNTED_RULES.values()},
-    "entropy/clip_low_contribution": ("low_gap", "tokens"),
-    "entropy/clip_high_contribution": ("high_gap", "tokens"),
-    "entropy/clip_low_contribution_weighted": ("low_gap_weighted", "updates"),
-    "entropy/clip_high_contribution_weighted": ("high_gap_weighted", "updates"),
-    "entropy/clip_low_difference": ("low_gap", "low_mass"),
-    "entropy/clip_high_difference": ("high_gap", "high_mass"),
-    "entropy/clip_low_surprisal_contribution": ("low_surprisal", "tokens"),
-    "entropy/clip_high_surprisal_contribution": ("high_surprisal", "tokens"),
-    "entropy/clip_low_surprisal": ("low_surprisal", "low_mass"),
-    "entropy/clip_high_surprisal": ("high_surprisal", "high_mass"),
+    **{
+        f"entropy/clip_{side}_{name}": (f"{side}_{above}", f"{side}_mass" if below == "mass" else below)
+        for name, above, below in _THEOREM_RATIOS
+        for side in ("low", "high", "dual")
+    },
     **{f"entropy/region_e{i}": (f"region_e{i}", "tokens") for i in (1, 2, 3, 4)},
     "entropy/budget": ("budget", "updates"),
     **{
@@ -134,8 +137,9 @@ def to_metrics(
 
     Reads the tensors back to the host: call it once per mini-batch or step, on merged sums. `num_mini_batches` is how
     many mini-batches were merged: losses and budgets are normalised within each, so they average over mini-batches.
-    `rules`: those that may act (`possible_rules`), None: all. The others get no rule/<name>_frac, and without a rule
-    that masks tokens clip_ratio/<side>_effective, which then is <side>_mean, is left out.
+    `rules`: those that may act (`possible_rules`), None: all. The others get no rule/<name>_frac; without a rule that
+    masks tokens clip_ratio/<side>_effective, which then is <side>_mean, is left out, and without a dual clip what is
+    said of its set.
 
     Entropy and clipping:
         actor/entropy is the mean over tokens; actor/entropy_response_mean the mean over responses of the mean over
@@ -152,9 +156,12 @@ def to_metrics(
         entropy/clip_low_surprisal      sum of r 1_X (-logp - H) over sum of r 1_X: E[-log p | X] - H, Fig. 2
         entropy/clip_low_surprisal_contribution   mean of r 1_X (-logp - H)
         entropy/clip_low_contribution_weighted   sum of aggregation weight * r 1_X (N - Q): states weigh as in the loss
-        and clip_high likewise with Y; all are 0 where the gate reads no bounds. With rewards independent of the
-        response, clipping changes the entropy by learning rate * E[max(A, 0)] * (low - high contribution_weighted);
-        with aggregation token-mean the plain contributions are the same number, with any other they are not.
+        and clip_high likewise with Y, clip_dual with D = {r > dual}; all are 0 where the gate reads no bounds, and
+        clip_dual is left out where it has no dual clip. With rewards independent of the response, clipping changes the
+        entropy by learning rate * E[max(A, 0)] * (low - high + dual contribution_weighted); with aggregation
+        token-mean the plain contributions are the same number, with any other they are not. The paper's theorems are
+        low - high: a dual clip adds a set of tokens with A < 0 that are no longer pushed down. So its sign is low's,
+        and beyond both bounds it takes back what clip-high did.
     entropy/region_e1 ... e4: shares of tokens with A > 0 and -logp < H (e1), A > 0 and -logp > H (e2), A < 0 and
         -logp < H (e3), A < 0 and -logp > H (e4): FlexEC's regions (arXiv 2602.09782). Ties and A = 0 are in none.
     The budget, in nats per unit of learning rate; POSITIVE RAISES the entropy:
@@ -174,6 +181,7 @@ def to_metrics(
     shown = _RATIOS
     if rules is not None:
         hidden = {f"rule/{name}_frac" for rule, name in COUNTED_RULES.items() if not rule & rules}
+        hidden |= set() if rules & Rule.DUAL else {f"entropy/clip_dual_{name}" for name, _, _ in _THEOREM_RATIOS}
         hidden |= set() if rules & MASKS else {f"clip_ratio/{side}_effective" for side in ("low", "high")}
         shown = {name: pair for name, pair in _RATIOS.items() if name not in hidden}
     metrics = {name: (total[above], total[below]) for name, (above, below) in shown.items() if total[below]}

@@ -92,6 +92,11 @@ class TokenBatch:
     """int64: the response's position in the step; with `position_T` the identity of a token under any layout."""
     num_sequences: int
     """B; responses without tokens count."""
+    context_T: Tensor | None = None
+    """int64: which tokens of the mini-batch follow the same prompt and response so far (`contexts.number_contexts`);
+    None: nothing is known of that."""
+    outcome_T: Tensor | None = None
+    """int64: which of them are the same token, too; with `context_T`."""
     behavior_logp_T: Tensor | None = None
     ref_logp_T: Tensor | None = None
     expert_logp_T: Tensor | None = None
@@ -220,6 +225,8 @@ class TokenLoss:
     """lo."""
     high_T: Tensor
     """hi; inf is off."""
+    dual_T: Tensor
+    """Bound of the dual clip; inf is off."""
     gate_T: Tensor
     """g = -d policy_T.sum() / d logp: the gate's gradient, before weights."""
     weight_T: Tensor

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, WeightsConfig
+from megarl.objective.contexts import RESOLUTION
 from megarl.objective.tokens import Controls, Rule, TokenBatch
 
 _ENTROPY_OFFSET = 1e-8
@@ -46,10 +47,12 @@ def off_policy_sequences(config: OffPolicySequenceMask, tokens: TokenBatch, adva
 
 
 def entropy_ratio_outside(config: EntropyRatioClip, tokens: TokenBatch) -> Tensor:
-    """bool [T], the tokens that ERC drops (arXiv 2512.05591): H / H_old is not strictly between `low` and `high`.
+    """bool [T], the tokens that ERC drops (arXiv 2512.05591): H / H_old is not strictly between `low` and `high`, and
+    the two differ by more than RESOLUTION: of a token that the policy is certain of the ratio is one of roundings.
 
     H_old is the trainer's entropy before the batch's first update, so in a step's first update the ratio is 1.
     """
     entropy_T, old_entropy_T = tokens.entropy_T.double(), tokens.old_entropy_T.double()
     ratio_T = (entropy_T + _ENTROPY_OFFSET) / (old_entropy_T + _ENTROPY_OFFSET)
-    return ~((ratio_T > config.low) & (ratio_T < config.high))
+    differs_T = (entropy_T - old_entropy_T).abs() > RESOLUTION
+    return differs_T & ~((ratio_T > config.low) & (ratio_T < config.high))

@@ -194,6 +194,11 @@ class PackedMicroBatch:
     """bool."""
     entropy_scale_R: Tensor
     """float32: factor of the entropy bonus."""
+    context_R: Tensor
+    """int64: tokens of the mini-batch that follow the same prompt and response so far have equal numbers, from 0; -1:
+    no other token does."""
+    outcome_R: Tensor
+    """int64: the same of tokens that are equal themselves, too."""
     behavior_logp_R: Tensor | None = None
     """float32; None where the samples carry none (supervised data)."""
     expert_logp_R: Tensor | None = None
@@ -219,6 +224,7 @@ def pack(
     pad_to_multiple: int = 1,
     pad_token: int = 0,
     sample_ids: Sequence[int] | None = None,
+    contexts: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> PackedMicroBatch:
     """Pack samples into one stream, in the order given, on the CPU.
 
@@ -228,6 +234,7 @@ def pack(
         pad_to_multiple: S becomes a multiple of this by one dummy sequence of at most `pad_to_multiple - 1` tokens
             `pad_token`. Sequence parallelism splits S over the tensor ranks.
         sample_ids: a name per sample; default: its position in `samples`.
+        contexts: (context, outcome) of each sample's response tokens; default: all -1.
 
     Raises:
         ValueError: a sample without a prompt, or per-sample data of the wrong length.
@@ -260,6 +267,8 @@ def pack(
     offsets = (0, *response_lengths.cumsum(0).tolist())
     sequence_R = torch.arange(len(samples)).repeat_interleave(response_lengths)
     ids = tuple(range(len(samples)) if sample_ids is None else sample_ids)
+    alone_R = torch.full((offsets[-1],), -1, dtype=torch.int64)
+    context_R, outcome_R = (alone_R, alone_R) if contexts is None else map(torch.cat, zip(*contexts, strict=True))
     return PackedMicroBatch(
         tokens_S=torch.tensor(tokens, dtype=torch.int64),
         position_S=torch.arange(len(tokens)) - cu_seqlens[:-1].long().repeat_interleave(lengths),
@@ -277,6 +286,8 @@ def pack(
         sample_id_R=torch.tensor(ids, dtype=torch.int64)[sequence_R],
         correct_R=_per_token([float(sample.correct) for sample in samples], response_lengths).bool(),
         entropy_scale_R=_per_token([sample.entropy_scale for sample in samples], response_lengths),
+        context_R=context_R,
+        outcome_R=outcome_R,
         behavior_logp_R=_pack_logps("behavior_logp", [sample.behavior_logp for sample in samples], samples),
         expert_logp_R=_pack_logps("expert_logp", [sample.expert_logp for sample in samples], samples),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.choices import choose, needs_choices
+from megarl.objective.contexts import RESOLUTION
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.parallel.batches import MiniBatch
@@ -94,11 +95,17 @@ class ObjectivePasses:
         scores: Sequence[ScoredMicroBatch],
         choices: Sequence[Choices],
         controls: Controls,
+        *,
+        first: bool,
     ) -> TokenParts:
-        """Forward and backward of the mini-batch's loss; gradients are complete afterwards."""
+        """Forward and backward of the mini-batch's loss; gradients are complete afterwards.
+
+        `first`: no update has happened since `score`, so the policy is the old one and its ratio is 1.
+        """
 
         def loss(at: int, batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, object]:
-            tokens = make_token_batch(batch, scores[at], token)
+            scored = _without_rounding(scores[at], token) if first else scores[at]
+            tokens = make_token_batch(batch, scored, token)
             result = compute_token_loss(self._objective, controls, tokens, choices[at])
             return result.loss, (tokens.detach(), replace(result, loss=result.loss.detach()))
 
@@ -141,6 +148,22 @@ class ObjectivePasses:
                 )
         finally:
             model.train(was_training)
+
+
+def _without_rounding(scored: ScoredMicroBatch, token: TokenDistribution) -> ScoredMicroBatch:
+    """The scores, with this pass's numbers where the two differ by no more than rounding.
+
+    Two passes over the same weights may round differently, and what compares them (a bound of distance 0, the sign of
+    KL-Cov's penalty, ERC's ratio) would then act on that. A larger difference is no rounding and stays to be seen.
+    """
+    old_logp_R, old_entropy_R = (
+        torch.where((now_R - old_R).abs() <= RESOLUTION, now_R, old_R)
+        for now_R, old_R in (
+            (token.logp_T.detach(), scored.old_logp_R),
+            (token.entropy_T.detach(), scored.old_entropy_R),
+        )
+    )
+    return replace(scored, old_logp_R=old_logp_R, old_entropy_R=old_entropy_R)
 
 
 def data_parallel_reduce() -> DataParallelReduce:

@@ -13,13 +13,17 @@ from megarl.config.policy import OptimizerConfig
 
 
 def learning_rate(update: int, *, config: OptimizerConfig, total_updates: int) -> float:
-    """Rate of the `update`-th optimizer update, counted from 1: linear warm-up, then constant or half a cosine."""
+    """Rate of the `update`-th optimizer update, counted from 1: linear warm-up, then constant or half a cosine.
+
+    The cosine starts at `lr` in the last update of the warm-up (the first of a run without) and is at `min_lr` in
+    update total_updates + 1, so no update of the run has rate 0.
+    """
     if update <= config.warmup_updates:
         return config.lr * update / config.warmup_updates
     if config.schedule == "constant":
         return config.lr
-    span = max(total_updates - config.warmup_updates, 1)
-    progress = min((update - config.warmup_updates) / span, 1.0)
+    peak = max(config.warmup_updates, 1)
+    progress = min((update - peak) / max(total_updates + 1 - peak, 1), 1.0)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

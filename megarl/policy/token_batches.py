@@ -53,6 +53,8 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
         position_T=batch.position_R,
         sample_id_T=batch.sample_id_R,
         num_sequences=batch.num_samples,
+        context_T=batch.context_R,
+        outcome_T=batch.outcome_R,
         behavior_logp_T=batch.behavior_logp_R,
         ref_logp_T=scored.ref_logp_R,
         expert_logp_T=batch.expert_logp_R,
@@ -69,11 +71,13 @@ def make_traces(tokens: TokenBatch, loss: TokenLoss, *, ids: range) -> list[Toke
     columns = {
         "logp": tokens.logp_T,
         "entropy": tokens.entropy_T,
+        "expected_q": tokens.expected_q_T,
         "ratio": loss.ratio_T,
         "low": loss.low_T,
         "high": loss.high_T,
         "gate": loss.gate_T,
         "weight": loss.weight_T,
+        "coefficient": loss.coefficient_T,
         "advantage": loss.advantage_T,
     }
     lists = {name: column_T[chosen_T].tolist() for name, column_T in columns.items()}

@@ -123,7 +123,7 @@ class MegatronWorker:
         batches, scores = self._held[index], self._scores[index]
         choices = self._objective.choose(self._model, batches, scores, controls, first=index == 0)
         self._prepare_update()
-        parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls)
+        parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls, first=index == 0)
         return self._finish_update(parts, batches, traced=traced)
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:

@@ -19,8 +19,9 @@ TERMS: tuple[tuple[str, str], ...] = (
         "X, Y",
         "the tokens with r < lo and with r > hi, whatever the sign of A: the sets of Theorems 1 and 2 of arXiv "
         "2509.26114, which say what clipping does when rewards are independent of the response, per learning rate and "
-        "E[max(A, 0)]. They are about this run only as far as its rewards are like that; what its own advantages made "
-        "of the clip is the budget's figure.",
+        "E[max(A, 0)]. A dual clip, which the paper has not, adds D, the tokens with r above its bound, whose term "
+        "counts like X's. They are about this run only as far as its rewards are like that; what its own advantages "
+        "made of the clip is the budget's figure.",
     ),
     (
         "E1 - E4",

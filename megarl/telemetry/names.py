@@ -77,7 +77,7 @@ DESCRIPTIONS: dict[str, str] = {
     "rule/kl_cov_frac": "share of response tokens with a KL-Cov penalty",
     **{
         f"entropy/clip_{side}_{name}": text.format(beyond=beyond, sign=sign)
-        for side, beyond, sign in (("low", "< lo", "raises"), ("high", "> hi", "lowers"))
+        for side, beyond, sign in (("low", "< lo", "raises"), ("high", "> hi", "lowers"), ("dual", "> dual", "raises"))
         for name, text in {
             "contribution": "mean of r (N - Q) over r {beyond}, any sign of A, nats: Theorem 1's term ({sign})",
             "contribution_weighted": "sum of aggregation weight * r (N - Q) over r {beyond}: the same, with states "

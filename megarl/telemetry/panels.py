@@ -93,11 +93,13 @@ class HeatPanel(_Titled):
 Panel = LinePanel | StackPanel | HeatPanel
 
 
-def _sides(metric: str) -> tuple[Series, Series]:
-    """Theorem 1's or 2's term of the low side, and that of the high side, which enters with a minus."""
+def _sides(metric: str) -> tuple[Series, ...]:
+    """Theorem 1's or 2's term of the low side, that of the high side, which enters with a minus, and the dual clip's,
+    which runs without one do not log."""
     return (
         Series(metric=f"entropy/clip_low_{metric}", label="low side, X", colour=BLUE),
         Series(metric=f"entropy/clip_high_{metric}", label="high side, Y (sign turned)", colour=VERMILION, factor=-1),
+        Series(metric=f"entropy/clip_dual_{metric}", label="dual clip, D", colour=GREEN),
     )
 
 

@@ -11,11 +11,18 @@ One row per response. The list columns of a row are parallel: entry i of each be
 | old_entropy | entropy at the token's position under the weights of old_logp | |
 | logp, entropy | under the weights that the response's own update started from | the response was not traced |
 | ratio, low, high | r of the update, and its bounds (high = inf: no bound) | not traced |
+| expected_q | N = sum over the vocabulary of p² (log p + H) under the weights of logp and entropy | not traced |
 | gate, weight | g, what multiplies grad log p before weights; product of the token weights | not traced |
+| coefficient | c, what multiplied grad log p in the update, all weights included | not traced |
 | token_advantage | the advantage after token shaping | not traced |
 | rule | the rules that acted on the token, "clip_high+tis"; "" is none | not traced |
 | reward, verifier_reward, overlong, bonus, failure | how the response was scored | failure: it was |
 | advantage, stop_reason | what training made of it; why sampling ended | |
+
+With Q = p (log p + H), p = exp(logp): entropy/budget of an update is the sum over its tokens of c (N - Q), and
+entropy/clip_low_contribution (clip_high_contribution) the mean over its tokens of exp(logp - old_logp) (N - Q) where
+ratio < low (ratio > high), else 0. A mini-batch is train.mini_batch_responses rows with consecutive sample_id; a step's
+metric is the mean over updates, or tokens. logging.traced_responses says how many rows are traced.
 
 reward = verifier_reward (times reward.truncated_factor where stop_reason is "length") + overlong + bonus.
 
@@ -49,11 +56,13 @@ _ROWS_AT_ONCE = 64
 _TRACE_COLUMNS = {
     "logp": "logp",
     "entropy": "entropy",
+    "expected_q": "expected_q",
     "ratio": "ratio",
     "low": "low",
     "high": "high",
     "gate": "gate",
     "weight": "weight",
+    "coefficient": "coefficient",
     "token_advantage": "advantage",
     "rule": "rule",
 }

@@ -145,6 +145,7 @@ def _token(row: RolloutRow, trace: TokenTrace, position: int, largest: float) ->
     mark = next((name for name in CLIPPING if name in names), "other" if names else "")
     numbers = (
         f"token {position}: log p {trace.logp[position]:.3f}, H {trace.entropy[position]:.3f}, "
+        f"N {trace.expected_q[position]:+.3g}, "
         f"r {trace.ratio[position]:.3f} in [{trace.low[position]:.3g}, {trace.high[position]:.3g}], "
         f"A {trace.advantage[position]:+.3g}, g {trace.gate[position]:+.3g}, weight {trace.weight[position]:.3g}"
     )

@@ -74,7 +74,7 @@ def test_later_override_wins(tmp_path: Path) -> None:
         ),
         (
             "policy.optimizer.beta1=inf",
-            "policy.optimizer.beta1: expected a number >= 0 and < 1, found inf (float) "
+            "policy.optimizer.beta1: expected a finite number >= 0 and < 1, found inf (float) "
             "[override 'policy.optimizer.beta1=inf']",
         ),
         ("parallel=3", "parallel: expected a table, found 3 (integer) [override 'parallel=3']"),

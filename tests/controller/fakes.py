@@ -156,11 +156,13 @@ def make_trace(sample_id: int) -> TokenTrace:
         sample_id=sample_id,
         logp=two,
         entropy=two,
+        expected_q=two,
         ratio=two,
         low=two,
         high=two,
         gate=two,
         weight=two,
+        coefficient=two,
         advantage=two,
         rule=("", "clip_high"),
     )

@@ -5,11 +5,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megarl.config.loader import load_config
-from megarl.telemetry.rollouts import read_rollouts
+from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 from tests.e2e.configuration import write_tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,30 @@ def check_run(run: Path, method: str) -> None:
         # Every response is traced here, so what the step counts as clipped must be found among its tokens.
         found = any(f"clip_{side}" in rule or "dppo" in rule for rule in acted)
         assert found or lines[1][f"clip_ratio/{side}_mean"] == 0, method
+    check_recomputed(rows, [update for update in updates if update["step"] == 2], method)
     for row in rows:
         assert row.trace is not None, method
         assert len(row.trace.logp) == len(row.response_tokens) == len(row.trace.rule), method
         assert (row.ref_logp is not None) or objective.auxiliary.kl is None, method
+
+
+def check_recomputed(rows: list[RolloutRow], updates: list[dict[str, Any]], method: str) -> None:
+    """The parquet file alone gives the theorem's terms and the budget of every update."""
+    per_update = len(rows) // len(updates)
+    rows = sorted(rows, key=lambda row: row.sample_id)
+    for number, update in enumerate(updates):
+        terms: dict[str, list[float]] = {"clip_low_contribution": [], "clip_high_contribution": [], "budget": []}
+        for row in rows[number * per_update : (number + 1) * per_update]:
+            trace = row.trace
+            assert trace is not None
+            for at, logp in enumerate(trace.logp):
+                gap = trace.expected_q[at] - math.exp(logp) * (logp + trace.entropy[at])
+                mass = math.exp(logp - row.old_logp[at]) * gap
+                terms["clip_low_contribution"].append(mass * (trace.ratio[at] < trace.low[at]))
+                terms["clip_high_contribution"].append(mass * (trace.ratio[at] > trace.high[at]))
+                terms["budget"].append(trace.coefficient[at] * gap)
+        for name, values in terms.items():
+            divisor = 1 if name == "budget" else len(values)
+            size = math.fsum(map(abs, values)) / divisor
+            expected = math.fsum(values) / divisor
+            assert update[f"entropy/{name}"] == pytest.approx(expected, rel=1e-6, abs=1e-6 * size), f"{method}: {name}"

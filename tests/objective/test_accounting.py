@@ -32,6 +32,7 @@ from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
 BIT = math.log(2)
+SIDES = ("low", "high", "dual")
 OBJECTIVE = {"clip": {"low": 0.25, "high": 0.5}, "gate": {"dual": 3.0}}
 
 
@@ -236,7 +237,7 @@ def test_what_was_never_counted_has_no_value() -> None:
     metrics = metrics_of(tokens, compute(tokens))
     assert metrics == to_metrics(TokenSums.zeros())
     # Only what averages over mini-batches is left.
-    averaged = ("budget", "pg", "aux", "loss", "clip_low_contribution_weighted", "clip_high_contribution_weighted")
+    averaged = ("budget", "pg", "aux", "loss", *(f"clip_{side}_contribution_weighted" for side in SIDES))
     assert set(metrics) == {name for name in metrics if name.split("/")[1].startswith(averaged)}
     assert all(pair == (0.0, 1.0) for pair in metrics.values())
     inside = make_tokens(advantage=[1.0, 1.0])

@@ -48,11 +48,13 @@ def make_trace(**changes: object) -> TokenTrace:
         "sample_id": 9,
         "logp": (-0.5, -1.75, -0.125),
         "entropy": (0.25, 2.5, 0.0),
+        "expected_q": (0.125, 0.25, 0.0),
         "ratio": (1.0, 0.75, 1.5),
         "low": (0.0, 0.75, 0.75),
         "high": (math.inf, 1.25, 1.25),
         "gate": (0.5, 0.0, -1.5),
         "weight": (1.0, 0.0, 2.0),
+        "coefficient": (0.25, 0.0, -1.5),
         "advantage": (0.5, -0.25, -1.0),
         "rule": ("", "clip_low+tis", "clip_high"),
     }
@@ -90,7 +92,8 @@ def test_log_probs_are_float32(tmp_path: Path) -> None:
     assert schema.field("behavior_logp").type.value_type == pa.float32()
     assert schema.field("gate").type.value_type == pa.float32()
     assert schema.field("rule").type.value_type == pa.dictionary(pa.int32(), pa.string())
-    traced = ["logp", "entropy", "ratio", "low", "high", "gate", "weight", "token_advantage", "rule"]
+    numbers = ["logp", "entropy", "expected_q", "ratio", "low", "high", "gate", "weight", "coefficient"]
+    traced = [*numbers, "token_advantage", "rule"]
     assert [field.name for field in schema if field.nullable] == ["token_text", "ref_logp", *traced, "failure"]
 
 

@@ -54,11 +54,13 @@ def traced_row(sample_id: int, rules: tuple[str, ...], *, prompt: int = 0, advan
         sample_id=sample_id,
         logp=(-0.75,) * num,
         entropy=tuple(float(position) for position in range(num)),
+        expected_q=(0.125,) * num,
         ratio=(1.5,) * num,
         low=(0.75,) * num,
         high=(1.25,) * num,
         gate=(0.25,) * num,
         weight=(2.0,) * num,
+        coefficient=(0.5,) * num,
         advantage=(advantage,) * num,
         rule=rules,
     )
@@ -109,7 +111,7 @@ def test_a_token_shows_its_text_entropy_numbers_and_rule(tmp_path: Path) -> None
     assert [token[0] for token in reader.tokens] == ["", "clip_low", "other", "clip_high"]
     assert [token[2] for token in reader.tokens] == ["<b>", "↵\n", "·", " so"]
     assert reader.tokens[1][1] == (
-        "token 1: log p -0.750, H 1.000, r 1.500 in [0.75, 1.25], A +0.5, g +0.25, weight 2, clip_low+tis"
+        "token 1: log p -0.750, H 1.000, N +0.125, r 1.500 in [0.75, 1.25], A +0.5, g +0.25, weight 2, clip_low+tis"
     )
     # White at H = 0; 255 + .85 (channel - 255) at the largest entropy.
     assert reader.tints[0] == "#ffffff"

@@ -1,0 +1,57 @@
+"""What a configuration says that is legal and probably not meant. `train`, `sft`, `show` and `doctor` print it."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from megarl.config.run import RunConfig
+
+
+def find_warnings(config: RunConfig) -> list[str]:
+    """One line per suspicion: the key, what it does as it stands, what was probably meant."""
+    return [text for check in _CHECKS for text in check(config)]
+
+
+def _distances_like_ratios(config: RunConfig) -> Iterator[str]:
+    """A bound is a distance from 1 in most papers (0.28) and a ratio in others (1.28)."""
+    clip = config.objective.clip
+    if clip.kind not in ("constant", "log"):
+        return
+    for name in ("low", "high") if clip.kind == "log" else ("high",):
+        distance = getattr(clip, name)
+        if 1 < distance < 2:
+            what = "of the log ratio from 0" if clip.kind == "log" else "from 1: ratios are clipped"
+            reach = "" if clip.kind == "log" else f" above {1 + distance:g}"
+            yield (
+                f"objective.clip.{name} {distance:g} is the distance {what}{reach}; did you mean {distance - 1:.4g}? "
+                "inf turns the side off"
+            )
+
+
+def _ratios_like_distances(config: RunConfig) -> Iterator[str]:
+    """The other way round: a cap is a ratio."""
+    gate, tis = config.objective.gate, config.objective.weights.tis
+    caps = {
+        "objective.gate.cap": gate.cap if gate.kind == "cispo" else math.inf,
+        "objective.weights.tis.cap": tis.cap if tis else math.inf,
+    }
+    for path, cap in caps.items():
+        if cap < 1:
+            yield f"{path} {cap:g} is a ratio, so no weight is more than {cap:g}; did you mean {1 + cap:g}?"
+
+
+def _min_lr_unread(config: RunConfig) -> Iterator[str]:
+    optimizers = {"policy.optimizer": config.policy.optimizer}
+    if config.sft:
+        optimizers["sft.optimizer"] = config.sft.optimizer
+    for path, optimizer in optimizers.items():
+        if optimizer.min_lr and optimizer.schedule == "constant":
+            yield (
+                f'{path}.min_lr {optimizer.min_lr:g} is not read by {path}.schedule "constant"; did you mean "cosine"?'
+            )
+
+
+_CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
+    _distances_like_ratios,
+    _ratios_like_distances,
+    _min_lr_unread,
+)
