@@ -24,6 +24,8 @@ from megarl.config.advantage import (
 from megarl.objective.schedules import decimal
 
 _SMALLEST_VARIANCE = 1e-8
+_ROUNDING = 1e-12
+"""Of rewards that are equal, relative to the largest: they are sums of a few doubles."""
 
 
 class AdvantageHistory:
@@ -174,7 +176,8 @@ def _mean_and_std(rewards: Sequence[float]) -> tuple[float, float]:
 
 
 def _has_spread(rewards: Sequence[float]) -> bool:
-    return min(rewards) != max(rewards)
+    """Whether they differ by more than rounding: of 0.1 + 0.2 and 0.3 standardisation would make ±1."""
+    return max(rewards) - min(rewards) > _ROUNDING * max(map(abs, rewards))
 
 
 def _whiten(values: Sequence[float], lengths: Sequence[int]) -> list[float]:

@@ -82,21 +82,29 @@ def entropy_change_metric(share: Share) -> tuple[Tensor, Tensor]:
 
 
 def clip_b(config: ClipB, share: Share) -> RuleResult:
-    """Clip_B (arXiv 2602.03392): drops A < 0 tokens with S - mean(S) < -mu std(S), S = Q, and below -RESOLUTION: where
-    all tokens are alike but for rounding none is dropped. Four collectives."""
+    """Clip_B (arXiv 2602.03392): drops A < 0 tokens with S - mean(S) < -mu std(S), S = Q. Four collectives.
+
+    Only below -RESOLUTION, and none where the deviation is smaller: then all tokens are alike but for rounding (the
+    authors' code stops at 1e-12, which float32 never reaches).
+    """
     s_T = share.tokens.q_T
     mean, std = _mean_and_std(s_T, share)
+    if std < RESOLUTION:
+        return share.dropped(torch.zeros_like(s_T, dtype=torch.bool), Rule.CLIP_B)
     return share.dropped((share.advantage_T < 0) & (s_T - mean < -max(config.mu * std, RESOLUTION)), Rule.CLIP_B)
 
 
 def clip_v(config: ClipV, share: Share) -> RuleResult:
-    """Clip_V (arXiv 2602.03392): drops A < 0 tokens with x > mu std(x), x = N - S, and above RESOLUTION, but at most
+    """Clip_V (arXiv 2602.03392): drops A < 0 tokens with x > mu std(x), x = N - S, but at most
     max(1, floor(max_fraction * tokens)) of them: those with the largest x. x is compared as it is, not centred.
 
-    Of ties as many as there is room for, by the draw of the step (`Share.lots`).
+    Of ties as many as there is room for, by the draw of the step (`Share.lots`). Only above RESOLUTION, and none where
+    the deviation is smaller, as in `clip_b`.
     """
     x_T = share.tokens.expected_q_T.to(torch.float64) - share.tokens.q_T
     _, std = _mean_and_std(x_T, share)
+    if std < RESOLUTION:
+        return share.dropped(torch.zeros_like(x_T, dtype=torch.bool), Rule.CLIP_V)
     beyond_T = (share.advantage_T < 0) & (x_T > max(config.mu * std, RESOLUTION))
     k = at_least_one(config.max_fraction, share.num_tokens)
     worst_T = smallest_k_mask((-x_T, *share.lots()), eligible_T=beyond_T, k=k, reduce=share.reduce)

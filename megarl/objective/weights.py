@@ -54,5 +54,5 @@ def entropy_ratio_outside(config: EntropyRatioClip, tokens: TokenBatch) -> Tenso
     """
     entropy_T, old_entropy_T = tokens.entropy_T.double(), tokens.old_entropy_T.double()
     ratio_T = (entropy_T + _ENTROPY_OFFSET) / (old_entropy_T + _ENTROPY_OFFSET)
-    differs_T = (entropy_T - old_entropy_T).abs() > RESOLUTION
-    return differs_T & ~((ratio_T > config.low) & (ratio_T < config.high))
+    equal_T = (entropy_T - old_entropy_T).abs() <= RESOLUTION
+    return ~(equal_T | ((ratio_T > config.low) & (ratio_T < config.high)))

@@ -132,15 +132,22 @@ def test_theorem_quantities_by_hand() -> None:
         "clip_high_difference": (1.75, 12),
         "clip_high_surprisal": (-2, 12),
         "clip_high_surprisal_contribution": (-2, 8),
+        # D = {5, 6} whatever the sign of A, r = 4: 4/8 + 12/8; -logp - H = 0, 1.
+        "clip_dual_contribution": (2, 8),
+        "clip_dual_contribution_weighted": (2 / 8, 1),
+        "clip_dual_difference": (2, 8),
+        "clip_dual_surprisal": (4, 8),
+        "clip_dual_surprisal_contribution": (4, 8),
     }
     for name, (bits, count) in expected.items():
         assert metrics[f"entropy/{name}"] == pytest.approx((bits * BIT, count))
 
 
+@pytest.mark.parametrize("dual", [math.inf, 2.0, 1.1], ids=["no dual clip", "beyond clip-high", "before clip-high"])
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
-def test_weighted_contributions_are_what_clipping_does_to_the_budget(mode: str) -> None:
-    """Random rewards, A = +1 and -1 equally often: the mean budget is E[max(A, 0)] (CL - CH), states weighing as in the
-    loss. The plain means over tokens say so only where the loss is one, too."""
+def test_weighted_contributions_are_what_clipping_does_to_the_budget(mode: str, dual: float) -> None:
+    """Random rewards, A = +1 and -1 equally often: the mean budget is E[max(A, 0)] (CL - CH + CD), states weighing as in
+    the loss. The plain means over tokens say so only where the loss is one, too."""
     lengths, config = [1, 3], AggregationConfig.model_validate({"mode": mode})
     per_response = aggregation_weights(config, lengths, norm_length=None)
     weight = [w for w, length in zip(per_response, lengths, strict=True) for _ in range(length)]
@@ -149,12 +156,13 @@ def test_weighted_contributions_are_what_clipping_does_to_the_budget(mode: str) 
     found = []
     for advantage in (1.0, -1.0):
         tokens = make_tokens(lengths, advantage=advantage, weight=weight, **common)
-        found.append(metrics_of(tokens, compute(tokens, clip={"low": 0.2, "high": 0.2}, gate={"dual": math.inf})))
+        found.append(metrics_of(tokens, compute(tokens, clip={"low": 0.2, "high": 0.2}, gate={"dual": dual})))
     value = {name: total / count for name, (total, count) in found[0].items()}
     mean_budget = sum(metrics["entropy/budget"][0] for metrics in found) / 2
-    weighted = [value[f"entropy/clip_{side}_contribution_weighted"] for side in ("low", "high")]
-    plain = [value[f"entropy/clip_{side}_contribution"] for side in ("low", "high")]
-    assert mean_budget == pytest.approx(0.5 * (weighted[0] - weighted[1]), rel=1e-9)
+    weighted = [value[f"entropy/clip_{side}_contribution_weighted"] for side in SIDES]
+    plain = [value[f"entropy/clip_{side}_contribution"] for side in SIDES]
+    assert mean_budget == pytest.approx(0.5 * (weighted[0] - weighted[1] + weighted[2]), rel=1e-9)
+    assert (weighted[2] != 0) == math.isfinite(dual)
     assert (weighted == pytest.approx(plain)) == (mode == "token-mean")
 
 

@@ -150,7 +150,7 @@ ALONE = [DrGrpo(), Grpo(method="grpo"), Grpo(method="grpo", eps=0.0), RLOO, quan
 
 
 @pytest.mark.parametrize("config", ALONE)
-@pytest.mark.parametrize("rewards", [[3.0], [0.1] * 3, [0.1] * 7, [1e9 + 0.1] * 6])
+@pytest.mark.parametrize("rewards", [[3.0], [0.1] * 3, [0.1] * 7, [1e9 + 0.1] * 6, [0.1 + 0.2, 0.3, 0.3]])
 def test_group_without_spread_has_exactly_zero(config, rewards) -> None:
     size = len(rewards)
     advantages = compute_advantages(config, rewards, [0] * size, prompt_indexes=[0] * size, history=AdvantageHistory())

@@ -94,7 +94,8 @@ def tied_samples(seed: int) -> list[Sample]:
 
 
 def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool = True) -> TokenBatch:
-    """Numbers that depend on the context and the token alone, but for rounding."""
+    """Numbers that depend on the context and the token alone, but for rounding; where it hurts most, halfway between two
+    multiples of the resolution."""
     rounding = torch.Generator().manual_seed(seed)
     columns: dict[str, list[float]] = {
         name: [] for name in ("logp", "old_logp", "entropy", "old_entropy", "expected_q")
@@ -106,7 +107,7 @@ def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool
             old_logp = -random.Random(repr((sample.prompt, sample.response[:position], token))).expovariate(0.7)
             if token == CERTAIN:
                 old_logp = old_entropy = drift = 0.0
-            logp, entropy = old_logp - abs(drift), abs(old_entropy + drift)
+            logp, entropy = halfway(old_logp - abs(drift)), halfway(abs(old_entropy + drift))
             values = (logp, old_logp, entropy, old_entropy, 0.2 * entropy / (1 + entropy))
             for name, value in zip(columns, values, strict=True):
                 columns[name].append(value)
@@ -127,6 +128,11 @@ def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool
     return tokens.replace(
         context_T=torch.cat([context for context, _ in contexts]), outcome_T=torch.cat([out for _, out in contexts])
     )
+
+
+def halfway(value: float) -> float:
+    """The nearest number that may be rounded to either side; 0 is certain, and stays."""
+    return (math.floor(value / RESOLUTION) + 0.5) * RESOLUTION if value else 0.0
 
 
 def select(tokens: TokenBatch, numbers: list[int]) -> TokenBatch:
