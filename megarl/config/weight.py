@@ -54,7 +54,8 @@ class HighEntropyMask(Config):
     """Only the most uncertain tokens are trained on (80/20, arXiv 2506.01939)."""
 
     fraction: float = Field(0.2, gt=0, le=1)
-    """Share of the mini-batch's response tokens, by entropy, that is kept."""
+    """Share of the mini-batch's response tokens, by entropy, that is kept; with all that tie at its edge, as the first
+    tokens of a group do."""
 
 
 class ClipCov(Config):

@@ -25,5 +25,9 @@ def test_another_temperature_stops_the_run(mean: float) -> None:
     """0.14 to 0.56 nats were measured with temperature 0.7 on one side and 1 on the other."""
     with pytest.raises(LogpMismatchError, match=r"above rollout.max_logp_diff 0\.1\."):
         check(mean)
-    if mean == mean:
-        check(mean, max_logp_diff=float("inf"))
+
+
+def test_inf_stops_nothing_but_nan() -> None:
+    check(100.0, max_logp_diff=float("inf"))
+    with pytest.raises(LogpMismatchError):
+        check(float("nan"), max_logp_diff=float("inf"))

@@ -146,8 +146,8 @@ def test_theorem_quantities_by_hand() -> None:
 @pytest.mark.parametrize("dual", [math.inf, 2.0, 1.1], ids=["no dual clip", "beyond clip-high", "before clip-high"])
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean"])
 def test_weighted_contributions_are_what_clipping_does_to_the_budget(mode: str, dual: float) -> None:
-    """Random rewards, A = +1 and -1 equally often: the mean budget is E[max(A, 0)] (CL - CH + CD), states weighing as in
-    the loss. The plain means over tokens say so only where the loss is one, too."""
+    """Random rewards, A = +1 and -1 equally often: the mean budget is E[max(A, 0)] (CL - CH + CD), states weighing as
+    in the loss. The plain means over tokens say so only where the loss is one, too."""
     lengths, config = [1, 3], AggregationConfig.model_validate({"mode": mode})
     per_response = aggregation_weights(config, lengths, norm_length=None)
     weight = [w for w, length in zip(per_response, lengths, strict=True) for _ in range(length)]

@@ -94,8 +94,8 @@ def tied_samples(seed: int) -> list[Sample]:
 
 
 def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool = True) -> TokenBatch:
-    """Numbers that depend on the context and the token alone, but for rounding; where it hurts most, halfway between two
-    multiples of the resolution."""
+    """Numbers that depend on the context and the token alone, but for rounding; where it hurts most, halfway between
+    two multiples of the resolution."""
     rounding = torch.Generator().manual_seed(seed)
     columns: dict[str, list[float]] = {
         name: [] for name in ("logp", "old_logp", "entropy", "old_entropy", "expected_q")
