@@ -49,7 +49,7 @@ def make_row(step: int) -> dict[str, float | None]:
         "rule/tis_frac": 0.05,
         **{
             f"entropy/clip_{side}_{name}": 0.01 * step
-            for side in ("low", "high")
+            for side in ("low", "high", "dual")
             for name in ("contribution", "difference", "surprisal")
         },
         **{f"entropy/region_e{i}": 0.1 * i for i in (1, 2, 3, 4)},
