@@ -81,7 +81,7 @@ def check_config(path: Path, overrides: Sequence[str]) -> tuple[RunConfig | None
     try:
         config = load_config(path, overrides)
         found = " + ".join(map(str, [path, *source_files(overrides)]))
-        findings = [Finding(name="configuration", level="ok", found=found), *_warned(config)]
+        findings = [Finding(name="configuration", level="ok", found=found), *_warnings(config)]
         check_files(config)
         said = "model directory, layout, context length and data path fit"
         return config, [*findings, Finding(name="files", level="ok", found=said)]
@@ -89,7 +89,7 @@ def check_config(path: Path, overrides: Sequence[str]) -> tuple[RunConfig | None
         return config, list(findings_of(error, "configuration" if config is None else "files"))
 
 
-def _warned(config: RunConfig) -> Iterator[Finding]:
+def _warnings(config: RunConfig) -> Iterator[Finding]:
     for warning in find_warnings(config):
         said, _, meant = warning.partition("; ")
         yield Finding(name="configuration", level="warning", found=said, action=meant)

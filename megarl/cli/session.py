@@ -102,6 +102,7 @@ def _work_to_the_end(
     try:
         with _open_session(config, directory, steps=steps, columns=columns) as session:
             session.console.note(f"run  {shown_path(directory.path)}")
+            session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
             if note := describe_kept_weights(config, verb):
                 session.console.note(note)
             for warning in find_warnings(config):

@@ -7,8 +7,8 @@ from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
-from rich.console import Console
 
+from megarl.cli import doctor
 from megarl.cli.show import render_config
 from megarl.config.base import Config, ConfigError
 from megarl.config.fields import iter_fields, section_types
@@ -140,15 +140,8 @@ def test_no_configuration_of_the_repository_is_warned_of() -> None:
 
 
 def test_doctor_shows_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from io import StringIO
-
-    from megarl.cli import doctor
-
-    for part in ("check_packages", "check_machine", "check_config"):
-        monkeypatch.setattr(doctor, part, lambda *arguments, **options: [])
-    file = StringIO()
-    code = doctor.run_doctor(Console(file=file, width=200), write_config(tmp_path, SMALL), ["objective.clip.high=1.28"])
-    assert code == 0
-    assert "objective.clip.high 1.28 is the distance from 1: ratios are clipped above 2.28" in file.getvalue()
-    assert "→ did you mean 0.28? inf turns the side off" in file.getvalue()
-    assert "1 warnings, 0 failures" in file.getvalue()
+    monkeypatch.setattr(doctor, "check_files", lambda config: None)
+    _, findings = doctor.check_config(write_config(tmp_path, SMALL), ["objective.clip.high=1.28"])
+    (warning,) = [finding for finding in findings if finding.level == "warning"]
+    assert warning.found == "objective.clip.high 1.28 is the distance from 1: ratios are clipped above 2.28"
+    assert warning.action == "did you mean 0.28? inf turns the side off"
