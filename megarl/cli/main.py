@@ -3,7 +3,6 @@
 Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
 """
 
-import errno
 import importlib.metadata
 import json
 import sys
@@ -38,9 +37,6 @@ Overrides = Annotated[
         "inf is a number, {} turns an optional table on, false turns it off.",
     ),
 ]
-
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""What is wrong with a place to write to, and not with this program."""
 
 
 def _examples(*lines: str) -> str:
@@ -261,10 +257,10 @@ def main() -> None:
         _print_error(str(error))
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        from megarl.cli.machine_paths import describe_write_error
+        from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 
+        if error.errno not in WRITE_ERRORS:
+            raise
         _print_error(describe_write_error(error, Path.cwd()))
         sys.exit(1)
 
