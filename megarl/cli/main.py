@@ -139,7 +139,8 @@ def show(
 @app.command(
     epilog=_examples(
         "megarl plan configs/papers/dapo-qwen2.5-32b-16nodes.toml",
-        "megarl plan configs/shapes/llama-3-70b.json --gpus 64 --tensor 8 --pipeline 4 --engines 4 --rollout-tensor 8",
+        "megarl plan configs/shapes/llama-3-70b.json parallel.sequence=true --gpus 64 --tensor 8 --pipeline 4 "
+        "--engines 4 --rollout-tensor 8",
         "megarl plan configs/shapes/qwen2.5-7b.json --gpus 8 --tensor 4 policy.recompute=full --json",
     )
 )
