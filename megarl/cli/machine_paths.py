@@ -12,6 +12,9 @@ from pathlib import Path
 
 from megarl.config.run import RunConfig
 
+WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+"""Error numbers that say what is wrong with a place to write to, and not with this program."""
+
 _MIN_FREE_MIB = 64
 """Below this not even the logs of a short run have room."""
 _RUN_NAME_CHARACTERS = len("-train-20261127T231408Z-10")

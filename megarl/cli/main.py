@@ -3,7 +3,6 @@
 Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends with its text and exit code 2.
 """
 
-import errno
 import importlib.metadata
 import json
 import sys
@@ -38,9 +37,6 @@ Overrides = Annotated[
         "inf is a number, {} turns an optional table on, false turns it off.",
     ),
 ]
-
-_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-"""What is wrong with a place to write to, and not with this program."""
 
 
 def _examples(*lines: str) -> str:
@@ -143,7 +139,8 @@ def show(
 @app.command(
     epilog=_examples(
         "megarl plan configs/papers/dapo-qwen2.5-32b-16nodes.toml",
-        "megarl plan configs/shapes/llama-3-70b.json --gpus 64 --tensor 8 --pipeline 4 --engines 4 --rollout-tensor 8",
+        "megarl plan configs/shapes/llama-3-70b.json parallel.sequence=true --gpus 64 --tensor 8 --pipeline 4 "
+        "--engines 4 --rollout-tensor 8",
         "megarl plan configs/shapes/qwen2.5-7b.json --gpus 8 --tensor 4 policy.recompute=full --json",
     )
 )
@@ -261,10 +258,10 @@ def main() -> None:
         _print_error(str(error))
         sys.exit(2)
     except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
-            raise
-        from megarl.cli.machine_paths import describe_write_error
+        from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 
+        if error.errno not in WRITE_ERRORS:
+            raise
         _print_error(describe_write_error(error, Path.cwd()))
         sys.exit(1)
 

@@ -8,11 +8,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megarl.cli.interrupts import Interrupts
+from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
 from megarl.config.base import ConfigError
@@ -84,7 +85,10 @@ def run_session(
             end_run_processes(grace_s=_END_GRACE_S)
         except KeyboardInterrupt:
             end_run_processes(grace_s=0.0)
-    directory.write_state(replace(directory.read_state(), status=outcome.status, message=outcome.message))
+    try:
+        directory.write_state(replace(directory.read_state(), status=outcome.status, message=outcome.message))
+    except OSError as error:
+        print(f"state.json keeps its last state: {describe_write_error(error, directory.path)}", flush=True)
     _finish(config, directory, outcome, verb=verb)
     return outcome.code
 
@@ -114,8 +118,12 @@ def _work_to_the_end(
     except ConfigError as error:
         return _Outcome("failed", str(error), EXIT_CONFIG)
     except Exception as error:
-        (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return _Outcome("failed", f"{error}" or type(error).__name__, EXIT_FAILED)
+        with suppress(OSError):  # of a full disk, which may be the error itself
+            (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
+            text = describe_write_error(error, directory.path)
+        return _Outcome("failed", text or type(error).__name__, EXIT_FAILED)
 
 
 def describe_kept_weights(config: RunConfig, verb: str) -> str | None:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)-7s {role}-{rank} %(name)s: %(message)s"
@@ -27,6 +28,19 @@ class _StderrHandler(logging.Handler):
             self.handleError(record)
 
 
+class _FileHandler(logging.FileHandler):
+    """Drops a record that the disk has no room for: what fills it says so itself, and a traceback for each record
+    would bury that."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def setup_logging(role: str, rank: int, directory: Path) -> Path:
     """Log this process to `directory/<role>-<rank>.log` (returned); rank 0 also to stderr from INFO up.
 
@@ -39,7 +53,7 @@ def setup_logging(role: str, rank: int, directory: Path) -> Path:
     for handler in [handler for handler in root.handlers if getattr(handler, "megarl", False)]:
         root.removeHandler(handler)
         handler.close()
-    to_file: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
+    to_file: list[logging.Handler] = [_FileHandler(path, encoding="utf-8")]
     if rank == 0 and not _is_stderr(path):
         to_file.append(_StderrHandler())
         to_file[-1].setLevel(logging.INFO)

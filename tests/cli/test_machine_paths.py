@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from megarl.cli import machine_paths
 from megarl.cli.machine_paths import describe_write_error, find_path_problems
-from tests.config.text import load_small
+from tests.config.text import load_small, write_config
 
 VARIABLES = ("RAY_TMPDIR", "TMPDIR", "HOME", "VLLM_CACHE_ROOT", "VLLM_CONFIG_ROOT", "HF_HOME")
 VARIABLES += ("XDG_CACHE_HOME", "XDG_CONFIG_HOME")
@@ -137,3 +138,47 @@ def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("VLLM_CONFIG_ROOT", str(tmp_path / "settings"))
     assert problems(tmp_path) == []
+
+
+FULL_RUN = """
+import sys
+from pathlib import Path
+from megarl.cli.session import run_session
+from megarl.config.loader import load_config
+from megarl.telemetry.columns import SFT_COLUMNS
+
+async def work(session):
+    report(session, 1)
+    room = open(session.directory.path / "checkpoints" / "filler", "wb", buffering=0)
+    try:
+        while room.write(bytes(1 << 12)):
+            pass
+    except OSError:
+        pass
+    for step in range(2, 9):
+        report(session, step)
+
+def report(session, step):
+    with session.reporter.spans.measure("step"):
+        pass
+    session.reporter.report_sft(step, loss=1.0, metrics=METRICS, num_tokens=1)
+
+from megarl.telemetry.metrics import Mean
+METRICS = {name: Mean(1.0, 1.0) for name in ("actor/entropy", "actor/grad_norm", "actor/lr")}
+path = Path(sys.argv[1])
+config = load_config(path, [f"logging.directory={sys.argv[2]}"])
+sys.exit(run_session(config, work, sources=[path], verb="sft", steps=8, columns=SFT_COLUMNS))
+"""
+
+
+def test_a_disk_that_fills_up_during_the_run(small_disk: Path, tmp_path: Path) -> None:
+    """The run ends with one sentence that names the file; nobody is shown a traceback."""
+    command = [sys.executable, "-c", FULL_RUN, str(write_config(tmp_path)), str(small_disk / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == 1, said
+    assert "cannot be written: the disk is full (0 MiB free); free space, or write elsewhere" in lines[0]
+    assert str(small_disk / "runs") in lines[0]

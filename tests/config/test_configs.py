@@ -155,19 +155,6 @@ def test_flexec() -> None:
     assert math_7b.rollout.max_prompt_tokens + math_7b.rollout.max_response_tokens == 4096
 
 
-def test_sweep_commands_in_comments_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each `megarl train FILE arguments` line of the files' comments is one that loads."""
-    monkeypatch.chdir(ROOT.parent)
-    commands = 0
-    for path in PAPERS.glob("*.toml"):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            words = line.lstrip("# ").split()
-            if words[:2] == ["megarl", "train"]:
-                commands += 1
-                load_config(Path(words[2]), words[3:])
-    assert commands >= 16
-
-
 # What a run keeps of its rollouts where nobody has said.
 
 
