@@ -53,10 +53,10 @@ async def call(worker: Worker, reference: Awaitable[T], *, doing: str, limit: Li
     try:
         waited: list[asyncio.Future[Any]] = [task, worker.lost]
         await asyncio.wait(waited, timeout=limit.seconds if limit else None, return_when=asyncio.FIRST_COMPLETED)
+        if worker.lost.done():  # and killed, which is all that Ray would say
+            raise WorkerDied(_describe(worker, f"did not {doing}: it {worker.lost.result()}"))
         if task.done():
             return task.result()
-        if worker.lost.done():
-            raise WorkerDied(_describe(worker, f"did not {doing}: it {worker.lost.result()}"))
         raise WorkerFailed(_describe(worker, f"did not {doing} within {limit}"))
     finally:
         task.cancel()
@@ -74,9 +74,7 @@ async def _translate(worker: Worker, reference: Awaitable[T]) -> T:
             raise TransportError(f"{worker}: {cause}") from None
         raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
-        # Ours to know: Ray only sees that it was killed.
-        what = f"was killed: it {worker.lost.result()}" if worker.lost.done() else f"died: {_first_line(error)}"
-        raise WorkerDied(_describe(worker, what)) from error
+        raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
 
 
 async def call_together(workers: Sequence[Worker], calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -9,11 +9,11 @@ import pytest
 
 from tests.e2e.configuration import write_tiny_config
 from tests.e2e.processes import Megarl
-from tests.e2e.test_interrupt import ENDLESS, check_readable, holder_of, wait_for_steps
+from tests.e2e.test_interrupt import ENDLESS, holder_of, wait_for_steps
 
 END_TIMEOUT_S = 120
-SHORT = ["rollout.stall_timeout_s=10", "cluster.worker_silence_s=20"]
-"""Long enough for the imports of a busy machine, during which Python threads may wait for seconds."""
+SHORT = ["rollout.stall_timeout_s=30", "cluster.worker_silence_s=20"]
+"""Long enough for the imports and first steps of a busy machine, during which nothing moves for seconds."""
 
 
 def stop_and_wait(run: Megarl, victim: psutil.Process) -> str:
@@ -27,7 +27,7 @@ def stop_and_wait(run: Megarl, victim: psutil.Process) -> str:
     assert state.message is not None
     assert state.message in run.text
     assert "Traceback" not in run.text.replace(state.message, "")
-    check_readable(run)
+    assert run.directory.report_path.exists()
     return state.message
 
 
@@ -56,7 +56,8 @@ def test_a_stopped_engine_actor_is_named(tmp_path: Path, tiny_model_dir: Path) -
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_stopped_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_dir: Path) -> None:
     """Not the other one, which waits for it in a collective."""
-    with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, *SHORT, cwd=tmp_path) as run:
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    with Megarl("sft", config, "sft.steps=1000000", *SHORT, cwd=tmp_path) as run:
         wait_for_steps(run)
         victim = holder_of(run, f"policy-{rank}.log")
         message = stop_and_wait(run, victim)
