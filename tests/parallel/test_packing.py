@@ -192,3 +192,13 @@ def test_a_batch_of_empty_responses_has_empty_columns() -> None:
     batch = pack([Sample(prompt=(1,), response=(), behavior_logp=(), advantage=1.0)], [0.0])
     assert batch.behavior_logp_R is not None
     assert batch.behavior_logp_R.shape == batch.sample_id_R.shape == (0,)
+
+
+def test_context_numbers_go_with_their_samples() -> None:
+    samples = [_sample((1,), (2, 3)), _sample((1,), ()), _sample((1,), (2,))]
+    numbers = [(torch.tensor([4, 5]), torch.tensor([6, -1])), (torch.tensor([]).long(),) * 2]
+    numbers.append((torch.tensor([4]), torch.tensor([6])))
+    batch = pack(samples, [1.0] * 3, contexts=numbers)
+    assert (batch.context_R.tolist(), batch.outcome_R.tolist()) == ([4, 5, 4], [6, -1, 6])
+    alone = pack(samples, [1.0] * 3)
+    assert alone.context_R.tolist() == alone.outcome_R.tolist() == [-1] * 3
