@@ -11,7 +11,9 @@ class Prompt:
     """One problem, tokenised as the model will see it."""
 
     index: int
-    """Position in the data set: the prompt's identity."""
+    """Position in the data set."""
+    problem: str = ""
+    """What rows that state the same problem share: a digest of its messages. "": known by its index alone."""
     text: str
     """The rendered prompt, chat template included."""
     token_ids: tuple[int, ...]
@@ -19,6 +21,11 @@ class Prompt:
     """Ground truth as the verifier reads it."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What the verifier needs besides; JSON-able (reasoning-gym's entry, a data source name)."""
+
+    @property
+    def identity(self) -> str:
+        """Under which name a history remembers it."""
+        return self.problem or str(self.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

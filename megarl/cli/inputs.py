@@ -13,8 +13,9 @@ from megarl.config.base import ConfigError
 from megarl.config.reward import Gsm8kReward, MathVerifyReward
 from megarl.config.run import RunConfig
 from megarl.data.chat import check_chat_template, reads_clock
+from megarl.data.progress import Listener, report_progress
 from megarl.data.prompt_checks import check_own_texts
-from megarl.data.prompts import PromptSet, load_prompts, report_progress
+from megarl.data.prompts import PromptSet, load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
 from megarl.data.stops import StopConditions, load_stops, read_embedding_rows
@@ -91,32 +92,36 @@ def load_text_inputs(config: RunConfig) -> ModelInputs:
     )
 
 
-def load_train_inputs(config: RunConfig, model: ModelInputs) -> TrainInputs:
-    """Prompts, their order, and answers where a loss asks for them. Long on large sets."""
+def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | None = None) -> TrainInputs:
+    """Prompts, their order, and answers where a loss asks for them. Long on large sets: `listen` is told how far it
+    is."""
     prompts = load_prompts(
         config.data,
         model.tokenizer,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         embedding_rows=model.embedding_rows,
+        listen=listen,
     )
-    check_answers(config, prompts)
+    check_answers(config, prompts, listen)
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
     )
     guided = config.objective.auxiliary.guided is not None
-    experts = load_sft_inputs(config, model).by_prompt_index() if guided else None
+    experts = load_sft_inputs(config, model, listen).by_prompt_index() if guided else None
     return TrainInputs(prompts=prompts, sampler=sampler, experts=experts)
 
 
-def check_answers(config: RunConfig, prompts: PromptSet) -> None:
+def check_answers(config: RunConfig, prompts: PromptSet, listen: Listener | None = None) -> None:
     """ConfigError with every ground truth that the verifier cannot read, by file and row; the first ones are named."""
     verifier = config.reward.verifier
     if not isinstance(verifier, MathVerifyReward | Gsm8kReward):
         return
     indexes: dict[str, list[int]] = {}
-    for index, answer in prompts.answers():
+    read = report_progress(prompts.answers(), len(prompts), what="ground truths read", listen=listen)
+    for index, answer in read:
         indexes.setdefault(answer, []).append(index)
-    found = report_progress(read_answers(config.reward, indexes), len(indexes), what="ground truths checked")
+    answers = read_answers(config.reward, indexes)
+    found = report_progress(answers, len(indexes), what="ground truths checked", listen=listen)
     bad = sorted((index, problem) for answer, problem in found if problem for index in indexes[answer])
     if not bad:
         return
@@ -126,7 +131,7 @@ def check_answers(config: RunConfig, prompts: PromptSet) -> None:
     raise ConfigError("\n".join(texts), texts)
 
 
-def load_sft_inputs(config: RunConfig, model: ModelInputs) -> PairSet:
+def load_sft_inputs(config: RunConfig, model: ModelInputs, listen: Listener | None = None) -> PairSet:
     """The data set's own answers, each of them fit to be trained on."""
     return load_pairs(
         config.data,
@@ -135,6 +140,7 @@ def load_sft_inputs(config: RunConfig, model: ModelInputs) -> PairSet:
         max_prompt_tokens=config.rollout.max_prompt_tokens,
         max_response_tokens=config.rollout.max_response_tokens,
         embedding_rows=model.embedding_rows,
+        listen=listen,
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megarl.config.base import ConfigError
+from megarl.config.hub_names import is_hub_name
 from megarl.config.loader import load_section
-from megarl.config.preflight import is_hub_name
 from megarl.config.run import RunConfig
 from megarl.models.preflight import check_layout
 from megarl.models.shape import ModelError, ModelShape, read_model_shape

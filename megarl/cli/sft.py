@@ -1,10 +1,12 @@
 """`megarl sft`: supervised warm start from a config."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_sft_inputs
+from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path
 from megarl.cli.session import Session, run_session
 from megarl.config.base import ConfigError
@@ -33,7 +35,7 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[st
         session.say(*replaced)
         await check_cluster(config)
         with session.reporter.start_up("data"):
-            pairs = load_sft_inputs(config, model)
+            pairs = await load_beside(functools.partial(load_sft_inputs, config, model), session.console)
         session.say(*model.describe(), f"data   {pairs.about}")
         async with AsyncExitStack() as stack:
             with session.reporter.start_up("ray"):

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
+from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path
 from megarl.cli.session import Session, run_session
 from megarl.config.run import RunConfig
@@ -37,7 +38,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
         session.say(*replaced)
         await check_cluster(config)
         with session.reporter.start_up("data"):
-            data = load_train_inputs(config, model)
+            data = await load_beside(functools.partial(load_train_inputs, config, model), session.console)
         session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
         with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:

@@ -1,12 +1,20 @@
 """Where prompts come from and how they are shown to the model."""
 
 import datetime
+import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from megarl.config.base import Config, raise_problems
+
+LAYOUT_COLUMNS = {
+    "gsm8k": ("question", "answer"),
+    "dapo_math": ("prompt", "reward_model.ground_truth"),
+    "prompt_answer": ("prompt", "answer"),
+}
+"""What each data layout reads; a dot goes into a struct."""
 
 
 class ReasoningGymData(Config):
@@ -27,15 +35,49 @@ class FileData(Config):
     """Problems from files, or from a data set on the Hugging Face hub."""
 
     source: Literal["file"]
-    path: str
-    """A .jsonl or .parquet file, a directory of them, or a hub name such as "openai/gsm8k"."""
+    path: str | list[str]
+    """A file (.jsonl, .json, .csv, .tsv or .parquet; each also .gz, .bz2 or .zst), a directory of them, a pattern such
+    as "parts/**/*.parquet", a list of these, or a hub name such as "openai/gsm8k"."""
     layout: Literal["gsm8k", "dapo_math", "prompt_answer"]
     """gsm8k: question, answer with "#### n". dapo_math: prompt (messages), reward_model.ground_truth.
     prompt_answer: prompt (text or messages), answer."""
+    columns: dict[str, str] = {}
+    """Where the layout's columns are in the file, if under other names: {prompt = "problem", answer = "extra.value"},
+    where a dot goes into a struct. Columns that are not used become the prompt's metadata."""
+    duplicates: Literal["keep", "collapse"] = "keep"
+    """Rows that state the same problem (equal messages): keep, each row is drawn once an epoch; collapse: each problem
+    once, where it first appears."""
+    different_answers: Literal["error", "drop"] = "error"
+    """A problem whose rows have different answers, under duplicates = "collapse": an error, or left out."""
     subset: str | None = None
-    """Hub configuration, e.g. "main" of openai/gsm8k."""
+    """Hub configuration, e.g. "main" of openai/gsm8k; the directory of that name in a local copy."""
     split: str = "train"
-    """Split of a hub data set, or of a directory whose files are named after splits."""
+    """Split of a hub data set, or of a directory whose files or directories are named after splits."""
+
+    def sources(self) -> dict[str, str]:
+        """The file's column by the layout's."""
+        return {name: self.columns.get(name, name) for name in LAYOUT_COLUMNS[self.layout]}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return raise_problems(self, (_check_paths, _check_columns))
+
+
+def _check_paths(data: FileData) -> Iterator[str]:
+    if not data.path or not all([data.path] if isinstance(data.path, str) else data.path):
+        yield f"data.train.path: expected a path or a list of paths, found {data.path!r}"
+
+
+def _check_columns(data: FileData) -> Iterator[str]:
+    known = LAYOUT_COLUMNS[data.layout]
+    for name in data.columns:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            yield (
+                f'data.train.columns: "{name}" is no column of layout "{data.layout}", which has '
+                f"{', '.join(known)} (the layout's name is on the left, the file's on the right){hint}"
+            )
 
 
 def iso_date(value: Any) -> Any:

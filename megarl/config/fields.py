@@ -6,7 +6,7 @@ under one path; `FieldEntry.when` says under which tag a field is valid.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -58,6 +58,12 @@ def is_optional_section(info: FieldInfo) -> bool:
     return bool(section_types(info.annotation)) and NoneType in get_args(info.annotation)
 
 
+def is_plain_union(info: FieldInfo) -> bool:
+    """Whether a field takes values of several plain types: `path: str | list[str]`."""
+    annotation = _without_none(info.annotation)
+    return get_origin(annotation) is UnionType and not section_types(annotation)
+
+
 def union_tag(section: type[Config]) -> tuple[str, str] | None:
     """(field, value) of the single-valued Literal that tells a union's member, or None."""
     for name, info in section.model_fields.items():
@@ -87,7 +93,7 @@ def describe_type(info: FieldInfo) -> str:
         return "a table"
     if get_origin(annotation) is Literal:
         return describe_choices(get_args(annotation))
-    words = _TYPE_WORDS.get(get_origin(annotation) or annotation, str(annotation))
+    words = _words(annotation)
     bounds = []
     for constraint in info.metadata:
         for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
@@ -104,6 +110,14 @@ def describe_choices(values: tuple[Any, ...]) -> str:
     """'one of "a", "b"', or '"a"' when there is one."""
     quoted = ", ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in values)
     return quoted if len(values) == 1 else f"one of {quoted}"
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is UnionType:
+        return " or ".join(map(_words, get_args(annotation)))
+    if annotation == list[str]:
+        return "an array of strings"
+    return _TYPE_WORDS.get(get_origin(annotation) or annotation, str(annotation))
 
 
 def _without_none(annotation: Any) -> Any:

@@ -1,18 +1,16 @@
 """What the run's files must be before a worker starts; reads directory listings and small files, imports no torch."""
 
 import json
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megarl.config.base import ConfigError
 from megarl.config.data import FileData
+from megarl.config.data_files import find_data_files
+from megarl.config.hub_names import is_hub_name
 from megarl.config.run import RunConfig
-
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_LOCAL_PARENTS = {"models", "model", "checkpoints", "runs", "data"}
-_DATA_SUFFIXES = (".jsonl", ".parquet")
 
 
 def find_file_problems(config: RunConfig) -> Iterator[str]:
@@ -64,32 +62,17 @@ def _check_weights(where: str, directory: Path) -> Iterator[str]:
 
 
 def _check_data(config: RunConfig) -> Iterator[str]:
-    data = config.data.train
-    if not isinstance(data, FileData):
-        return
-    path = Path(data.path)
-    if data.subset and (path / data.subset).is_dir():
-        path = path / data.subset
-    if path.is_dir():
-        if not any(file.suffix in _DATA_SUFFIXES for file in path.iterdir()):
-            yield f'data.train.path "{data.path}": a directory without .jsonl or .parquet files'
-    elif path.is_file():
-        if path.suffix not in _DATA_SUFFIXES:
-            yield f'data.train.path "{data.path}": expected a .jsonl or .parquet file'
-    elif path.suffix in _DATA_SUFFIXES or not is_hub_name(data.path):
-        yield f'data.train.path "{data.path}": no such file (looked at {path.absolute()}), nor is it a hub name'
+    if isinstance(config.data.train, FileData):
+        try:
+            find_data_files(config.data.train)
+        except ConfigError as error:
+            yield from error.problems
 
 
 def _check_sinks(config: RunConfig) -> Iterator[str]:
     wanted = {"wandb": config.logging.wandb_project is not None, "tensorboard": config.logging.tensorboard}
     for package in (name for name, asked in wanted.items() if asked and find_spec(name) is None):
         yield f"logging asks for {package}, which is not installed: pip install 'megarl[{package}]', or remove the key"
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a path that does not exist reads like "Qwen/Qwen2.5-3B-Instruct" and not like a local directory."""
-    parent = name.partition("/")[0]
-    return bool(_HUB_NAME.fullmatch(name)) and parent not in _LOCAL_PARENTS and not Path(parent).is_dir()
 
 
 def _describe_missing_model(name: str) -> str:

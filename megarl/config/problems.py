@@ -14,6 +14,7 @@ from megarl.config.fields import (
     describe_choices,
     describe_type,
     is_optional_section,
+    is_plain_union,
     iter_fields,
     section_types,
     union_tag,
@@ -33,7 +34,7 @@ def describe_validation_error(error: ValidationError, schema: type[Config]) -> l
         else:
             text = _describe(detail, path, section, info, schema)
             found.append((text.partition(":")[0], text))  # of a tag the text's path is longer than pydantic's
-    return found
+    return list(dict.fromkeys(found))  # of a plain union each type complains
 
 
 def _locate(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str, type[Config] | None, FieldInfo | None]:
@@ -46,6 +47,8 @@ def _locate(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str, type
         if len(candidates) > 1:  # pydantic names the union's member by its tag; the user does not
             candidates = [member for member in candidates if (union_tag(member) or ("", ""))[1] == key]
             continue
+        if info is not None and is_plain_union(info):  # pydantic names the type it tried
+            break
         section = candidates[0] if candidates else None
         info = section.model_fields.get(str(key)) if section else None
         candidates = section_types(info.annotation) if info else []

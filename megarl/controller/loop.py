@@ -106,7 +106,7 @@ def traced_ids(index: int, step: int, config: RunConfig) -> range:
 
 
 def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:
-    """Training samples in the groups' order, with advantages; `history` remembers the prompts' rewards."""
+    """Training samples in the groups' order, with advantages; `history` remembers the problems' rewards."""
     scores = [score for group in groups for score in group.scores]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scales = [bonus_scale(group, config) for group in groups for _ in group.rollouts]
@@ -115,7 +115,7 @@ def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageH
         [score.reward for score in scores],
         [group.position for group in groups for _ in group.rollouts],
         response_lengths=[len(rollout.response) for rollout in rollouts],
-        prompt_indexes=[group.prompt.index for group in groups for _ in group.rollouts],
+        problems=[group.prompt.identity for group in groups for _ in group.rollouts],
         history=history,
     )
     return [

@@ -46,10 +46,10 @@ class PromptEncoder:
             for problem, text, ids in zip(problems, texts, self._tokenise(texts), strict=True)
         ]
 
-    def encode_all(self, problems: Problems) -> Iterator[tuple[Problem, EncodedPrompt]]:
-        """Every problem of a data set with its prompt, in order."""
-        for start in range(0, len(problems), _BATCH):
-            batch = problems.read(start, min(start + _BATCH, len(problems)))
+    def encode_all(self, problems: Problems, indexes: Sequence[int]) -> Iterator[tuple[Problem, EncodedPrompt]]:
+        """The problems of these indexes of a data set, each with its prompt, in the order asked for."""
+        for start in range(0, len(indexes), _BATCH):
+            batch = problems.take(indexes[start : start + _BATCH])
             yield from zip(batch, self.encode(batch), strict=True)
 
     def _render(self, messages: Sequence[Message]) -> str:

@@ -5,48 +5,46 @@ A problem is a function of (config, index): generated or converted when it is re
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Protocol, assert_never
+
+import numpy as np
 
 from megarl.config.base import ConfigError
 from megarl.config.data import FileData, ReasoningGymData
-from megarl.data.messages import Message, MessagesError, read_messages
-from megarl.data.tables import Row, Rows, load_rows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """A conversation up to the answer, the ground truth, and the answer's full text."""
-
-    messages: tuple[Message, ...]
-    """{role, content}, ending with the user's."""
-    answer: str
-    """Ground truth as a verifier reads it."""
-    solution: str
-    """What a supervised example answers; the ground truth where the source has no more."""
-    metadata: dict[str, Any] = field(default_factory=dict)
+from megarl.data.problem import Problem
+from megarl.data.progress import Listener
+from megarl.data.table_problems import TableProblems
 
 
 class Problems(Protocol):
-    """A data set's problems by slice."""
+    """A data set's problems by index."""
+
+    @property
+    def about(self) -> str:
+        """How many rows repeat others; "" where none is known to."""
+
+    @property
+    def first_of(self) -> Sequence[int] | np.ndarray:
+        """For every index the first one with equal messages, as far as that is known before the problems are read."""
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> list[Problem]:
-        """Problems [start, stop)."""
+    def take(self, indexes: Sequence[int]) -> list[Problem]:
+        """These problems, in the order asked for."""
 
     def place(self, index: int) -> str:
         """Where problem `index` comes from, for messages: file and row, or the task that made it."""
 
 
-def load_problems(config: ReasoningGymData | FileData) -> Problems:
-    """The problems of a data source; ConfigError names what was expected and found."""
+def load_problems(config: ReasoningGymData | FileData, *, listen: Listener | None = None) -> Problems:
+    """The problems of a data source, every row of a file known to be one; ConfigError names what was expected and
+    found. `listen` is told how far it is."""
     match config:
         case ReasoningGymData():
             return _GeneratedProblems(config)
         case FileData():
-            return _TableProblems(config)
+            return TableProblems(config, listen)
     assert_never(config)
 
 
@@ -55,13 +53,15 @@ class _GeneratedProblems:
 
     def __init__(self, config: ReasoningGymData) -> None:
         self._task = config.task
+        self.about = ""
         self._dataset = build_reasoning_gym(config)
+        self.first_of = range(len(self._dataset))  # equal ones are not looked for: all would have to be generated
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def read(self, start: int, stop: int) -> list[Problem]:
-        return [self._read_one(index) for index in range(start, stop)]
+    def take(self, indexes: Sequence[int]) -> list[Problem]:
+        return [self._read_one(index) for index in indexes]
 
     def place(self, index: int) -> str:
         return f"reasoning-gym {self._task} problem {index}"
@@ -106,103 +106,3 @@ def _default(option: Any) -> str:
     if option.default is not dataclasses.MISSING:
         return repr(option.default)
     return repr(option.default_factory()) if option.default_factory is not dataclasses.MISSING else "(required)"
-
-
-class _TableProblems:
-    """Problems of a table in a published schema."""
-
-    def __init__(self, config: FileData) -> None:
-        self._rows: Rows = load_rows(config)
-        required, self._convert = _LAYOUTS[config.layout]
-        missing = [column for column in required if column not in self._rows.columns]
-        if missing:
-            raise ConfigError(
-                f"data.train.path {config.path}: layout {config.layout!r} expects columns {', '.join(required)}; "
-                f"missing {', '.join(missing)}, found {', '.join(self._rows.columns)}; choose another "
-                "data.train.layout or rename the columns"
-            )
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, start: int, stop: int) -> list[Problem]:
-        problems = []
-        for offset, row in enumerate(self._rows.read(start, stop)):
-            try:
-                problems.append(self._convert(row))
-            except _RowError as error:
-                raise ConfigError(f"{self.place(start + offset)}: {error}") from None
-        return problems
-
-    def place(self, index: int) -> str:
-        return self._rows.place(index)
-
-
-class _RowError(Exception):
-    """A row does not fit its layout; the caller adds where it is."""
-
-
-def _convert_gsm8k(row: Row) -> Problem:
-    """openai/gsm8k: the answer's text ends in "#### 72"; thousands commas are dropped."""
-    text = _expect(row, "answer", str)
-    _, marker, tail = text.rpartition("####")
-    answer = tail.strip().replace(",", "")
-    if not marker or not answer:
-        raise _RowError(f'answer must end in "#### <number>", found {text[-60:]!r}')
-    return Problem(
-        messages=_messages(row, "question"),
-        answer=answer,
-        solution=text,
-        metadata=_others(row, "question", "answer"),
-    )
-
-
-def _convert_dapo_math(row: Row) -> Problem:
-    """BytedTsinghua-SIA/DAPO-Math-17k: messages and reward_model.ground_truth."""
-    answer = _text_answer(_expect(row, "reward_model", Mapping), "ground_truth")
-    return Problem(
-        messages=_messages(row, "prompt"),
-        answer=answer,
-        solution=answer,
-        metadata=_others(row, "prompt", "reward_model"),
-    )
-
-
-def _convert_prompt_answer(row: Row) -> Problem:
-    """prompt: text or messages; answer: text or a number. Other columns become the prompt's metadata."""
-    answer = _text_answer(row, "answer")
-    return Problem(
-        messages=_messages(row, "prompt"), answer=answer, solution=answer, metadata=_others(row, "prompt", "answer")
-    )
-
-
-_LAYOUTS: dict[str, tuple[tuple[str, ...], Callable[[Row], Problem]]] = {
-    "gsm8k": (("question", "answer"), _convert_gsm8k),
-    "dapo_math": (("prompt", "reward_model"), _convert_dapo_math),
-    "prompt_answer": (("prompt", "answer"), _convert_prompt_answer),
-}
-
-
-def _expect(row: Row, column: str, kind: type) -> Any:
-    value = row.get(column)
-    if not isinstance(value, kind):
-        raise _RowError(f"column {column!r}: expected {kind.__name__}, found {value!r}")
-    return value
-
-
-def _text_answer(row: Row, column: str) -> str:
-    value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise _RowError(f"column {column!r}: expected the ground truth as text or a number, found {value!r}")
-    return str(value)
-
-
-def _messages(row: Row, column: str) -> tuple[Message, ...]:
-    try:
-        return read_messages(row.get(column))
-    except MessagesError as error:
-        raise _RowError(f"column {column!r}: {error}") from None
-
-
-def _others(row: Row, *used: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in used}

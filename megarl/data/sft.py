@@ -11,8 +11,8 @@ from megarl.config.data import DataConfig
 from megarl.data.answer_end import AnswerEncoder
 from megarl.data.encoding import PromptEncoder
 from megarl.data.problems import Problems, load_problems
+from megarl.data.progress import Listener, report_progress
 from megarl.data.prompt_checks import PromptChecks
-from megarl.data.prompts import read_at, report_progress
 from megarl.data.stops import StopConditions, build_answer_encoder
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
@@ -54,7 +54,7 @@ class PairSet(Sequence[Pair]):
         return PairSet(self._problems, self._prompts, self._answers, every, about=self.about)
 
     def _build(self, start: int, stop: int) -> list[Pair]:
-        problems = read_at(self._problems, self._kept[start:stop])
+        problems = self._problems.take(self._kept[start:stop])
         prompts = self._prompts.encode(problems)
         responses = self._answers.encode([problem.solution for problem in problems])
         return [(prompt.token_ids, response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -68,6 +68,7 @@ def load_pairs(
     max_prompt_tokens: int,
     max_response_tokens: int,
     embedding_rows: int | None = None,
+    listen: Listener | None = None,
 ) -> PairSet:
     """Supervised pairs of `config.train`, each checked to fit both limits (the end of the turn counted).
 
@@ -77,9 +78,10 @@ def load_pairs(
     """
     prompts = PromptEncoder(config, tokenizer, max_prompt_tokens=max_prompt_tokens)
     answers = build_answer_encoder(stops, tokenizer)
-    problems = load_problems(config.train)
+    problems = load_problems(config.train, listen=listen)
     checks = PromptChecks(config, tokenizer, max_prompt_tokens=max_prompt_tokens, embedding_rows=embedding_rows)
-    every = report_progress(prompts.encode_all(problems), len(problems), what="pairs checked")
+    encoded = prompts.encode_all(problems, range(len(problems)))
+    every = report_progress(encoded, len(problems), what="pairs checked", listen=listen)
     for index, (problem, prompt) in enumerate(every):
         if not checks.add(index, problem, prompt):
             continue
@@ -100,4 +102,4 @@ def load_pairs(
                 f"{max_response_tokens}",
             )
     kept = checks.finish(problems.place)
-    return PairSet(problems, prompts, answers, kept, about=checks.describe())
+    return PairSet(problems, prompts, answers, kept, about="; ".join(filter(None, (checks.describe(), problems.about))))

@@ -1,164 +1,121 @@
-"""Rows of a file, a directory of files, or a hub data set: a sized sequence of plain dicts, read lazily where possible.
-
-A directory never mixes splits: when any of its files is named after a split, only the asked split's files are read.
-"""
+"""The rows of a data set: files in one of several formats, or a data set of the Hugging Face hub."""
 
 import importlib
-import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from megarl.config.base import ConfigError
 from megarl.config.data import FileData
+from megarl.config.data_files import file_format, find_data_files
+from megarl.data.faults import Faults
+from megarl.data.readers import (
+    BATCH_ROWS,
+    arrow_batch,
+    open_data,
+    open_parquet,
+    read_csv,
+    read_json,
+    read_json_lines,
+    read_parquet,
+)
+from megarl.data.rows import Batch
 
-Row = Mapping[str, Any]
-_SUFFIXES = (".jsonl", ".parquet")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?=[-_.]|$)")
-
-
-class Rows(Protocol):
-    """What the layouts read: rows by slice, and where each one came from."""
-
-    columns: tuple[str, ...]
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        """Rows [start, stop)."""
-
-    def place(self, index: int) -> str:
-        """File and row of `index`, for messages."""
+_MIB = 2**20
 
 
-class _ListRows:
-    """Rows of JSON lines, held as they were parsed."""
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A data set that is read once, from its start to its end."""
 
-    def __init__(self, rows: list[Row], places: list[tuple[Path, int]]) -> None:
-        self._rows, self._places = rows, places
-        self.columns = tuple(dict.fromkeys(key for row in rows for key in row))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        return self._rows[start:stop]
-
-    def place(self, index: int) -> str:
-        file, line = self._places[index]
-        return f"{file} line {line}"
+    batches: Iterator[tuple[Batch, int]]
+    """Rows, and how much of `total` is read with them."""
+    total: int
+    unit: str
 
 
-class _ArrowRows:
-    """Rows of an Arrow table, converted when they are read."""
+def open_table(config: FileData, faults: Faults) -> Table:
+    """The rows of `config.path`; a ConfigError, now or later, where something is missing or unreadable.
 
-    def __init__(self, table: Any, name: str) -> None:
-        self._table, self._name = table, name
-        self.columns = tuple(table.column_names)
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def read(self, start: int, stop: int) -> list[Row]:
-        return list(self._table.slice(start, stop - start).to_pylist())
-
-    def place(self, index: int) -> str:
-        return f"{self._name} row {index}"
-
-
-def load_rows(config: FileData) -> Rows:
-    """Rows of `config.path`; ConfigError when it is missing, unreadable or empty."""
-    path = Path(config.path)
-    if path.is_file():
-        rows = _load_files([path])
-    elif path.is_dir():
-        rows = _load_files(_select_files(path / config.subset if config.subset else path, config.split))
-    elif path.suffix not in _SUFFIXES and _HUB_NAME.fullmatch(config.path):
-        rows = _load_hub(config)
-    else:
-        raise ConfigError(
-            f"data.train.path {config.path}: expected a .jsonl or .parquet file, a directory of them, or a hub name "
-            f"(owner/name); nothing is there (looked in {Path.cwd()})"
-        )
-    if not len(rows):
-        raise ConfigError(f"data.train.path {config.path}: the data set is empty (split {config.split!r})")
-    return rows
-
-
-def _select_files(directory: Path, split: str) -> list[Path]:
-    if not directory.is_dir():
-        raise ConfigError(f"data.train.subset: expected a directory {directory}, found nothing")
-    files = sorted(file for file in directory.iterdir() if file.suffix in _SUFFIXES)
-    found = ", ".join(file.name for file in files) or "none"
-    named = [file for file in files if _SPLIT_NAME.match(file.name)]
-    if named:
-        files = [file for file in files if re.match(rf"{re.escape(split)}(?=[-_.]|$)", file.name)]
+    Rows that cannot be read go to `faults`, for the caller to raise.
+    """
+    files = find_data_files(config)
+    needed = tuple(dict.fromkeys(path.partition(".")[0] for path in config.sources().values()))
     if not files:
-        wanted = f" of split {split!r}" if named else ""
-        raise ConfigError(f"data.train.path {directory}: expected .jsonl or .parquet files{wanted}, found {found}")
-    if len({file.suffix for file in files}) > 1:
-        raise ConfigError(f"data.train.path {directory}: both .jsonl and .parquet files ({found}); name one file")
-    return files
+        return _open_hub(config, needed)
+    if all(file_format(file) == "parquet" for file in files):
+        return Table(batches=_parquet_batches(files, needed), total=sum(map(_count_rows, files)), unit="rows read")
+    total = sum(file.stat().st_size for file in files) // _MIB
+    return Table(batches=_measured_batches(files, faults, needed), total=total, unit="MiB read")
 
 
-def _load_files(files: list[Path]) -> Rows:
-    if files[0].suffix == ".parquet":
-        return _load_parquet(files)
-    if files[0].suffix != ".jsonl":
-        raise ConfigError(f"data.train.path {files[0]}: expected a name ending in .jsonl or .parquet")
-    rows: list[Row] = []
-    places: list[tuple[Path, int]] = []
+def _parquet_batches(files: list[Path], needed: tuple[str, ...]) -> Iterator[tuple[Batch, int]]:
     for file in files:
-        for line, row in _read_json_lines(file):
-            rows.append(row)
-            places.append((file, line))
-    return _ListRows(rows, places)
+        for batch in read_parquet(file, needed=needed):
+            yield batch, len(batch)
 
 
-def _read_json_lines(file: Path) -> Iterable[tuple[int, Row]]:
-    with file.open("rb") as stream:
-        for line, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{file} line {line}: expected one JSON object per line ({error})") from error
-            if not isinstance(row, dict):
-                raise ConfigError(f"{file} line {line}: expected a JSON object, found {type(row).__name__}")
-            yield line, row
+def _measured_batches(files: list[Path], faults: Faults, needed: tuple[str, ...]) -> Iterator[tuple[Batch, int]]:
+    """Batches of any format, measured by the files' bytes."""
+    before = reported = 0
+    for file in files:
+        for batch, position in _positioned_batches(file, faults, needed):
+            amount = (before + position) // _MIB - reported
+            reported += amount
+            yield batch, amount
+        before += file.stat().st_size
 
 
-def _load_parquet(files: Sequence[Path]) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
+def _positioned_batches(file: Path, faults: Faults, needed: tuple[str, ...]) -> Iterator[tuple[Batch, int]]:
+    """Batches of a file, each with the position in the file after it."""
+    name, size = str(file), file.stat().st_size
+    if file_format(file) == "parquet":
+        yield from ((batch, size) for batch in read_parquet(file, needed=needed))
+        return
     try:
-        tables = [pyarrow.parquet.read_table(file) for file in files]
-        table = pyarrow.concat_tables(tables, promote_options="default")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(
-            f"data.train.path {', '.join(map(str, files))}: cannot be read as parquet ({error})"
-        ) from error
-    return _ArrowRows(table, str(files[0]) if len(files) == 1 else f"{files[0].parent}/*.parquet")
+        with open_data(file) as (stream, raw):
+            batches: Iterator[Batch]
+            match file_format(file):
+                case "json lines":
+                    batches = read_json_lines(stream, name, faults)
+                case "json":
+                    batches = read_json(stream, name, faults, needed=needed)
+                case kind:
+                    delimiter = "\t" if kind == "tsv" else ","
+                    batches = read_csv(stream, name, faults, delimiter=delimiter, needed=needed)
+            for batch in batches:
+                yield batch, raw.tell()
+    except OSError as error:  # also what Arrow raises for a damaged compressed file
+        raise ConfigError(f"{file}: cannot be read ({error})") from error
 
 
-def _load_hub(config: FileData) -> Rows:
+def _count_rows(file: Path) -> int:
+    with open_parquet(file) as opened:
+        return int(opened.metadata.num_rows)
+
+
+def _open_hub(config: FileData, needed: tuple[str, ...]) -> Table:
+    name = config.path if isinstance(config.path, str) else config.path[0]
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise ConfigError(
-            f"data.train.path {config.path}: nothing on this machine has that path, and reading it as a hub name needs "
+            f"data.train.path {name}: nothing on this machine has that path, and reading it as a hub name needs "
             "the package `datasets`; pip install datasets, or download the files and set the path to their directory"
         ) from error
     try:
-        table = datasets.load_dataset(config.path, config.subset, split=config.split)
+        table = datasets.load_dataset(name, config.subset, split=config.split).with_format("arrow")[:]
     except Exception as error:  # the hub client has no common base class for: offline, no such name, no such split
         raise ConfigError(
-            f"data.train.path {config.path}: the hub gave no data set (subset {config.subset!r}, split "
+            f"data.train.path {name}: the hub gave no data set (subset {config.subset!r}, split "
             f"{config.split!r}): {type(error).__name__}: {error}\n"
             "without network, download the files elsewhere and set the path to their directory"
         ) from error
-    return _ArrowRows(table.with_format("arrow")[:], config.path)
+
+    def batches() -> Iterator[tuple[Batch, int]]:
+        start = 0
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            yield arrow_batch(batch, file=name, start=start, needed=needed), batch.num_rows
+            start += batch.num_rows
+
+    return Table(batches=batches(), total=int(table.num_rows), unit="rows read")

@@ -8,7 +8,7 @@ exactly 0 wherever the method looks at that group alone. What a method remembers
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from megarl.config.advantage import (
     Advantage,
@@ -26,10 +26,13 @@ from megarl.objective.schedules import decimal
 _SMALLEST_VARIANCE = 1e-8
 _ROUNDING = 1e-12
 """Of rewards that are equal, relative to the largest: they are sums of a few doubles."""
+Given = TypeVar("Given", int, str)
 
 
 class AdvantageHistory:
-    """Reward statistics of every prompt over its visits, for the smoothed advantage; empty for all other methods.
+    """Reward statistics of every problem over its visits, for the smoothed advantage; empty for all other methods.
+
+    Rows of a data set that state the same problem share them: its name is `Prompt.identity`.
 
     The recursion is that of DCPO's authors: visits weigh alike; mean m_i = m_(i-1) + d / i and variance
     v_i = ((i-1) v_(i-1) + s^2 + (i-1) d^2 / i) / i, where d = mean of the new group - m_(i-1) and s is its standard
@@ -37,26 +40,26 @@ class AdvantageHistory:
     """
 
     def __init__(self) -> None:
-        self._prompts: dict[int, tuple[int, float, float]] = {}
+        self._problems: dict[str, tuple[int, float, float]] = {}
 
-    def visit(self, prompt_index: int, *, mean: float, std: float) -> tuple[int, float, float]:
-        """Count a group of the prompt in; returns its visits, and mean and standard deviation over all of them."""
-        visits, old_mean, variance = self._prompts.get(prompt_index, (0, mean, 0.0))
+    def visit(self, problem: str, *, mean: float, std: float) -> tuple[int, float, float]:
+        """Count a group of the problem in; returns its visits, and mean and standard deviation over all of them."""
+        visits, old_mean, variance = self._problems.get(problem, (0, mean, 0.0))
         visits, change = visits + 1, mean - old_mean
         before = (visits - 1) / visits
         variance = before * variance + (std * std + before * change * change) / visits
         new_mean = old_mean + change / visits
-        self._prompts[prompt_index] = (visits, new_mean, variance)
+        self._problems[problem] = (visits, new_mean, variance)
         return visits, new_mean, math.sqrt(variance)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: visits, mean and variance by prompt index."""
-        return {str(index): list(numbers) for index, numbers in self._prompts.items()}
+        """JSON-able: visits, mean and variance by problem."""
+        return {problem: list(numbers) for problem, numbers in self._problems.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`'s numbers, exactly."""
-        self._prompts = {
-            int(index): (int(visits), float(mean), float(variance)) for index, (visits, mean, variance) in state.items()
+        self._problems = {
+            problem: (int(visits), float(mean), float(variance)) for problem, (visits, mean, variance) in state.items()
         }
 
 
@@ -66,7 +69,7 @@ def compute_advantages(
     group_ids: Sequence[int],
     *,
     response_lengths: Sequence[int] | None = None,
-    prompt_indexes: Sequence[int] | None = None,
+    problems: Sequence[str] | None = None,
     history: AdvantageHistory | None = None,
 ) -> list[float]:
     """One advantage per response, in the order given. Sources are with each method in `config.advantage`.
@@ -80,7 +83,7 @@ def compute_advantages(
     A' / i + (i - 1) A / i and A / i + (i - 1) A' / i.
 
     `group_ids` says which responses share a group. smoothed adds every group to `history`, in the order in which the
-    groups first appear; `prompt_indexes` (one per response) are the prompts' names in it.
+    groups first appear; `problems` (one per response) are the names in it.
 
     Raises:
         ValueError: lengths that differ, a reward that is not finite, or an argument the method needs is absent.
@@ -96,8 +99,8 @@ def compute_advantages(
         case SmoothedAdvantage(eps=eps):
             if history is None:
                 raise ValueError(f"{config.method} needs a history; keep one AdvantageHistory for the whole run")
-            prompts = _given(prompt_indexes, "prompt_indexes", config, len(rewards))
-            return _smoothed(rewards, groups, prompts, history=history, eps=eps)
+            names = _given(problems, "problems", config, len(rewards))
+            return _smoothed(rewards, groups, names, history=history, eps=eps)
         case _:
             return _by_group(config, rewards, groups)
 
@@ -124,7 +127,7 @@ def _check_arguments(rewards: Sequence[float], group_ids: Sequence[int]) -> None
             )
 
 
-def _given(values: Sequence[int] | None, name: str, config: Advantage, count: int) -> Sequence[int]:
+def _given(values: Sequence[Given] | None, name: str, config: Advantage, count: int) -> Sequence[Given]:
     if values is None or len(values) != count:
         found = "none" if values is None else f"{len(values)}"
         raise ValueError(f"{config.method} needs {name}, one per response: expected {count}, found {found}")
@@ -195,7 +198,7 @@ def _whiten(values: Sequence[float], lengths: Sequence[int]) -> list[float]:
 def _smoothed(
     rewards: Sequence[float],
     groups: Iterable[Sequence[int]],
-    prompts: Sequence[int],
+    problems: Sequence[str],
     *,
     history: AdvantageHistory,
     eps: float,
@@ -203,7 +206,7 @@ def _smoothed(
     advantages = [0.0] * len(rewards)
     for indices in groups:
         mean, std = _mean_and_std([rewards[i] for i in indices])
-        visits, total_mean, total_std = history.visit(prompts[indices[0]], mean=mean, std=std)
+        visits, total_mean, total_std = history.visit(problems[indices[0]], mean=mean, std=std)
         for index in indices:
             new = (rewards[index] - mean) / (std + eps) if std else 0.0
             total = (rewards[index] - total_mean) / (total_std + eps) if total_std else 0.0

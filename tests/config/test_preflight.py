@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from megarl.cli.preflight import check_files
 from megarl.config.base import ConfigError
+from megarl.config.hub_names import is_hub_name
 from megarl.config.loader import load_config
-from megarl.config.preflight import is_hub_name
 from megarl.config.run import RunConfig
 from megarl.models.preflight import check_layout
 from megarl.models.shape import parse_model_config
@@ -255,6 +255,6 @@ def test_data_path(tmp_path: Path) -> None:
     assert "no such file" in problem
     (tmp_path / "data").mkdir()
     (problem,) = problems(config(str(tmp_path / "data")))
-    assert "without .jsonl or .parquet" in problem
+    assert "whose names end in .jsonl, .ndjson, .json, .csv, .tsv, .parquet" in problem
     (tmp_path / "data" / "a.parquet").write_bytes(b"")
     check_files(config(str(tmp_path / "data")))

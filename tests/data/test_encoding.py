@@ -214,7 +214,7 @@ def test_truncation_takes_the_beginning_of_the_users_last_message(tmp_path: Path
     assert prompts.about.endswith(f"1 were longer and lost their beginning (the longest: {len(whole.token_ids)})")
     frame = len(whole.token_ids) - 9
     with pytest.raises(ConfigError, match=rf"has {limit + 4} tokens without .* is {frame}; 2 of 2 .* shorten system"):
-        load(tmp_path, ["123456789", "123456789"], tokenizer, limit=frame, **options)
+        load(tmp_path, ["123456789", "987654321"], tokenizer, limit=frame, **options)
 
 
 def test_truncated_text_with_merges_and_wide_characters_fits(tmp_path: Path) -> None:

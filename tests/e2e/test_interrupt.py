@@ -54,6 +54,29 @@ def test_a_signal_ends_the_run_in_order(number: signal.Signals, tmp_path: Path, 
         assert "Traceback" not in run.text
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_data_loads_ends_the_run_at_once(
+    number: signal.Signals, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    with (tmp_path / "data.jsonl").open("w") as file:
+        file.writelines(
+            f'{{"prompt": "What is {index} + {index}?", "answer": {2 * index}}}\n' for index in range(10**6)
+        )
+    data = 'data.train={source="file", path="data.jsonl", layout="prompt_answer"}'
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    with Megarl("train", config, data, 'reward.verifier={kind="gsm8k"}', cwd=tmp_path) as run:
+        run.wait_for((tmp_path / "runs" / "latest" / "state.json").exists, START_TIMEOUT_S)
+        time.sleep(2)  # a minute of loading lies ahead
+        start_s = time.monotonic()
+        run.send_signal(number)
+        assert run.wait(END_TIMEOUT_S) == 130
+        assert time.monotonic() - start_s < 15
+        assert run.leftovers() == []
+        state = run.directory.read_state()
+        assert (state.status, state.message) == ("interrupted", "stopped by a signal")
+        assert "Traceback" not in run.text
+
+
 @pytest.mark.slow
 def test_a_signal_during_the_start_ends_everything(tmp_path: Path, tiny_model_dir: Path) -> None:
     with start_training(tmp_path, tiny_model_dir) as run:

@@ -102,7 +102,7 @@ def test_smoothed_by_hand_over_three_visits() -> None:
 
     def visit(rewards: list[float]) -> list[float]:
         size = len(rewards)
-        return compute_advantages(SMOOTHED, rewards, [0] * size, prompt_indexes=[5] * size, history=history)
+        return compute_advantages(SMOOTHED, rewards, [0] * size, problems=["5"] * size, history=history)
 
     # First visit: both standardisations are the group's (mean 0.25, std 0.5).
     assert visit([1, 0, 0, 0]) == pytest.approx([1.5, -0.5, -0.5, -0.5])
@@ -116,9 +116,9 @@ def test_smoothed_by_hand_over_three_visits() -> None:
 
 def test_smoothed_takes_the_smaller_and_counts_prompts_apart() -> None:
     history = AdvantageHistory()
-    rewards, groups, prompts = [1.0, 0.0, 0.1, 0.1, 0.1], [0, 0, 1, 1, 1], [3, 3, 4, 4, 4]
+    rewards, groups, prompts = [1.0, 0.0, 0.1, 0.1, 0.1], [0, 0, 1, 1, 1], ["3", "3", "4", "4", "4"]
     for _ in range(4):
-        last = compute_advantages(SMOOTHED, rewards, groups, prompt_indexes=prompts, history=history)
+        last = compute_advantages(SMOOTHED, rewards, groups, problems=prompts, history=history)
     assert history.state_dict()["3"][0] == 4
     # The same group again and again: its own and the total statistics agree, and a prompt without spread stays at 0.
     assert last == pytest.approx([math.sqrt(0.5), -math.sqrt(0.5), 0, 0, 0])
@@ -132,9 +132,9 @@ def test_history_goes_on_from_its_state() -> None:
 
     def run(history: AdvantageHistory, rewards: list[float]) -> list[float]:
         groups = [0, 0, 0, 1, 1, 1, 2, 2]
-        # Groups 0 and 2 are the same prompt, drawn twice in one step.
-        prompts = [(9, 1, 9)[group] for group in groups]
-        return compute_advantages(SMOOTHED, rewards, groups, prompt_indexes=prompts, history=history)
+        # Groups 0 and 2 state the same problem, drawn twice in one step.
+        prompts = [("9", "1", "9")[group] for group in groups]
+        return compute_advantages(SMOOTHED, rewards, groups, problems=prompts, history=history)
 
     for rewards in batches[:3]:
         assert run(straight, rewards) == run(saved, rewards)
@@ -153,7 +153,7 @@ ALONE = [DrGrpo(), Grpo(method="grpo"), Grpo(method="grpo", eps=0.0), RLOO, quan
 @pytest.mark.parametrize("rewards", [[3.0], [0.1] * 3, [0.1] * 7, [1e9 + 0.1] * 6, [0.1 + 0.2, 0.3, 0.3]])
 def test_group_without_spread_has_exactly_zero(config, rewards) -> None:
     size = len(rewards)
-    advantages = compute_advantages(config, rewards, [0] * size, prompt_indexes=[0] * size, history=AdvantageHistory())
+    advantages = compute_advantages(config, rewards, [0] * size, problems=["0"] * size, history=AdvantageHistory())
     assert advantages == [0.0] * size
 
 
@@ -172,7 +172,7 @@ def test_order_of_the_batch_changes_nothing(rewards, seed) -> None:
                 [rewards[i] for i in places],
                 [groups[i] for i in places],
                 response_lengths=[lengths[i] for i in places],
-                prompt_indexes=[groups[i] for i in places],
+                problems=[str(groups[i]) for i in places],
                 history=AdvantageHistory(),
             )
 
@@ -196,7 +196,7 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 2, found 1"):
         compute_advantages(CENTRED, [1.0, 2.0], [0, 0], response_lengths=[3])
     with pytest.raises(ValueError, match="smoothed needs a history"):
-        compute_advantages(SMOOTHED, [1.0, 2.0], [0, 0], prompt_indexes=[0, 0])
+        compute_advantages(SMOOTHED, [1.0, 2.0], [0, 0], problems=["0", "0"])
 
 
 def test_no_rewards() -> None:
