@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from megarl.config.base import ConfigError
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE
 
 # What any program needs to start, find its files and its libraries, and speak.
 _NAMES = frozenset(
@@ -42,6 +43,9 @@ _NAMES = frozenset(
         "HF_DATASETS_OFFLINE",
         "TRANSFORMERS_CACHE",
         "TRANSFORMERS_OFFLINE",
+        # Whose process it is, should the trainer be killed.
+        DRIVER_VARIABLE,
+        RUN_VARIABLE,
     ]
 )
 _PREFIXES = ("PYTHON", "LC_", "CONDA_", "XDG_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "KMP_", "GOMP_", "NUMBA_")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megarl.rewards.environment import worker_environment
 from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers
 from megarl.telemetry.leases import SHM, Lease, find_leases
 from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
@@ -67,6 +68,11 @@ def test_a_mark_names_one_process_for_ever() -> None:
     assert mark_of_the_dead().standing() == "dead"
     with pytest.raises(ProcessLookupError):
         ProcessMark.of(2**22 + 1)
+
+
+def test_scoring_processes_carry_the_mark_though_little_else_of_the_environment() -> None:
+    marks = {DRIVER_VARIABLE: str(ProcessMark.of(os.getpid())), RUN_VARIABLE: "/runs/x"}
+    assert worker_environment(marks | {"ANYTHING": "x"}) == marks
 
 
 def test_a_zombie_is_dead() -> None:

@@ -17,7 +17,9 @@ from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.process_mark import ProcessMark
 
-ENOUGH = Limit(60.0, "enough")
+ENOUGH = Limit(600.0, "enough")
+PATIENCE_S = 90.0
+"""Several times what anything here takes: the machine may be busy."""
 
 
 class Sleeper:
@@ -80,7 +82,7 @@ def stop(worker: Worker) -> int:
 
 
 async def await_death(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.1)
 
@@ -112,11 +114,11 @@ def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> 
         await asyncio.sleep(0.5)
         pid = stop(worker)
         with pytest.raises(WorkerDied) as caught:
-            await asyncio.wait_for(pending, 20)
+            await asyncio.wait_for(pending, PATIENCE_S)
         await await_death(pid)
         watch.end()
         with pytest.raises(WorkerDied):
-            await asyncio.wait_for(started(worker, "sleep", 0.0), 20)  # and so do later calls
+            await asyncio.wait_for(started(worker, "sleep", 0.0), PATIENCE_S)  # and so do later calls
         return str(caught.value), pid
 
     text, pid = asyncio.run(scenario())
@@ -173,7 +175,7 @@ def test_a_silent_peer_is_to_blame_and_not_who_waited_for_it(silent: int, cluste
         stop(workers[silent])
         calls = [started(worker, "sleep" if rank == silent else "fail", 1.0) for rank, worker in enumerate(workers)]
         with pytest.raises(WorkerDied) as caught:
-            await asyncio.wait_for(call_together(workers, calls), 30)
+            await asyncio.wait_for(call_together(workers, calls), PATIENCE_S)
         return str(caught.value)
 
     assert asyncio.run(scenario()).startswith(f"policy rank {silent} did not sleep: it has not answered for 5 s, and")
@@ -184,7 +186,7 @@ def test_a_busy_peer_is_not_to_blame(cluster: None) -> None:
         workers = await make_workers(2)
         calls = [started(workers[0], "sleep", 600.0), started(workers[1], "fail", 0.5)]
         with pytest.raises(WorkerFailed) as caught:
-            await asyncio.wait_for(call_together(workers, calls), 30)
+            await asyncio.wait_for(call_together(workers, calls), PATIENCE_S)
         workers[0].give_up("is not needed any more")
         return str(caught.value)
 
