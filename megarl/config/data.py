@@ -101,7 +101,7 @@ class DataConfig(Config):
     chat_template_kwargs: dict[str, Any] = {}
     """Variables of the chat template, e.g. {enable_thinking = false}; one that the template does not read is an
     error."""
-    date: Annotated[str | None, BeforeValidator(iso_date), Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = None
+    date: Annotated[Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None, BeforeValidator(iso_date)] = None
     """The day (YYYY-MM-DD) that a chat template sees which reads the clock, such as Llama 3.2's; default: the day on
     which the run starts, written into its config.toml."""
     control_tokens: Literal["error", "allow"] = "error"
