@@ -48,8 +48,9 @@ def test_the_templates_end_of_turn_ends_a_base_models_responses(tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_responses_that_nothing_ends_are_told_after_the_first_step(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """A random model: nothing ends its responses but chance."""
-    trained = run_to_end(tmp_path / "train", "train", tiny_model_dir, "train.steps=1", "rollout.max_response_tokens=2")
+    """A random model: nothing ends its responses but chance, here about one of a hundred."""
+    sizes = ["train.steps=1", "train.prompts_per_step=16", "rollout.max_response_tokens=2"]
+    trained = run_to_end(tmp_path / "train", "train", tiny_model_dir, *sizes)
     assert "!!! Likely cause: " in trained.text
     assert (
         "responses ran to rollout.max_response_tokens = 2." in (trained.directory.log_path("controller", 0)).read_text()
