@@ -53,7 +53,7 @@ def test_the_text_gives_the_number_back(value: float) -> None:
 def test_a_ground_truth_and_a_supervised_target_are_written_out(tmp_path, number, text) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text(f'{{"prompt": "p", "answer": {number}}}\n')
-    (problem,) = load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).read(0, 1)
+    (problem,) = load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).take([0])
     assert (problem.answer, problem.solution) == (text, text)
 
 
@@ -61,4 +61,4 @@ def test_a_ground_truth_that_is_no_number_names_its_row(tmp_path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"prompt": "p", "answer": 1}\n{"prompt": "p", "answer": NaN}\n')
     with pytest.raises(ConfigError, match=r"train\.jsonl line 2.*nan"):
-        load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).read(0, 2)
+        load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).take([0, 1])
