@@ -12,6 +12,7 @@ import numpy as np
 
 from megarl.config.base import ConfigError
 from megarl.config.data import FileData, ReasoningGymData
+from megarl.data.numbers import exact_text
 from megarl.data.problem import Problem
 from megarl.data.progress import Listener
 from megarl.data.table_problems import TableProblems
@@ -68,7 +69,7 @@ class _GeneratedProblems:
 
     def _read_one(self, index: int) -> Problem:
         entry = self._dataset[index]
-        answer = "" if entry["answer"] is None else str(entry["answer"])
+        answer = "" if entry["answer"] is None else _answer_text(entry["answer"])
         return Problem(
             messages=({"role": "user", "content": entry["question"]},),
             answer=answer,
@@ -100,6 +101,11 @@ def build_reasoning_gym(config: ReasoningGymData) -> Any:
         raise ConfigError(
             f"data.train.options {config.options} do not suit reasoning-gym's {config.task}: {reason}; it has {valid}"
         ) from error
+
+
+def _answer_text(answer: Any) -> str:
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    return exact_text(answer) if is_number else str(answer)
 
 
 def _default(option: Any) -> str:

@@ -27,5 +27,9 @@ class RewardItem:
         return f"data set prompt {self.prompt.index} (batch position {self.prompt_index}), sample {self.sample_index}"
 
 
+class NoNumberError(ValueError):
+    """A user's function returned what is no score."""
+
+
 class RewardError(RuntimeError):
     """A reward cannot be computed and no score would be honest: a user function raised, or workers do not start."""

@@ -5,6 +5,7 @@ GroundTruth it answers Taken, then one of Scored, Checked and Failed.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megarl.records import Prompt
 
@@ -57,8 +58,8 @@ class Failed:
     error: str
     """Type and message."""
     trace: str
-    is_config: bool = False
-    """A ConfigError, whose message is enough."""
+    kind: Literal["raised", "config", "no number"] = "raised"
+    """config: a ConfigError, whose message is enough. no number: a user's function returned what is no score."""
 
 
 Reply = Scored | Checked | Failed

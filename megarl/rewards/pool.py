@@ -40,6 +40,10 @@ class _Verdict:
     failure: Failure | None = None
 
 
+class _NoScoreError(RewardError):
+    """A user's function returned what is no score."""
+
+
 class RewardPool:
     """Starts `config.workers` processes and waits until they can score; `close` (or `with`) ends them.
 
@@ -69,8 +73,8 @@ class RewardPool:
     async def try_out(self, prompts: Sequence[Prompt]) -> None:
         """Call a user's function on these prompts, with an empty response and with the ground truth as the response.
 
-        ConfigError when it raises, returns what is no number, takes too long or dies. What it gives the empty response
-        is what a wrong answer gets, unless reward.wrong says.
+        ConfigError when it returns what is no number, takes too long or dies; RewardError, as later in the run, when it
+        raises. What it gives the empty response is what a wrong answer gets, unless reward.wrong says.
         """
         if not isinstance(self._config.verifier, FunctionReward):
             return
@@ -81,10 +85,10 @@ class RewardPool:
         ]
         try:
             verdicts = await self._ask_all(items)
+        except _NoScoreError as error:
+            raise ConfigError(f"reward.verifier.path {self._config.verifier.path!r}, tried at start: {error}") from None
         except RewardError as error:
-            raise ConfigError(
-                f"reward.verifier.path {self._config.verifier.path!r}, tried at start: {error}"
-            ) from error
+            raise RewardError(f"{error}\nThis was a trial call at start; no worker runs yet.") from None
         failed = [(item, verdict.failure) for item, verdict in zip(items, verdicts, strict=True) if verdict.failure]
         if failed:
             item, failure = failed[0]
@@ -167,6 +171,8 @@ class RewardPool:
         match reply:
             case Scored(value=value):
                 return _Verdict(value)
+            case Failed(kind="no number"):
+                raise _NoScoreError(self._describe(item, reply))
             case Failed():
                 raise RewardError(self._describe(item, reply))
             case _:

@@ -102,7 +102,7 @@ class ScoringProcess:
         match reply:
             case Ready():
                 self._ready = True
-            case Failed(error=what, is_config=True):
+            case Failed(error=what, kind="config"):
                 raise ConfigError(what)
             case Failed(error=what, trace=trace):
                 raise RewardError(f"a reward worker could not build its verifier: {what}\n{trace}")

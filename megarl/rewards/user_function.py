@@ -18,6 +18,7 @@ from typing import Any, assert_never
 from megarl.config.base import ConfigError
 from megarl.config.reward import FunctionReward
 from megarl.records import Prompt
+from megarl.rewards.item import NoNumberError
 
 Function = Callable[..., Any]
 _ANSWER_COLUMNS = ("answer", "ground_truth", "solution")
@@ -83,7 +84,7 @@ def _check_signature(config: FunctionReward, function: Function) -> None:
 
 
 def score_with_user_function(function: Function, config: FunctionReward, prompt: Prompt, response: str) -> float:
-    """Call it and check the result: a finite number, else TypeError or ValueError naming the function."""
+    """Call it and check the result: a finite number, else NoNumberError naming the function."""
     match config.signature:
         case "megarl":
             value = function(prompt, response)
@@ -102,10 +103,13 @@ def score_with_user_function(function: Function, config: FunctionReward, prompt:
 
 
 def read_score(value: Any, path: str) -> float:
-    """A finite number from what a function returned: a number, a bool, a 0-d array or tensor, or a dict's `score`."""
+    """A finite number from what a function returned: a number, a bool, a 0-d array or tensor, or a dict's `score`;
+    NoNumberError otherwise."""
     if isinstance(value, Mapping):
         if "score" not in value:
-            raise TypeError(f'{path} returned a dict with {", ".join(map(repr, value)) or "nothing"}; expected "score"')
+            raise NoNumberError(
+                f'{path} returned a dict with {", ".join(map(repr, value)) or "nothing"}; expected "score"'
+            )
         return read_score(value["score"], path)
     number = value
     if not isinstance(value, numbers.Real | Decimal) and getattr(value, "size", None) != 0:
@@ -114,10 +118,10 @@ def read_score(value: Any, path: str) -> float:
         except (AttributeError, TypeError, ValueError, RuntimeError):
             number = None
     if not isinstance(number, numbers.Real | Decimal):
-        raise TypeError(f"{path} returned {value!r} ({type(value).__name__}); expected a number such as 1.0")
+        raise NoNumberError(f"{path} returned {value!r} ({type(value).__name__}); expected a number such as 1.0")
     score = float(number)
     if not math.isfinite(score):
-        raise ValueError(f"{path} returned {score}; expected a finite number")
+        raise NoNumberError(f"{path} returned {score}; expected a finite number")
     return score
 
 
@@ -141,7 +145,7 @@ def _only_element(values: Any, path: str) -> Any:
     try:
         (value,) = list(values)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{path} returned {values!r} for one completion; expected a list of one number") from error
+        raise NoNumberError(f"{path} returned {values!r} for one completion; expected a list of one number") from error
     return value
 
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, assert_never
 
 from megarl.config.base import ConfigError
+from megarl.rewards.item import NoNumberError
 from megarl.rewards.messages import (
     OUT_OF_MEMORY_EXIT,
     Checked,
@@ -79,9 +80,13 @@ def _find_problem(check: Callable[[str], None], answer: str) -> str | None:
 
 
 def _describe_failure(error: Exception) -> Failed:
-    if isinstance(error, ConfigError):
-        return Failed(str(error), "", is_config=True)
-    return Failed(describe_error(error), "".join(traceback.format_exception(error)))
+    match error:
+        case ConfigError():
+            return Failed(str(error), "", kind="config")
+        case NoNumberError():
+            return Failed(str(error), "", kind="no number")
+        case _:
+            return Failed(describe_error(error), "".join(traceback.format_exception(error)))
 
 
 def _die_with_parent(life_fd: int) -> None:

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megarl.config.base import ConfigError
+from megarl.config.data import FileData
 from megarl.data.numbers import exact_text
+from megarl.data.problems import load_problems
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,20 @@ def test_the_text_gives_the_number_back(value: float) -> None:
     text = exact_text(value)
     assert float(text) == value
     assert "e" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [("0.00001", "0.00001"), ("1e16", "10000000000000000"), ("34", "34"), ("0.5", "0.5")]
+)
+def test_a_ground_truth_and_a_supervised_target_are_written_out(tmp_path, number, text) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text(f'{{"prompt": "p", "answer": {number}}}\n')
+    (problem,) = load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).take([0])
+    assert (problem.answer, problem.solution) == (text, text)
+
+
+def test_a_ground_truth_that_is_no_number_names_its_row(tmp_path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"prompt": "p", "answer": 1}\n{"prompt": "p", "answer": NaN}\n')
+    with pytest.raises(ConfigError, match=r"train\.jsonl line 2.*nan"):
+        load_problems(FileData(source="file", path=str(file), layout="prompt_answer")).take([0, 1])

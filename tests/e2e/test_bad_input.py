@@ -75,6 +75,20 @@ def empty_data(cwd: Path, model: Path) -> Sequence[str]:
     return ['data.train={source="file",path="empty.jsonl",layout="prompt_answer"}', 'reward.verifier={kind="gsm8k"}']
 
 
+def unreadable_truth(cwd: Path, model: Path) -> Sequence[str]:
+    rows = ['{"prompt": "Add 1 and 2", "answer": "3"}', '{"prompt": "Add 2 and 2", "answer": ""}']
+    (cwd / "gold.jsonl").write_text("\n".join(rows))
+    return [
+        'data.train={source="file",path="gold.jsonl",layout="prompt_answer"}',
+        'reward.verifier={kind="math_verify"}',
+    ]
+
+
+def reward_without_a_number(cwd: Path, model: Path) -> Sequence[str]:
+    (cwd / "mine.py").write_text("def score(prompt, response):\n    return 1.0 if response else None\n")
+    return ['reward.verifier={kind="function",path="mine:score"}']
+
+
 def prompt_too_long(cwd: Path, model: Path) -> Sequence[str]:
     return ["rollout.max_prompt_tokens=8"]
 
@@ -113,6 +127,8 @@ def test_refused_before_anything_starts(
     ("prepare", "words"),
     [
         (empty_data, ["empty.jsonl", "the data set is empty"]),
+        (unreadable_truth, ["gold.jsonl line 2", "the ground truth ''", "correct the row"]),
+        (reward_without_a_number, ["reward.verifier.path 'mine:score'", "returned None", "expected a number"]),
         (prompt_too_long, ["rollout.max_prompt_tokens is 8", "tokens", "raise the limit"]),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from megarl.config.base import ConfigError
 from megarl.config.reward import FunctionReward, RewardConfig
 from megarl.records import Prompt
+from megarl.rewards.item import NoNumberError, RewardError
 from megarl.rewards.pool import RewardPool
 from megarl.rewards.user_function import read_score
 from megarl.rewards.verifiers import build_verifier, check_reward
@@ -68,7 +69,7 @@ def test_a_function_returns_a_number_in_some_form(value: Any, score: float) -> N
     ],
 )
 def test_what_is_no_number_is_an_error(value: Any, expected: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=expected):
+    with pytest.raises(NoNumberError, match=expected):
         read_score(value, "m:f")
 
 
@@ -116,12 +117,18 @@ def try_out(name: str, **fields: Any) -> float:
         ("nan_for_truth", "returned nan"),
         ("hangs", r"response '' to data set prompt 3 .*: timeout; expected a number within reward.timeout_s = 1.5"),
         ("exits", "crash; expected a number"),
-        ("needs_variable", r'reward.verifier.environment = \["JUDGE_URL"\]'),
     ],
 )
 def test_a_function_that_cannot_score_is_found_at_start(name: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){name}.*{expected}"):
         try_out(name)
+
+
+def test_a_function_that_raises_is_found_at_start_with_its_traceback() -> None:
+    with pytest.raises(
+        RewardError, match=r'(?s)needs_variable failed on .*reward.verifier.environment = \["JUDGE_URL"\]'
+    ):
+        try_out("needs_variable")
 
 
 def test_the_trial_tells_what_a_wrong_answer_gets() -> None:
