@@ -40,7 +40,7 @@ from megarl.cli.doctor_packages import (
 from megarl.cli.findings import Answer, Finding, findings_of, print_summary, render_findings
 from megarl.cli.paths import resolve_model_path
 from megarl.cli.preflight import check_files
-from megarl.cli.probes import start_probes
+from megarl.cli.probes import ProbeChain
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import weight_files
@@ -53,11 +53,14 @@ def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[s
     """Print all findings by part; returns the exit code: 1 when a check failed."""
     installed = installed_versions()
     reading, working = import_probes(installed)
-    # The longest comes first: what takes seconds runs in two processes beside each other.
-    answers = start_probes(working)
+    # What takes seconds runs in two processes beside this one and each other.
+    reader, worker = ProbeChain(reading), ProbeChain(working)
     config, config_findings = (None, []) if path is None else check_config(path, overrides)
     fit = config if all(finding.level != "failure" for finding in config_findings) else None
-    answers |= start_probes([*reading, *(input_probes(resolve_model_path(fit)) if fit else [])])
+    reader.add(input_probes(resolve_model_path(fit)) if fit else ())
+    reader.close()
+    worker.close()
+    answers = reader.answers | worker.answers
     parts: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
         ("Packages", lambda: check_packages(installed, answers)),
         ("Machine", lambda: check_machine(installed, config, deep=deep)),

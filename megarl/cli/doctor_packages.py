@@ -30,7 +30,9 @@ _READING = {
 }
 """What reading a run's files imports, too."""
 _WORKING = {
-    "megatron-core": "import megatron.core as m; from megatron.core.models.gpt import GPTModel; print(m.__version__)",
+    # Megatron-core imports wandb where there is one, which takes a second and is none of its needs.
+    "megatron-core": "import sys; sys.modules.setdefault('wandb', None); import megatron.core as m; "
+    "from megatron.core.models.gpt import GPTModel; print(m.__version__)",
     "ray": "import ray; print(ray.__version__)",
     "vllm": (
         "import vllm; from vllm.platforms import current_platform as p; print(vllm.__version__, p.device_type or '-')"

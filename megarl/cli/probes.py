@@ -1,8 +1,8 @@
 """Code that is tried in a process of its own, because it imports heavy packages, may crash, and may hang.
 
 Probes of one chain share a process and its imports, one after the other: four packages that each import torch take
-half the time so. One that ends the process is what failed; the rest goes on in a new one. Run as
-`python -m megarl.cli.probes`, with the probes as JSON on standard input, it is that process.
+half the time so. One that ends the process is what failed; the rest goes on in a new one. `python -m megarl.cli.probes`
+is that process: it reads a line of JSON for each probe and answers with another.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -31,63 +31,93 @@ class Probe:
     timeout_s: float
 
 
-def start_probes(probes: Sequence[Probe]) -> dict[str, Future[Answer]]:
-    """Run a chain in the background; the answers by name, each there as soon as it is known. None raises."""
-    answers: dict[str, Future[Answer]] = {probe.name: Future() for probe in probes}
-    threading.Thread(target=_run_chain, args=(list(probes), answers), name="probes", daemon=True).start()
-    return answers
+class ProbeChain:
+    """Runs probes in the background, in the order in which they are added; `answers` has a future for each by name,
+    which never raises. The process ends when `close` was called and all are answered."""
+
+    def __init__(self, probes: Iterable[Probe] = ()) -> None:
+        self.answers: dict[str, Future[Answer]] = {}
+        self._waiting: queue.SimpleQueue[Probe | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="probes", daemon=True)
+        self.add(probes)
+        self._thread.start()
+
+    def add(self, probes: Iterable[Probe]) -> None:
+        """Try these after the others."""
+        for probe in probes:
+            self.answers[probe.name] = Future()
+            self._waiting.put(probe)
+
+    def close(self) -> None:
+        """No more come."""
+        self._waiting.put(None)
+
+    def _run(self) -> None:
+        process: _Process | None = None
+        while (probe := self._waiting.get()) is not None:
+            try:
+                process = process or _Process()
+                answer, lives = process.ask(probe)
+            except Exception as error:
+                answer, lives = Answer(succeeded=False, text=f"{type(error).__name__}: {error}"), False
+            if not lives:
+                if process:
+                    process.end()
+                process = None
+            self.answers[probe.name].set_result(answer)
+        if process:
+            process.end()
 
 
-def _run_chain(probes: list[Probe], answers: dict[str, Future[Answer]]) -> None:
-    while probes:
-        try:
-            probes = _run_process(probes, answers)
-        except Exception as error:
-            answers[probes[0].name].set_result(Answer(succeeded=False, text=f"{type(error).__name__}: {error}"))
-            probes = probes[1:]
+class _Process:
+    """One process that tries probes until it ends or is over its time."""
 
-
-def _run_process(probes: list[Probe], answers: dict[str, Future[Answer]]) -> list[Probe]:
-    """One process, until its end or until a probe is over its time; returns the probes after the one that ended it."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "megarl.cli.probes"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+    def __init__(self) -> None:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "megarl.cli.probes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
         )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with process:
-            process.stdin.write(json.dumps([asdict(probe) for probe in probes]).encode())
-            process.stdin.close()
-            lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-            threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True).start()
-            for number, probe in enumerate(probes):
-                try:
-                    line = lines.get(timeout=probe.timeout_s)
-                except queue.Empty:
-                    process.kill()
-                    failed = Answer(succeeded=False, text=f"no answer after {probe.timeout_s:g} s")
-                else:
-                    if line:
-                        answers[probe.name].set_result(Answer(**json.loads(line)))
-                        continue
-                    failed = Answer(succeeded=False, text=_describe_end(process.wait(), errors))
-                answers[probe.name].set_result(failed)
-                return probes[number + 1 :]
-    return []
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input: IO[bytes] = self._process.stdin
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
+    def ask(self, probe: Probe) -> tuple[Answer, bool]:
+        """The answer, and whether the process can be asked again."""
+        self._input.write(json.dumps(asdict(probe)).encode() + b"\n")
+        self._input.flush()
+        try:
+            line = self._lines.get(timeout=probe.timeout_s)
+        except queue.Empty:
+            return Answer(succeeded=False, text=f"no answer after {probe.timeout_s:g} s"), False
+        if line:
+            return Answer(**json.loads(line)), True
+        return Answer(succeeded=False, text=self._describe_end()), False
 
-def _read_lines(stream: IO[bytes], lines: "queue.SimpleQueue[bytes]") -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(b"")
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            self._input.close()
+        self._errors.close()
 
+    def _read(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self._lines.put(line)
+        self._lines.put(b"")
 
-def _describe_end(code: int, errors: IO[bytes]) -> str:
-    if code < 0:
-        return f"killed by signal {-code}"
-    errors.seek(0)
-    lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else f"exit code {code}"
+    def _describe_end(self) -> str:
+        code = self._process.wait()
+        if code < 0:
+            return f"killed by signal {-code}"
+        self._errors.seek(0)
+        lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"exit code {code}"
 
 
 def try_code(code: str, namespace: dict[str, Any]) -> Answer:
@@ -104,10 +134,11 @@ def try_code(code: str, namespace: dict[str, Any]) -> Answer:
 
 
 def main() -> None:
-    """Try the probes on standard input; a JSON line for each."""
+    """Try the probes that come on standard input; a JSON line for each."""
     namespace: dict[str, Any] = {}
-    for probe in json.load(sys.stdin):
-        print(json.dumps(asdict(try_code(probe["code"], namespace))), flush=True)
+    answers = sys.stdout
+    for line in sys.stdin:
+        print(json.dumps(asdict(try_code(json.loads(line)["code"], namespace))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def changed(config: RunConfig, changes: Changes) -> RunConfig:
 def loads(config: RunConfig, changes: Changes) -> bool:
     """Whether the configuration with these changes keeps every rule that spans its sections."""
     try:
-        RunConfig.model_validate(changed(config, changes).model_dump())
+        # TOML has no null: what is absent is left out, as in a file.
+        RunConfig.model_validate(changed(config, changes).model_dump(exclude_none=True))
     except ValidationError:
         return False
     return True

@@ -28,7 +28,7 @@ from megarl.cli.findings import (
 )
 from megarl.cli.paths import resolve_model_path
 from megarl.cli.preflight import check_files
-from megarl.cli.probes import Probe, start_probes, try_code
+from megarl.cli.probes import Probe, ProbeChain, try_code
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from tests.config.text import write_config
@@ -263,7 +263,10 @@ def test_probes_share_a_process_until_one_ends_it() -> None:
         "last": "print('done')",
     }
     probes = [Probe(name=name, code=code, timeout_s=2.0 if name == "hangs" else 60.0) for name, code in codes.items()]
-    answers = {name: future.result() for name, future in start_probes(probes).items()}
+    chain = ProbeChain(probes[:2])
+    chain.add(probes[2:])
+    chain.close()
+    answers = {name: future.result() for name, future in chain.answers.items()}
     assert answers["second"].text == f"7 {answers['first'].text}"
     assert answers["raises"] == Answer(succeeded=False, text="ValueError: why")
     assert answers["aborts"] == Answer(succeeded=False, text="killed by signal 6")

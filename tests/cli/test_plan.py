@@ -151,11 +151,11 @@ def plan_worker(request: PlanRequest, layout: TrainerLayout, boxes: list[Any], t
 
 
 def test_a_cluster_of_sixteen_thousand_gpus_takes_seconds() -> None:
-    started_s = time.monotonic()
+    started_s = time.process_time()
     train = ["train.prompts_per_step=448", "train.mini_batch_responses=896"]
     layout = {"gpus": 16128, "tensor": 8, "pipeline": 9, "engines": 64, "rollout_tensor": 8}
     plan = plan_of("llama-3.1-405b", *train, gib=141, **layout)
-    assert time.monotonic() - started_s < 3
+    assert time.process_time() - started_s < 3
     assert plan.layout.data == 224
     assert plan.rollout_fits
 

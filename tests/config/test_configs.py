@@ -190,7 +190,7 @@ def test_the_estimate_of_a_rollout_file(tmp_path: Path) -> None:
     def row(index: int) -> RolloutRow:
         tokens = tuple(int(draw.paretovariate(0.3)) % 150_000 for _ in range(length))
         trace = TokenTrace(
-            sample_id=index, **{name: numbers() for name in ("logp", "entropy", "ratio")},
+            sample_id=index, **{name: numbers() for name in ("logp", "entropy", "ratio", "expected_q", "coefficient")},
             **dict.fromkeys(("low", "high", "gate", "weight", "advantage"), (1.0,) * length), rule=("",) * length,
         )  # fmt: skip
         return RolloutRow(
