@@ -12,6 +12,8 @@ from megarl.records import Rollout
 
 LOUD_SHARE = 0.95
 """Share of responses cut off at the limit from which it is told."""
+_TELLING_SHARE = 0.1
+"""Share of the cut ones that must contain a control token to be its victims: an untrained model writes any now and then."""
 
 
 def describe_cut_off(rollouts: Sequence[Rollout], stops: StopConditions, *, limit: int) -> str | None:
@@ -30,7 +32,11 @@ def describe_cut_off(rollouts: Sequence[Rollout], stops: StopConditions, *, limi
 
 def _likely_cause(cut: Sequence[Rollout], stops: StopConditions, *, limit: int) -> str:
     written = Counter(token for rollout in cut for token in set(rollout.response) if token in stops.names)
-    passed = [(token, count) for token, count in written.most_common() if token not in stops.sources]
+    passed = [
+        (token, count)
+        for token, count in written.most_common()
+        if token not in stops.sources and count >= _TELLING_SHARE * len(cut)
+    ]
     if passed:
         token, count = passed[0]
         return (
@@ -42,7 +48,7 @@ def _likely_cause(cut: Sequence[Rollout], stops: StopConditions, *, limit: int) 
             f"the chat template ends a turn with the text {stops.untold!r}, which is no token; set rollout.stop_strings"
         )
     return (
-        "none of them contains a control token that could have ended it: the limit is too small for this model's "
+        "hardly one of them contains a control token that could have ended it: the limit is too small for this model's "
         f"answers (raise rollout.max_response_tokens = {limit}), or the model does not end its turns in this form of "
         "prompt (a base model: warm it up with `megarl sft`, or set rollout.stop_strings)"
     )

@@ -54,6 +54,12 @@ def test_a_control_token_that_stops_nothing_is_the_likely_cause() -> None:
     )
 
 
+def test_a_control_token_in_few_responses_is_not() -> None:
+    """A model that was never trained writes every token now and then."""
+    assert "hardly one of them contains" in described([rollout(7, 2, 2)] * 9 + [rollout(7, 8, 9)] * 91)
+    assert "10 of them contain <|im_end|>" in described([rollout(7, 2, 2)] * 10 + [rollout(7, 8, 9)] * 90)
+
+
 def test_a_turn_that_ends_with_text_is_the_likely_cause() -> None:
     stops = StopConditions(sources=STOPS.sources, names=NAMES, frame=TurnFrame(after="\n### End"))
     assert "ends a turn with the text '\\n### End', which is no token; set rollout.stop_strings" in described(
@@ -63,7 +69,7 @@ def test_a_turn_that_ends_with_text_is_the_likely_cause() -> None:
 
 def test_else_the_limit_or_the_model_is() -> None:
     text = described([rollout(7, 8, 9)])
-    assert "none of them contains a control token" in text
+    assert "hardly one of them contains a control token" in text
     assert "raise rollout.max_response_tokens = 3" in text
     assert "warm it up with `megarl sft`" in text
 
