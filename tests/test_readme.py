@@ -19,6 +19,8 @@ from tests.documents import ROOT, Block, blocks_of, commands_in_comments, overri
 DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "methods" / "README.md"]
 BLOCKS = [block for path in DOCUMENTS for block in blocks_of(path)]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+MADE = ("models", "runs", "data", "build", "my.toml")
+"""What a clone does not have, beside hidden files."""
 STAND_IN = """#!/bin/sh
 verb="$1"
 shift
@@ -40,8 +42,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's files without what is made from them, and a `megarl` on the PATH."""
     clone = tmp_path_factory.mktemp("clone") / "megarl"
     clone.mkdir()
-    for name in ("configs", "megarl", "tools", "Makefile", "pyproject.toml", "constraints-cpu.txt"):
-        (clone / name).symlink_to(ROOT / name)
+    for path in ROOT.iterdir():
+        if not path.name.startswith(".") and path.name not in MADE:
+            (clone / path.name).symlink_to(path)
     (clone / ".venv" / "bin").mkdir(parents=True)
     for name in ("megarl", ".venv/bin/megarl"):
         program = clone / "bin" / name if name == "megarl" else clone / name
