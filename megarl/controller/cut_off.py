@@ -13,7 +13,7 @@ from megarl.records import Rollout
 LOUD_SHARE = 0.95
 """Share of responses cut off at the limit from which it is told."""
 _TELLING_SHARE = 0.1
-"""Share of the cut ones that must contain a control token to be its victims: an untrained model writes any now and then."""
+"""Share of the cut ones that must contain a control token: an untrained model writes any of them now and then."""
 
 
 def describe_cut_off(rollouts: Sequence[Rollout], stops: StopConditions, *, limit: int) -> str | None:
