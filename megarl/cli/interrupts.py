@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _HELD_UP_S = 3.0
 CLOSE_LIMIT_S = 180.0
@@ -64,7 +64,9 @@ class Interrupts:
                 raise KeyboardInterrupt
             self._loop.call_soon_threadsafe(self._cancel)
         elif self._count == 2:
-            _say(f"\nstopping: workers are being ended, for {CLOSE_LIMIT_S:g} s at most; once more ends them at once\n")
+            say_at_once(
+                f"\nstopping: workers are being ended, for {CLOSE_LIMIT_S:g} s at most; once more ends them at once\n"
+            )
         else:
             self._kill("stopped by a third signal")
 
@@ -82,6 +84,8 @@ class Interrupts:
             self._kill(f"stopped by a signal; what ends the workers was not done within {CLOSE_LIMIT_S:g} s")
 
 
-def _say(text: str) -> None:
-    """Past every lock: a signal may come in the middle of a print."""
-    os.write(sys.stderr.fileno(), text.encode())
+def say_at_once(text: str) -> None:
+    """Past every lock: a signal may come in the middle of a print. Without effect where nobody reads stderr: a Ctrl-C
+    ends the `tee` that did, too."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), text.encode())

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megarl.cli.interrupts import Interrupts
+from megarl.cli.interrupts import Interrupts, say_at_once
 from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
@@ -20,7 +20,7 @@ from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
-from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, mark_process
+from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, marked_process
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
 from megarl.telemetry.logs import setup_logging
@@ -77,9 +77,8 @@ def run_session(
     directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
     _clean_earlier()
-    mark_process(directory.path)
     interrupts = Interrupts(kill=functools.partial(_kill, directory))
-    with interrupts.heard(), directory.pulse():
+    with marked_process(directory.path), interrupts.heard(), directory.pulse():
         outcome = _work_to_the_end(config, directory, interrupts, work, verb=verb, steps=steps, columns=columns)
         try:
             end_run_processes(grace_s=_END_GRACE_S)
@@ -109,8 +108,6 @@ def _work_to_the_end(
             session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
             if note := describe_kept_weights(config, verb):
                 session.console.note(note)
-            for warning in find_warnings(config):
-                session.console.note(f"warning: {warning}")
             asyncio.run(interrupts.cancellable(work(session)))
         return _Outcome("finished", None, 0)
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -167,11 +164,15 @@ def _open_session(
 
 def _kill(directory: RunDirectory, why: str) -> None:
     """End every process of the run, and this one, at once; from a signal handler or a thread."""
-    end_run_processes(grace_s=0.0)
-    directory.write_state(replace(directory.read_state(), status="interrupted", message=why))
-    shown_cursor = b"\x1b[?25h" if sys.stderr.isatty() else b""
-    os.write(sys.stderr.fileno(), shown_cursor + f"\ninterrupted: {why}\nrun      {directory.path}\n".encode())
-    os._exit(EXIT_INTERRUPTED)
+    try:
+        end_run_processes(grace_s=0.0)
+        directory.write_state(replace(directory.read_state(), status="interrupted", message=why))
+    except Exception as error:  # a full disk, say: nothing may keep this process
+        why = f"{why}; state.json keeps its last state: {error}"
+    finally:
+        shown_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        say_at_once(f"{shown_cursor}\ninterrupted: {why}\nrun      {directory.path}\n")
+        os._exit(EXIT_INTERRUPTED)
 
 
 def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, verb: str) -> None:

@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,10 +39,21 @@ class Leftover:
     """Start of the process in clock ticks after the boot."""
 
 
-def mark_process(run: Path) -> None:
-    """Mark this process and all it starts from now on as those of a run that it drives."""
+@contextmanager
+def marked_process(run: Path) -> Iterator[None]:
+    """While the block runs, mark this process and all it starts as those of a run that it drives.
+
+    What it starts afterwards is none of the run's, and outlives this process.
+    """
+    before = process_marks()
     os.environ[DRIVER_VARIABLE] = str(ProcessMark.of(os.getpid()))
     os.environ[RUN_VARIABLE] = str(run)
+    try:
+        yield
+    finally:
+        for name in (DRIVER_VARIABLE, RUN_VARIABLE):
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def process_marks() -> dict[str, str]:
@@ -114,13 +125,15 @@ def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
         try:
             if entry.stat().st_uid != os.getuid():
                 continue
+            started = start_ticks(int(entry.name))
             variables = _read_variables(entry)
             driver = ProcessMark.parse(variables[DRIVER_VARIABLE])
-            started = start_ticks(int(entry.name))
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         except (OSError, KeyError, ValueError):
             continue  # it ended meanwhile, or is none of ours
-        if started is None or (driver != ended and driver.standing() != "dead"):
+        if started is None or start_ticks(int(entry.name)) != started:
+            continue  # the number was given away while it was looked at
+        if driver != ended and driver.standing() != "dead":
             continue
         if driver == ended and "multiprocessing.resource_tracker" in command:
             continue  # the driver's own, which lives as long

@@ -8,6 +8,7 @@ lease can see that, and remove exactly what was the owner's.
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -53,8 +54,12 @@ class Lease:
         write_text_atomically(self.path / _OWNER, json.dumps(facts, indent=2) + "\n")
 
     def extra(self) -> list[Path]:
-        """What `note` was told last."""
-        return [Path(text) for text in json.loads((self.path / _OWNER).read_text(encoding="utf-8"))["extra"]]
+        """What `note` was told last; nothing where that is gone (many a machine empties its /tmp of old files)."""
+        try:
+            text = (self.path / _OWNER).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [Path(path) for path in json.loads(text)["extra"]]
 
     def release(self) -> None:
         """Remove the directory; what was noted besides is the caller's. Idempotent."""
@@ -65,7 +70,9 @@ def find_leases(directory: Path | None = None) -> Iterator[Lease]:
     """Every lease of this user in `directory` (default: where temporary files go)."""
     for path in sorted((directory or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_OWNER}")):
         try:
-            if path.stat().st_uid != os.getuid():
+            # Neither may be a link, nor another's: anybody may put things where temporary files go.
+            found = path.parent.lstat(), path.lstat()
+            if any(status.st_uid != os.getuid() or stat.S_ISLNK(status.st_mode) for status in found):
                 continue
             facts = json.loads(path.read_text(encoding="utf-8"))
             owner, driver = (ProcessMark.from_json(facts[name]) for name in ("owner", "driver"))

@@ -38,7 +38,8 @@ source.write_text("")
 kinds = {"wandb_project": "x"} if mode == "no wandb" else {}
 if mode == "no wandb":
     sys.modules["wandb"] = None
-config = make_config(parent, logging={"directory": str(parent / "runs"), **kinds})
+sections = {"objective": {"clip": {"high": 1.28}}} if mode == "suspicious" else {}
+config = make_config(parent, logging={"directory": str(parent / "runs"), **kinds}, **sections)
 sys.exit(run_session(config, work, sources=[source], verb="train", steps=1, columns=SFT_COLUMNS))
 """
 
@@ -101,3 +102,11 @@ def test_a_missing_package_is_a_configuration_error(tmp_path: Path) -> None:
     assert code == 2
     assert run.read_state().status == "failed"
     assert "wandb is not installed: pip install" in shown
+
+
+def test_a_warning_is_given_once(tmp_path: Path) -> None:
+    code, shown, run = run_frame(tmp_path, "suspicious")
+    assert code == 0
+    warning = "warning: objective.clip.high 1.28"
+    assert shown.count(warning) == 1
+    assert run.log_path("controller", 0).read_text().count(warning) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megarl.rewards.environment import worker_environment
-from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers
+from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers, marked_process
 from megarl.telemetry.leases import SHM, Lease, find_leases
 from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
 
@@ -196,3 +196,34 @@ def test_what_is_no_lease_is_left_alone(text: str, temporary: Path) -> None:
     (temporary / "megarl-engine-x").mkdir()
     (temporary / "megarl-engine-x" / "owner.json").write_text(text)
     assert list(find_leases()) == []
+
+
+def test_a_link_to_a_lease_is_no_lease(run: str, temporary: Path, tmp_path: Path) -> None:
+    """Anybody may make links where temporary files go, and what they point at is kept."""
+    kept = make_lease(mark_of_the_dead(), run, [])
+    kept = replace(kept, path=kept.path.rename(tmp_path / "kept"))
+    (temporary / "megarl-engine-whole").symlink_to(kept.path)
+    (temporary / "megarl-engine-file").mkdir()
+    (temporary / "megarl-engine-file" / "owner.json").symlink_to(kept.path / "owner.json")
+    assert list(find_leases()) == []
+
+
+def test_a_lease_that_somebody_swept_away_ends_in_order(temporary: Path) -> None:
+    """As machines do with files in /tmp that are some days old."""
+    lease = Lease.take("run")
+    lease.note([temporary / "session_of_ray"])
+    assert lease.extra() == [temporary / "session_of_ray"]
+    (lease.path / "owner.json").unlink()
+    assert lease.extra() == []
+    lease.release()
+    assert not lease.path.exists()
+
+
+def test_what_is_started_after_a_run_is_not_of_it(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DRIVER_VARIABLE, raising=False)
+    monkeypatch.setenv(RUN_VARIABLE, "of a run around it")
+    with marked_process(Path(run)):
+        assert os.environ[DRIVER_VARIABLE] == str(ProcessMark.of(os.getpid()))
+        assert os.environ[RUN_VARIABLE] == run
+    assert DRIVER_VARIABLE not in os.environ
+    assert os.environ[RUN_VARIABLE] == "of a run around it"
