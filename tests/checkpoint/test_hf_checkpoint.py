@@ -1,6 +1,8 @@
 """Hugging Face checkpoints: read by box, validated whole, written so that transformers loads them."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,29 @@ def write_source(path: Path, *, family: str = "llama", tied: bool = False, **sav
 def write_single(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Replace the weights of the checkpoint in `path`."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")
+
+
+def test_other_threads_run_while_a_file_is_written(tmp_path):
+    """A rank that exports to a slow file system must go on answering; safetensors before 0.8 held the interpreter."""
+    before_s, longest_s, ended = time.monotonic(), 0.0, threading.Event()
+
+    def tick():
+        nonlocal before_s, longest_s
+        while not ended.wait(0.005):
+            now_s = time.monotonic()
+            before_s, longest_s = now_s, max(longest_s, now_s - before_s)
+
+    tensor = torch.ones(256 << 20, dtype=torch.uint8)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        before_s = started_s = time.monotonic()
+        save_file({"a": tensor}, tmp_path / "a.safetensors")
+        took_s = time.monotonic() - started_s
+    finally:
+        ended.set()
+        thread.join()
+    assert longest_s < took_s / 2
 
 
 def test_boxes_of_single_and_sharded_checkpoints(tmp_path, family):
