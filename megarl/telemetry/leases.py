@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Lease:
 
 
 def find_leases(directory: Path | None = None) -> Iterator[Lease]:
-    """Every lease of this user in `directory` (default: where temporary files go)."""
+    """Every lease of this user and this machine in `directory` (default: where temporary files go)."""
     for path in sorted((directory or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*/{_OWNER}")):
         try:
             # Neither may be a link, nor another's: anybody may put things where temporary files go.
@@ -76,6 +77,8 @@ def find_leases(directory: Path | None = None) -> Iterator[Lease]:
                 continue
             facts = json.loads(path.read_text(encoding="utf-8"))
             owner, driver = (ProcessMark.from_json(facts[name]) for name in ("owner", "driver"))
+            if owner.standing(age_s=time.time() - found[1].st_mtime) == "elsewhere":
+                continue  # the directory is shared with another machine, of whatever name
             yield Lease(path.parent, owner, driver, str(facts["run"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it is being released, or is none of ours

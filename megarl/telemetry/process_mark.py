@@ -4,8 +4,10 @@ A process number alone is given away again; with the moment the process began, t
 namespace (a container's numbers are its own) it names one process for ever.
 """
 
+import math
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -56,10 +58,15 @@ class ProcessMark:
     def __str__(self) -> str:
         return f"{self.host}/{self.boot}/{self.namespace}/{self.pid}/{self.started}"
 
-    def standing(self) -> Standing:
-        """Whether the process lives, as far as can be told from here; a zombie is dead."""
+    def standing(self, *, age_s: float = math.inf) -> Standing:
+        """Whether the process lives, as far as can be told from here; a zombie is dead.
+
+        age_s: of the last thing it did. What is younger than this machine's boot, by a process of another boot, comes
+        from another machine of the same name (containers and clones have such), not from before a restart of this one.
+        """
         if self.boot != boot_id():
-            return "dead" if self.host == socket.gethostname() else "elsewhere"
+            here = self.host == socket.gethostname() and age_s > time.clock_gettime(time.CLOCK_BOOTTIME)
+            return "dead" if here else "elsewhere"
         if self.namespace != _namespace():
             return "elsewhere"
         return "alive" if start_ticks(self.pid) == self.started else "dead"

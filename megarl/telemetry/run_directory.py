@@ -204,7 +204,7 @@ class RunDirectory:
 def judge_running(driver: dict[str, Any] | None, *, age_s: float) -> tuple[Standing, str | None]:
     """(status, why) of a run whose state says that it runs; age_s: since it was last touched."""
     mark = None if driver is None else ProcessMark.from_json(driver)
-    match mark.standing() if mark else "elsewhere":
+    match mark.standing(age_s=age_s) if mark else "elsewhere":
         case "alive":
             return "running", None
         case "dead":

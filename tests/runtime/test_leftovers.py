@@ -16,6 +16,7 @@ from megarl.rewards.environment import worker_environment
 from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers, marked_process
 from megarl.telemetry.leases import SHM, Lease, find_leases
 from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
+from megarl.telemetry.run_directory import judge_running
 
 
 @pytest.fixture
@@ -227,3 +228,17 @@ def test_what_is_started_after_a_run_is_not_of_it(run: str, monkeypatch: pytest.
         assert os.environ[RUN_VARIABLE] == run
     assert DRIVER_VARIABLE not in os.environ
     assert os.environ[RUN_VARIABLE] == "of a run around it"
+
+
+def test_another_machine_of_this_name_is_not_this_one_before_a_restart(run: str, temporary: Path) -> None:
+    """Its clock says so: what it did lately is younger than the boot of this machine."""
+    twin = replace(ProcessMark.of(os.getpid()), boot="another")
+    up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert twin.standing(age_s=up_s / 2) == "elsewhere"
+    assert twin.standing(age_s=up_s + 60) == "dead"
+    assert judge_running(twin.as_json(), age_s=min(5.0, up_s / 2)) == ("running", None)
+    lease = make_lease(twin, run, [])
+    assert of_run(find_leftovers(), run) == []
+    before_s = time.time() - up_s - 60
+    os.utime(lease.path / "owner.json", (before_s, before_s))
+    assert [leftover.path for leftover in of_run(find_leftovers(), run)] == [lease.path]
