@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from megarl.rewards.number_text import plain_characters
 
 _THOUGHT = re.compile(r"<(/?)(?:think|thinking|thoughts?|reasoning)>|\[(/?)THINK\]", re.IGNORECASE)
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{")
+# MATH's solutions also write \boxed 7, which ends with the word; a mere mention of \boxed is none.
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|[ ]+(?=[-+]?\.?\d|[-+]?\\(?:[dt]?frac|sqrt|pi)\b))")
+_BARE_BOX = re.compile(r"(?:(?!\\[)\]])[^\s$])+")
 _OR = re.compile(r"[\s$,]*(?:or|\\text\s*\{\s*or\s*\})[\s$]*", re.IGNORECASE)
 _TAG = re.compile(r"</?answer>|<\|?(?:begin|end)_of_solution\|?>", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[^\n`]*$", re.MULTILINE)
@@ -138,7 +140,10 @@ def _last_box(text: str) -> str | None:
 
 
 def _box_content(text: str, start: int) -> tuple[str, int]:
-    """From behind the opening brace to the one that closes it, and where that ends."""
+    """From behind the opening brace to the one that closes it, or without braces the next word; and where that ends."""
+    if text[start - 1] != "{":
+        word = _BARE_BOX.match(text, start)
+        return (word[0], word.end()) if word else ("", start)
     depth = 1
     for at in range(start, len(text)):
         if text[at] in "{}" and text[at - 1] != "\\":

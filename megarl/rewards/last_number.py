@@ -10,8 +10,12 @@ from fractions import Fraction
 from megarl.rewards.final_answer import find_answer, read_visible
 from megarl.rewards.number_text import join_digits, plain_characters
 
-_FRAC = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_FRAC = re.compile(r"(?:(\d)\s*)?\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _ASIDE = re.compile(r"(?<=\w)\s+\(")  # "72 (from 36 * 2)"
+# The exponent of a unit is not the last number: 25 cm^2, 25\text{ cm}^2.
+_UNIT_POWER = re.compile(
+    r"([A-Za-z]|\\(?:text|mathrm|mbox|operatorname)\s?\{[^{}\d]{0,40}\})\s?\^\s?(?:\{\s?[23]\s?\}|[23](?!\d))"
+)
 _MONEY = re.compile(r"\\?\$|\\[()]")
 # A minus is a sign unless a word, a digit or a closing parenthesis stands before it ("5-3" ends in 3, "x=-3" in -3).
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -67,8 +71,8 @@ def _statement(text: str, *, thinking: bool = False) -> str:
 
 
 def _spell(text: str) -> str:
-    text = join_digits(_MONEY.sub("", plain_characters(text)))
-    return _FRAC.sub(lambda f: f"{f[1]}{' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
+    text = join_digits(_MONEY.sub("", _UNIT_POWER.sub(r"\1", plain_characters(text))))
+    return _FRAC.sub(lambda f: f"{f[1] + ' ' if f[1] else ''}{f[2] or f[3]}/{f[4] or f[5]}", text)
 
 
 def _find_numbers(text: str) -> list[re.Match[str]]:

@@ -26,6 +26,8 @@ from megarl.rewards.number_text import join_digits, join_mixed
 
 _NOT_A_NUMBER = re.compile(r"[-+]?nan", re.IGNORECASE)
 _HEDGED_END = re.compile(r"(\S*\d[^\s,]*),?\s+or\s+(\S*\d\S*?)[^\w)}\]]*$", re.IGNORECASE)
+_SHARE = re.compile(r"([^%]+?)\s*\\?%", re.DOTALL)
+_PLAIN_NUMBER = re.compile(r"[-+]?[\d.]+")
 _SEVERAL_TEXTS = re.compile(r"(?:\\(?:text|mbox|mathrm)\b.*){2}", re.DOTALL)
 
 
@@ -133,6 +135,9 @@ class MathScorer:
     def _parse(self, expression: str) -> list[Any]:
         if not expression:
             return []
+        share = _SHARE.fullmatch(expression)
+        if share and not _PLAIN_NUMBER.fullmatch(share[1]):
+            return [_as_percent(part) for part in self._parse(share[1]) if not isinstance(part, str)]
         extraction = self._keeping_texts if _SEVERAL_TEXTS.search(expression) else self._extraction
         return self._parse_text(f"\\boxed{{{expression}}}", extraction)
 
@@ -150,11 +155,30 @@ class MathScorer:
 
 
 def _agree_on(gold: Any, answer: Any) -> bool:
-    """Equal for math-verify, and by our rules."""
+    """Equal for math-verify, and by our rules. A percentage equals its number with the sign and without."""
     from math_verify import verify
 
-    equal = verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=False)
-    return equal and not refuse(gold, answer)
+    def agree(one: Any, other: Any) -> bool:
+        equal = verify(one, other, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=False)
+        return bool(equal) and not refuse(one, other)
+
+    bare_gold, bare_answer = _without_percent(gold), _without_percent(answer)
+    one_has_the_sign = (bare_gold is gold) != (bare_answer is answer)
+    return agree(gold, answer) or (one_has_the_sign and agree(bare_gold, bare_answer))
+
+
+def _as_percent(value: Any) -> Any:
+    r"""math-verify's form of a percentage; it reads the sign after a plain number alone, not 33\frac13\%."""
+    from math_verify.parser import convert_to_pct
+    from sympy import Expr
+
+    return convert_to_pct(value) if isinstance(value, Expr) else value
+
+
+def _without_percent(value: Any) -> Any:
+    from math_verify.grader import get_pct_val
+
+    return get_pct_val(value, value)
 
 
 def _whole(visible: str) -> Answer | None:

@@ -24,6 +24,8 @@ _ASIDE = re.compile(r"\s+\((?=[^()]*[A-Za-z]{3})[^()\\]*\)\s*$")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _SPACING = re.compile(r"\\(?:left|right|displaystyle|,|;|!|:|quad|qquad)(?![A-Za-z])|[\s{}$]+")
+_SPACING_ENDS = ("\\\\", r"\,", r"\;", r"\:", r"\!", r"\quad", r"\qquad")
+_PUNCTUATION = (".", ",", ";", ":", "?")
 # Letters that are not a name or a unit.
 _MATHEMATICAL = frozenset(
     [
@@ -90,8 +92,8 @@ def clean_expression(content: str) -> str:
     punctuation, words after a number; "or" and "and" as commas; numbers as `join_digits` and `join_mixed` write
     them."""
     text = _DELIMITERS.sub("", content.strip().strip("`\"'"))
-    text = _CURRENCY.sub("", text).strip().rstrip(".,;:?").strip()
-    text = _ASIDE.sub("", text)
+    text = _drop_end(_CURRENCY.sub("", text).replace("~", " "))
+    text = _ASIDE.sub("", text).replace(r"\varnothing", r"\emptyset")
     text = _ROOT_IN_PARENTHESES.sub(r"\\sqrt{\1}", text)
     text = _PI.sub(r"\\pi ", _PERCENT_WORD.sub(r"\\%", text))
     text = join_mixed(join_digits(_CONNECTIVE.sub(", ", text).strip(" ,")))
@@ -135,6 +137,15 @@ def split_approximations(content: str) -> list[str]:
     r"""The sides of "\approx"; one where there is none. A name on its left, as in x \approx 3, is no side."""
     sides = [part.strip(" $") for part in _APPROXIMATELY.split(content)]
     return sides[1:] if len(sides) > 1 and _NAME.fullmatch(sides[0]) else sides
+
+
+def _drop_end(text: str) -> str:
+    """Without punctuation, spacing commands and line breaks at the end."""
+    text = text.strip()
+    while (found := next((end for end in _SPACING_ENDS if text.endswith(end)), None)) or text.endswith(_PUNCTUATION):
+        text = text.removesuffix(found) if found else text.rstrip("".join(_PUNCTUATION))
+        text = text.rstrip()
+    return text
 
 
 def _drop_unit(text: str) -> str:

@@ -6,6 +6,7 @@ Pure text to text; what is not a number passes unchanged.
 import re
 import unicodedata
 from decimal import Decimal
+from fractions import Fraction
 
 _LARGEST_EXPONENT = 400
 _SUPERSCRIPTS = {ord(sign): plain for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+", strict=True)}
@@ -42,6 +43,11 @@ _SCIENTIFIC = re.compile(
 )
 _LARGE = re.compile(r"(?<![\w.,^])(\d+(?:\.\d+)?|\.\d+)\s*(thousand|million|billion|trillion)\b", re.IGNORECASE)
 _ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_REPEATING = re.compile(
+    r"(?<![\d.,])(?P<whole>\d{0,30})\.(?P<fixed>\d{0,30})"
+    r"(?:\\(?:overline|bar|dot)\s*(?:\{\s*(?P<braced>\d{1,30})\s*\}|(?P<bare>\d))(?!\d|\s*\\dot)"
+    r"|\\dot\s*\{?(?P<first>\d)\}?(?P<middle>\d{0,30})\\dot\s*\{?(?P<last>\d)(?!\d)\}?)"
+)
 _MIXED = re.compile(r"(?<![\w./^)}])(\d{1,30}) +(\d{1,30})\s?/\s?(\d{1,30})(?![\d/.]|\s*[*/^])")
 
 
@@ -55,8 +61,9 @@ def plain_characters(text: str) -> str:
 
 
 def join_digits(text: str) -> str:
-    """Thousands without separators, scientific notation and "3 million" written out. "(100,200)" stays a pair: commas
-    in brackets separate."""
+    r"""Thousands without separators, scientific notation and "3 million" written out, repeating decimals
+    (0.\overline{36}) as fractions. "(100,200)" stays a pair: commas in brackets separate."""
+    text = _REPEATING.sub(_as_fraction, text)
     text = _THOUSANDS.sub(lambda found: _join(text, found), text)
     text = _LARGE.sub(lambda found: f"{Decimal(found[1]).scaleb(_ZEROS[found[2].lower()]):f}", text)
     return _SCIENTIFIC.sub(_write_out, text)
@@ -85,6 +92,14 @@ def _join(text: str, found: re.Match[str]) -> str:
     if before.rstrip().endswith(("(", "[", r"\{")) and after.lstrip().startswith((")", "]", r"\}")):
         return found[0]
     return re.sub(r"\D", "", found[0])
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    """The exact value of a repeating decimal."""
+    repeated = found["braced"] or found["bare"] or f"{found['first']}{found['middle']}{found['last']}"
+    fixed, scale = int(found["whole"] + found["fixed"] or "0"), 10 ** len(found["fixed"])
+    value = (fixed + Fraction(int(repeated), 10 ** len(repeated) - 1)) / scale
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator > 1 else str(value)
 
 
 def _write_out(found: re.Match[str]) -> str:

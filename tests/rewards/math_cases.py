@@ -335,6 +335,41 @@ RULES: list[Case] = [
     ("10", r"\boxed{5+5}", 1),
 ]
 
+REPEATING_AND_PERCENT: list[Case] = [
+    (r"0.\overline{36}", r"\boxed{\frac{4}{11}}", 1),
+    (r"0.\overline{36}", r"\boxed{0.\overline{36}}", 1),
+    (r"0.\overline{36}", r"\boxed{0.36}", 0),
+    (r"0.\overline{36}", r"\boxed{0.\overline{63}}", 0),
+    (r"1.2\overline{7}", r"\boxed{\frac{23}{18}}", 1),
+    (r"0.\dot{1}2\dot{3}", r"\boxed{\frac{41}{333}}", 1),
+    (r"-0.\overline{3}", r"\boxed{-\frac13}", 1),
+    (r"\frac23", r"The answer is $0.\overline{6}$.", 1),
+    (r"33\frac13\%", r"\boxed{33\frac{1}{3}\%}", 1),
+    (r"33\frac13\%", r"\boxed{33 1/3\%}", 1),
+    (r"33\frac13\%", r"\boxed{\frac{100}{3}}", 1),
+    (r"33\frac13\%", r"\boxed{\frac13}", 1),
+    (r"33\frac13\%", r"\boxed{\frac13\%}", 0),
+    (r"12.5\%", r"\boxed{12.5}", 1),
+    ("12.5", r"\boxed{12.5\%}", 1),
+    (r"12.5\%", r"\boxed{\frac18}", 1),
+    (r"12.5\%", r"\boxed{1250}", 0),
+    (r"0.125\%", r"\boxed{12.5\%}", 0),
+]
+
+SPELLINGS_OF_MATH: list[Case] = [
+    ("2", r"so $\boxed 2$.", 1),
+    (r"so $\boxed 2$", r"\boxed{2}", 1),
+    ("3", r"\boxed{2}, no: $\boxed 3$", 1),
+    ("2", r"\boxed{2} as asked, in \boxed notation.", 1),
+    (r"\frac12", r"$\boxed \frac{1}{2}$", 1),
+    (r"\varnothing", r"\boxed{\emptyset}", 1),
+    (r"\emptyset", r"\boxed{0}", 0),
+    ("100", r"\boxed{100~\text{cm}^2}", 1),
+    (r"34\,", r"\boxed{34}", 1),
+    (r"34 \\", r"\boxed{34}", 1),
+    ("120", r"\boxed{5!}", 1),
+]
+
 BY_KIND = {
     "markdown": MARKDOWN,
     "statements": STATEMENTS,
@@ -343,4 +378,6 @@ BY_KIND = {
     "numbers": NUMBERS,
     "expressions": EXPRESSIONS,
     "rules": RULES,
+    "repeating decimals and percent": REPEATING_AND_PERCENT,
+    "MATH's spellings": SPELLINGS_OF_MATH,
 }

@@ -2,6 +2,12 @@ r"""(ground truth, response, right) for the gsm8k verifier; 1 is right."""
 
 CASES: list[tuple[str, str, int]] = [
     ("72", "She has 72.", 1),
+    ("160", "160 km^2", 1),
+    ("160", "\\boxed{160\\text{ cm}^2}", 1),
+    ("160", "The answer is 160 m².", 1),
+    ("100", "The answer is 10^2", 0),
+    ("1/3", "0.\\overline{3}", 1),
+    ("0.3", "0.\\overline{3}", 0),
     ("72", "17 * 2 = 34 ... so\n#### 72", 1),
     ("72", "#### 72\nThere are 3 left over.", 1),
     ("72", r"\boxed{72}", 1),

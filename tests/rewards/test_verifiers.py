@@ -94,7 +94,20 @@ def test_no_response_raises(math_scorer: Callable[[str, str], float], response: 
 def test_long_responses_are_read_in_time(math_scorer: Callable[[str, str], float]) -> None:
     """Text that invites a search to start over at every position."""
     start = time.monotonic()
-    for piece in ("<think>", "**a ", "\\boxed{", "1,234 ", "`", "_a ", "answer to ", "$", "#### 1 ", "1 2/3 ", "( "):
+    for piece in (
+        "<think>",
+        "**a ",
+        "\\boxed{",
+        "1,234 ",
+        "`",
+        "_a ",
+        "answer to ",
+        "$",
+        "#### 1 ",
+        "1 2/3 ",
+        "( ",
+        " ",
+    ):
         text = piece * (60_000 // len(piece))
         assert score_last_number("7", text) == 0.0
         find_answer(read_visible(text))
