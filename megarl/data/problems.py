@@ -34,6 +34,9 @@ class Problems(Protocol):
     def take(self, indexes: Sequence[int]) -> list[Problem]:
         """These problems, in the order asked for."""
 
+    def read(self, start: int, stop: int) -> list[Problem]:
+        """Problems [start, stop)."""
+
     def place(self, index: int) -> str:
         """Where problem `index` comes from, for messages: file and row, or the task that made it."""
 
@@ -63,6 +66,9 @@ class _GeneratedProblems:
 
     def take(self, indexes: Sequence[int]) -> list[Problem]:
         return [self._read_one(index) for index in indexes]
+
+    def read(self, start: int, stop: int) -> list[Problem]:
+        return self.take(range(start, stop))
 
     def place(self, index: int) -> str:
         return f"reasoning-gym {self._task} problem {index}"

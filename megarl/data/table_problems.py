@@ -69,6 +69,9 @@ class TableProblems:
     def take(self, indexes: Sequence[int]) -> list[Problem]:
         return [self._convert(Fields(row, self._sources)) for row in self._rows.take(indexes)]
 
+    def read(self, start: int, stop: int) -> list[Problem]:
+        return self.take(range(start, stop))
+
     def place(self, index: int) -> str:
         return self._rows.place(index)
 
