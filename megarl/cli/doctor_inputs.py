@@ -106,7 +106,8 @@ def _check_model(config: RunConfig) -> str:
     model = _load_model(dump_config(config))
     shape = read_model_shape(Path(config.model.path))
     count = _total(hf_tensors(shape).values())
-    return f"{shape.family}, {count / 1e6:,.0f} M parameters as config.json says, {len(model.tokenizer)} tokens"
+    digits = 0 if count >= 1e8 else 1
+    return f"{shape.family}, {count / 1e6:,.{digits}f} M parameters as config.json says, {len(model.tokenizer)} tokens"
 
 
 def _check_data(config: RunConfig) -> str:

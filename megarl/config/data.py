@@ -94,7 +94,8 @@ class DataConfig(Config):
     system_prompt: str | None = None
     """Put before every conversation."""
     instruction: str | None = None
-    """Appended to the user's message, e.g. "Put the final answer in \\boxed{}."."""
+    """Appended to the user's message, e.g. 'Put the final answer in \\boxed{}.' (double quotes need two
+    backslashes)."""
     chat_template: bool = True
     """Wrap the prompt in the tokenizer's chat template, which alone writes special tokens then; false feeds the bare
     text after the tokenizer's own beginning-of-sequence token, where it has one."""

@@ -115,8 +115,9 @@ def describe_choices(values: tuple[Any, ...]) -> str:
 def _words(annotation: Any) -> str:
     if get_origin(annotation) is UnionType:
         return " or ".join(map(_words, get_args(annotation)))
-    if annotation == list[str]:
-        return "an array of strings"
+    if get_origin(annotation) in (list, tuple):
+        elements = {str: " of strings", int: " of integers"}
+        return f"an array{elements.get(_without_none(get_args(annotation)[0]), '')}"
     return _TYPE_WORDS.get(get_origin(annotation) or annotation, str(annotation))
 
 

@@ -14,7 +14,7 @@ from megarl.config.layers import Layers, Origin, Replacement
 from megarl.config.problems import describe_validation_error, describe_value
 from megarl.config.run import RunConfig
 from megarl.config.theory import TheoryConfig
-from megarl.config.toml_files import find_meant, read_files
+from megarl.config.toml_files import find_lost_backslashes, find_meant, read_files
 
 _OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _KINDS: dict[type[Config], tuple[str, str, str]] = {  # what it is, who reads it, an example
@@ -56,6 +56,8 @@ def load_section(path: Path | None, arguments: Sequence[str], schema: type[Schem
     """
     sources = _lay(path, arguments, schema)
     layers, problems = sources.layers, list(sources.problems)
+    for where, text in find_lost_backslashes(layers.table):
+        problems.append(text + _describe_origin(layers, where, text, several=len(sources.files) > 1))
     config: Schema | None = None
     try:
         config = schema.model_validate(layers.table)
@@ -152,7 +154,7 @@ def _describe_origin(layers: Layers, where: str, text: str, *, several: bool) ->
     origins = [layers.origin_of(where)] if where else layers.origins_in(text)
     shown = [origin for origin in origins if origin and (several or not origin.is_file)]
     suffix = f" [{', '.join(origin.label for origin in shown)}]" if shown else ""
-    return suffix + _quoting(where, text, shown)
+    return suffix + (_quoting(where, text, shown) or _bare_text(where, text, shown))
 
 
 def _quoting(where: str, text: str, origins: Sequence[Origin]) -> str:
@@ -161,3 +163,13 @@ def _quoting(where: str, text: str, origins: Sequence[Origin]) -> str:
         return ""
     key, _, value = (part.strip() for part in origins[0].text.partition("="))
     return f"; for text write '{where}=\"{value}\"'" if key == where and '"' not in value else ""
+
+
+def _bare_text(where: str, text: str, origins: Sequence[Origin]) -> str:
+    """That a table or an array was meant, whose value is not TOML: mostly a word without quotes."""
+    if not re.match(rf"{re.escape(where)}: expected (a table|an array).*, found .* \(string\)", text):
+        return ""
+    value = origins[0].text.partition("=")[2].strip() if origins and not origins[0].is_file else ""
+    if value[:1] not in ("{", "["):
+        return ""
+    return '; it is not TOML: words inside a table or an array need quotes, as in \'{a = "b"}\' or \'["a", "b"]\''

@@ -3,7 +3,7 @@
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,31 @@ def read_files(files: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     if problems:
         raise ConfigError("\n".join(problems), problems)
     return tables
+
+
+def find_lost_backslashes(value: Any, where: str = "") -> list[tuple[str, str]]:
+    """(dotted path, problem) of every string with a backspace or form feed: a quoted LaTeX \\boxed or \\frac.
+
+    TOML's double quotes read \\b and \\f as these, so the model would be shown "oxed" and nobody would notice.
+    """
+    if isinstance(value, Mapping):
+        return [
+            found
+            for key, inner in value.items()
+            for found in find_lost_backslashes(inner, f"{where}.{key}" if where else str(key))
+        ]
+    if isinstance(value, list):
+        return [found for inner in value for found in find_lost_backslashes(inner, where)]
+    if not isinstance(value, str):
+        return []
+    for letter, character, name in (("b", "\b", "backspace"), ("f", "\f", "form feed")):
+        if character in value:
+            word = letter + value.partition(character)[2].partition(" ")[0][:12]
+            text = (
+                f"{where}: expected text, found a {name} before {word[1:]!r}; TOML reads \\{letter} in double quotes so"
+            )
+            return [(where, f"{text}: write \\\\{word} there, or the text in single quotes")]
+    return []
 
 
 def find_meant(name: str, files: Sequence[Path]) -> list[Path]:
@@ -60,6 +85,8 @@ def _read_toml(path: Path, files: Sequence[Path]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file{_near_files(path, files)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: expected a TOML file, found a directory{_near_files(path, files)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as a TOML file: {error}") from error
     try:

@@ -200,10 +200,33 @@ def test_missing_file_suggests_near_names(tmp_path: Path) -> None:
 
 
 def test_directory_is_not_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read as a TOML file"):
+    with pytest.raises(ConfigError, match="expected a TOML file, found a directory"):
         load_config(tmp_path)
 
 
 def test_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(ConfigError("a\nb", ["a", "b"])))
     assert (str(error), error.problems) == ("a\nb", ("a", "b"))
+
+
+@pytest.mark.parametrize(("text", "meant"), [(r"in \boxed{}.", r"\\boxed{}."), (r"as \frac{a}{b}", r"\\frac{a}{b}")])
+def test_latex_in_double_quotes_is_not_read_as_a_control_character(tmp_path: Path, text: str, meant: str) -> None:
+    [problem] = problems_of(write_config(tmp_path), f'data.instruction="{text}"')
+    assert problem.startswith("data.instruction: expected text, found a ")
+    assert f"write {meant} there, or the text in single quotes" in problem
+    for right in (text.replace("\\", "\\\\").join('""'), f"'{text}'", text):
+        assert load_config(write_config(tmp_path), [f"data.instruction={right}"]).data.instruction == text
+
+
+@pytest.mark.parametrize("override", ["reward.verifier={kind=gsm8k}", "rollout.stop_strings=[a, b]"])
+def test_a_table_or_array_of_words_without_quotes(tmp_path: Path, override: str) -> None:
+    [problem] = problems_of(write_config(tmp_path), override)
+    assert "it is not TOML: words inside a table or an array need quotes" in problem
+
+
+def test_an_array_says_of_what(tmp_path: Path) -> None:
+    [strings, integers] = sorted(
+        problems_of(write_config(tmp_path), "rollout.stop_strings=x", "rollout.stop_token_ids=x")
+    )
+    assert "expected an array of strings" in strings
+    assert "expected an array of integers" in integers
