@@ -142,10 +142,15 @@ def test_a_worker_stopped_in_the_middle_of_an_answer_is_a_timeout() -> None:
 
 
 def test_workers_that_never_take_a_question_end_the_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_ready = process.ScoringProcess.wait_ready
+
+    def stop_when_ready(worker: process.ScoringProcess) -> None:
+        wait_ready(worker)
+        os.kill(worker.pid, signal.SIGSTOP)
+
     with make_pool(USER, workers=1) as pool:
-        monkeypatch.setattr(process, "_TAKEN_TIMEOUT_S", 0.0)
-        monkeypatch.setattr(process, "_limit_waits", lambda fd: None)
-        # No time at all: every fresh process counts as stopped.
+        monkeypatch.setattr(process, "_TAKEN_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(process.ScoringProcess, "wait_ready", stop_when_ready)
         with pytest.raises(RewardError, match=r"stood still 3 times .* the last was process \d+"):
             score(pool, "ok")
 
