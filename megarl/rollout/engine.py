@@ -194,6 +194,8 @@ class RolloutEngine:
         async with self._changed:
             self._changed.notify_all()
         await self._stop_llm(grace_s=grace_s)
+        if self._processes is not None:
+            self._processes.remove_semaphores()
         self._close_scratch()
 
     async def _stop_llm(self, *, grace_s: float) -> None:
