@@ -98,14 +98,7 @@ def _find_in_directory(directory: Path, data: FileData, where: str) -> list[Path
             raise ConfigError(f"{where}, data.train.subset: expected a directory {directory}, found nothing")
     while not (files := _data_files(directory)):
         directory = _choose_below(directory, data, where)
-    named = [file for file in files if _split_of(file.name)]
-    if named:
-        files = [file for file in files if _split_of(file.name) == data.split]
-    if not files:
-        raise ConfigError(
-            f"{where}: expected files of split {data.split!r} (data.train.split) in {directory}, "
-            f"found {_some([file.name for file in named])}"
-        )
+    files = _of_split(files, data, f"{where}: expected files of split", directory)
     _check_one_format(files, where)
     return files
 
@@ -115,20 +108,24 @@ def _data_files(directory: Path) -> list[Path]:
     return sorted(file for file in found if file_format(file) is not None and file.name not in _NOT_DATA)
 
 
+def _of_split(paths: list[Path], data: FileData, expected: str, directory: Path) -> list[Path]:
+    """Those of the asked split, where any name says of which it is; else all. ConfigError when there is none of it."""
+    named = [path for path in paths if _split_of(path.name)]
+    chosen = [path for path in named if _split_of(path.name) == data.split] if named else paths
+    if not chosen:
+        raise ConfigError(
+            f"{expected} {data.split!r} (data.train.split) in {directory}, found {_some([path.name for path in named])}"
+        )
+    return chosen
+
+
 def _choose_below(directory: Path, data: FileData, where: str) -> Path:
     """The directory below that holds the data: the only one, or the split's (hub snapshots have data/, or one a
     subset, or one a split)."""
     below = sorted(path for path in directory.iterdir() if path.is_dir() and _holds_data(path))
     if not below:
         raise ConfigError(f"{where}: no files in {directory} whose names end in {_EXPECTED}")
-    splits = [path for path in below if _split_of(path.name)]
-    if splits:
-        below = [path for path in splits if _split_of(path.name) == data.split]
-        if not below:
-            raise ConfigError(
-                f"{where}: expected split {data.split!r} (data.train.split) in {directory}, "
-                f"found {_some([path.name for path in splits])}"
-            )
+    below = _of_split(below, data, f"{where}: expected split", directory)
     if len(below) > 1:
         raise ConfigError(
             f"{where}: data in several directories of {directory} ({_some([path.name for path in below])}); "
