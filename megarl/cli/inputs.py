@@ -102,7 +102,7 @@ def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | 
         embedding_rows=model.embedding_rows,
         listen=listen,
     )
-    check_answers(config, prompts, listen)
+    prompts = check_answers(config, prompts, listen)
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
     )
@@ -111,23 +111,34 @@ def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | 
     return TrainInputs(prompts=prompts, sampler=sampler, experts=experts)
 
 
-def check_answers(config: RunConfig, prompts: PromptSet, listen: Listener | None = None) -> None:
-    """ConfigError with every ground truth that the verifier cannot read, by file and row; the first ones are named."""
+def check_answers(config: RunConfig, prompts: PromptSet, listen: Listener | None = None) -> PromptSet:
+    """The prompts whose ground truth the verifier can read; all of them, unless reward.unreadable_answers is "drop".
+
+    ConfigError with every ground truth that it cannot read, by file and row; the first ones are named.
+    """
     verifier = config.reward.verifier
     if not isinstance(verifier, MathVerifyReward | Gsm8kReward):
-        return
+        return prompts
     indexes: dict[str, list[int]] = {}
     read = report_progress(prompts.answers(), len(prompts), what="ground truths read", listen=listen)
     for index, answer in read:
         indexes.setdefault(answer, []).append(index)
     answers = read_answers(config.reward, indexes)
     found = report_progress(answers, len(indexes), what="ground truths checked", listen=listen)
-    bad = sorted((index, problem) for answer, problem in found if problem for index in indexes[answer])
+    bad = {index: problem for answer, problem in found if problem for index in indexes[answer]}
+    count = f'{len(bad)} of {len(prompts)} ground truths cannot be read by verifier "{verifier.kind}"'
     if not bad:
-        return
-    texts = [f"{prompts.place(index)}: {problem}; correct the row or remove it" for index, problem in bad[:_SHOWN_ROWS]]
+        return prompts
+    first = sorted(bad)[:_SHOWN_ROWS]
+    if config.reward.unreadable_answers == "drop" and len(bad) < len(prompts):
+        example = f"{prompts.place(first[0])}: {bad[first[0]]}"
+        return prompts.without(bad.keys(), why=f"{count} and are left out, the first: {example}")
+    action = 'correct the row, or leave such rows out with reward.unreadable_answers = "drop"'
+    if len(bad) == len(prompts):
+        action = "is the column the ground truth, and the verifier the data set's?"
+    texts = [f"{prompts.place(index)}: {bad[index]}; {action}" for index in first]
     if len(bad) > _SHOWN_ROWS:
-        texts.append(f'{len(bad)} of {len(prompts)} ground truths cannot be read by verifier "{verifier.kind}"')
+        texts.append(count)
     raise ConfigError("\n".join(texts), texts)
 
 

@@ -116,6 +116,8 @@ class RewardConfig(Config):
     more than answering wrong."""
     overlong: OverlongConfig | None = None
     """Penalty on long responses; absent: none. Its maximum length is rollout.max_response_tokens."""
+    unreadable_answers: Literal["error", "drop"] = "error"
+    """Problems whose ground truth the verifier cannot read. error: at start; drop: left out, and counted."""
     truncated_factor: float = Field(1.0, ge=0, le=1)
     """What a response cut off at the limit keeps of its lead over a wrong answer (ProRLv2's stop-properly penalty:
     0)."""

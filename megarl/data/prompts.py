@@ -3,7 +3,7 @@
 Prompts are made when they are read, the same each time; what every one of them must be is checked once, at load.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -50,6 +50,11 @@ class PromptSet(Sequence[Prompt]):
         for start in range(0, len(self), _BATCH_PROMPTS):
             kept = self._kept[start : start + _BATCH_PROMPTS]
             yield from zip(kept, (problem.answer for problem in self._problems.take(kept)), strict=True)
+
+    def without(self, indexes: Collection[int], *, why: str) -> "PromptSet":
+        """These prompts but those of `indexes`; `why` goes into the line on what was read."""
+        kept = [index for index in self._kept if index not in indexes]
+        return PromptSet(self._problems, self._encoder, kept, about=f"{self.about}; {why}")
 
     def place(self, index: int) -> str:
         """Where the problem of `index` comes from, for messages: file and row, or the task that made it."""

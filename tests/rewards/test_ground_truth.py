@@ -18,7 +18,7 @@ MATH = MathVerifyReward(kind="math_verify")
 GSM8K = Gsm8kReward(kind="gsm8k")
 
 
-def check(tmp_path: Path, verifier: Verifier, answers: list[Any], **fields: Any) -> None:
+def check(tmp_path: Path, verifier: Verifier, answers: list[Any], **fields: Any) -> PromptSet:
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"prompt": "p", "answer": answer}) + "\n" for answer in answers))
     data = DataConfig(train=FileData(source="file", path=str(file), layout="prompt_answer"))
@@ -26,7 +26,7 @@ def check(tmp_path: Path, verifier: Verifier, answers: list[Any], **fields: Any)
     no_encoder: Any = None  # answers are read without rendering prompts
     prompts = PromptSet(problems, no_encoder, range(len(problems)), about="")
     config: Any = SimpleNamespace(reward=RewardConfig(verifier=verifier, **fields))
-    check_answers(config, prompts)
+    return check_answers(config, prompts)
 
 
 def problems(tmp_path: Path, verifier: Verifier, answers: list[Any], **fields: Any) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def test_every_bad_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     assert [text.partition(":")[0].rpartition("/")[2] for text in found] == [
         f"train.jsonl line {line}" for line in (2, 4, 5, 6)
     ]
-    assert all(text.endswith("; correct the row or remove it") for text in found)
+    assert all(text.endswith("; correct the row, or leave such rows out with reward.unreadable_answers = \"drop\"") for text in found)
     assert "finds no expression in the ground truth ''" in found[0]
 
 
@@ -48,6 +48,19 @@ def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
     found = problems(tmp_path, GSM8K, ["1"] * 5 + ["no number"] * 40)
     assert len(found) == 11
     assert found[-1] == '40 of 45 ground truths cannot be read by verifier "gsm8k"'
+
+
+def test_bad_rows_are_left_out_by_choice_and_counted(tmp_path: Path) -> None:
+    kept = check(tmp_path, GSM8K, ["1", "no number", "2", ""], unreadable_answers="drop")
+    assert list(kept.answers()) == [(0, "1"), (2, "2")]
+    assert '2 of 4 ground truths cannot be read by verifier "gsm8k" and are left out, the first: ' in kept.about
+    assert "train.jsonl line 2: " in kept.about
+
+
+@pytest.mark.parametrize("choice", ["error", "drop"])
+def test_where_none_can_be_read_the_column_is_another_s(choice: str, tmp_path: Path) -> None:
+    (found, _) = problems(tmp_path, GSM8K, ["no number", ""], unreadable_answers=choice)
+    assert found.endswith("; is the column the ground truth, and the verifier the data set's?")
 
 
 def test_what_each_verifier_can_read(tmp_path: Path) -> None:
