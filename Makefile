@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12,$(if $(shell command 
 STACK ?= cpu
 # Where torch's CPU build is, should the indexes that pip is configured with not have it. PyPI has not.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Of `make test`. A third would wait: most of the time goes to runs that need two cores themselves.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -28,8 +30,8 @@ smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about an hour on 2 cores)
 	test -d models/smollm2-135m || $(BIN)/python tools/smollm2.py models/smollm2-135m
 	$(MEGARL) train configs/smollm2-135m.toml
 
-test: setup  ## every test but the slow ones
-	$(BIN)/python -m pytest -q
+test: setup  ## every test but the slow ones, in two processes
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
 
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -q -m "slow or not slow"
