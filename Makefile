@@ -31,7 +31,7 @@ smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about an hour on 2 cores)
 	$(MEGARL) train configs/smollm2-135m.toml
 
 test: setup  ## every test but the slow ones, in two processes
-	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
 
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -q -m "slow or not slow"

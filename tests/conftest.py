@@ -2,23 +2,38 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 # They start whole runs, make what a killed run leaves, or count what is left: one after the other, since the start of any
 # run removes what killed runs have left on the machine.
-MACHINE = ("e2e/", "runtime/test_leftovers.py", "cli/test_session.py", "cli/test_session_signals.py", "cli/test_report.py")
+MACHINE = (
+    "e2e/",
+    "runtime/test_leftovers.py",
+    "cli/test_session.py",
+    "cli/test_session_signals.py",
+    "cli/test_report.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n 2`: a file stays in one process, which makes its fixtures once; those in `MACHINE` share one."""
-    for item in items:
-        file = item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group("machine" if file.startswith(MACHINE) else file.replace("/", ".")))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n 2`: a file stays in one process, which makes its fixtures once; those in `MACHINE` share one.
+
+    (With pytest 9, xdist's own marks for groups have no effect.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0].removeprefix("tests/")
+            return "machine" if file.startswith(MACHINE) else file
+
+    config.option.loadscopereorder = False  # the whole runs first: they last longest
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
