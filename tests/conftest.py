@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
-# They start whole runs, make what a killed run leaves, or count what is left: one after the other, since the start of any
+# They start whole runs, make what a killed run leaves, or count what is left: one after the other, as the start of any
 # run removes what killed runs have left on the machine.
 MACHINE = (
     "e2e/",
