@@ -4,6 +4,7 @@ Processes are followed by their place in the tree while they live, so one that o
 process that the command did not start is ever touched.
 """
 
+import getpass
 import os
 import shutil
 import signal
@@ -37,7 +38,13 @@ class Megarl:
         self._shm_before = set(SHM.iterdir())
         self._stdout, self._stderr = cwd / "stdout.txt", cwd / "stderr.txt"
         self.started_s = time.monotonic()
-        environment = os.environ | {"TMPDIR": str(self.scratch), "RAY_TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "TMPDIR": str(self.scratch),
+            "RAY_TMPDIR": "/tmp",
+            "OMP_NUM_THREADS": "1",
+            # Where it is without the TMPDIR: else every run compiles PyTorch's C++ header anew, ten seconds of a core.
+            "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
+        }
         self.environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
