@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 from megarl.telemetry.leases import SHM, Lease, find_leases
-from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, parent_of, start_ticks
 
 _END_WAIT_S = 10.0
 _POLL_S = 0.1
+_MOST_ROUNDS = 4
 _RAY_SESSION = "session_"
 
 
@@ -101,12 +102,17 @@ def end_run_processes(*, grace_s: float) -> list[Leftover]:
 
     Returns what had to be killed or removed.
     """
-    mine = ProcessMark.of(os.getpid())
+    mine, run = ProcessMark.of(os.getpid()), os.environ.get(RUN_VARIABLE)
     await_end(_find_processes(mine), grace_s)
-    found = find_leftovers(ended=mine)
-    found = [leftover for leftover in found if leftover.run == os.environ.get(RUN_VARIABLE)]
-    clean_leftovers(found)
-    return found
+    removed: list[Leftover] = []
+    # Once more after the first time: what a process left that lived until then, or started meanwhile.
+    for _ in range(_MOST_ROUNDS):
+        found = [leftover for leftover in find_leftovers(ended=mine) if leftover.run == run]
+        if not found:
+            break
+        clean_leftovers(found)
+        removed += found
+    return removed
 
 
 def await_end(processes: Iterable[Leftover], timeout_s: float) -> None:
@@ -119,26 +125,49 @@ def await_end(processes: Iterable[Leftover], timeout_s: float) -> None:
 
 
 def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
+    """Processes with the mark of a driver that is gone, or `ended`, and all below them: Ray's agents, which show a long
+    name of their own choice, lose their environment to it."""
+    found: dict[int, Leftover] = {}
+    unmarked: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
+        pid = int(entry.name)
         try:
             if entry.stat().st_uid != os.getuid():
                 continue
-            started = start_ticks(int(entry.name))
             variables = _read_variables(entry)
-            driver = ProcessMark.parse(variables[DRIVER_VARIABLE])
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except (OSError, KeyError, ValueError):
-            continue  # it ended meanwhile, or is none of ours
-        if started is None or start_ticks(int(entry.name)) != started:
-            continue  # the number was given away while it was looked at
-        if driver != ended and driver.standing() != "dead":
-            continue
-        if driver == ended and "multiprocessing.resource_tracker" in command:
-            continue  # the driver's own, which lives as long
-        name = f"process {entry.name}: {command[:100]}"
-        yield Leftover("process", name, variables.get(RUN_VARIABLE, ""), pid=int(entry.name), started=started)
+            if DRIVER_VARIABLE not in variables:
+                unmarked[pid] = parent_of(pid) or 0
+            elif (run := _run_that_is_over(variables, ended)) is not None and (process := _describe(pid, run)):
+                found[pid] = process
+        except OSError:
+            continue  # it ended meanwhile
+    while below := [pid for pid, parent in unmarked.items() if parent in found]:
+        for pid in below:
+            parent = unmarked.pop(pid)
+            with suppress(OSError):
+                if process := _describe(pid, found[parent].run):
+                    found[pid] = process
+    # The driver's own tracker lives as long as the driver.
+    yield from (each for each in found.values() if ended is None or "multiprocessing.resource_tracker" not in each.name)
+
+
+def _run_that_is_over(variables: dict[str, str], ended: ProcessMark | None) -> str | None:
+    """The run of a process with these variables, if its driver is gone or `ended`."""
+    try:
+        driver = ProcessMark.parse(variables[DRIVER_VARIABLE])
+    except (KeyError, ValueError):
+        return None  # none of ours
+    return variables.get(RUN_VARIABLE, "") if driver == ended or driver.standing() == "dead" else None
+
+
+def _describe(pid: int, run: str) -> Leftover | None:
+    started = start_ticks(pid)
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    if started is None or start_ticks(pid) != started:
+        return None  # the number was given away while it was looked at
+    return Leftover("process", f"process {pid}: {command[:100]}", run, pid=pid, started=started)
 
 
 def _read_variables(process: Path) -> dict[str, str]:

@@ -79,12 +79,24 @@ def boot_id() -> str:
 
 def start_ticks(pid: int) -> int | None:
     """When process `pid` began, in clock ticks after the boot; None when there is none, or only its zombie."""
+    fields = _stat_fields(pid)
+    return None if fields is None else int(fields[19])
+
+
+def parent_of(pid: int) -> int | None:
+    """The process number of its parent; None as for `start_ticks`."""
+    fields = _stat_fields(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _stat_fields(pid: int) -> list[str] | None:
+    """/proc/PID/stat from the state on."""
     try:
         # The name in parentheses may hold anything, spaces and parentheses included.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    return None if fields[0] in ("Z", "X") else fields
 
 
 def _namespace() -> str:

@@ -70,7 +70,9 @@ def test_a_stopped_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_di
 @pytest.mark.slow
 def test_a_stopped_worker_of_vllm_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = write_tiny_config(tmp_path, tiny_model_dir)
-    with Megarl("train", config, ENDLESS, *SHORT, "rollout.tensor=2", cwd=tmp_path) as run:
+    # Two workers' first step takes its time.
+    patient = "rollout.stall_timeout_s=60"
+    with Megarl("train", config, ENDLESS, *SHORT, patient, "rollout.tensor=2", cwd=tmp_path) as run:
         wait_for_steps(run)
         worker = run.find("VLLM::Worker_TP1")[0]
         message = stop_and_wait(run, worker)

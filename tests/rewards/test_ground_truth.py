@@ -40,7 +40,10 @@ def test_every_bad_row_is_named_by_file_and_line(tmp_path: Path) -> None:
     assert [text.partition(":")[0].rpartition("/")[2] for text in found] == [
         f"train.jsonl line {line}" for line in (2, 4, 5, 6)
     ]
-    assert all(text.endswith("; correct the row, or leave such rows out with reward.unreadable_answers = \"drop\"") for text in found)
+    assert all(
+        text.endswith('; correct the row, or leave such rows out with reward.unreadable_answers = "drop"')
+        for text in found
+    )
     assert "finds no expression in the ground truth ''" in found[0]
 
 

@@ -108,6 +108,40 @@ def test_processes_of_a_live_run_of_another_machine_and_of_nobody_are_left_alone
         assert {leftover.pid for leftover in of_run(find_leftovers(ended=mine), run)} == {live.pid}
 
 
+def test_a_process_below_one_of_the_run_goes_with_it_though_it_lost_its_mark(run: str) -> None:
+    """Ray's agents overwrite their environment with the name they show."""
+    marks = {DRIVER_VARIABLE: str(mark_of_the_dead()), RUN_VARIABLE: run}
+    another = {DRIVER_VARIABLE: str(ProcessMark.of(os.getpid())), RUN_VARIABLE: "a live run"}
+    start = (
+        "import subprocess; "
+        "mine = subprocess.Popen(['sleep', '600'], env={}); "
+        f"other = subprocess.Popen(['sleep', '600'], env={another}); "
+        "print(mine.pid, other.pid, flush=True); mine.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", start], env=os.environ | marks, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child, other = map(int, parent.stdout.readline().split())
+    try:
+        assert {leftover.pid for leftover in of_run(find_leftovers(), run)} == {parent.pid, child}
+    finally:
+        for pid in (parent.pid, child, other):
+            os.kill(pid, 9)
+        parent.wait()
+
+
+def test_the_end_of_a_run_takes_the_files_of_a_process_that_lived_until_then(
+    run: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = ProcessMark.of(os.getpid())
+    monkeypatch.setenv(RUN_VARIABLE, run)
+    with sleeper(mine, run) as process:
+        lease = replace(Lease.take("engine"), owner=ProcessMark.of(process.pid), driver=mine, run=run)
+        lease.note([])
+        assert [leftover.kind for leftover in end_run_processes(grace_s=0.0)] == ["process", "directory"]
+        assert not lease.path.exists()
+        assert process.wait(5) == -9
+
+
 def test_a_number_given_away_again_is_not_killed(run: str) -> None:
     with sleeper(mark_of_the_dead(), run) as process:
         (found,) = of_run(find_leftovers(), run)
