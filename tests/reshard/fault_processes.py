@@ -22,6 +22,9 @@ from torch import Tensor
 from megarl.reshard import receiver, sender
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums
+from megarl.reshard.row_sums import compile_row_sums
+
+compile_row_sums()  # once, in the server that all are forked from, not in each while the others wait
 
 Action = Literal["kill", "stop", "flip"]
 
