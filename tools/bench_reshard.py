@@ -44,7 +44,7 @@ from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.gather import gather_hf_tensors, plan_gather
 from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
 from megarl.reshard.receiver import WeightReceiver
-from megarl.reshard.regions import Placed, Region, contiguous_strides, parameter_key
+from megarl.reshard.regions import Region, contiguous_strides, parameter_key
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer
 from megarl.reshard.sources import TrainerLayout
@@ -129,16 +129,13 @@ def measure_layout(name: str, trainer: tuple[int, int, int], rollout: tuple[int,
     grid = RankGrid(tensor=tensor, pipeline=pipeline, data=data)
     topology = pack_nodes(grid=grid, engines=rollout[0], tensor=rollout[1], gpus_per_node=GPUS_PER_NODE)
     request, targets = make_request(shape, topology)
-    placed = place_all(TrainerLayout(shape=shape, grid=grid), grid)
+    layout = TrainerLayout(shape=shape, grid=grid)
+    holdings = list(layout.holdings())
     takers = [
-        plan_taker(request, lambda stage, rank: placed[stage, rank], targets[taker % topology.tensor], taker=taker)
+        plan_taker(request, holdings, targets[taker % topology.tensor], taker=taker)
         for taker in range(topology.num_takers)
     ]
-    sent = []
-    for rank in range(grid.world_size):
-        position = grid.position(rank)
-        plan = plan_trainer(request, placed[position.pipeline, position.tensor], rank=rank)
-        sent.append(plan.bytes_sent)
+    sent = [plan_trainer(request, layout.held_by(rank), rank=rank).bytes_sent for rank in range(grid.world_size)]
     model = request.wanted.distinct_elements(range(topology.tensor))
     least = min(request.wanted.elements(rank) for rank in range(topology.tensor))
     return {
@@ -149,11 +146,6 @@ def measure_layout(name: str, trainer: tuple[int, int, int], rollout: tuple[int,
         "sent_max_over_mean": max(sent) / statistics.mean(sent),
         "gather_received_over_bound": model / least,
     }
-
-
-def place_all(layout: TrainerLayout, grid: RankGrid) -> dict[tuple[int, int], tuple[Placed, ...]]:
-    positions = [(stage, rank) for stage in range(grid.pipeline) for rank in range(grid.tensor)]
-    return {(stage, rank): layout.placed(pipeline=stage, tensor=rank) for stage, rank in positions}
 
 
 def read_shape(name: str) -> ModelShape:
@@ -173,11 +165,12 @@ def measure_planning(ranks: int) -> float:
         return PlanRequest(wanted=wanted, topology=topology, itemsize=2, bucket_bytes=BUCKET_BYTES)
 
     def trainer() -> None:
-        plan_trainer(request(), layout.placed(pipeline=1, tensor=3), rank=grid.world_size - 1)
+        rank = grid.world_size - 1
+        plan_trainer(request(), layout.held_by(rank), rank=rank)
 
     def taker() -> None:
         last = topology.num_takers - 1
-        plan_taker(request(), lambda stage, rank: layout.placed(pipeline=stage, tensor=rank), targets[1], taker=last)
+        plan_taker(request(), layout.holdings(), targets[1], taker=last)
 
     return max(cpu_seconds(trainer), cpu_seconds(taker))
 

@@ -31,6 +31,7 @@ from megarl.reshard.seal import Seal
 _ROW_WORDS = 1 << 10  # their weights, 16 KiB, stay in the first-level cache
 _CUDA_ROWS = 1 << 12  # rows per kernel: their products are in memory at once
 _WORD_BYTES = 8
+ROW_BYTES = _ROW_WORDS * _WORD_BYTES
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -56,22 +57,22 @@ class Checksums:
     def of_ranges(self, tensor: Tensor, ranges: Iterable[tuple[int, int]]) -> list[int]:
         """Of each range (first byte, last + 1) of a tensor's bytes."""
         data = as_bytes(tensor)
-        if data.is_cuda:
-            return [self._sealed(*self._sums_by_operations(data[start:stop])) for start, stop in ranges]
-        numbers = data.numpy()
-        return [self._sealed(*self._sums_compiled(numbers[start:stop])) for start, stop in ranges]
+        return [self.seal(stop - start, self.sums(data[start:stop])) for start, stop in ranges]
 
-    def _sealed(self, num_bytes: int, sums: bytes, rest: bytes) -> int:
-        seal = self._seal.of(b"checksum", num_bytes.to_bytes(_WORD_BYTES, "little"), sums + rest)
+    def sums(self, data: Tensor) -> bytes:
+        """What `seal` needs of [nbytes] uint8. Of data in pieces it is theirs joined, if all but the last are rows."""
+        return self._sums_by_operations(data) if data.is_cuda else self._sums_compiled(data.numpy())
+
+    def seal(self, num_bytes: int, sums: bytes) -> int:
+        """The checksum of so many bytes with these sums."""
+        seal = self._seal.of(b"checksum", num_bytes.to_bytes(_WORD_BYTES, "little"), sums)
         return int.from_bytes(seal[:_WORD_BYTES], "little")
 
-    def _sums_compiled(self, data: Bytes) -> tuple[int, bytes, bytes]:
-        """(bytes, the sums of all rows, the bytes that make no word) of host memory."""
+    def _sums_compiled(self, data: Bytes) -> bytes:
         whole = len(data) // _WORD_BYTES * _WORD_BYTES
-        return len(data), self._on_cpu.of(data[:whole]), data[whole:].tobytes()
+        return self._on_cpu.of(data[:whole]) + data[whole:].tobytes()
 
-    def _sums_by_operations(self, data: Tensor) -> tuple[int, bytes, bytes]:
-        """The same of a GPU's memory, by operations on tensors."""
+    def _sums_by_operations(self, data: Tensor) -> bytes:
         if data.data_ptr() % _WORD_BYTES or data.storage_offset() % _WORD_BYTES:
             data = data.clone()  # words need an aligned start
         num_words, over = divmod(data.numel(), _WORD_BYTES)
@@ -82,7 +83,7 @@ class Checksums:
             rows.append(words[full:].view(1, -1))
         weights = self._weights_on(data.device)
         sums = [sum_rows(part_RJ, weights[: 2 * part_RJ.shape[1]]).cpu().numpy().tobytes() for part_RJ in rows]
-        return data.numel(), b"".join(sums), data[data.numel() - over :].cpu().numpy().tobytes()
+        return b"".join([*sums, data[data.numel() - over :].cpu().numpy().tobytes()])
 
     def _weights_on(self, device: torch.device) -> Tensor:
         """[2 * _ROW_WORDS] int64."""

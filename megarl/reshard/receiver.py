@@ -143,12 +143,7 @@ class WeightReceiver:
         signals.put(f"taker-{taker}", {"node": node_name(), "digest": digest(rows)})
         wanted, _ = await_wanted(signals, offer)
         request = await_request(signals, offer, wanted)
-        layout = offer.layout
-
-        def sources(pipeline: int, tensor: int) -> Any:
-            return layout.placed(pipeline=pipeline, tensor=tensor)
-
-        return request, plan_taker(request, sources, targets, taker=taker)
+        return request, plan_taker(request, offer.layout.holdings(), targets, taker=taker)
 
     def _make_staging(self) -> tuple[Tensor, dict[str, Any]]:
         """([elements], address for others or nothing)."""
@@ -156,7 +151,7 @@ class WeightReceiver:
         if self.offer.transport != "shared_memory":
             return make_private(self._num_elements, self.offer.dtype, place), {}
         data, address = make_shared(self._num_elements, self.offer.dtype, place)
-        blocks = [[key.pipeline, key.tensor, list(key.wanted_by), start] for key, start in self._starts.items()]
+        blocks = [[key.as_json(), start] for key, start in self._starts.items()]
         self._signals.put(f"memory-{self._taker}", {"address": address, "blocks": blocks})
         return data, address
 

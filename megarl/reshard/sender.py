@@ -131,9 +131,7 @@ class WeightSender:
         if self._rank == 0:
             announce_nodes(signals, offer, digests)
         request = await_request(signals, offer, wanted)
-        position = offer.grid.position(self._rank)
-        placed = offer.layout.placed(pipeline=position.pipeline, tensor=position.tensor)
-        return request.topology, plan_trainer(request, placed, rank=self._rank)
+        return request.topology, plan_trainer(request, offer.layout.held_by(self._rank), rank=self._rank)
 
     def _open_memory(self, signals: Signals) -> dict[int, tuple[Tensor, dict[BlockKey, int]]]:
         """(staging memory, first element of each block in it) of every worker this rank packs into."""
@@ -145,10 +143,7 @@ class WeightSender:
             except SignalTimeout:
                 raise TransportError(f"{self._topology.describe_peer(peer)} did not say where its memory is") from None
             data = open_shared(found["address"], self._offer.dtype, owner=self._topology.describe_peer(peer))
-            starts = {
-                BlockKey(pipeline, tensor, tuple(wanted_by)): start
-                for pipeline, tensor, wanted_by, start in found["blocks"]
-            }
+            starts = {BlockKey.from_json(key): start for key, start in found["blocks"]}
             memory[peer] = data, starts
         return memory
 

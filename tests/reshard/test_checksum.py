@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megarl.reshard.checksum import Checksums, as_bytes
+from megarl.reshard.checksum import ROW_BYTES, Checksums, as_bytes
 from megarl.reshard.seal import Seal
 
 SECRET = "1f" * 32
@@ -64,7 +64,7 @@ def test_tensor_operations_and_the_compiled_loop_agree(words: int, extreme: bool
     if extreme:
         tensor.view(torch.int32)[:] = -(2**31)
     data = as_bytes(tensor)
-    expected = 8 * words, sums_by_hand(data.numpy().tobytes()), b""
+    expected = sums_by_hand(data.numpy().tobytes())
     assert CHECKSUMS._sums_by_operations(data) == expected
     assert CHECKSUMS._sums_compiled(data.numpy()) == expected
 
@@ -76,7 +76,14 @@ def test_ranges_begin_and_end_at_any_byte(start: int, length: int) -> None:
     piece = data[start : start + length]
     expected = by_hand(piece.numpy().tobytes())
     assert CHECKSUMS.of_ranges(data, [(0, 0), (start, start + length)])[1] == expected
-    assert CHECKSUMS._sealed(*CHECKSUMS._sums_by_operations(piece)) == expected
+    assert CHECKSUMS.seal(length, CHECKSUMS._sums_by_operations(piece)) == expected
+
+
+def test_pieces_of_whole_rows_have_the_sums_of_the_whole() -> None:
+    data = torch.randint(0, 255, (5 * ROW_BYTES + 11,), dtype=torch.uint8)
+    for cut in (ROW_BYTES, 3 * ROW_BYTES):
+        sums = CHECKSUMS.sums(data[:cut]) + CHECKSUMS.sums(data[cut:])
+        assert CHECKSUMS.seal(data.numel(), sums) == CHECKSUMS.of(data)
 
 
 def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
@@ -86,8 +93,8 @@ def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
     found = set()
     for number in range(64):
         checksums = Checksums(Seal(f"{number:064x}", purpose="tests"))
-        assert checksums._sums_compiled(as_bytes(base).numpy())[1] == bytes(8)
-        sums = checksums._sums_compiled(as_bytes(changed).numpy())[1]
+        assert checksums._sums_compiled(as_bytes(base).numpy()) == bytes(8)
+        sums = checksums._sums_compiled(as_bytes(changed).numpy())
         assert int.from_bytes(sums, "little") % 2**31 == 0
         found.add(sums)
     assert len(found) == 64
