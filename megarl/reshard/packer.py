@@ -42,9 +42,10 @@ class Packer:
         """Fill `out` [elements] with the place's elements; returns their checksums, part by part."""
         key, first, _ = place
         parts, data = self.parts.of(place), as_bytes(out)
+        lists = list(cut_pieces(parts, out.itemsize))
         found: list[Future[list[bytes]]] = []
         with tally.time("pack_s"):
-            for pieces in cut_pieces(parts, out.itemsize):
+            for pieces in lists:
                 start, stop = pieces[0].start, pieces[-1].stop
                 pack_range(self._parameters, self._blocks[key], first + start, first + stop, out=out[start:stop])
                 if not out.is_cuda:
@@ -54,7 +55,7 @@ class Packer:
                 size = out.itemsize
                 return self._checksums.of_ranges(out, ((part.start * size, part.stop * size) for part in parts))
             sums = [bytearray() for _ in parts]
-            for pieces, future in zip(cut_pieces(parts, out.itemsize), found, strict=True):
+            for pieces, future in zip(lists, found, strict=True):
                 for piece, of_piece in zip(pieces, future.result(), strict=True):
                     sums[piece.part] += of_piece
             return [

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarl.reshard.checksum import ROW_BYTES, Checksums, as_bytes
@@ -45,6 +45,7 @@ def by_hand(data: bytes) -> int:
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_equals_the_formula(data: bytes) -> None:
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     assert CHECKSUMS.of(tensor) == by_hand(data)
@@ -101,6 +102,7 @@ def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
 
 
 @given(st.integers(0, 999), st.integers(0, 31), st.integers(0, 999))
+@settings(deadline=None)
 def test_notices_one_bit_and_one_exchange(position: int, bit: int, other: int) -> None:
     words = torch.arange(1000, dtype=torch.int32) * 77777
     expected = CHECKSUMS.of(words)
