@@ -8,7 +8,9 @@
   seconds of the gather path: whole tensors gathered on rank 0 by point-to-point, broadcast in buckets while the next
   are gathered, and the worker's slices copied out. Two pipeline stages to one engine of three tensor ranks, all over
   gloo, five processes of one thread, in turn, medians.
-* checksum_share_of_time: the slower side's seconds in checksums, over all of a publication.
+* checksum_share_of_time: what checksums add to such a publication's wall time: seconds with them over seconds without
+  any, less one; both kinds in turn, in the order that alternates, medians. checksum_share_of_cpu: the same of the CPU
+  seconds of all five processes, gloo's threads included: what they cost where the CPUs have nothing else to do.
 * delta_bytes_over_dense: of the second step of a real run on SmolLM2 (configs/smollm2-135m.toml).
 * plan_seconds_per_rank: CPU seconds of one core for the slower of a trainer's and a worker's plan, from the layouts on;
   Qwen2.5-7B, half of the ranks trainer (tensor 4 x pipeline 2), half engines of tensor 2.
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +42,18 @@ from megarl.models.shape import ModelShape, parse_model_config, read_model_shape
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.policy.weights import rank_layout
+from megarl.reshard import receiver
 from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.gather import gather_hf_tensors, plan_gather
-from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
+from megarl.reshard.pack import pack_range
+from megarl.reshard.packer import Packer
+from megarl.reshard.plan import Place, PlanRequest, plan_taker, plan_trainer
 from megarl.reshard.receiver import WeightReceiver
-from megarl.reshard.regions import Placed, Region, contiguous_strides, parameter_key
+from megarl.reshard.regions import Region, contiguous_strides, parameter_key
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer
 from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.tally import Tally
 from megarl.reshard.topology import Topology, pack_nodes
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
@@ -65,6 +71,7 @@ LAYOUTS = (  # shape, trainer tensor x pipeline x data, engines x tensor
     ("qwen2.5-72b", (8, 4, 2), (4, 8)),
     ("llama-3.1-405b", (8, 14, 1), (2, 16)),
 )
+PATHS = ("shards", "unchecked", "gather")
 GRID = RankGrid(tensor=1, pipeline=2, data=1)
 ENGINE_TENSOR = 3
 EXAMPLES = """examples:
@@ -96,7 +103,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--repeats", type=int, default=7, help="publications of each kind that are timed (default 7)")
+    parser.add_argument("--repeats", type=int, default=15, help="publications of each kind that are timed (default 15)")
     parser.add_argument("--no-run", action="store_true", help="leave out the training run that measures deltas")
     parser.add_argument("--model", type=Path, default=SMOLLM2, help="SmolLM2-135M as tools/smollm2.py writes it")
     options = parser.parse_args(arguments)
@@ -129,16 +136,13 @@ def measure_layout(name: str, trainer: tuple[int, int, int], rollout: tuple[int,
     grid = RankGrid(tensor=tensor, pipeline=pipeline, data=data)
     topology = pack_nodes(grid=grid, engines=rollout[0], tensor=rollout[1], gpus_per_node=GPUS_PER_NODE)
     request, targets = make_request(shape, topology)
-    placed = place_all(TrainerLayout(shape=shape, grid=grid), grid)
+    layout = TrainerLayout(shape=shape, grid=grid)
+    holdings = list(layout.holdings())
     takers = [
-        plan_taker(request, lambda stage, rank: placed[stage, rank], targets[taker % topology.tensor], taker=taker)
+        plan_taker(request, holdings, targets[taker % topology.tensor], taker=taker)
         for taker in range(topology.num_takers)
     ]
-    sent = []
-    for rank in range(grid.world_size):
-        position = grid.position(rank)
-        plan = plan_trainer(request, placed[position.pipeline, position.tensor], rank=rank)
-        sent.append(plan.bytes_sent)
+    sent = [plan_trainer(request, layout.held_by(rank), rank=rank).bytes_sent for rank in range(grid.world_size)]
     model = request.wanted.distinct_elements(range(topology.tensor))
     least = min(request.wanted.elements(rank) for rank in range(topology.tensor))
     return {
@@ -149,11 +153,6 @@ def measure_layout(name: str, trainer: tuple[int, int, int], rollout: tuple[int,
         "sent_max_over_mean": max(sent) / statistics.mean(sent),
         "gather_received_over_bound": model / least,
     }
-
-
-def place_all(layout: TrainerLayout, grid: RankGrid) -> dict[tuple[int, int], tuple[Placed, ...]]:
-    positions = [(stage, rank) for stage in range(grid.pipeline) for rank in range(grid.tensor)]
-    return {(stage, rank): layout.placed(pipeline=stage, tensor=rank) for stage, rank in positions}
 
 
 def read_shape(name: str) -> ModelShape:
@@ -173,11 +172,12 @@ def measure_planning(ranks: int) -> float:
         return PlanRequest(wanted=wanted, topology=topology, itemsize=2, bucket_bytes=BUCKET_BYTES)
 
     def trainer() -> None:
-        plan_trainer(request(), layout.placed(pipeline=1, tensor=3), rank=grid.world_size - 1)
+        rank = grid.world_size - 1
+        plan_trainer(request(), layout.held_by(rank), rank=rank)
 
     def taker() -> None:
         last = topology.num_takers - 1
-        plan_taker(request(), lambda stage, rank: layout.placed(pipeline=stage, tensor=rank), targets[1], taker=last)
+        plan_taker(request(), layout.holdings(), targets[1], taker=last)
 
     return max(cpu_seconds(trainer), cpu_seconds(taker))
 
@@ -198,18 +198,24 @@ def cpu_seconds(function: Callable[[], None]) -> float:
 def measure_wall(model: Path, *, repeats: int) -> dict[str, float]:
     """Both paths in turn, in one set of processes."""
     rows = run_processes(transfer_main, GRID.world_size + ENGINE_TENSOR, str(model), repeats)
-    shards = statistics.median(max(row["shards"][turn] for row in rows) for turn in range(1, repeats + 1))
-    gather = statistics.median(max(row["gather"][turn] for row in rows) for turn in range(1, repeats + 1))
-    checks = statistics.median(max(row["checksum"][turn] for row in rows) for turn in range(1, repeats + 1))
-    return {"wall_ratio_to_gather": shards / gather, "checksum_share_of_time": checks / shards}
+    wall, cpu = {}, {}
+    for path in PATHS:
+        turns = [[row[path][turn] for row in rows] for turn in range(1, repeats + 1)]
+        wall[path] = statistics.median(max(of_rank[0] for of_rank in turn) for turn in turns)
+        cpu[path] = statistics.median(sum(of_rank[1] for of_rank in turn) for turn in turns)
+    return {
+        "wall_ratio_to_gather": wall["shards"] / wall["gather"],
+        "checksum_share_of_time": wall["shards"] / wall["unchecked"] - 1,
+        "checksum_share_of_cpu": cpu["shards"] / cpu["unchecked"] - 1,
+    }
 
 
-def transfer_main(model: str, repeats: int) -> dict[str, list[float]]:
-    """One process: trainer ranks first, then workers. The first turn of each path does not count."""
+def transfer_main(model: str, repeats: int) -> dict[str, list[tuple[float, float]]]:
+    """One process: trainer ranks first, then workers. (wall, CPU) seconds by path; the first turn does not count."""
     rank, shape = dist.get_rank(), read_model_shape(model)
     offer = make_offer(shape)
     endpoint, store = open_session()
-    seconds: dict[str, list[float]] = {"shards": [], "gather": [], "checksum": []}
+    seconds: dict[str, list[tuple[float, float]]] = {path: [] for path in PATHS}
     if rank < GRID.world_size:
         parameters = make_parameters(shape, rank)
         keyed = {parameter_key(0, name): values for name, values in parameters.items()}
@@ -221,10 +227,12 @@ def transfer_main(model: str, repeats: int) -> dict[str, list[float]]:
         end = WeightReceiver(endpoint, taker=tensor_rank, record=lambda _: targets)
     gather = GatherPath(shape, rank, parameters)
     for turn in range(repeats + 1):
-        with timed(seconds["shards"]):
-            seconds["checksum"].append(publish_shards(end, parameters, version=turn + 1))
-        with timed(seconds["gather"]):
-            gather.publish()
+        for path in PATHS if turn % 2 else reversed(PATHS):
+            with unchecked() if path == "unchecked" else nullcontext(), timed(seconds[path]):
+                if path == "gather":
+                    gather.publish()
+                else:
+                    publish_shards(end, parameters, version=len(seconds["shards"]) + len(seconds["unchecked"]) + 1)
     end.close()
     return seconds
 
@@ -247,15 +255,33 @@ def make_offer(shape: ModelShape) -> Offer:
     )
 
 
-def publish_shards(end: WeightSender | WeightReceiver, parameters: Mapping[str, Tensor], *, version: int) -> float:
-    """Seconds in checksums."""
+def publish_shards(end: WeightSender | WeightReceiver, parameters: Mapping[str, Tensor], *, version: int) -> None:
     if isinstance(end, WeightSender):
-        return end.publish(version).checksum_s
+        end.publish(version)
+        return
     end.begin()
     end.await_version(version)
     for name, parameter in parameters.items():
         end.fill(name, parameter)
-    return end.checksum_s
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Within, publications have no checksums: their headers say 0 of every part, and nobody reads the elements."""
+
+    def pack(packer: Packer, place: Place, out: Tensor, tally: Tally) -> list[int]:
+        key, start, stop = place
+        with tally.time("pack_s"):
+            pack_range(packer._parameters, packer._blocks[key], start, stop, out=out)
+        return [0] * len(packer.parts.of(place))
+
+    before = Packer.pack, receiver.compute_part_checksums
+    Packer.pack = pack  # type: ignore[method-assign]
+    receiver.compute_part_checksums = lambda _elements, parts, _checksums: [0] * len(parts)
+    try:
+        yield
+    finally:
+        Packer.pack, receiver.compute_part_checksums = before  # type: ignore[method-assign]
 
 
 def make_parameters(shape: ModelShape, rank: int) -> dict[str, Tensor]:
@@ -314,12 +340,12 @@ class GatherPath:
 
 
 @contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    """From all processes ready to this one done."""
+def timed(seconds: list[tuple[float, float]]) -> Iterator[None]:
+    """(wall, CPU) from all processes ready to this one done."""
     dist.barrier()
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     yield
-    seconds.append(time.perf_counter() - started)
+    seconds.append((time.perf_counter() - started[0], time.process_time() - started[1]))
 
 
 def run_processes(function: Callable[..., Any], count: int, *args: Any) -> list[Any]:

@@ -6,7 +6,7 @@ What a worker receives is what it wants, once (the plan's invariant); the worker
 it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megarl.models.boxes import Box
@@ -17,7 +17,7 @@ from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.cost import Load, choose_fanout, estimate_seconds
 from megarl.reshard.fanout import FANOUTS, Fanout, Spread
 from megarl.reshard.plan import PlanRequest, TransferPlan, plan_taker, plan_trainer
-from megarl.reshard.regions import Placed, Region, contiguous_strides
+from megarl.reshard.regions import Region, contiguous_strides
 from megarl.reshard.sources import TrainerLayout
 from megarl.reshard.topology import NVLINK_AND_INFINIBAND, LinkSpeeds, Topology
 
@@ -109,17 +109,16 @@ def _plan_trainers(request: PlanRequest, layout: TrainerLayout) -> Iterator[tupl
     for stage in distinct_stages(grid.pipeline):
         inner = 0 < stage < grid.pipeline - 1
         for tensor in range(grid.tensor):
-            placed = layout.placed(pipeline=stage, tensor=tensor)
-            rank = grid.rank(tensor=tensor, data=0, pipeline=stage)
-            yield plan_trainer(request, placed, rank=rank), grid.pipeline - 2 if inner else 1
+            holding = layout.holding(pipeline=stage, tensor=tensor)
+            yield plan_trainer(request, [holding], rank=holding.holders.first), grid.pipeline - 2 if inner else 1
 
 
 def _bytes_of_position(request: PlanRequest, plan: TransferPlan) -> int:
-    """What all replicas of a trainer position send together."""
+    """What all ranks of a trainer position send together."""
     total = 0
     for key, block in plan.blocks.items():
         nodes = request.topology.takers_by_node(key.wanted_by)
-        spread = Spread(fanout=plan.fanout, num_elements=block.num_elements, nodes=nodes, replicas=1, min_share=1)
+        spread = Spread(fanout=plan.fanout, num_elements=block.num_elements, nodes=nodes, holders=1, min_share=1)
         total += spread.num_copies * block.num_elements
     return total * request.itemsize
 
@@ -129,8 +128,4 @@ def _plan_worker(
 ) -> TransferPlan:
     """The plan of tensor rank `rank` of the first engine, whose parameters are taken to be one box each."""
     targets = {box: (Region(box.tensor, 0, contiguous_strides(box.shape)),) for box in boxes[rank]}
-
-    def sources(pipeline: int, tensor: int) -> Sequence[Placed]:
-        return layout.placed(pipeline=pipeline, tensor=tensor)
-
-    return plan_taker(request, sources, targets, taker=rank)
+    return plan_taker(request, layout.holdings(), targets, taker=rank)

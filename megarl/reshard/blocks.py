@@ -1,29 +1,64 @@
-"""What a trainer position has for the engines, cut into blocks.
+"""What the trainer has for the engines, cut into blocks.
 
-A block holds the elements that one (pipeline, tensor) position of the trainer holds and exactly one set of an engine's
-tensor ranks wants. It is a run of elements: units end to end, each a box in row-major order. Sender and receiver cut
-it from the same layouts, so that a range of a block's elements means the same on both sides without being described.
+A block holds the elements that one set of the trainer's ranks holds, all of them alike, and exactly one set of an
+engine's tensor ranks wants. It is a run of elements: units end to end, each a box in row-major order. Sender and
+receiver cut it from the same layouts, so that a range of a block's elements means the same on both sides without being
+described. Which ranks hold a part is the layout's to say (sources.py): data-parallel replicas are one such set, the
+replicas of an expert another.
 
 Invariants: every element an engine's tensor rank wants is in exactly one block; blocks are the same for every engine
-and every data-parallel replica; nothing here depends on their number.
+and every holder; nothing here depends on their number.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from megarl.models.boxes import Box
 from megarl.reshard.regions import Placed, Region, intersect, narrow
 
-Sources = Callable[[int, int], Sequence[Placed]]
-"""(pipeline, tensor) -> what the trainer's ranks of that position hold."""
+
+class Holders(NamedTuple):
+    """Trainer ranks that hold the same, and share the sending of it: `num` of them, `step` apart.
+
+    Megarl's grids number their ranks axis by axis, so that the ranks which differ along one axis only are such a row.
+    """
+
+    first: int
+    step: int = 1
+    num: int = 1
+
+    def rank(self, index: int) -> int:
+        """The index-th of them."""
+        return self.first + self.step * index
+
+    def index_of(self, rank: int) -> int:
+        """Which of them a rank is; ValueError for one that is none."""
+        index, between = divmod(rank - self.first, self.step)
+        if between or not 0 <= index < self.num:
+            raise ValueError(f"trainer rank {rank} is none of {self}")
+        return index
+
+
+class Holding(NamedTuple):
+    """What some trainer ranks send from, and who they are."""
+
+    holders: Holders
+    placed: Sequence[Placed]
 
 
 class BlockKey(NamedTuple):
-    """Which trainer position holds the block and which tensor ranks of an engine want it."""
+    """Which trainer ranks hold the block and which tensor ranks of an engine want it."""
 
-    pipeline: int
-    tensor: int
+    holders: Holders
     wanted_by: tuple[int, ...]
+
+    def as_json(self) -> list[list[int]]:
+        return [list(self.holders), list(self.wanted_by)]
+
+    @classmethod
+    def from_json(cls, fields: list[list[int]]) -> "BlockKey":
+        holders, wanted_by = fields
+        return cls(Holders(*holders), tuple(wanted_by))
 
 
 class Unit(NamedTuple):
@@ -90,10 +125,10 @@ class WantedBoxes:
         )
 
 
-def cut_source_blocks(placed: Sequence[Placed], wanted: WantedBoxes, *, pipeline: int, tensor: int) -> list[Block]:
-    """The blocks of one trainer position, in order of their keys; units lie where the trainer has them."""
-    cut = _Cutter(pipeline, tensor)
-    for piece in placed:
+def cut_source_blocks(holding: Holding, wanted: WantedBoxes) -> list[Block]:
+    """The blocks of one holding, in order of their keys; units lie where the trainer has them."""
+    cut = _Cutter(holding.holders)
+    for piece in holding.placed:
         for box, ranks in wanted.of(piece.box.tensor):
             if common := intersect(piece.box, box):
                 cut.add(ranks, common, (narrow(piece, common),))
@@ -105,19 +140,18 @@ def cut_target_blocks(
     wanted: WantedBoxes,
     *,
     tensor_rank: int,
-    sources: Sources,
-    positions: Iterable[tuple[int, int]],
+    holdings: Iterable[Holding],
 ) -> list[Block]:
-    """All blocks that tensor rank `tensor_rank` wants, over the trainer's positions; units lie in `targets`.
+    """All blocks that tensor rank `tensor_rank` wants of all the trainer's holdings; units lie in `targets`.
 
     Raises:
         LayoutError: the trainer does not hold every wanted element exactly once.
     """
     missing = {box: box.num_elements for box in targets}
     blocks: list[Block] = []
-    for pipeline, tensor in positions:
-        cut = _Cutter(pipeline, tensor)
-        for piece in sources(pipeline, tensor):
+    for holding in holdings:
+        cut = _Cutter(holding.holders)
+        for piece in holding.placed:
             for box, ranks in wanted.of(piece.box.tensor):
                 if tensor_rank in ranks and (common := intersect(piece.box, box)):
                     cut.add(ranks, common, tuple(narrow(Placed(box, region), common) for region in targets[box]))
@@ -133,10 +167,10 @@ def cut_target_blocks(
 
 
 class _Cutter:
-    """Collects the units of one position's blocks, in the order of the trainer's table."""
+    """Collects the units of one holding's blocks, in the order of the trainer's table."""
 
-    def __init__(self, pipeline: int, tensor: int) -> None:
-        self._position = pipeline, tensor
+    def __init__(self, holders: Holders) -> None:
+        self._holders = holders
         self._units: dict[tuple[int, ...], list[Unit]] = {}
         self._sizes: dict[tuple[int, ...], int] = {}
 
@@ -147,7 +181,7 @@ class _Cutter:
 
     def blocks(self) -> list[Block]:
         return [
-            Block(BlockKey(*self._position, ranks), self._sizes[ranks], tuple(self._units[ranks]))
+            Block(BlockKey(self._holders, ranks), self._sizes[ranks], tuple(self._units[ranks]))
             for ranks in sorted(self._units)
         ]
 

@@ -1,34 +1,37 @@
 """Keyed 64-bit checksums of a tensor's bytes that CPU and CUDA compute alike.
 
-The bytes are read as little-endian int64 words x[i, j] in rows of `_ROW_WORDS`. A row gives two sums modulo 2**64,
-sum_j x[i, j] * w[j] and sum_j (x[i, j] >> 32) * v[j], with w and v of 64 bits each drawn from the session's secret.
-All sums, the bytes that make no whole word and the number of bytes go through the session's seal (HMAC-SHA256), of
-which 64 bits are the checksum. The sums are integers, so the result does not depend on device, thread count or
-summation order.
+The bytes are read as little-endian signed 32-bit halves h[i, k] of 64-bit words, in rows of `_ROW_WORDS` words. A row
+gives the sum over k of h[i, k] * u[k] modulo 2**64, with every u[k] of 64 bits drawn from the session's secret. All
+sums, the bytes that make no whole word and the number of bytes go through the session's seal (HMAC-SHA256), of which 64
+bits are the checksum. The sums are integers, so the result does not depend on device, thread count or summation order.
 
 What a stranger can do who sees and changes what is on the wire, but has not the secret: he guesses. Two tensors of one
-length differ in a word; if in its upper half, the second sum differs by d * v[j] + (what other words add) with
-0 < |d| < 2**32, which takes any one value for at most 2**31 of the 2**64 values of v[j]; if in its lower half only, the
-first sum likewise. So a changed tensor has the same sums with probability at most 2**-33 over the secret, whatever he
-changes; the seal hides the sums, so that he learns nothing from checksums he has seen, and gives another 2**-64. A
-guess that fails ends the session with an error that names it.
+length differ in some half of some row, by d with 0 < |d| < 2**32; that row's sums then differ by d * u[k] + (what its
+other halves add, whose weights are drawn apart from u[k]). 2**31 is the highest power of two that may divide d, so
+d * u[k] takes any one value modulo 2**64 for at most 2**31 of the 2**64 values of u[k]: a changed tensor has the same
+sums with probability at most 2**-33 over the secret, whatever he changes. The seal hides the sums, so that he learns
+nothing from checksums he has seen, and gives another 2**-64. A guess that fails ends the session with an error that
+names it. This is the multilinear family of Lemire and Kaser, "Strongly universal string hashing is fast" (2014).
 
-Why two sums: bits that only reach the top of a 64-bit product are lost to one (two flipped signs would pass). Why not
-SHA-256 or GHASH: they read host memory only, so weights on a GPU would have to be copied to the host to be checked.
+Why halves and not whole words: bits that only reach the top of a 64-bit product are lost to it (two flipped signs would
+pass). Why not SHA-256 or GHASH: they read host memory only, so weights on a GPU would have to be copied to the host to
+be checked. Why compiled for the CPU (row_sums.py): one pass over memory takes as long as memory does, where tensor
+operations took four to five times as long.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from megarl.reshard.row_sums import Bytes, RowSums, compile_row_sums
 from megarl.reshard.seal import Seal
 
-_ROW_WORDS = 1 << 13
-_CUDA_ROWS = 512  # rows per kernel: their products are in memory at once
-_CPU_ROWS = 8  # their shifted words stay in the cache
+_ROW_WORDS = 1 << 10  # their weights, 16 KiB, stay in the first-level cache
+_CUDA_ROWS = 1 << 12  # rows per kernel: their products are in memory at once
 _WORD_BYTES = 8
-_HALF = 32
+ROW_BYTES = _ROW_WORDS * _WORD_BYTES
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -37,56 +40,58 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 class Checksums:
-    """Computes the checksums of one session."""
+    """Computes the checksums of one session. The first of a process compiles, which takes a second."""
 
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
         drawn = hashlib.shake_256(seal.of(b"weights of the checksum")).digest(2 * _ROW_WORDS * _WORD_BYTES)
-        self._weights = {torch.device("cpu"): torch.frombuffer(bytearray(drawn), dtype=torch.int64).view(2, _ROW_WORDS)}
+        weights = torch.frombuffer(bytearray(drawn), dtype=torch.int64)
+        self._weights = {torch.device("cpu"): weights}
+        self._on_cpu = RowSums(compile_row_sums(), weights.numpy())
 
     def of(self, tensor: Tensor) -> int:
         """Of a tensor of any dtype, shape and device, in 0 .. 2**64 - 1. Only bytes count, not dtype and shape."""
+        (checksum,) = self.of_ranges(tensor, [(0, tensor.nbytes)])
+        return checksum
+
+    def of_ranges(self, tensor: Tensor, ranges: Iterable[tuple[int, int]]) -> list[int]:
+        """Of each range (first byte, last + 1) of a tensor's bytes."""
         data = as_bytes(tensor)
-        sums = b"".join(word.to_bytes(_WORD_BYTES, "little", signed=True) for word in self._sums(data))
-        seal = self._seal.of(b"checksum", data.numel().to_bytes(_WORD_BYTES, "little"), sums)
+        return [self.seal(stop - start, self.sums(data[start:stop])) for start, stop in ranges]
+
+    def sums(self, data: Tensor) -> bytes:
+        """What `seal` needs of [nbytes] uint8. Of data in pieces it is theirs joined, if all but the last are rows."""
+        return self._sums_by_operations(data) if data.is_cuda else self._sums_compiled(data.numpy())
+
+    def seal(self, num_bytes: int, sums: bytes) -> int:
+        """The checksum of so many bytes with these sums."""
+        seal = self._seal.of(b"checksum", num_bytes.to_bytes(_WORD_BYTES, "little"), sums)
         return int.from_bytes(seal[:_WORD_BYTES], "little")
 
-    def _sums(self, data: Tensor) -> list[int]:
-        if data.data_ptr() % _WORD_BYTES:
+    def _sums_compiled(self, data: Bytes) -> bytes:
+        whole = len(data) // _WORD_BYTES * _WORD_BYTES
+        return self._on_cpu.of(data[:whole]) + data[whole:].tobytes()
+
+    def _sums_by_operations(self, data: Tensor) -> bytes:
+        if data.data_ptr() % _WORD_BYTES or data.storage_offset() % _WORD_BYTES:
             data = data.clone()  # words need an aligned start
         num_words, over = divmod(data.numel(), _WORD_BYTES)
         words = data[: num_words * _WORD_BYTES].view(torch.int64)
         full = num_words // _ROW_WORDS * _ROW_WORDS
-        weights_2J = self._weights_on(words.device)
-        sums = _row_sums(words[:full].view(-1, _ROW_WORDS), weights_2J)
+        rows = [*words[:full].view(-1, _ROW_WORDS).split(_CUDA_ROWS)] if full else []
         if full < num_words:
-            rest = words[full:]
-            sums += _row_sums(rest.view(1, -1), weights_2J[:, : rest.numel()])
-        if over:
-            tail = torch.zeros(_WORD_BYTES, dtype=torch.uint8, device=data.device)
-            tail[:over] = data[num_words * _WORD_BYTES :]
-            sums += tail.view(torch.int64).tolist()  # as it is: it is sealed with the sums
-        return sums
+            rows.append(words[full:].view(1, -1))
+        weights = self._weights_on(data.device)
+        sums = [sum_rows(part_RJ, weights[: 2 * part_RJ.shape[1]]).cpu().numpy().tobytes() for part_RJ in rows]
+        return b"".join([*sums, data[data.numel() - over :].cpu().numpy().tobytes()])
 
     def _weights_on(self, device: torch.device) -> Tensor:
-        """[2, _ROW_WORDS] int64."""
+        """[2 * _ROW_WORDS] int64."""
         if device not in self._weights:
             self._weights[device] = self._weights[torch.device("cpu")].to(device)
         return self._weights[device]
 
 
-def _row_sums(words_RJ: Tensor, weights_2J: Tensor) -> list[int]:
-    """Both sums of every row, row after row."""
-    if not len(words_RJ):
-        return []
-    parts = words_RJ.split(_CUDA_ROWS if words_RJ.is_cuda else _CPU_ROWS)
-    return torch.cat([torch.stack(_two_sums(part, weights_2J), dim=1).view(-1) for part in parts]).tolist()
-
-
-def _two_sums(words_RJ: Tensor, weights_2J: Tensor) -> tuple[Tensor, Tensor]:
-    low_J, high_J = weights_2J
-    upper_RJ = words_RJ >> _HALF
-    if words_RJ.is_cuda:
-        return (words_RJ * low_J).sum(dim=1), (upper_RJ * high_J).sum(dim=1)
-    # Without products in memory; CUDA has it for floats only.
-    return torch.mv(words_RJ, low_J), torch.mv(upper_RJ, high_J)
+def sum_rows(words_RJ: Tensor, weights_2J: Tensor) -> Tensor:
+    """[R] int64: the sum of each row of words, two halves a word."""
+    return (words_RJ.view(torch.int32) * weights_2J).sum(dim=1)

@@ -7,11 +7,11 @@ Every taker of a block gets all of it once. Four ways, from the plainest:
 * relay: the first node gets it from the trainer, every other node from the node before it;
 * all_gather: each node gets a stripe from the trainer, and the stripes go round the ring of nodes.
 
-In the last two takers exchange stripes inside their node as in the second. Data-parallel replicas of the trainer hold
-the same block and share the copies of it evenly, to the element.
+In the last two takers exchange stripes inside their node as in the second. The trainer ranks that hold a block share
+the copies of it evenly, to the element.
 
-Invariants: a hop's range lies inside what its sender has by hops of smaller depth (replicas have everything); a taker
-hands a stripe on in the pieces in which it came, one from each replica that sends of it.
+Invariants: a hop's range lies inside what its sender has by hops of smaller depth (holders have everything); a taker
+hands a stripe on in the pieces in which it came, one from each holder that sends of it.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class Hop(NamedTuple):
     start: int
     stop: int
     sender: int
-    """At depth 0 a data-parallel replica of the trainer, else a taker."""
+    """At depth 0 the index of one of the block's holders, else a taker."""
     receiver: int
     depth: int
     base: int
@@ -56,9 +56,10 @@ class Spread:
     num_elements: int
     nodes: tuple[tuple[int, ...], ...]
     """The block's takers, node by node."""
-    replicas: int
+    holders: int
+    """Trainer ranks that hold it."""
     min_share: int
-    """Replicas and nodes share in parts of at least so many elements: smaller messages cost more than they save."""
+    """Holders and nodes share in parts of at least so many elements: smaller messages cost more than they save."""
 
     @property
     def num_copies(self) -> int:
@@ -71,22 +72,22 @@ class Spread:
             case "relay" | "all_gather":
                 return 1
 
-    def from_replica(self, replica: int) -> Iterator[Hop]:
-        """What data-parallel replica `replica` sends."""
-        low, high = self._share(replica)
+    def from_holder(self, holder: int) -> Iterator[Hop]:
+        """What the holder of this index sends."""
+        low, high = self._share(holder)
         for copy in range(low // self.num_elements, -(-high // self.num_elements)):
             base = copy * self.num_elements
             for stripe in self._stripes(copy):
                 start, stop = max(low - base, stripe.start), min(high - base, stripe.stop)
                 if start < stop:
-                    yield Hop(start, stop, replica, self._carrier(stripe, stripe.first_node), 0, stripe.start)
+                    yield Hop(start, stop, holder, self._carrier(stripe, stripe.first_node), 0, stripe.start)
 
     def to_taker(self, taker: int) -> Iterator[Hop]:
         """What the taker receives."""
         for stripe, node, passed in self._passing(taker):
             carrier = self._carrier(stripe, node)
             before = self._carrier(stripe, (node - 1) % len(self.nodes))
-            for hop in self._from_replicas(stripe, taker):
+            for hop in self._from_holders(stripe, taker):
                 if carrier != taker:
                     yield hop._replace(sender=carrier, depth=passed + 1)
                 elif passed:
@@ -102,7 +103,7 @@ class Spread:
             others = [other for other in self.nodes[node] if other != taker] if self.fanout != "direct" else []
             if passed + 1 < stripe.num_nodes:
                 others.insert(0, self._carrier(stripe, (node + 1) % len(self.nodes)))
-            for hop in self._from_replicas(stripe, taker):
+            for hop in self._from_holders(stripe, taker):
                 for other in others:
                     yield hop._replace(sender=taker, receiver=other, depth=passed + 1)
 
@@ -151,18 +152,18 @@ class Spread:
         raise IndexError(number)
 
     def _num_shares(self) -> int:
-        """Replicas that send: all, or as many as give each a share worth sending."""
-        return max(1, min(self.replicas, self.num_copies * self.num_elements // self.min_share))
+        """Holders that send: all, or as many as give each a share worth sending."""
+        return max(1, min(self.holders, self.num_copies * self.num_elements // self.min_share))
 
-    def _share(self, replica: int) -> tuple[int, int]:
-        """The replica's part of all copies laid end to end; empty for one that does not send."""
+    def _share(self, holder: int) -> tuple[int, int]:
+        """The holder's part of all copies laid end to end; empty for one that does not send."""
         shares = self._num_shares()
-        share = -(-replica * shares // self.replicas)  # the share of replica floor(share * replicas / shares)
-        if share == shares or share * self.replicas // shares != replica:
+        share = -(-holder * shares // self.holders)  # the share of holder floor(share * holders / shares)
+        if share == shares or share * self.holders // shares != holder:
             return 0, 0
         return _part(self.num_copies * self.num_elements, share, shares)
 
-    def _from_replicas(self, stripe: Stripe, taker: int) -> Iterator[Hop]:
+    def _from_holders(self, stripe: Stripe, taker: int) -> Iterator[Hop]:
         """The trainer's hops that bring a stripe to its first taker."""
         total, shares = self.num_copies * self.num_elements, self._num_shares()
         base = stripe.copy * self.num_elements
@@ -173,7 +174,7 @@ class Spread:
             if start >= stripe.stop:
                 return
             if start < stop:
-                yield Hop(start, stop, share * self.replicas // shares, taker, 0, stripe.start)
+                yield Hop(start, stop, share * self.holders // shares, taker, 0, stripe.start)
             share += 1
 
 

@@ -44,8 +44,8 @@ class Envelope:
 
     def of(self, words: Tensor) -> bytes:
         """The seal of a header's words but the last four."""
-        (pipeline, tensor, wanted_by), start, stop = self.place
-        name = json.dumps([self.serial, pipeline, tensor, list(wanted_by), start, stop]).encode()
+        block, start, stop = self.place
+        name = json.dumps([self.serial, block.as_json(), start, stop]).encode()
         return self.seal.of(b"header", name, words.numpy().tobytes())
 
 

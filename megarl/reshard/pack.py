@@ -54,7 +54,8 @@ class PartsTable:
 
 def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...], checksums: Checksums) -> list[int]:
     """One 64-bit checksum a part, of a message's elements [num_elements]."""
-    return [checksums.of(elements[part.start : part.stop]) for part in parts]
+    size = elements.itemsize
+    return checksums.of_ranges(elements, ((part.start * size, part.stop * size) for part in parts))
 
 
 def pack_range(parameters: Mapping[str, Tensor], block: Block, start: int, stop: int, *, out: Tensor) -> None:

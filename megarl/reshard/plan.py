@@ -8,7 +8,7 @@ in which a message comes after those that bring its sender the data, so that ran
 in that order cannot wait for each other in a circle.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from megarl.models.boxes import Box
 from megarl.reshard.blocks import (
     Block,
     BlockKey,
+    Holding,
     LayoutError,
-    Sources,
     WantedBoxes,
     cut_source_blocks,
     cut_target_blocks,
 )
 from megarl.reshard.cost import Load, choose_fanout, estimate_seconds, measure_load
 from megarl.reshard.fanout import Fanout, Hop, Spread
-from megarl.reshard.regions import Placed, Region
+from megarl.reshard.regions import Region
 from megarl.reshard.topology import Topology
 
 _MIN_SHARE_BYTES = 1 << 22
@@ -125,34 +125,31 @@ class PlanRequest:
         )
 
 
-def plan_trainer(request: PlanRequest, placed: Sequence[Placed], *, rank: int) -> TransferPlan:
-    """The plan of trainer rank `rank`, which holds `placed`."""
-    position = request.topology.grid.position(rank)
-    blocks = cut_source_blocks(placed, request.wanted, pipeline=position.pipeline, tensor=position.tensor)
+def plan_trainer(request: PlanRequest, holdings: Iterable[Holding], *, rank: int) -> TransferPlan:
+    """The plan of trainer rank `rank`, which is a holder of all `holdings`; ValueError where it is not."""
+    blocks = [block for holding in holdings for block in cut_source_blocks(holding, request.wanted)]
     planner = _Planner(request)
     sends = [
         message
         for block in blocks
-        for message in planner.messages(block.key, planner.spread(block).from_replica(position.data))
+        for message in planner.messages(block.key, planner.spread(block).from_holder(block.key.holders.index_of(rank)))
     ]
     return planner.plan(rank, blocks, sends=sends, receives=(), bound_elements=0)
 
 
 def plan_taker(
-    request: PlanRequest, sources: Sources, targets: Mapping[Box, tuple[Region, ...]], *, taker: int
+    request: PlanRequest, holdings: Iterable[Holding], targets: Mapping[Box, tuple[Region, ...]], *, taker: int
 ) -> TransferPlan:
-    """The plan of engine worker `taker`, whose parameters want `targets`.
+    """The plan of engine worker `taker`, whose parameters want `targets`, of all the trainer's `holdings`.
 
     Raises:
         LayoutError: the trainer does not hold every wanted element.
     """
-    grid = request.topology.grid
     blocks = cut_target_blocks(
         targets,
         request.wanted,
         tensor_rank=taker % request.topology.tensor,
-        sources=sources,
-        positions=[(pipeline, tensor) for pipeline in range(grid.pipeline) for tensor in range(grid.tensor)],
+        holdings=holdings,
     )
     planner = _Planner(request)
     sends: list[Message] = []
@@ -190,7 +187,7 @@ class _Planner:
             fanout=self._fanout,
             num_elements=block.num_elements,
             nodes=self._nodes[takers],
-            replicas=self._topology.grid.data,
+            holders=block.key.holders.num,
             min_share=max(1, _MIN_SHARE_BYTES // self._request.itemsize),
         )
 
@@ -200,10 +197,7 @@ class _Planner:
             yield from _in_buckets(self._message(key, hop), hop.base, self._bucket_elements)
 
     def _message(self, key: BlockKey, hop: Hop) -> Message:
-        if hop.depth:
-            sender = self._topology.taker_peer(hop.sender)
-        else:
-            sender = self._topology.grid.rank(tensor=key.tensor, data=hop.sender, pipeline=key.pipeline)
+        sender = self._topology.taker_peer(hop.sender) if hop.depth else key.holders.rank(hop.sender)
         return Message(0, hop.depth, key, hop.start, hop.stop, self._topology.taker_peer(hop.receiver), sender)
 
     def plan(

@@ -13,15 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, KeysView
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.reshard.blocks import BlockKey, Unit
+from megarl.reshard.blocks import Unit
+from megarl.reshard.channel import Announced, Delivery, StagingLayout
+from megarl.reshard.channels import channel_facts, open_inlet
 from megarl.reshard.checksum import Checksums
-from megarl.reshard.delta import apply_changes
+from megarl.reshard.fanout import Fanout
 from megarl.reshard.message import (
     DENSE,
     Envelope,
@@ -46,7 +47,7 @@ from megarl.reshard.session import (
     joining,
 )
 from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError, connect_store
-from megarl.reshard.staging import close_shared, make_private, make_shared, node_name
+from megarl.reshard.staging import node_name
 from megarl.reshard.wire import Flight, Wire, local_address
 
 NOT_INSTALLED = "no weight of the engine was changed"
@@ -60,8 +61,9 @@ class _Arrival:
     message: Message
     header: Header
     parts: tuple[Part, ...]
-    payload: Tensor
-    flight: Flight | None
+    elements: Tensor
+    """Its place in staging memory."""
+    delivery: Delivery
 
 
 class WeightReceiver:
@@ -83,7 +85,7 @@ class WeightReceiver:
             TransportError: the trainer cannot be reached, or peers did not come.
             LayoutError: the model wants what the trainer does not hold.
         """
-        self._taker, self._device = taker, torch.device(device)
+        self._taker = taker
         self._serial = 0
         self._thread: threading.Thread | None = None
         self._error: TransportError | None = None
@@ -97,13 +99,14 @@ class WeightReceiver:
         self._signals = Signals(store, timeout_s=endpoint.timeout_s)
         self.offer = self._await_offer(endpoint)
         engine, tensor_rank = divmod(taker, self.offer.tensor)
+        facts = channel_facts(self.offer, torch.device(device))
         with joining(self._signals, f"engine {engine} worker {tensor_rank}"):
-            request, self.plan = self._agree(record(self.offer))
+            request, self.plan = self._agree(record(self.offer), facts.fanout)
             self._topology = request.topology
             self._parts = PartsTable(self.plan.blocks)
             self._messages = sorted((*self.plan.receives, *self.plan.sends))
-            self._starts, self._num_elements = _lay_out(self.plan)
-            self._staging, self._address = self._make_staging()
+            self._layout = StagingLayout.of(self.plan)
+            self._inlet = open_inlet(self.offer, self._layout, self._signals, taker=taker, device=torch.device(device))
             self._held = self._index_regions()
             self._wire = Wire(
                 store,
@@ -111,7 +114,7 @@ class WeightReceiver:
                 peer=self._topology.taker_peer(taker),
                 num_peers=self._topology.num_peers,
                 timeout_s=endpoint.timeout_s,
-                device=self._device if self.offer.by_nccl else torch.device("cpu"),
+                device=facts.wire_device,
                 describe_peer=self._topology.describe_peer,
             )
 
@@ -130,7 +133,7 @@ class WeightReceiver:
             )
         return offer
 
-    def _agree(self, targets: Targets) -> tuple[PlanRequest, TransferPlan]:
+    def _agree(self, targets: Targets, fanout: Fanout | None) -> tuple[PlanRequest, TransferPlan]:
         signals, offer, taker = self._signals, self.offer, self._taker
         engine, tensor_rank = divmod(taker, offer.tensor)
         rows = dump_boxes(list(targets))
@@ -142,23 +145,8 @@ class WeightReceiver:
             signals.put(f"wanted-{tensor_rank}", rows)
         signals.put(f"taker-{taker}", {"node": node_name(), "digest": digest(rows)})
         wanted, _ = await_wanted(signals, offer)
-        request = await_request(signals, offer, wanted)
-        layout = offer.layout
-
-        def sources(pipeline: int, tensor: int) -> Any:
-            return layout.placed(pipeline=pipeline, tensor=tensor)
-
-        return request, plan_taker(request, sources, targets, taker=taker)
-
-    def _make_staging(self) -> tuple[Tensor, dict[str, Any]]:
-        """([elements], address for others or nothing)."""
-        place = self._device if self.offer.staging == "device" else torch.device("cpu")
-        if self.offer.transport != "shared_memory":
-            return make_private(self._num_elements, self.offer.dtype, place), {}
-        data, address = make_shared(self._num_elements, self.offer.dtype, place)
-        blocks = [[key.pipeline, key.tensor, list(key.wanted_by), start] for key, start in self._starts.items()]
-        self._signals.put(f"memory-{self._taker}", {"address": address, "blocks": blocks})
-        return data, address
+        request = await_request(signals, offer, wanted, fanout=fanout)
+        return request, plan_taker(request, offer.layout.holdings(), targets, taker=taker)
 
     def _index_regions(self) -> dict[str, list[tuple[int, Unit, Region]]]:
         """Parameter -> (first element in staging memory, unit, its region) of everything that goes into it."""
@@ -166,7 +154,7 @@ class WeightReceiver:
         for key, block in self.plan.blocks.items():
             for unit in block.units:
                 for region in unit.regions:
-                    held.setdefault(region.parameter, []).append((self._starts[key] + unit.start, unit, region))
+                    held.setdefault(region.parameter, []).append((self._layout.starts[key] + unit.start, unit, region))
         return held
 
     # receiving
@@ -257,41 +245,21 @@ class WeightReceiver:
         self._version = header.version if self._version is None else self._version
         if header.version != self._version:
             raise TransportError(f"messages of versions {self._version} and {header.version} came together")
-        elements = self._elements(message).view(torch.uint8)
-        fits = header.num_bytes == elements.numel() if header.kind == DENSE else header.num_bytes <= elements.numel()
+        elements = self._inlet.staging[self._layout.bounds(message)]
+        fits = header.num_bytes == elements.nbytes if header.kind == DENSE else header.num_bytes <= elements.nbytes
         if not fits:
-            raise TransportError(
-                f"{name_parts(parts)}: {elements.numel()} bytes expected, {header.num_bytes} announced"
-            )
-        if self.offer.transport == "shared_memory":
-            return _Arrival(message, header, parts, elements, None)
-        if header.kind != DENSE or elements.device != self._wire.device:
-            payload = torch.empty(header.num_bytes, dtype=torch.uint8, device=self._wire.device)
-        else:
-            payload = elements
-        flight = self._wire.receive(payload, message.sender, what=f"version {header.version}, {name_parts(parts)},")
-        return _Arrival(message, header, parts, payload, flight)
-
-    def _elements(self, message: Message) -> Tensor:
-        low = self._starts[message.block] + message.start
-        return self._staging[low : low + message.num_elements]
+            raise TransportError(f"{name_parts(parts)}: {elements.nbytes} bytes expected, {header.num_bytes} announced")
+        what = f"version {header.version}, {name_parts(parts)},"
+        announced = Announced(header=header, elements=elements, sender=message.sender, what=what, wire=self._wire)
+        return _Arrival(message, header, parts, elements, self._inlet.start(announced))
 
     def _finish(self, arrival: _Arrival | None) -> None:
         """The message is in staging memory and its checksums agree, or TransportError."""
         if arrival is None:
             return
-        if arrival.flight is not None:
-            arrival.flight.land()
-        elements, payload = self._elements(arrival.message), arrival.payload
-        if arrival.header.kind != DENSE:
-            try:
-                apply_changes(elements, payload.to(elements.device))
-            except ValueError as error:
-                raise TransportError(f"{name_parts(arrival.parts)}: {error}") from None
-        elif payload.data_ptr() != elements.data_ptr():
-            elements.view(torch.uint8).copy_(payload)
+        arrival.delivery.land()
         started = time.perf_counter()
-        found = compute_part_checksums(elements, arrival.parts, self._checksums)
+        found = compute_part_checksums(arrival.elements, arrival.parts, self._checksums)
         self.checksum_s += time.perf_counter() - started
         sender = self._topology.describe_peer(arrival.message.sender)
         compare_checksums(arrival.parts, arrival.header.checksums, found, sender=sender)
@@ -302,7 +270,7 @@ class WeightReceiver:
         what = f"version {header.version}, {name_parts(arrival.parts)},"
         envelope = Envelope(self._seal, self._serial, message.place)
         words = make_header(header, envelope).to(self._wire.device)
-        tensors = (words, arrival.payload)
+        tensors = (words, arrival.delivery.payload)
         return [self._wire.send(tensor, message.receiver, what=what) for tensor in tensors]
 
     # installing
@@ -318,21 +286,11 @@ class WeightReceiver:
             for low, unit, region in self._held[name]:
                 shape = unit.box.shape
                 view = view_region(parameter, region, (0,) * len(shape), shape)
-                view.copy_(self._staging[low : low + unit.box.num_elements].view(shape))
+                view.copy_(self._inlet.staging[low : low + unit.box.num_elements].view(shape))
 
     def close(self) -> None:
         """Leave the wire and let the staging memory go. Idempotent."""
         self._closing = True
         self._wire.close()
         self._join_thread()
-        close_shared(self._address)
-        self._address = {}
-
-
-def _lay_out(plan: TransferPlan) -> tuple[dict[BlockKey, int], int]:
-    """(first element of each block in staging memory, elements in all)."""
-    starts, total = {}, 0
-    for key, block in plan.blocks.items():
-        starts[key] = total
-        total += block.num_elements
-    return starts, total
+        self._inlet.close()

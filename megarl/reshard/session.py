@@ -25,6 +25,7 @@ from megarl.models.shape import ModelShape
 from megarl.models.table import Spec
 from megarl.parallel.grid import RankGrid
 from megarl.reshard.blocks import WantedBoxes
+from megarl.reshard.fanout import Fanout
 from megarl.reshard.plan import PlanRequest
 from megarl.reshard.regions import Region
 from megarl.reshard.seal import Seal, SealedStore
@@ -95,11 +96,6 @@ class Offer:
     """Where the engines' workers put what arrives."""
     delta: bool
     """Send only changed elements where that is smaller."""
-
-    @property
-    def by_nccl(self) -> bool:
-        """Messages travel between GPUs. Into shared memory weights go by themselves: gloo carries the headers."""
-        return self.device == "cuda" and self.transport == "network"
 
     @property
     def layout(self) -> TrainerLayout:
@@ -180,8 +176,13 @@ def announce_nodes(signals: Signals, offer: Offer, digests: Sequence[str]) -> No
     signals.put("nodes", [[names.index(name) for name in trainers], [names.index(taker["node"]) for taker in takers]])
 
 
-def await_request(signals: Signals, offer: Offer, wanted: Sequence[Sequence[Box]]) -> PlanRequest:
-    """What the plans are made from; TransportError when policy rank 0 does not say where everyone is."""
+def await_request(
+    signals: Signals, offer: Offer, wanted: Sequence[Sequence[Box]], *, fanout: Fanout | None
+) -> PlanRequest:
+    """What the plans are made from; TransportError when policy rank 0 does not say where everyone is.
+
+    fanout: the only one the session's channel can have, or None.
+    """
     try:
         ((trainer_nodes, taker_nodes),) = signals.get(["nodes"], transfer=SESSION, grace_s=1.0)
     except SignalTimeout:
@@ -206,5 +207,5 @@ def await_request(signals: Signals, offer: Offer, wanted: Sequence[Sequence[Box]
         topology=topology,
         itemsize=offer.dtype.itemsize,
         bucket_bytes=offer.bucket_bytes,
-        fanout="direct" if offer.transport == "shared_memory" else None,
+        fanout=fanout,
     )

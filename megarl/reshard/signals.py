@@ -8,10 +8,12 @@ next poll, `_LONGEST_POLL_S` later.
 """
 
 import json
+import queue
 import secrets
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -87,11 +89,28 @@ def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
         ) from error
 
 
+class _Asked:
+    """A request on its way to the store, and what came of it."""
+
+    def __init__(self, request: str, args: tuple[Any, ...]) -> None:
+        self.request, self.args = request, args
+        self.answered = threading.Event()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+
 class _Keys:
-    """The store's requests with an end: TCPStore waits for ever for a server that is stopped but not gone."""
+    """The store's requests with an end: TCPStore waits for ever for a server that is stopped but not gone.
+
+    One thread asks for all callers, one request after the other, as the store's one connection does anyway. It ends
+    with this object; only one that the store never answers stays behind, for the rest of the process.
+    """
 
     def __init__(self, store: dist.Store, *, timeout_s: float) -> None:
-        self._store, self._timeout_s, self._silent = store, timeout_s, False
+        self._timeout_s, self._silent = timeout_s, False
+        self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
+        threading.Thread(target=_answer, args=(store, self._asked), name="megarl-store", daemon=True).start()
+        weakref.finalize(self, self._asked.put, None)
 
     def set(self, key: str, value: str) -> None:
         self._ask("set", key, value)
@@ -111,29 +130,31 @@ class _Keys:
 
     def _ask(self, request: str, *args: Any) -> Any:
         """The store's answer. TransportError when none comes, and at once for every request after that."""
-        answers: list[tuple[Any, BaseException | None]] = []
-
-        def ask() -> None:
-            try:
-                answers.append((getattr(self._store, request)(*args), None))
-            except BaseException as error:
-                answers.append((None, error))
-
+        asked = _Asked(request, args)
         if not self._silent:
-            thread = threading.Thread(target=ask, name="megarl-store", daemon=True)
-            thread.start()
-            thread.join(self._timeout_s)
-        if not answers:
-            self._silent = True
+            self._asked.put(asked)
+            self._silent = not asked.answered.wait(self._timeout_s)
+        if self._silent:
             raise waited_for(0, f"{_STORE_OWNER} does not answer within {self._timeout_s:g} s")
-        value, error = answers.pop()
+        error, asked.error = asked.error, None
         try:
             if error is not None:
                 raise error
-            return value
+            return asked.value
         finally:
             # An error that its own frame holds would keep what its cause holds, the wire too, until garbage collection.
             error = None
+
+
+def _answer(store: dist.Store, requests: "queue.SimpleQueue[_Asked | None]") -> None:
+    """Ask the store what is put into the queue until None comes. Knows no `_Keys`, which could not go otherwise."""
+    while (asked := requests.get()) is not None:
+        try:
+            asked.value = getattr(store, asked.request)(*asked.args)
+        except BaseException as error:
+            asked.error = error
+        asked.answered.set()
+        del asked  # it would keep its error while the next request is waited for
 
 
 class Signals:

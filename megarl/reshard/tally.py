@@ -24,6 +24,7 @@ class PublishReport:
     pack_s: float
     """Copying out of the parameters, comparing, coding."""
     checksum_s: float
+    """Waiting for the checksums of what is packed already; they are computed beside packing."""
     wire_s: float
     """Waiting for room in flight and, at the end, for every worker to have taken and checked everything."""
 

@@ -114,7 +114,7 @@ DESCRIPTIONS: dict[str, str] = {
     "timing_s/reset_reference": "seconds renewing the reference weights",
     "timing_s/publish": "seconds moving the new weights to the engines",
     "timing_s/publish_pack": "its seconds copying out of the policy's parameters, slowest rank",
-    "timing_s/publish_checksum": "its seconds computing the policy's checksums, slowest rank",
+    "timing_s/publish_checksum": "its seconds waiting for the policy's checksums once all was packed, slowest rank",
     "timing_s/publish_wire": "its seconds waiting for transfer and the workers' checks, slowest rank",
     "timing_s/publish_drain": "its seconds until running requests had ended, slowest engine",
     "timing_s/publish_install": "its seconds putting staged weights into the model, slowest engine; sampling rests",

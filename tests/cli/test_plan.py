@@ -125,7 +125,7 @@ def test_publication_agrees_with_the_plans_of_all_ranks(
     )
     assert shared_memory or found.fanout == found.fastest["NVLink + InfiniBand"]
     layout = TrainerLayout(shape=shape, grid=grid)
-    trainers = [plan_trainer(request, placed_of(layout, rank), rank=rank) for rank in range(grid.world_size)]
+    trainers = [plan_trainer(request, layout.held_by(rank), rank=rank) for rank in range(grid.world_size)]
     sent = [plan.bytes_sent for plan in trainers]
     assert found.sent_mean_bytes == sum(sent) / len(sent)
     blocks = max(len(plan.blocks) for plan in trainers)
@@ -138,16 +138,11 @@ def test_publication_agrees_with_the_plans_of_all_ranks(
     assert found.model_bytes == 2 * sum(box.num_elements for box in engine_boxes(shape, tensor_rank=0, tensor_size=1))
 
 
-def placed_of(layout: TrainerLayout, rank: int) -> Any:
-    position = layout.grid.position(rank)
-    return layout.placed(pipeline=position.pipeline, tensor=position.tensor)
-
-
 def plan_worker(request: PlanRequest, layout: TrainerLayout, boxes: list[Any], taker: int) -> Any:
     targets = {
         box: (Region(box.tensor, 0, contiguous_strides(box.shape)),) for box in boxes[taker % request.topology.tensor]
     }
-    return plan_taker(request, lambda p, t: layout.placed(pipeline=p, tensor=t), targets, taker=taker)
+    return plan_taker(request, layout.holdings(), targets, taker=taker)
 
 
 def test_a_cluster_of_sixteen_thousand_gpus_takes_seconds() -> None:

@@ -19,9 +19,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megarl.reshard import receiver, sender
+from megarl.reshard import receiver
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums
+from megarl.reshard.packer import Packer
+from megarl.reshard.plan import Place
+from megarl.reshard.row_sums import compile_row_sums
+from megarl.reshard.tally import Tally
+
+compile_row_sums()  # once, in the server that all are forked from, not in each while the others wait
 
 Action = Literal["kill", "stop", "flip"]
 
@@ -136,8 +142,19 @@ def arm(action: Action, *, after: int) -> None:
     a bit of the message."""
     count = itertools.count(1)
 
+    pack = Packer.pack
+
     def compute_then_act(elements: Tensor, parts: tuple[Part, ...], keyed: Checksums) -> Sequence[int]:
         checksums = compute_part_checksums(elements, parts, keyed)
+        act(elements)
+        return checksums
+
+    def pack_then_act(packer: Packer, place: Place, out: Tensor, tally: Tally) -> list[int]:
+        checksums = pack(packer, place, out, tally)
+        act(out)
+        return checksums
+
+    def act(elements: Tensor) -> None:
         if next(count) == after:
             match action:
                 case "kill":
@@ -146,6 +163,6 @@ def arm(action: Action, *, after: int) -> None:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 case "flip":
                     elements.view(torch.uint8)[0] ^= 1
-        return checksums
 
-    sender.compute_part_checksums = receiver.compute_part_checksums = compute_then_act  # type: ignore[assignment]
+    Packer.pack = pack_then_act  # type: ignore[method-assign]
+    receiver.compute_part_checksums = compute_then_act  # type: ignore[assignment]

@@ -179,8 +179,8 @@ def join(
 
 
 def _force_fanout(fanout: Fanout | None) -> Any:
-    def await_request(*args: Any) -> PlanRequest:
-        request = session.await_request(*args)
+    def await_request(*args: Any, **kwargs: Any) -> PlanRequest:
+        request = session.await_request(*args, **kwargs)
         return replace(request, fanout=fanout) if fanout else request
 
     return await_request

@@ -55,19 +55,13 @@ class Publication:
 
     def plans(self) -> list[TransferPlan]:
         """One for every peer, by its number."""
-        grid = self.layout.grid
-
-        @functools.cache
-        def placed(pipeline: int, tensor: int):
-            return self.layout.placed(pipeline=pipeline, tensor=tensor)
-
+        holdings = list(self.layout.holdings())
         plans = []
-        for rank in range(grid.world_size):
-            position = grid.position(rank)
-            plans.append(plan_trainer(self.request, placed(position.pipeline, position.tensor), rank=rank))
+        for rank in range(self.layout.grid.world_size):
+            plans.append(plan_trainer(self.request, self.layout.held_by(rank), rank=rank))
         targets = [targets_of(parameters) for parameters in self.live]
         for taker in range(self.topology.num_takers):
-            plans.append(plan_taker(self.request, placed, targets[taker % self.topology.tensor], taker=taker))
+            plans.append(plan_taker(self.request, holdings, targets[taker % self.topology.tensor], taker=taker))
         return plans
 
 

@@ -6,15 +6,15 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarl.reshard.checksum import Checksums
+from megarl.reshard.checksum import ROW_BYTES, Checksums, as_bytes
 from megarl.reshard.seal import Seal
 
 SECRET = "1f" * 32
 CHECKSUMS = Checksums(Seal(SECRET, purpose="tests"))
-ROW = 1 << 13
+ROW = 1 << 10
 
 
 def seal(*fields: bytes) -> bytes:
@@ -24,31 +24,28 @@ def seal(*fields: bytes) -> bytes:
 
 
 @cache
-def weights() -> tuple[list[int], list[int]]:
+def weights() -> list[int]:
     drawn = hashlib.shake_256(seal(b"weights of the checksum")).digest(2 * 8 * ROW)
-    numbers = [int.from_bytes(drawn[at : at + 8], "little") for at in range(0, len(drawn), 8)]
-    return numbers[:ROW], numbers[ROW:]
+    return [int.from_bytes(drawn[at : at + 8], "little") for at in range(0, len(drawn), 8)]
+
+
+def sums_by_hand(data: bytes) -> bytes:
+    """The sums of the rows of whole words, by the module docstring's formula over Python integers."""
+    halves = [int.from_bytes(data[at : at + 4], "little", signed=True) for at in range(0, len(data) // 8 * 8, 4)]
+    sums = b""
+    for start in range(0, len(halves), 2 * ROW):
+        total = sum(half * u for half, u in zip(halves[start : start + 2 * ROW], weights(), strict=False))
+        sums += (total % 2**64).to_bytes(8, "little")
+    return sums
 
 
 def by_hand(data: bytes) -> int:
-    """The module docstring's formula over Python integers."""
-    low, high = weights()
-    whole = len(data) // 8
-    words = [int.from_bytes(data[8 * i : 8 * i + 8], "little", signed=True) for i in range(whole)]
-    sums = b""
-    for start in range(0, whole, ROW):
-        row = words[start : start + ROW]
-        for total in (
-            sum(x * w for x, w in zip(row, low, strict=False)),
-            sum((x >> 32) * v for x, v in zip(row, high, strict=False)),
-        ):
-            sums += (total % 2**64).to_bytes(8, "little")
-    if len(data) % 8:
-        sums += data[8 * whole :].ljust(8, b"\0")
-    return int.from_bytes(seal(b"checksum", len(data).to_bytes(8, "little"), sums)[:8], "little")
+    rest = data[len(data) // 8 * 8 :]
+    return int.from_bytes(seal(b"checksum", len(data).to_bytes(8, "little"), sums_by_hand(data) + rest)[:8], "little")
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None)
 def test_equals_the_formula(data: bytes) -> None:
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
     assert CHECKSUMS.of(tensor) == by_hand(data)
@@ -60,7 +57,52 @@ def test_equals_the_formula_over_several_rows(rows: int) -> None:
     assert CHECKSUMS.of(tensor) == by_hand(tensor.numpy().tobytes())
 
 
+@pytest.mark.parametrize("words", [0, 1, ROW - 1, ROW, 3 * ROW + 7])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_tensor_operations_and_the_compiled_loop_agree(words: int, extreme: bool) -> None:
+    """What a GPU computes, here on the CPU; with both halves of every word the least number there is, too."""
+    tensor = torch.randint(-(2**63), 2**63 - 1, (words,))
+    if extreme:
+        tensor.view(torch.int32)[:] = -(2**31)
+    data = as_bytes(tensor)
+    expected = sums_by_hand(data.numpy().tobytes())
+    assert CHECKSUMS._sums_by_operations(data) == expected
+    assert CHECKSUMS._sums_compiled(data.numpy()) == expected
+
+
+@pytest.mark.parametrize("start", range(9))
+@pytest.mark.parametrize("length", [0, 7, 8, 8 * ROW + 3])
+def test_ranges_begin_and_end_at_any_byte(start: int, length: int) -> None:
+    data = torch.randint(0, 255, (9 * ROW,), dtype=torch.uint8)
+    piece = data[start : start + length]
+    expected = by_hand(piece.numpy().tobytes())
+    assert CHECKSUMS.of_ranges(data, [(0, 0), (start, start + length)])[1] == expected
+    assert CHECKSUMS.seal(length, CHECKSUMS._sums_by_operations(piece)) == expected
+
+
+def test_pieces_of_whole_rows_have_the_sums_of_the_whole() -> None:
+    data = torch.randint(0, 255, (5 * ROW_BYTES + 11,), dtype=torch.uint8)
+    for cut in (ROW_BYTES, 3 * ROW_BYTES):
+        sums = CHECKSUMS.sums(data[:cut]) + CHECKSUMS.sums(data[cut:])
+        assert CHECKSUMS.seal(data.numel(), sums) == CHECKSUMS.of(data)
+
+
+def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
+    """The bound's worst case: a half that changes by 2**31 leaves the sum's low 31 bits and moves the others."""
+    base = torch.zeros(1, dtype=torch.int64)
+    changed = torch.tensor([-(2**31), 0], dtype=torch.int32).view(torch.int64)
+    found = set()
+    for number in range(64):
+        checksums = Checksums(Seal(f"{number:064x}", purpose="tests"))
+        assert checksums._sums_compiled(as_bytes(base).numpy()) == bytes(8)
+        sums = checksums._sums_compiled(as_bytes(changed).numpy())
+        assert int.from_bytes(sums, "little") % 2**31 == 0
+        found.add(sums)
+    assert len(found) == 64
+
+
 @given(st.integers(0, 999), st.integers(0, 31), st.integers(0, 999))
+@settings(deadline=None)
 def test_notices_one_bit_and_one_exchange(position: int, bit: int, other: int) -> None:
     words = torch.arange(1000, dtype=torch.int32) * 77777
     expected = CHECKSUMS.of(words)

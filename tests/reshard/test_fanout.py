@@ -19,7 +19,7 @@ def spreads(draw: st.DrawFn) -> Spread:
         fanout=draw(st.sampled_from(FANOUTS)),
         num_elements=draw(st.integers(1, 60)),
         nodes=nodes,
-        replicas=draw(st.integers(1, 6)),
+        holders=draw(st.integers(1, 6)),
         min_share=draw(st.sampled_from((1, 1, 2, 7, 100))),
     )
 
@@ -31,7 +31,7 @@ def takers_of(spread: Spread) -> Iterator[int]:
 @given(spreads())
 @settings(deadline=None, max_examples=200)
 def test_senders_and_receivers_agree_on_every_hop(spread: Spread) -> None:
-    sent = [hop for replica in range(spread.replicas) for hop in spread.from_replica(replica)]
+    sent = [hop for holder in range(spread.holders) for hop in spread.from_holder(holder)]
     sent += (hop for taker in takers_of(spread) for hop in spread.from_taker(taker))
     received = [hop for taker in takers_of(spread) for hop in spread.to_taker(taker)]
     assert sorted(sent) == sorted(received)
@@ -72,21 +72,21 @@ def test_a_node_gets_a_block_from_outside_once(spread: Spread) -> None:
 
 @given(spreads())
 @settings(deadline=None, max_examples=200)
-def test_replicas_share_evenly_in_parts_worth_sending(spread: Spread) -> None:
-    sent = [sum(hop.stop - hop.start for hop in spread.from_replica(n)) for n in range(spread.replicas)]
+def test_holders_share_evenly_in_parts_worth_sending(spread: Spread) -> None:
+    sent = [sum(hop.stop - hop.start for hop in spread.from_holder(n)) for n in range(spread.holders)]
     total = spread.num_copies * spread.num_elements
     used = [count for count in sent if count]
     assert sum(used) == total
     assert max(used) - min(used) <= 1
     assert len(used) == 1 or min(used) >= spread.min_share
-    assert len(used) == max(1, min(spread.replicas, total // spread.min_share))
+    assert len(used) == max(1, min(spread.holders, total // spread.min_share))
 
 
 def test_all_gather_by_hand() -> None:
     """12 elements, 3 nodes of 2 takers: a stripe of 2 per taker from the trainer, then round the ring of nodes."""
-    spread = Spread(fanout="all_gather", num_elements=12, nodes=((0, 1), (2, 3), (4, 5)), replicas=2, min_share=1)
-    assert list(spread.from_replica(0)) == [Hop(0, 2, 0, 0, 0, 0), Hop(2, 4, 0, 1, 0, 2), Hop(4, 6, 0, 2, 0, 4)]
-    assert list(spread.from_replica(1)) == [Hop(6, 8, 1, 3, 0, 6), Hop(8, 10, 1, 4, 0, 8), Hop(10, 12, 1, 5, 0, 10)]
+    spread = Spread(fanout="all_gather", num_elements=12, nodes=((0, 1), (2, 3), (4, 5)), holders=2, min_share=1)
+    assert list(spread.from_holder(0)) == [Hop(0, 2, 0, 0, 0, 0), Hop(2, 4, 0, 1, 0, 2), Hop(4, 6, 0, 2, 0, 4)]
+    assert list(spread.from_holder(1)) == [Hop(6, 8, 1, 3, 0, 6), Hop(8, 10, 1, 4, 0, 8), Hop(10, 12, 1, 5, 0, 10)]
     assert list(spread.from_taker(2)) == [
         Hop(0, 2, 2, 4, 2, 0),  # what node 0 sent on to node 1 goes on to node 2
         Hop(0, 2, 2, 3, 2, 0),
@@ -98,7 +98,7 @@ def test_all_gather_by_hand() -> None:
 
 def test_relay_by_hand_through_nodes_of_unequal_sizes() -> None:
     """Three stripes of 4; the smaller node's two takers carry them in turn, so that neither brings all that is left."""
-    spread = Spread(fanout="relay", num_elements=12, nodes=((0, 1, 2), (7, 8)), replicas=1, min_share=1)
-    assert list(spread.from_replica(0)) == [Hop(0, 4, 0, 0, 0, 0), Hop(4, 8, 0, 1, 0, 4), Hop(8, 12, 0, 2, 0, 8)]
+    spread = Spread(fanout="relay", num_elements=12, nodes=((0, 1, 2), (7, 8)), holders=1, min_share=1)
+    assert list(spread.from_holder(0)) == [Hop(0, 4, 0, 0, 0, 0), Hop(4, 8, 0, 1, 0, 4), Hop(8, 12, 0, 2, 0, 8)]
     assert list(spread.to_taker(7)) == [Hop(0, 4, 0, 7, 1, 0), Hop(4, 8, 8, 7, 2, 4), Hop(8, 12, 2, 7, 1, 8)]
     assert list(spread.to_taker(8)) == [Hop(0, 4, 7, 8, 2, 0), Hop(4, 8, 1, 8, 1, 4), Hop(8, 12, 7, 8, 2, 8)]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megarl.reshard.blocks import BlockKey
+from megarl.reshard.blocks import BlockKey, Holders
 from megarl.reshard.message import (
     DENSE,
     SPARSE,
@@ -21,7 +21,7 @@ from megarl.reshard.pack import Part
 from megarl.reshard.seal import Seal, new_secret
 from megarl.reshard.signals import TransportError
 
-ENVELOPE = Envelope(Seal(new_secret(), purpose="tests"), 3, (BlockKey(0, 1, (0, 1)), 0, 65))
+ENVELOPE = Envelope(Seal(new_secret(), purpose="tests"), 3, (BlockKey(Holders(1), (0, 1)), 0, 65))
 PARTS = (Part("a.weight", 0, 40), Part("b.weight", 40, 64), Part("c.bias", 64, 65))
 
 
@@ -44,8 +44,8 @@ def test_header_there_and_back(header: Header) -> None:
     [
         replace(ENVELOPE, seal=Seal(new_secret(), purpose="tests")),
         replace(ENVELOPE, serial=2),
-        replace(ENVELOPE, place=(BlockKey(0, 1, (0,)), 0, 65)),
-        replace(ENVELOPE, place=(BlockKey(0, 1, (0, 1)), 65, 130)),
+        replace(ENVELOPE, place=(BlockKey(Holders(1), (0,)), 0, 65)),
+        replace(ENVELOPE, place=(BlockKey(Holders(1), (0, 1)), 65, 130)),
     ],
     ids=["of another session", "of an earlier publication", "of another block", "of another part of it"],
 )

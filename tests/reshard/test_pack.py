@@ -26,7 +26,7 @@ WANTED = WantedBoxes(TARGETS)
 
 
 def source_blocks(tensor: int) -> list[Block]:
-    return cut_source_blocks(LAYOUT.placed(pipeline=0, tensor=tensor), WANTED, pipeline=0, tensor=tensor)
+    return cut_source_blocks(LAYOUT.holding(pipeline=0, tensor=tensor), WANTED)
 
 
 def make_tensors() -> dict[str, Tensor]:
@@ -77,15 +77,9 @@ def test_any_range_is_the_same_elements() -> None:
 
 def test_parts_are_the_same_on_both_sides() -> None:
     """And cover the range, one after the other, each of one tensor."""
-
-    def sources(pipeline: int, tensor: int):
-        return LAYOUT.placed(pipeline=pipeline, tensor=tensor)
-
     sent = {block.key: block for tensor in range(2) for block in source_blocks(tensor)}
     for rank, targets in enumerate(TARGETS):
-        received = cut_target_blocks(
-            targets, WANTED, tensor_rank=rank, sources=sources, positions=[(0, tensor) for tensor in range(2)]
-        )
+        received = cut_target_blocks(targets, WANTED, tensor_rank=rank, holdings=LAYOUT.holdings())
         for block in received:
             for start in range(0, block.num_elements, 5):
                 stop = min(start + 50, block.num_elements)

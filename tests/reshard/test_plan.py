@@ -230,7 +230,7 @@ def test_an_engine_that_wants_more_than_the_trainer_has(engine_has: dict[str, An
     with pytest.raises(LayoutError, match=message):
         plan_taker(
             request_for(engine_shape, topology),
-            lambda pipeline, tensor: layout.placed(pipeline=pipeline, tensor=tensor),
+            layout.holdings(),
             targets,
             taker=0,
         )
@@ -287,11 +287,10 @@ def test_planning_time_does_not_grow_with_the_ranks(fanout: Fanout | None) -> No
     request = request_for(QWEN_7B, topology, fanout=fanout)
     targets = targets_of(live_parameters(QWEN_7B, rank=1, tensor_size=2))
     start_s = time.process_time()
-    trainer = plan_trainer(request, layout.placed(pipeline=1, tensor=2), rank=grid.rank(tensor=2, pipeline=1))
+    rank = grid.rank(tensor=2, pipeline=1)
+    trainer = plan_trainer(request, layout.held_by(rank), rank=rank)
     trainer_s = time.process_time() - start_s
-    taker = plan_taker(
-        request, lambda pipeline, tensor: layout.placed(pipeline=pipeline, tensor=tensor), targets, taker=2561
-    )
+    taker = plan_taker(request, layout.holdings(), targets, taker=2561)
     taker_s = time.process_time() - start_s - trainer_s
     assert trainer.sends
     assert taker.received_over_bound == 1.0

@@ -11,6 +11,7 @@ from megarl.parallel.grid import RankGrid
 from megarl.reshard.blocks import (
     Block,
     BlockKey,
+    Holders,
     Unit,
     WantedBoxes,
     cut_source_blocks,
@@ -72,7 +73,7 @@ def test_narrow_keeps_strides_and_moves_the_offset() -> None:
 def block_of(sizes: list[int]) -> Block:
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     units = [Unit(start, Box("w", (0,), (size,)), ()) for start, size in zip(starts, sizes, strict=True)]
-    return Block(BlockKey(0, 0, (0,)), sum(sizes), tuple(units))
+    return Block(BlockKey(Holders(0), (0,)), sum(sizes), tuple(units))
 
 
 def test_units_between_by_hand() -> None:
@@ -99,13 +100,11 @@ def test_source_and_target_blocks_are_cut_alike() -> None:
     shape = make_shape(num_heads=4, num_kv_heads=2, head_dim=2, vocab_size=64)
     layout = TrainerLayout(shape=shape, grid=RankGrid(tensor=1, pipeline=1, data=1))
     targets = [targets_of(live_parameters(shape, rank=rank, tensor_size=4)) for rank in range(4)]
-    wanted, placed = WantedBoxes(targets), layout.placed(pipeline=0, tensor=0)
-    source = {block.key: block for block in cut_source_blocks(placed, wanted, pipeline=0, tensor=0)}
+    wanted, holding = WantedBoxes(targets), layout.holding(pipeline=0, tensor=0)
+    source = {block.key: block for block in cut_source_blocks(holding, wanted)}
     assert [key.wanted_by for key in source] == [(0,), (0, 1), (0, 1, 2, 3), (1,), (2,), (2, 3), (3,)]
     for rank in range(4):
-        target = cut_target_blocks(
-            targets[rank], wanted, tensor_rank=rank, sources=lambda *_: placed, positions=[(0, 0)]
-        )
+        target = cut_target_blocks(targets[rank], wanted, tensor_rank=rank, holdings=[holding])
         assert [block.key for block in target] == [key for key in source if rank in key.wanted_by]
         for block in target:
             ours = [(unit.start, unit.box) for unit in source[block.key].units]

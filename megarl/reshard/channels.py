@@ -1,0 +1,54 @@
+"""Which channel a session uses, and its ends."""
+
+from typing import NamedTuple, assert_never
+
+import torch
+
+from megarl.reshard.channel import Inlet, Outlet, StagingLayout
+from megarl.reshard.fanout import Fanout
+from megarl.reshard.network import NetworkInlet, NetworkOutlet
+from megarl.reshard.plan import TransferPlan
+from megarl.reshard.session import Offer
+from megarl.reshard.shared_memory import SharedMemoryInlet, SharedMemoryOutlet
+from megarl.reshard.signals import Signals
+from megarl.reshard.topology import Topology
+
+
+class ChannelFacts(NamedTuple):
+    """What the plan and the wire must know of a channel."""
+
+    fanout: Fanout | None
+    """The one it can have; None for any."""
+    wire_device: torch.device
+    """Where the wire's messages lie."""
+
+
+def channel_facts(offer: Offer, device: torch.device) -> ChannelFacts:
+    """device: of this peer's parameters."""
+    match offer.transport:
+        case "network":
+            return ChannelFacts(None, device if offer.device == "cuda" else torch.device("cpu"))
+        case "shared_memory":
+            return ChannelFacts("direct", torch.device("cpu"))  # headers only
+    assert_never(offer.transport)
+
+
+def open_outlet(offer: Offer, plan: TransferPlan, topology: Topology, signals: Signals) -> Outlet:
+    """A trainer rank's end. Raises TransportError."""
+    match offer.transport:
+        case "network":
+            return NetworkOutlet(offer.dtype, torch.device(offer.device), delta=offer.delta)
+        case "shared_memory":
+            return SharedMemoryOutlet(signals, topology, plan.sends, offer.dtype)
+    assert_never(offer.transport)
+
+
+def open_inlet(offer: Offer, layout: StagingLayout, signals: Signals, *, taker: int, device: torch.device) -> Inlet:
+    """An engine worker's end; device: the model's. Raises TransportError."""
+    place = device if offer.staging == "device" else torch.device("cpu")
+    match offer.transport:
+        case "network":
+            return NetworkInlet(layout.num_elements, offer.dtype, place)
+        case "shared_memory":
+            return SharedMemoryInlet(signals, layout, offer.dtype, place, taker=taker)
+    assert_never(offer.transport)

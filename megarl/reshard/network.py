@@ -1,0 +1,130 @@
+"""The channel over the wire: gloo from host memory, NCCL from a GPU's.
+
+A trainer rank packs a place once for all its receivers, into one of `NUM_SLOTS` buffers, and sends it while the next
+is packed; where only changes are sent it keeps a copy of the last publication. A worker receives straight into its
+staging memory unless what comes are changes, or comes on another device.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megarl.reshard.channel import Announced, Publication
+from megarl.reshard.delta import apply_changes, encode_changes, encoded_bytes_at_least, find_changes
+from megarl.reshard.message import DENSE, SPARSE
+from megarl.reshard.plan import NUM_SLOTS, Place
+from megarl.reshard.signals import TransportError
+from megarl.reshard.staging import make_private
+from megarl.reshard.tally import Tally
+from megarl.reshard.wire import Flight
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A buffer for one packed place and what still reads it."""
+
+    buffer: Tensor
+    flights: list[Flight] = field(default_factory=list)
+
+    def room(self, num_elements: int) -> Tensor:
+        """[num_elements], free to write."""
+        if self.buffer.numel() < num_elements:
+            self.buffer = self.buffer.new_empty(num_elements)
+        return self.buffer[:num_elements]
+
+    def land(self) -> None:
+        for flight in self.flights:
+            flight.land()
+        self.flights = []
+
+
+class NetworkOutlet:
+    """See channel.Outlet."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, *, delta: bool) -> None:
+        """delta: send only changes where that is smaller."""
+        self._slots = [_Slot(torch.empty(0, dtype=dtype, device=device)) for _ in range(NUM_SLOTS)]
+        self._delta = delta
+        self._published: dict[Place, Tensor] = {}
+
+    def send(self, place: Place, receivers: list[int], publication: Publication) -> None:
+        tally, wire = publication.tally, publication.wire
+        slot = self._slots[0]
+        self._slots = [*self._slots[1:], slot]
+        with tally.time("wire_s"):
+            slot.land()
+        packed = slot.room(place[2] - place[1])
+        checksums = publication.pack(place, packed)
+        with tally.time("pack_s"):
+            kind, payload = self._encode(place, packed, tally)
+        header = publication.header(place, num_bytes=payload.numel(), checksums=checksums, kind=kind)
+        what = publication.what(place)
+        for receiver in receivers:
+            slot.flights.append(wire.send(header, receiver, what=what))
+            slot.flights.append(wire.send(payload, receiver, what=what))
+            tally.sent(payload.numel(), packed.nbytes)
+
+    def _encode(self, place: Place, packed: Tensor, tally: Tally) -> tuple[int, Tensor]:
+        """(kind, bytes) of the message: what changed since the last publication, where that is smaller."""
+        dense = packed.view(torch.uint8)
+        if not self._delta:
+            return DENSE, dense
+        before = self._published.get(place)
+        if before is None:
+            self._published[place] = packed.clone()
+            return DENSE, dense
+        positions = find_changes(packed, before)
+        tally.compared(positions.numel(), packed.numel())
+        before.copy_(packed)
+        if encoded_bytes_at_least(positions.numel(), packed.itemsize) < dense.numel():
+            encoded = encode_changes(packed, positions)
+            if encoded.numel() < dense.numel():
+                return SPARSE, encoded
+        return DENSE, dense
+
+    def land(self, tally: Tally) -> None:
+        with tally.time("wire_s"):
+            for slot in self._slots:
+                slot.land()
+
+    def close(self) -> None:
+        self._slots, self._published = [], {}
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """See channel.Delivery."""
+
+    payload: Tensor
+    flight: Flight
+    announced: Announced
+
+    def land(self) -> None:
+        self.flight.land()
+        elements = self.announced.elements
+        if self.announced.header.kind != DENSE:
+            try:
+                apply_changes(elements, self.payload.to(elements.device))
+            except ValueError as error:
+                raise TransportError(f"{self.announced.what} {error}") from None
+        elif self.payload.data_ptr() != elements.data_ptr():
+            elements.view(torch.uint8).copy_(self.payload)
+
+
+class NetworkInlet:
+    """See channel.Inlet."""
+
+    def __init__(self, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.staging = make_private(num_elements, dtype, device)
+
+    def start(self, announced: Announced) -> _Arrival:
+        header, wire = announced.header, announced.wire
+        if header.kind != DENSE or announced.elements.device != wire.device:
+            payload = torch.empty(header.num_bytes, dtype=torch.uint8, device=wire.device)
+        else:
+            payload = announced.elements.view(torch.uint8)
+        return _Arrival(payload, wire.receive(payload, announced.sender, what=announced.what), announced)
+
+    def close(self) -> None:
+        """Its memory is its own."""
