@@ -23,7 +23,7 @@ from megarl.telemetry.metrics import Metrics, merge
 
 async def train(config: RunConfig, parts: Parts) -> None:
     """Run `config.train.steps` steps; raises what a part raises."""
-    if (parts.experts is None) != (config.objective.auxiliary.guided is None):
+    if (parts.experts is not None) != config.objective.auxiliary.reads("expert"):
         raise ValueError("Parts.experts holds the data set's answers where objective.auxiliary.guided is on, else None")
     for step in range(1, config.train.steps + 1):
         with parts.reporter.spans.measure("step"):

@@ -17,7 +17,7 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.objective import entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
-from megarl.objective.share import RuleResult, Share, flags, take_share, uses_behavior
+from megarl.objective.share import RuleResult, Share, flags, take_share
 from megarl.objective.tokens import Choices, Controls, Reduce, Rule, TokenBatch
 
 
@@ -47,7 +47,7 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
 
 def needs_choices(objective: ObjectiveConfig) -> bool:
     """Whether `choose` has a rule to apply; otherwise it returns at once. The config alone decides."""
-    return objective.needs_survey or uses_behavior(objective.weights)
+    return objective.needs_survey or objective.weights.reads_behavior
 
 
 def _mismatch_rules(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:

@@ -194,22 +194,4 @@ def to_metrics(
 
 def possible_rules(objective: ObjectiveConfig) -> Rule:
     """The rules that may act under this configuration."""
-    gate, weights = objective.gate, objective.weights
-    possible = {
-        Rule.CLIP_LOW | Rule.CLIP_HIGH: objective.clip.kind != "none",
-        Rule.DUAL: getattr(gate, "dual", torch.inf) != torch.inf,
-        Rule.CAP: gate.kind in ("cispo", "dppo", "aspo"),
-        Rule.DPPO: gate.kind == "dppo",
-        Rule.TIS: weights.tis,
-        Rule.IMPORTANCE_MASK: weights.importance_mask,
-        Rule.SEQUENCE_REJECTION: weights.sequence_rejection,
-        Rule.OPSM: weights.opsm,
-        Rule.LOW_ENTROPY: weights.high_entropy,
-        Rule.CLIP_COV: weights.clip_cov,
-        Rule.CLIP_B: weights.clip_b,
-        Rule.CLIP_V: weights.clip_v,
-        Rule.ERC: weights.erc,
-        Rule.KL_COV: objective.auxiliary.kl_cov,
-        Rule.SATURATED: True,
-    }
-    return fold(Rule.__or__, (rule for rule, is_on in possible.items() if is_on))
+    return fold(Rule.__or__, (Rule[name.upper()] for name in objective.rules), Rule.SATURATED)
