@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.tokens import Rule
+from megarl.telemetry.metrics import Mean
 
 CLIPPED = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
 """The rules that are clipping."""
@@ -190,6 +191,11 @@ def to_metrics(
         metrics["actor/ratio_max"] = (largest["ratio"], 1.0)
         metrics["actor/ratio_min"] = (-largest["negative_ratio"], 1.0)
     return metrics
+
+
+def read_mean(sums: TokenSums, total: str, count: str) -> Mean:
+    """The mean whose sum and count are these two of SUM_NAMES. Reads the host's copy of both."""
+    return Mean(*(float(sums.sum_N[SUM_NAMES.index(name)]) for name in (total, count)))
 
 
 def possible_rules(objective: ObjectiveConfig) -> Rule:
