@@ -34,6 +34,31 @@ RuleName = Literal[
 ]
 """Rules that act on tokens because a variant is on: those of `objective.tokens.Rule`, in lower case."""
 
+_RULE_EFFECTS: dict[RuleName, Literal["clips", "masks", "limits", "adds"]] = {
+    "clip_high": "clips",
+    "clip_low": "clips",
+    "dual": "clips",
+    "dppo": "clips",
+    "cap": "limits",
+    "tis": "limits",
+    "importance_mask": "masks",
+    "sequence_rejection": "masks",
+    "opsm": "masks",
+    "low_entropy": "masks",
+    "clip_cov": "masks",
+    "clip_b": "masks",
+    "clip_v": "masks",
+    "erc": "masks",
+    "kl_cov": "adds",
+}
+"""What a rule does to a token: clipping, as actor/pg_clipfrac counts it; setting the token's weight to 0; limiting the
+weight; adding a loss."""
+
+
+def rules_that(effect: Literal["clips", "masks", "limits", "adds"]) -> tuple[RuleName, ...]:
+    """The rules with this effect."""
+    return tuple(name for name, does in _RULE_EFFECTS.items() if does == effect)
+
 
 class Variant(Config):
     """Base of the plug points' base classes."""
@@ -59,6 +84,13 @@ def facts_of(variant: type[Variant]) -> Iterator[tuple[str, str]]:
             for name, value in vars(base).items():
                 if getattr(value, "__isabstractmethod__", False):
                     yield name, (value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+
+
+class NoFormulaError(TypeError):
+    """A variant is on that nothing computes."""
+
+    def __init__(self, variant: Variant, where: str) -> None:
+        super().__init__(f"{type(variant).__name__} is on, but {where} has no formula for it and would leave it out")
 
 
 def tags_where(union: Any, **facts: Any) -> tuple[str, ...]:

@@ -12,26 +12,17 @@ from functools import reduce as fold
 import torch
 from torch import Tensor
 
+from megarl.config.facts import rules_that
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.tokens import Rule
 from megarl.telemetry.metrics import Mean
 
-CLIPPED = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
+CLIPPED = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("clips")))
 """The rules that are clipping."""
+MASKS = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("masks")))
+"""The rules that set a token's weight to 0."""
 QUINTILES = (1, 2, 3, 4, 5)
 """Fifths of the mini-batch's tokens by entropy; 5 is the most uncertain."""
-
-MASKS = (
-    Rule.IMPORTANCE_MASK
-    | Rule.SEQUENCE_REJECTION
-    | Rule.OPSM
-    | Rule.LOW_ENTROPY
-    | Rule.CLIP_COV
-    | Rule.CLIP_B
-    | Rule.CLIP_V
-    | Rule.ERC
-)
-"""The rules that set a token's weight to 0."""
 
 _COUNTED_ELSEWHERE = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.SATURATED
 """Their shares are clip_ratio/low_mean, high_mean, dual_mean and actor/ratio_saturated_frac."""

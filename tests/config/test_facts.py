@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from megarl.config.advantage import AdvantageVariant, AllGroups, SamplerVariant, ShapingConfig, ShapingVariant
 from megarl.config.auxiliary import AuxiliaryConfig, AuxiliaryVariant, ControllersConfig, ControllerVariant
 from megarl.config.base import Config
-from megarl.config.facts import NotBelow, RuleName, Variant, facts_of, marked_fields
+from megarl.config.facts import NotBelow, RuleName, Variant, facts_of, marked_fields, rules_that
 from megarl.config.fields import section_types
 from megarl.config.gate import Gate, GateVariant, PpoGate
 from megarl.config.objective import ObjectiveConfig
@@ -22,7 +22,7 @@ from megarl.config.weight import (
     WeightsConfig,
     WeightVariant,
 )
-from megarl.objective.token_sums import possible_rules
+from megarl.objective.token_sums import CLIPPED, MASKS, possible_rules
 from megarl.objective.tokens import Rule
 
 PLUG_POINTS: dict[type[Variant], set[str]] = {
@@ -212,6 +212,13 @@ def test_every_rule_is_some_variants() -> None:
     masked = ObjectiveConfig.model_validate({"weights": {"importance_mask": {}}})
     gates = [ObjectiveConfig.model_validate({"gate": {"kind": kind}, "clip": NONE}) for kind in ("cispo", "dppo")]
     assert frozenset().union(*(objective.rules for objective in (everything, masked, *gates))) == named
+
+
+def test_every_rule_has_one_effect() -> None:
+    effects = [rules_that(effect) for effect in ("clips", "masks", "limits", "adds")]
+    assert sorted(name for names in effects for name in names) == sorted(get_args(RuleName))
+    assert CLIPPED == Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
+    assert ~MASKS & ~Rule(0) == CLIPPED | Rule.CAP | Rule.TIS | Rule.KL_COV | Rule.SATURATED
 
 
 @pytest.mark.parametrize("level", get_args(RatioConfig.model_fields["level"].annotation))
