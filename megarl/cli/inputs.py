@@ -10,7 +10,6 @@ from typing import Any
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf import open_hf_checkpoint
 from megarl.config.base import ConfigError
-from megarl.config.reward import Gsm8kReward, MathVerifyReward
 from megarl.config.run import RunConfig
 from megarl.data.chat import check_chat_template, reads_clock
 from megarl.data.progress import Listener, report_progress
@@ -106,7 +105,7 @@ def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | 
     sampler = PromptSampler(
         len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
     )
-    guided = config.objective.auxiliary.guided is not None
+    guided = config.objective.auxiliary.reads("expert")
     experts = load_sft_inputs(config, model, listen).by_prompt_index() if guided else None
     return TrainInputs(prompts=prompts, sampler=sampler, experts=experts)
 
@@ -117,7 +116,7 @@ def check_answers(config: RunConfig, prompts: PromptSet, listen: Listener | None
     ConfigError with every ground truth that it cannot read, by file and row; the first ones are named.
     """
     verifier = config.reward.verifier
-    if not isinstance(verifier, MathVerifyReward | Gsm8kReward):
+    if not verifier.reads_ground_truth:
         return prompts
     indexes: dict[str, list[int]] = {}
     read = report_progress(prompts.answers(), len(prompts), what="ground truths read", listen=listen)

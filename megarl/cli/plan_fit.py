@@ -55,7 +55,7 @@ def policy_setup(config: RunConfig, shape: ModelShape) -> PolicySetup:
         distributed_optimizer=policy.distributed_optimizer,
         recompute=policy.recompute,
         fused_head=policy.head == "fused",
-        reference=config.objective.auxiliary.kl is not None,
+        reference=config.objective.auxiliary.reads("reference"),
         tokens=-(-tokens // multiple) * multiple,
         micro_batches=micro_batches(config, longest_stream(config)),
     )

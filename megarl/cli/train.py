@@ -101,7 +101,7 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
         await policy.setup(
             optimizer=config.policy.optimizer.scaled(config.train.mini_batch_responses),
             total_updates=config.train.steps * config.train.updates_per_step,
-            reference=config.objective.auxiliary.kl is not None,
+            reference=config.objective.auxiliary.reads("reference"),
         )
 
 

@@ -4,15 +4,17 @@ Sampler, advantage (with shaping), trust (ratio, clip, gate), weights and aggreg
 `configs/methods/` has a fragment for each method of the literature.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import model_validator
 
 from megarl.config.advantage import Advantage, AllGroups, DrGrpo, Sampler, ShapingConfig
-from megarl.config.auxiliary import AuxiliaryConfig, ControllersConfig
+from megarl.config.auxiliary import AuxiliaryConfig, ControllersConfig, ControllerVariant
 from megarl.config.base import Config, raise_problems
-from megarl.config.trust import Clip, ConstantClip, Gate, PpoGate, RatioConfig
+from megarl.config.facts import NotBelow, RuleName, Variant, join_or, marked_fields, names_where, tags_where
+from megarl.config.gate import Gate, PpoGate
+from megarl.config.trust import Clip, ConstantClip, RatioConfig
 from megarl.config.weight import AggregationConfig, WeightsConfig
 
 _DEFAULT_TAGS = {
@@ -65,120 +67,140 @@ class ObjectiveConfig(Config):
         return raise_problems(self, _CHECKS)
 
     @property
+    def variants(self) -> dict[str, Variant]:
+        """Every variant that is on, by its dotted path below `objective`."""
+        found: dict[str, Variant] = {"sampler": self.sampler, "advantage": self.advantage}
+        for section, on in (
+            ("shaping", self.shaping.on),
+            ("weights", self.weights.on),
+            ("auxiliary", self.auxiliary.on),
+            ("controllers", self.controllers.on),
+        ):
+            found |= {f"{section}.{name}": variant for name, variant in on.items()}
+        return found | {"gate": self.gate, "clip": self.clip}
+
+    @property
     def needs_survey(self) -> bool:
         """Whether a rule chooses tokens from statistics of the whole mini-batch under the current weights: one more
         forward pass before every update but a step's first."""
-        weights = self.weights
-        chosen = (weights.high_entropy, weights.clip_cov, weights.steer, weights.clip_b, weights.clip_v)
-        return any(chosen) or self.auxiliary.kl_cov is not None or self.clip.kind == "bapo"
+        choosing = (self.clip, *self.weights.on.values(), *self.auxiliary.on.values())
+        return any(variant.needs_survey for variant in choosing)
+
+    @property
+    def reads_behavior(self) -> bool:
+        """Whether the loss compares with vLLM's log-probs."""
+        return self.ratio.reads_behavior or self.weights.reads_behavior
+
+    @property
+    def rules(self) -> frozenset[RuleName]:
+        """The rules that may act on tokens."""
+        acting = (self.clip, self.gate, *self.weights.on.values(), *self.auxiliary.on.values())
+        return frozenset(rule for variant in acting for rule in variant.rules)
 
 
 def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
-    gate, clip = config.gate.kind, config.clip.kind
-    if gate in ("cispo", "sapo", "dppo") and clip != "none":
+    gate, clip = config.gate, config.clip
+    if gate.reads_bounds == "never" and clip.sets_bounds:
+        reading = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="must"))
         yield (
-            f'objective.gate.kind "{gate}" reads no bounds, but objective.clip.kind is "{clip}", which would do '
-            'nothing; set objective.clip = {kind = "none"}, or a gate that reads bounds: "ppo", "ce_gppo" or "aspo"'
+            f'objective.gate.kind "{gate.kind}" reads no bounds, but objective.clip.kind is "{clip.kind}", which would '
+            f'do nothing; set objective.clip = {{kind = "none"}}, or a gate that reads bounds: {reading}'
         )
-    if gate in ("ce_gppo", "aspo") and clip == "none":
+    if gate.reads_bounds == "must" and not clip.sets_bounds:
+        needless = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="never"))
         yield (
-            f'objective.gate.kind "{gate}" acts at the bounds, but objective.clip.kind is "none"; choose bounds, or a '
-            'gate that needs none: "ppo", "cispo", "sapo" or "dppo"'
+            f'objective.gate.kind "{gate.kind}" acts at the bounds, but objective.clip.kind is "{clip.kind}"; choose '
+            f"bounds, or a gate that needs none: {needless}"
         )
 
 
 def _check_level(config: ObjectiveConfig) -> Iterator[str]:
-    level, clip, gate = config.ratio.level, config.clip.kind, config.gate.kind
-    if level != "token" and clip in ("flexec", "dcpo", "bapo", "archer"):
+    level, facts, clip, gate = config.ratio.level, config.ratio.facts, config.clip, config.gate
+    if facts.per_response and clip.of_tokens:
+        others = join_or(tags_where(Clip, sets_bounds=True, of_tokens=False))
         yield (
-            f'objective.clip.kind "{clip}" gives each token bounds of its own, objective.ratio.level "{level}" has one '
-            'ratio per response; use level "token", or clip kind "constant" or "log"'
+            f'objective.clip.kind "{clip.kind}" gives each token bounds of its own, objective.ratio.level "{level}" '
+            f'has one ratio per response; use level "token", or clip kind {others}'
         )
-    if level == "geometric" and (gate != "ppo" or config.gate.dual != float("inf")):  # type: ignore[union-attr]
+    if facts.bounds_first and not gate.bounds_first:
         yield (
-            'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs '
+            f'objective.ratio.level "{level}" bounds token ratios before it averages them (GMPO); it needs '
             'objective.gate = {kind = "ppo"} without dual clip'
         )
-    if level != "token" and gate in ("dppo", "aspo"):
-        yield f'objective.gate.kind "{gate}" is defined on token ratios; set objective.ratio.level to "token"'
-    if level in ("sequence", "geometric") and config.shaping.entropy:
-        yield (
-            f'objective.ratio.level "{level}" has one advantage per response, objective.shaping.entropy one per token;'
-            ' use level "sequence_token"'
-        )
+    if facts.per_response and gate.of_tokens:
+        yield f'objective.gate.kind "{gate.kind}" is defined on token ratios; set objective.ratio.level to "token"'
+    for name in (name for name, bonus in config.shaping.on.items() if bonus.tells_tokens_apart):
+        if facts.through_response:
+            yield (
+                f'objective.ratio.level "{level}" has one advantage per response, objective.shaping.{name} one per '
+                'token; use level "sequence_token"'
+            )
 
 
 def _check_token_rules(config: ObjectiveConfig) -> Iterator[str]:
-    """At levels "sequence" and "geometric" a token's loss has a gradient in every token of its response, so dropping
-    one token's loss would not drop its gradient. CISPO's is in the token's own log-prob at any level."""
-    if config.ratio.level not in ("sequence", "geometric") or config.gate.kind == "cispo":
+    """Where a token's loss has a gradient in every token of its response, dropping one token's loss would not drop its
+    gradient. A gate that is a weight has its gradient in the token's own log-prob at any level."""
+    if not config.ratio.facts.through_response or config.gate.is_weight:
         return
-    weights = config.weights
-    per_token = {
-        "high_entropy": weights.high_entropy,
-        "clip_cov": weights.clip_cov,
-        "steer": weights.steer,
-        "clip_b": weights.clip_b,
-        "clip_v": weights.clip_v,
-        "erc": weights.erc,
-        "tis": weights.tis and weights.tis.level == "token",
-        "importance_mask": weights.importance_mask and weights.importance_mask.level == "token",
-    }
-    for name in (name for name, on in per_token.items() if on):
-        other = f', or objective.weights.{name}.level "sequence"' if name in ("tis", "importance_mask") else ""
-        yield (
-            f'objective.weights.{name} weighs single tokens, but at objective.ratio.level "{config.ratio.level}" the '
-            f'gradient of a response runs through all of its tokens; use level "sequence_token" or "token"{other}'
-        )
+    for name, weight in config.weights.on.items():
+        if weight.tells_tokens_apart:
+            other = f', or objective.weights.{name}.level "sequence"' if "level" in type(weight).model_fields else ""
+            yield (
+                f"objective.weights.{name} weighs single tokens, but at objective.ratio.level "
+                f'"{config.ratio.level}" the gradient of a response runs through all of its tokens; use level '
+                f'"sequence_token" or "token"{other}'
+            )
 
 
 def _check_mismatch(config: ObjectiveConfig) -> Iterator[str]:
-    weights = config.weights
-    if weights.tis and weights.importance_mask:
+    correcting = [name for name, weight in config.weights.on.items() if weight.mismatch == "corrects"]
+    if len(correcting) > 1:
         yield (
-            "objective.weights.tis and objective.weights.importance_mask both multiply by old / behavior; the mismatch "
-            "would be corrected twice; keep one"
+            f"{' and '.join(f'objective.weights.{name}' for name in correcting)} "
+            f"{'both' if len(correcting) == 2 else 'all'} multiply by old / behavior; the mismatch would be corrected "
+            f"{'twice' if len(correcting) == 2 else 'more than once'}; keep one"
         )
-    if config.ratio.anchor == "behavior" and (weights.tis or weights.importance_mask):
+    if config.ratio.reads_behavior and correcting:
+        names = " and ".join(names_where(WeightsConfig, mismatch="corrects"))
         yield (
             'objective.ratio.anchor "behavior" has the trainer-vLLM mismatch in the ratio already; remove '
-            'objective.weights.tis and importance_mask, or set the anchor to "old" (the decoupled form)'
+            f'objective.weights.{names}, or set the anchor to "old" (the decoupled form)'
         )
 
 
 def _check_bounds_in_order(config: ObjectiveConfig) -> Iterator[str]:
-    rejection = config.weights.sequence_rejection
-    ranged = rejection if rejection and rejection.statistic == "k1" else None
-    cispo = config.gate if config.gate.kind == "cispo" else None
-    bapo = config.clip if config.clip.kind == "bapo" else None
-    coefficient = config.controllers.entropy_coefficient
-    ordered = (
-        ("objective.weights.tis", config.weights.tis, "floor", "cap"),
-        ("objective.weights.importance_mask", config.weights.importance_mask, "low", "high"),
-        ("objective.weights.sequence_rejection", ranged, "low", "high"),
-        ("objective.weights.clip_cov", config.weights.clip_cov, "low", "high"),
-        ("objective.weights.erc", config.weights.erc, "low", "high"),
-        ("objective.controllers.entropy_coefficient", coefficient, "minimum", "maximum"),
-        ("objective.gate", cispo, "floor", "cap"),
-        ("objective.clip", bapo, "low_start", "low_stop"),
-        ("objective.clip", bapo, "high_start", "high_stop"),
-    )
-    for path, section, low, high in ordered:
-        if section is not None and getattr(section, low) > getattr(section, high):
-            yield f"{path}.{low} {getattr(section, low):g} is above {high} {getattr(section, high):g}"
+    for path, section in config.variants.items():
+        for high, value, mark in marked_fields(section, NotBelow):
+            low = getattr(section, mark.other)
+            if low > value and (mark.when is None or getattr(section, mark.when[0]) == mark.when[1]):
+                yield f"objective.{path}.{mark.other} {low:g} is above {high} {value:g}"
 
 
 def _check_controllers(config: ObjectiveConfig) -> Iterator[str]:
-    controllers, auxiliary = config.controllers, config.auxiliary
-    adaptive = {"entropy_coefficient": controllers.entropy_coefficient, "aer": controllers.aer}
-    for name, controller in adaptive.items():
-        if controller and not auxiliary.entropy:
-            yield f"objective.controllers.{name} moves objective.auxiliary.entropy.coefficient; add that table"
-    if all(adaptive.values()):
-        yield "objective.controllers.entropy_coefficient and aer both move the same coefficient; keep one"
-    if controllers.positive_scale and not config.weights.positive_scale:
-        yield "objective.controllers.positive_scale moves objective.weights.positive_scale.scale; add that table"
-    adaptive_entropy, bonus = controllers.entropy_coefficient, auxiliary.entropy
+    on = config.controllers.on
+    for name, controller in on.items():
+        if controller.acts_on not in config.variants:
+            yield f"objective.controllers.{name} {controller.effect}; add that table"
+    for names in _same_effect(on):
+        yield (
+            f"objective.controllers.{' and '.join(names)} {'both' if len(names) == 2 else 'all'} move the same "
+            "coefficient; keep one"
+        )
+    yield from _check_controllers_start(config)
+
+
+def _same_effect(on: Mapping[str, ControllerVariant]) -> Iterator[list[str]]:
+    """Names of the controllers that do one thing, where several do."""
+    effects = dict.fromkeys(controller.effect for controller in on.values())
+    for effect in effects:
+        names = [name for name, controller in on.items() if controller.effect == effect]
+        if len(names) > 1:
+            yield names
+
+
+def _check_controllers_start(config: ObjectiveConfig) -> Iterator[str]:
+    controllers = config.controllers
+    adaptive_entropy, bonus = controllers.entropy_coefficient, config.auxiliary.entropy
     if adaptive_entropy and bonus and not adaptive_entropy.minimum <= bonus.coefficient <= adaptive_entropy.maximum:
         yield (
             f"objective.auxiliary.entropy.coefficient {bonus.coefficient:g} is where the controller starts, but "
@@ -191,8 +213,6 @@ def _check_controllers(config: ObjectiveConfig) -> Iterator[str]:
             f"objective.weights.positive_scale.scale {scale.scale:g} minus objective.controllers.positive_scale.step "
             f"{moves.step:g} is not above 0; positive tokens would be punished; lower the step"
         )
-    if controllers.reference_reset and not auxiliary.kl:
-        yield "objective.controllers.reference_reset renews the reference of objective.auxiliary.kl; add that table"
 
 
 _CHECKS: tuple[Callable[[ObjectiveConfig], Iterator[str]], ...] = (

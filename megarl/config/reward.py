@@ -1,10 +1,36 @@
 """How a response becomes a number: who verifies it, what counts as correct, what length and failures cost."""
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from typing import Annotated, ClassVar, Literal, assert_never
 
 from pydantic import Field
 
 from megarl.config.base import Config
+from megarl.config.facts import Variant
+
+
+class VerifierVariant(Variant):
+    """Who gives an answer its number, and what it says of itself."""
+
+    @property
+    @abstractmethod
+    def looks_at_answer(self) -> bool:
+        """Whether the number depends on the answer, so that it can tell right from wrong."""
+
+    @property
+    @abstractmethod
+    def always_equal(self) -> bool:
+        """Whether every response gets the same number."""
+
+    @property
+    @abstractmethod
+    def reads_ground_truth(self) -> bool:
+        """Whether it must be able to read the ground truth's text, which is checked before the run."""
+
+    @property
+    @abstractmethod
+    def only_source(self) -> str | None:
+        """The only data.train.source whose problems it can score; None: any."""
 
 
 class AnswerReward(Config):
@@ -19,7 +45,7 @@ class AnswerReward(Config):
     without a match is wrong. Default: the verifier looks for the answer in the whole response."""
 
 
-class MathVerifyReward(AnswerReward):
+class MathVerifyReward(AnswerReward, VerifierVariant):
     r"""1 when math-verify finds the answer equal to the ground truth, else 0.
 
     The answer is the last \boxed{}, else what the last "answer is ..." or "#### ..." says, else the last expression.
@@ -27,30 +53,45 @@ class MathVerifyReward(AnswerReward):
     """
 
     kind: Literal["math_verify"]
+    looks_at_answer: ClassVar[bool] = True
+    always_equal: ClassVar[bool] = False
+    reads_ground_truth: ClassVar[bool] = True
+    only_source: ClassVar[str | None] = None
 
 
-class Gsm8kReward(AnswerReward):
+class Gsm8kReward(AnswerReward, VerifierVariant):
     r"""1 when the last number of the answer equals the ground truth, else 0.
 
     The answer is the last \boxed{}, else what the last "answer is ..." or "#### ..." says, else the whole response.
     """
 
     kind: Literal["gsm8k"]
+    looks_at_answer: ClassVar[bool] = True
+    always_equal: ClassVar[bool] = False
+    reads_ground_truth: ClassVar[bool] = True
+    only_source: ClassVar[str | None] = None
 
 
-class ReasoningGymReward(AnswerReward):
+class ReasoningGymReward(AnswerReward, VerifierVariant):
     """The task's own scorer, in [0, 1]; the response, or what answer_pattern finds in it, is the answer.
 
     Many tasks give a wrong answer something (0.01 to 0.05 for trying): it is in the reward, and it is not correct.
     """
 
     kind: Literal["reasoning_gym"]
+    looks_at_answer: ClassVar[bool] = True
+    always_equal: ClassVar[bool] = False
+    reads_ground_truth: ClassVar[bool] = False
+    only_source: ClassVar[str | None] = "reasoning_gym"
 
 
-class RandomReward(Config):
+class RandomReward(VerifierVariant):
     """A draw that does not look at the answer, seeded per sample (arXiv 2509.26114's control)."""
 
     kind: Literal["random"]
+    looks_at_answer: ClassVar[bool] = False
+    reads_ground_truth: ClassVar[bool] = False
+    only_source: ClassVar[str | None] = None
     distribution: Literal["bernoulli", "uniform", "gaussian"] = "bernoulli"
     """What is drawn: 1 with probability p, a number in [0, 1), or a normal with mean and std."""
     p: float = Field(0.5, ge=0, le=1)
@@ -60,8 +101,19 @@ class RandomReward(Config):
     std: float = Field(1.0, ge=0)
     """Gaussian: its standard deviation."""
 
+    @property
+    def always_equal(self) -> bool:
+        match self.distribution:
+            case "bernoulli":
+                return self.p in (0, 1)
+            case "uniform":
+                return False
+            case "gaussian":
+                return self.std == 0
+        assert_never(self.distribution)
 
-class FunctionReward(AnswerReward):
+
+class FunctionReward(AnswerReward, VerifierVariant):
     """A user's function, called in worker processes.
 
     It returns a number, a bool or a dict with such a `score`. It is tried at start on the first problems, with an empty
@@ -70,6 +122,10 @@ class FunctionReward(AnswerReward):
     """
 
     kind: Literal["function"]
+    looks_at_answer: ClassVar[bool] = True
+    always_equal: ClassVar[bool] = False
+    reads_ground_truth: ClassVar[bool] = False
+    only_source: ClassVar[str | None] = None
     path: str = Field(pattern=r"^[\w.]+:\w+$")
     """`package.module:function`."""
     signature: Literal["megarl", "verl", "trl", "trl_messages"] = "megarl"

@@ -5,11 +5,13 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from megarl.config.advantage import Advantage, DynamicSampling, Sampler
 from megarl.config.base import Config, ConfigError, raise_problems
 from megarl.config.data import DataConfig
+from megarl.config.facts import join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
-from megarl.config.reward import RewardConfig
+from megarl.config.reward import RewardConfig, Verifier
 from megarl.config.rollout import RolloutConfig
 
 
@@ -211,47 +213,45 @@ def _check_truncation(config: RunConfig) -> Iterator[str]:
 
 
 def _check_group_size(config: RunConfig) -> Iterator[str]:
-    advantage = config.objective.advantage.method
-    if config.train.samples_per_prompt == 1 and advantage != "reinforce_pp":
+    advantage = config.objective.advantage
+    if config.train.samples_per_prompt == 1 and advantage.compares_group:
         yield (
-            f'objective.advantage.method "{advantage}" compares the responses to one prompt, but '
-            'train.samples_per_prompt is 1 and every advantage would be 0; sample more, or use "reinforce_pp"'
+            f'objective.advantage.method "{advantage.method}" compares the responses to one prompt, but '
+            "train.samples_per_prompt is 1 and every advantage would be 0; sample more, or use "
+            f"{join_or(tags_where(Advantage, compares_group=False))}"
         )
 
 
 def _check_dynamic_sampling(config: RunConfig) -> Iterator[str]:
-    sampler = config.objective.sampler
-    if sampler.kind != "dynamic":
-        return
-    wanted, prompts = config.train.prompts_per_step, sampler.prompts_per_generation
-    if prompts is not None and prompts * sampler.max_generations < wanted:
+    sampler, wanted = config.objective.sampler, config.train.prompts_per_step
+    prompts = sampler.prompts_per_generation if isinstance(sampler, DynamicSampling) else None
+    if isinstance(sampler, DynamicSampling) and prompts is not None and prompts * sampler.max_generations < wanted:
         yield (
             f"objective.sampler.prompts_per_generation {prompts} x max_generations {sampler.max_generations} is below "
             f"train.prompts_per_step {wanted}: no step could be filled; raise one of them"
         )
-    if config.train.samples_per_prompt == 1:
+    if sampler.needs_spread and config.train.samples_per_prompt == 1:
         yield (
-            'objective.sampler.kind "dynamic" keeps groups whose scores differ, but train.samples_per_prompt is 1 and '
-            'none ever does; sample more, or use kind "all"'
+            f'objective.sampler.kind "{sampler.kind}" keeps groups whose scores differ, but train.samples_per_prompt '
+            f"is 1 and none ever does; sample more, or use kind {join_or(tags_where(Sampler, needs_spread=False))}"
         )
 
 
-def _check_random_reward(config: RunConfig) -> Iterator[str]:
-    verifier, objective = config.reward.verifier, config.objective
-    if verifier.kind != "random":
+def _check_verdicts(config: RunConfig) -> Iterator[str]:
+    """What needs numbers that differ, or a verdict on the answer, from a verifier that does not give it."""
+    verifier, sampler = config.reward.verifier, config.objective.sampler
+    if sampler.needs_spread and verifier.always_equal:
+        yield (
+            f'reward.verifier gives every response the same number, and objective.sampler.kind "{sampler.kind}" drops '
+            f"such groups: no step could be filled; use kind {join_or(tags_where(Sampler, needs_spread=False))}"
+        )
+    if verifier.looks_at_answer:
         return
-    coin = verifier.p if verifier.distribution == "bernoulli" else None
-    if objective.sampler.kind == "dynamic" and (
-        coin in (0, 1) or (verifier.distribution == "gaussian" and verifier.std == 0)
-    ):
+    for name in (name for name, loss in config.objective.auxiliary.on.items() if "verdict" in loss.reads):
         yield (
-            'reward.verifier gives every response the same number, and objective.sampler.kind "dynamic" drops such '
-            'groups: no step could be filled; use kind "all"'
-        )
-    if objective.auxiliary.guided:
-        yield (
-            "objective.auxiliary.guided moves right answers one way and wrong ones the other, but reward.verifier.kind "
-            '"random" does not look at the answer; use a verifier that does, or remove the table'
+            f"objective.auxiliary.{name} moves right answers one way and wrong ones the other, but "
+            f'reward.verifier.kind "{verifier.kind}" does not look at the answer; use a verifier that does, or remove '
+            "the table"
         )
 
 
@@ -270,24 +270,23 @@ def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
     train, objective = config.train, config.objective
     if train.responses_per_step != train.mini_batch_responses:
         return
-    idle = {
-        "objective.auxiliary.kl_cov": objective.auxiliary.kl_cov,
-        "objective.weights.erc": objective.weights.erc,
-        "objective.weights.opsm": objective.weights.opsm,
-    }
-    for path in (path for path, section in idle.items() if section):
+    comparing = {f"auxiliary.{name}": loss.compares_updates for name, loss in objective.auxiliary.on.items()}
+    comparing |= {f"weights.{name}": weight.compares_updates for name, weight in objective.weights.on.items()}
+    for path in (path for path, compares in comparing.items() if compares):
         yield (
-            f"{path} compares the policy with itself before a batch's first update, but there is one update per batch "
-            f"(train.mini_batch_responses {train.mini_batch_responses} = all responses of a step); lower "
+            f"objective.{path} compares the policy with itself before a batch's first update, but there is one update "
+            f"per batch (train.mini_batch_responses {train.mini_batch_responses} = all responses of a step); lower "
             "train.mini_batch_responses, or remove the table"
         )
 
 
 def _check_reward_matches_data(config: RunConfig) -> Iterator[str]:
-    if config.reward.verifier.kind == "reasoning_gym" and config.data.train.source != "reasoning_gym":
+    verifier, source = config.reward.verifier, config.data.train.source
+    if verifier.only_source not in (None, source):
+        others = join_or(tags_where(Verifier, looks_at_answer=True, only_source=None))
         yield (
-            'reward.verifier.kind = "reasoning_gym" scores only data.train.source = "reasoning_gym", found '
-            f'"{config.data.train.source}"; use "math_verify", "gsm8k" or "function"'
+            f'reward.verifier.kind = "{verifier.kind}" scores only data.train.source = "{verifier.only_source}", found '
+            f'"{source}"; use {others}'
         )
 
 
@@ -301,7 +300,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_truncation,
     _check_group_size,
     _check_dynamic_sampling,
-    _check_random_reward,
+    _check_verdicts,
     _check_wrong,
     _check_rules_that_need_updates,
     _check_reward_matches_data,

@@ -1,8 +1,8 @@
 """What a configuration says that is legal and probably not meant. `train`, `sft`, `show` and `doctor` print it."""
 
-import math
 from collections.abc import Callable, Iterator
 
+from megarl.config.facts import Distance, LargestWeight, marked_fields
 from megarl.config.run import RunConfig
 
 
@@ -13,30 +13,27 @@ def find_warnings(config: RunConfig) -> list[str]:
 
 def _distances_like_ratios(config: RunConfig) -> Iterator[str]:
     """A bound is a distance from 1 in most papers (0.28) and a ratio in others (1.28)."""
-    clip = config.objective.clip
-    if clip.kind not in ("constant", "log"):
-        return
-    for name in ("low", "high") if clip.kind == "log" else ("high",):
-        distance = getattr(clip, name)
-        if 1 < distance < 2:
-            what = "of the log ratio from 0" if clip.kind == "log" else "from 1: ratios are clipped"
-            reach = "" if clip.kind == "log" else f" above {1 + distance:g}"
-            yield (
-                f"objective.clip.{name} {distance:g} is the distance {what}{reach}; did you mean {distance - 1:.4g}? "
-                "inf turns the side off"
-            )
+    for path, section in config.objective.variants.items():
+        for name, distance, mark in marked_fields(section, Distance):
+            if 1 < distance < 2:
+                of_log = mark.of == "log ratio"
+                what = "of the log ratio from 0" if of_log else "from 1: ratios are clipped"
+                reach = "" if of_log else f" above {1 + distance:g}"
+                yield (
+                    f"objective.{path}.{name} {distance:g} is the distance {what}{reach}; did you mean "
+                    f"{distance - 1:.4g}? inf turns the side off"
+                )
 
 
 def _ratios_like_distances(config: RunConfig) -> Iterator[str]:
     """The other way round: a cap is a ratio."""
-    gate, tis = config.objective.gate, config.objective.weights.tis
-    caps = {
-        "objective.gate.cap": gate.cap if gate.kind == "cispo" else math.inf,
-        "objective.weights.tis.cap": tis.cap if tis else math.inf,
-    }
-    for path, cap in caps.items():
-        if cap < 1:
-            yield f"{path} {cap:g} is a ratio, so no weight is more than {cap:g}; did you mean {1 + cap:g}?"
+    for path, section in config.objective.variants.items():
+        for name, cap, _ in marked_fields(section, LargestWeight):
+            if cap < 1:
+                yield (
+                    f"objective.{path}.{name} {cap:g} is a ratio, so no weight is more than {cap:g}; did you mean "
+                    f"{1 + cap:g}?"
+                )
 
 
 def _min_lr_unread(config: RunConfig) -> Iterator[str]:

@@ -1,77 +1,150 @@
 """Plug point 4: token weights, detached and multiplied together, and how weighted tokens become one number."""
 
-from typing import Literal
+from abc import abstractmethod
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from megarl.config.base import Config, Unbounded
+from megarl.config.facts import LargestWeight, NotBelow, RuleName, Variant
 
 
-class TruncatedImportance(Config):
+class WeightVariant(Variant):
+    """A token weight, and what it says of itself."""
+
+    @property
+    @abstractmethod
+    def tells_tokens_apart(self) -> bool:
+        """Whether the tokens of a response may get different weights from it."""
+
+    @property
+    @abstractmethod
+    def needs_survey(self) -> bool:
+        """Whether it reads statistics of the whole mini-batch under the current weights."""
+
+    @property
+    @abstractmethod
+    def mismatch(self) -> Literal["ignores", "filters", "corrects"]:
+        """What it does with the trainer-vLLM mismatch, for which it reads vLLM's log-probs: filters by it, or corrects
+        it by multiplying with old / behavior."""
+
+    @property
+    @abstractmethod
+    def compares_updates(self) -> bool:
+        """Whether it compares with the policy before the batch's first update, so that one update leaves it idle."""
+
+    @property
+    @abstractmethod
+    def rules(self) -> tuple[RuleName, ...]:
+        """The rules that may act on tokens because of it."""
+
+
+class TruncatedImportance(WeightVariant):
     """TIS: min(rho, cap), rho = exp(old_logp - behavior_logp), against the trainer-vLLM mismatch."""
 
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "corrects"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("tis",)
     level: Literal["token", "sequence"] = "token"
     """sequence: the product over the response."""
-    cap: Unbounded = Field(2.0, gt=0)
+    cap: Annotated[Unbounded, LargestWeight(), NotBelow("floor")] = Field(2.0, gt=0)
     """Largest weight (a ratio); inf is none."""
     floor: float = Field(0.0, ge=0)
     """Smallest weight; 0 is off."""
     normalise: bool = False
     """Divide by the mean weight over all response tokens of the mini-batch."""
 
+    @property
+    def tells_tokens_apart(self) -> bool:
+        return self.level == "token"
 
-class MaskedImportance(Config):
+
+class MaskedImportance(WeightVariant):
     """MIS: rho where low <= rho <= high, else 0 (IcePop: tokens, 0.5 and 5)."""
 
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "corrects"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("importance_mask",)
     level: Literal["token", "sequence", "geometric"] = "token"
     """sequence: the product over the response. geometric: its geometric mean."""
     low: float = Field(0.5, ge=0)
     """Smallest ratio kept."""
-    high: Unbounded = Field(5.0, gt=0)
+    high: Annotated[Unbounded, NotBelow("low")] = Field(5.0, gt=0)
     """Largest ratio kept; inf is no bound."""
 
+    @property
+    def tells_tokens_apart(self) -> bool:
+        return self.level == "token"
 
-class SequenceRejection(Config):
+
+class SequenceRejection(WeightVariant):
     """Keeps a response where a mean over its tokens of the trainer-vLLM log ratio lies inside bounds."""
 
+    tells_tokens_apart: ClassVar[bool] = False
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "filters"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("sequence_rejection",)
     statistic: Literal["k1", "k2", "k3"] = "k1"
     """k1: exp(mean log rho) in [low, high] (the geometric mean). k2: mean (log rho)^2 / 2 <= high.
     k3: mean (rho - 1 - log rho) <= high."""
     low: float = Field(0.999, ge=0)
     """Lower bound of the geometric mean; k2 and k3 have none."""
-    high: Unbounded = Field(1.001, gt=0)
+    high: Annotated[Unbounded, NotBelow("low", when=("statistic", "k1"))] = Field(1.001, gt=0)
     """Upper bound; inf is none."""
 
 
-class OffPolicySequenceMask(Config):
+class OffPolicySequenceMask(WeightVariant):
     """OPSM (DeepSeek-V3.2): drops a response where A < 0 and mean log(old / current) is above a threshold."""
 
+    tells_tokens_apart: ClassVar[bool] = False
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = True
+    rules: ClassVar[tuple[RuleName, ...]] = ("opsm",)
     threshold: float = Field(0.5, gt=0)
     """Nats per token (0.5 in TRL, 1e-4 in slime)."""
 
 
-class HighEntropyMask(Config):
+class HighEntropyMask(WeightVariant):
     """Only the most uncertain tokens are trained on (80/20, arXiv 2506.01939)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("low_entropy",)
     fraction: float = Field(0.2, gt=0, le=1)
     """Share of the mini-batch's response tokens, by entropy, that is kept; with all that tie at its edge, as the first
     tokens of a group do."""
 
 
-class ClipCov(Config):
+class ClipCov(WeightVariant):
     """Drops a few random tokens whose covariance of log-prob and advantage is high (arXiv 2505.22617)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("clip_cov",)
     fraction: float = Field(2e-4, gt=0, le=1)
     """Tokens to drop, of all response tokens of the mini-batch; at least one."""
     low: float = 1.0
     """Only tokens with a covariance above this are eligible ..."""
-    high: float = 5.0
+    high: Annotated[float, NotBelow("low")] = 5.0
     """... and below this, and not clipped already."""
 
 
-class Steer(Config):
+class Steer(WeightVariant):
     """Smaller weight where a token would move the entropy more (STEER, arXiv 2510.10150)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ()
     shape: Literal["exponential", "linear"] = "exponential"
     """How the weight falls with the size of the predicted entropy change."""
     low: float = Field(0.8, gt=0, le=1)
@@ -80,34 +153,54 @@ class Steer(Config):
     """linear: largest weight. exponential starts at 1."""
 
 
-class ClipB(Config):
+class ClipB(WeightVariant):
     """Drops A < 0 tokens with S - mean(S) < -mu std(S), S = p (log p + H) (Clip_B, arXiv 2602.03392)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("clip_b",)
     mu: float = Field(2.5, gt=0)
     """Standard deviations."""
 
 
-class ClipV(Config):
+class ClipV(WeightVariant):
     """Drops the worst A < 0 tokens with x > mu std(x), x = sum p^2 (log p + H) - S (Clip_V, arXiv 2602.03392)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ("clip_v",)
     mu: float = Field(8.5, gt=0)
     """Standard deviations."""
     max_fraction: float = Field(1e-4, gt=0, le=1)
     """At most this share of the response tokens is dropped."""
 
 
-class EntropyRatioClip(Config):
+class EntropyRatioClip(WeightVariant):
     """ERC: only tokens whose entropy ratio H / H_old lies inside (low, high) are trained on (arXiv 2512.05591)."""
 
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = True
+    rules: ClassVar[tuple[RuleName, ...]] = ("erc",)
     low: float = Field(0.95, ge=0)
     """Lower bound, exclusive."""
-    high: Unbounded = Field(1.05, gt=0)
+    high: Annotated[Unbounded, NotBelow("low")] = Field(1.05, gt=0)
     """Upper bound, exclusive; inf is none."""
 
 
-class PositiveScale(Config):
+class PositiveScale(WeightVariant):
     """Multiplies tokens with A > 0 (positive-advantage reweighting, arXiv 2511.05993)."""
 
+    tells_tokens_apart: ClassVar[bool] = False
+    needs_survey: ClassVar[bool] = False
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ()
     scale: float = Field(1.0, gt=0)
     """The factor, and where objective.controllers.positive_scale starts."""
 
@@ -137,6 +230,16 @@ class WeightsConfig(Config):
     """Entropy ratio clipping."""
     positive_scale: PositiveScale | None = None
     """Reweighting of positive advantages."""
+
+    @property
+    def on(self) -> dict[str, WeightVariant]:
+        """The weights that are on, by field."""
+        return {name: value for name, value in self if isinstance(value, WeightVariant)}
+
+    @property
+    def reads_behavior(self) -> bool:
+        """Whether a weight compares with vLLM's log-probs."""
+        return any(weight.mismatch != "ignores" for weight in self.on.values())
 
 
 class AggregationConfig(Config):

@@ -17,13 +17,14 @@ from megarl.controller.reporting import StepRecord, rollouts_due
 from megarl.controller.sampling import Group, sample_groups
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
 from megarl.objective.tokens import Controls
+from megarl.objective.update_result import UpdateResult, merge_results
 from megarl.records import Sample, TokenTrace
-from megarl.telemetry.metrics import Metrics, merge
+from megarl.telemetry.metrics import Metrics
 
 
 async def train(config: RunConfig, parts: Parts) -> None:
     """Run `config.train.steps` steps; raises what a part raises."""
-    if (parts.experts is None) != (config.objective.auxiliary.guided is None):
+    if (parts.experts is not None) != config.objective.auxiliary.reads("expert"):
         raise ValueError("Parts.experts holds the data set's answers where objective.auxiliary.guided is on, else None")
     for step in range(1, config.train.steps + 1):
         with parts.reporter.spans.measure("step"):
@@ -71,29 +72,28 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
         token_texts={
             trace.sample_id: tuple(map(parts.token_text, rollouts[trace.sample_id].response)) for trace in traces
         },
-        metrics=updates | parts.controllers.metrics() | sampled | difference | published,
+        metrics=updates | parts.controllers.metrics() | sampled | difference.metrics() | published,
     )
 
 
 async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[Metrics, list[TokenTrace]]:
     """The step's optimizer updates, and the reference's renewal where one is due after them."""
-    metrics: list[Metrics] = []
+    updates: list[UpdateResult] = []
     traces: list[TokenTrace] = []
     with parts.reporter.phase("update", total=config.train.updates_per_step) as phase:
         for index in range(config.train.updates_per_step):
             of_update, of_tokens = await parts.policy.train_mini_batch(
                 index, controls, traced=traced_ids(index, controls.step, config)
             )
-            metrics.append(of_update)
-            parts.reporter.report_update(controls.step, index, of_update)
+            updates.append(of_update)
+            parts.reporter.report_update(controls.step, index, of_update.metrics)
             traces += of_tokens
             phase.advance(1)
-    merged = merge(*metrics)
-    kl = merged.get("actor/kl_loss")
-    if parts.controllers.end_step(None if kl is None else kl.value):
+    merged = merge_results(updates)
+    if parts.controllers.end_step(merged.kl.value if merged.kl.count else None):
         with parts.reporter.phase("reset_reference"):
             await parts.policy.reset_reference()
-    return merged, traces
+    return merged.metrics, traces
 
 
 def traced_ids(index: int, step: int, config: RunConfig) -> range:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, TokenScores
@@ -12,6 +13,18 @@ _SHOWN_SAMPLES = 8
 
 class LogpMismatchError(RuntimeError):
     """Policy and vLLM disagree about the same tokens under what should be the same weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogpDiff:
+    """|old_logp - behavior_logp| over the response tokens of a step, nats."""
+
+    mean: Mean
+    largest: float
+
+    def metrics(self) -> Metrics:
+        """What is logged of it."""
+        return {"rollout/logp_diff_mean": self.mean, "rollout/logp_diff_max": Max(self.largest)}
 
 
 class NonFiniteLogpError(RuntimeError):
@@ -49,8 +62,8 @@ def _shown(ids: Sequence[int]) -> str:
     return f"{list(ids[:_SHOWN_SAMPLES])}{' ...' if len(ids) > _SHOWN_SAMPLES else ''}"
 
 
-def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> Metrics:
-    """rollout/logp_diff_mean and _max: |old_logp - behavior_logp| over all response tokens, nats."""
+def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> LogpDiff:
+    """The difference over all response tokens; ValueError where a response's log-probs are not one per token."""
     total, count, largest = 0.0, 0, 0.0
     for rollout, scored in zip(rollouts, scores, strict=True):
         if len(scored.old_logp) != len(rollout.response):
@@ -62,22 +75,22 @@ def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]
         total += sum(differences)
         count += len(differences)
         largest = max(largest, *differences, 0.0)
-    return {"rollout/logp_diff_mean": Mean(total, count), "rollout/logp_diff_max": Max(largest)}
+    return LogpDiff(mean=Mean(total, count), largest=largest)
 
 
-def check_logp_diff(difference: Metrics, *, step: int, config: RunConfig) -> None:
+def check_logp_diff(difference: LogpDiff, *, step: int, config: RunConfig) -> None:
     """LogpMismatchError when the step's mean difference is above rollout.max_logp_diff (or NaN).
 
     The first step compares two readers of one checkpoint, every later one the weights that were published before it.
     """
-    found, bound = difference["rollout/logp_diff_mean"].value, config.rollout.max_logp_diff
+    found, bound = difference.mean.value, config.rollout.max_logp_diff
     if found <= bound:
         return
-    largest = difference["rollout/logp_diff_max"].value
     raise LogpMismatchError(
-        f"step {step}: trainer and vLLM differ by {found:.4g} nats per token on average (largest {largest:.4g}), "
-        f"above rollout.max_logp_diff {bound:g}. {_FIRST if step == 1 else _LATER} Differences near 1e-6 are "
-        "normal in float32 and 0.01 to 0.05 in bfloat16; if this one is expected, raise the bound"
+        f"step {step}: trainer and vLLM differ by {found:.4g} nats per token on average (largest "
+        f"{difference.largest:.4g}), above rollout.max_logp_diff {bound:g}. {_FIRST if step == 1 else _LATER} "
+        "Differences near 1e-6 are normal in float32 and 0.01 to 0.05 in bfloat16; if this one is expected, raise the "
+        "bound"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from megarl.objective.tokens import Controls
+from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
@@ -24,14 +25,14 @@ class PolicyGroup(Protocol):
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
-    ) -> tuple[Metrics, list[TokenTrace]]:
+    ) -> tuple[UpdateResult, list[TokenTrace]]:
         """One optimizer update on mini-batch `index` of the held batch with the step's numbers; also what it did with
         the tokens of the samples whose id is in `traced`."""
 
     async def reset_reference(self) -> None:
         """The reference becomes the current weights, and the optimizer's moments start anew."""
 
-    async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
+    async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         """One supervised update; `shards` are per data-parallel rank."""
 
     async def publish_weights(self, version: int) -> Metrics:

@@ -22,10 +22,10 @@ async def fine_tune(
             answer_tokens = sum(len(sample.response) for sample in samples)
             shards = shard_mini_batch(samples, [1.0 / answer_tokens] * len(samples), config, first_id=0)
             with reporter.spans.measure("update"):
-                metrics = await policy.sft_update(shards)
+                update = await policy.sft_update(shards)
         num_tokens = sum(sample.length for sample in samples)
         # The mean log-prob of the answer tokens is minus their cross-entropy.
-        reporter.report_sft(step, loss=-metrics["actor/logp"].value, metrics=metrics, num_tokens=num_tokens)
+        reporter.report_sft(step, loss=-update.logp.value, metrics=update.metrics, num_tokens=num_tokens)
     await policy.export_hf(str(reporter.checkpoint_path(sft.steps)))
 
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megarl.config.auxiliary import AuxiliaryConfig, GuidedLoss
+from megarl.config.auxiliary import AuxiliaryConfig, EntropyBonus, GuidedLoss, KlCov, KlLoss
+from megarl.config.facts import NoFormulaError
 from megarl.objective.ratio import LOG_RATIO_LIMIT
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 
@@ -23,21 +24,27 @@ def auxiliary_loss(config: AuxiliaryConfig, controls: Controls, tokens: TokenBat
 
     Raises:
         ValueError: a configured loss lacks its column (`ref_logp_T`, `kl_cov_T`, `expert_logp_T`).
+        NoFormulaError: a loss is on that is not known here.
     """
     loss_T = torch.zeros_like(tokens.logp_T)
-    if config.kl is not None:
-        ref_logp_T = _required(tokens.ref_logp_T, "ref_logp_T", "kl")
-        kl_T = kl_estimate(tokens.logp_T, ref_logp_T, estimator=config.kl.estimator)
-        loss_T = loss_T + config.kl.coefficient * kl_T
-    if config.kl_cov is not None:
-        chosen_T = _required(choices.kl_cov_T, "kl_cov_T", "kl_cov")
-        distance_T = (tokens.logp_T - tokens.old_logp_T).abs()
-        loss_T = loss_T + config.kl_cov.coefficient * torch.where(chosen_T, distance_T, 0.0)
-    if config.entropy is not None and controls.entropy_coefficient != 0:
-        scale_T = 1.0 if tokens.entropy_scale_T is None else tokens.entropy_scale_T
-        loss_T = loss_T - controls.entropy_coefficient * scale_T * tokens.entropy_T
-    if config.guided is not None:
-        loss_T = loss_T + config.guided.coefficient * guided_loss(config.guided, tokens)
+    for loss in config.on.values():
+        match loss:
+            case KlLoss():
+                ref_logp_T = _required(tokens.ref_logp_T, "ref_logp_T", "kl")
+                kl_T = kl_estimate(tokens.logp_T, ref_logp_T, estimator=loss.estimator)
+                loss_T = loss_T + loss.coefficient * kl_T
+            case KlCov():
+                chosen_T = _required(choices.kl_cov_T, "kl_cov_T", "kl_cov")
+                distance_T = (tokens.logp_T - tokens.old_logp_T).abs()
+                loss_T = loss_T + loss.coefficient * torch.where(chosen_T, distance_T, 0.0)
+            case EntropyBonus():
+                if controls.entropy_coefficient != 0:
+                    scale_T = 1.0 if tokens.entropy_scale_T is None else tokens.entropy_scale_T
+                    loss_T = loss_T - controls.entropy_coefficient * scale_T * tokens.entropy_T
+            case GuidedLoss():
+                loss_T = loss_T + loss.coefficient * guided_loss(loss, tokens)
+            case _:
+                raise NoFormulaError(loss, "the auxiliary loss")
     return loss_T
 
 

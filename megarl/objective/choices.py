@@ -13,11 +13,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megarl.config.facts import NoFormulaError
 from megarl.config.objective import ObjectiveConfig
+from megarl.config.weight import (
+    ClipB,
+    ClipCov,
+    ClipV,
+    HighEntropyMask,
+    MaskedImportance,
+    SequenceRejection,
+    Steer,
+    TruncatedImportance,
+)
 from megarl.objective import entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
-from megarl.objective.share import RuleResult, Share, flags, take_share, uses_behavior
+from megarl.objective.share import RuleResult, Share, flags, take_share
 from megarl.objective.tokens import Choices, Controls, Reduce, Rule, TokenBatch
 
 
@@ -30,6 +41,7 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
     Raises:
         ValueError: `behavior_logp_T` is missing where a mismatch rule is on, or a number that a rule reads is not
             finite (then on every rank).
+        NoFormulaError: a weight that needs choosing is on and is not known here.
     """
     if not needs_choices(objective):
         return Choices.none(tokens.logp_T)
@@ -39,7 +51,7 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
     bapo_bounds = search_bounds(objective, objective.clip, share) if objective.clip.kind == "bapo" else None
     weight_T = torch.ones_like(share.tokens.logp_T)
     rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
-    for rule_weight_T, rule_flags_T in (*_mismatch_rules(objective, share), *_entropy_rules(objective, share)):
+    for rule_weight_T, rule_flags_T in _choosing_weights(objective, share):
         weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
     bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds)
     return _with_covariance_rules(objective, share, bounds)
@@ -47,29 +59,31 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
 
 def needs_choices(objective: ObjectiveConfig) -> bool:
     """Whether `choose` has a rule to apply; otherwise it returns at once. The config alone decides."""
-    return objective.needs_survey or uses_behavior(objective.weights)
+    return objective.needs_survey or objective.weights.reads_behavior
 
 
-def _mismatch_rules(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
-    weights = objective.weights
-    if weights.tis is not None:
-        yield mismatch.truncated_importance(weights.tis, share)
-    if weights.importance_mask is not None:
-        yield mismatch.masked_importance(weights.importance_mask, share)
-    if weights.sequence_rejection is not None:
-        yield mismatch.sequence_rejection(weights.sequence_rejection, share)
-
-
-def _entropy_rules(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
-    weights = objective.weights
-    if weights.high_entropy is not None:
-        yield entropy_rules.high_entropy(weights.high_entropy, share)
-    if weights.steer is not None:
-        yield entropy_rules.steer(weights.steer, share)
-    if weights.clip_b is not None:
-        yield entropy_rules.clip_b(weights.clip_b, share)
-    if weights.clip_v is not None:
-        yield entropy_rules.clip_v(weights.clip_v, share)
+def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
+    """Those that read no bounds: Clip-Cov comes after BAPO's search."""
+    for weight in objective.weights.on.values():
+        match weight:
+            case TruncatedImportance():
+                yield mismatch.truncated_importance(weight, share)
+            case MaskedImportance():
+                yield mismatch.masked_importance(weight, share)
+            case SequenceRejection():
+                yield mismatch.sequence_rejection(weight, share)
+            case HighEntropyMask():
+                yield entropy_rules.high_entropy(weight, share)
+            case Steer():
+                yield entropy_rules.steer(weight, share)
+            case ClipB():
+                yield entropy_rules.clip_b(weight, share)
+            case ClipV():
+                yield entropy_rules.clip_v(weight, share)
+            case ClipCov():
+                continue
+            case _ if weight.needs_survey or weight.mismatch != "ignores":
+                raise NoFormulaError(weight, "the choice of tokens")
 
 
 def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Choices) -> Choices:

@@ -13,7 +13,7 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.config.trust import FlexEcClip
 from megarl.objective.schedules import Line, flexec_lines, flexec_raises
 from megarl.objective.tokens import Controls
-from megarl.telemetry.metrics import Mean, Metrics
+from megarl.telemetry.metrics import Metrics, declared
 
 _SHOWN_PROBABILITY = 0.5
 """Where FlexEC's distances are logged; they are lines, so another probability says no more."""
@@ -92,7 +92,7 @@ class ControllerState:
             values["control/entropy_target"] = target
         if self._objective.controllers.reference_reset:
             values["control/reference_resets"] = float(self._resets)
-        return {name: Mean(value, 1.0) for name, value in values.items()}
+        return declared(values)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: everything the next step depends on beside the config."""

@@ -21,8 +21,8 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
 from megarl.objective.tokens import Rule, TokenBatch
@@ -76,7 +76,7 @@ def apply_gate(
         return GateResult(loss_T=loss_T, ratio_T=ratio_T, rule_T=sides_T | saturated_T)
 
     term = _term(objective, tokens, log_ratio_T.detach(), advantage_T, (low_T, high_T))
-    is_weight = isinstance(objective.gate, CispoGate | DppoGate)
+    is_weight = objective.gate.is_weight
     gradient_T = tokens.logp_T if is_weight else log_ratio_T
     # The difference is exactly 0 with gradient 1: the loss has the value of the surrogate and the gradient of the
     # slope, whatever is on the far side of a bound, and nothing infinite is ever differentiated.

@@ -46,7 +46,7 @@ def compute_token_loss(
         loss=_with_gradient(
             (policy + auxiliary).detach(),
             (tokens.logp_T, policy_T + auxiliary_T),
-            (tokens.entropy_T, entropy_gradient_T) if objective.auxiliary.entropy else None,
+            (tokens.entropy_T, entropy_gradient_T) if objective.auxiliary.reads("entropy") else None,
         ),
         policy_T=gate.loss_T.detach(),
         auxiliary=auxiliary.detach(),
@@ -55,7 +55,7 @@ def compute_token_loss(
         ratio_T=gate.ratio_T.detach(),
         low_T=low_T,
         high_T=high_T,
-        dual_T=torch.full_like(low_T, getattr(objective.gate, "dual", torch.inf)),
+        dual_T=torch.full_like(low_T, objective.gate.dual_bound),
         gate_T=-gate_T,
         weight_T=weight_T.detach(),
         coefficient_T=-policy_T,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.weight import WeightsConfig
 from megarl.objective.contexts import share_values
 from megarl.objective.shaping import shaped_advantage
 from megarl.objective.token_random import token_keys
@@ -62,9 +61,9 @@ def take_share(objective: ObjectiveConfig, tokens: TokenBatch, controls: Control
     tokens = tokens.detach()
     advantage_T = shaped_advantage(objective.shaping, tokens).detach().to(torch.float64)
     bad = {name: ~column_T.isfinite() for name, column_T in _finite_columns(objective, tokens, advantage_T).items()}
-    if uses_behavior(objective.weights) or objective.ratio.anchor == "behavior":
+    if objective.reads_behavior:
         # An infinite one is legal: a log-prob of -inf means that the engine could not have sampled the token.
-        bad["behavior_logp"] = _behavior_logp(tokens).isnan()
+        bad["behavior_logp"] = _behavior_logp(objective, tokens).isnan()
     local = torch.tensor([tokens.logp_T.numel()], dtype=torch.int64, device=tokens.logp_T.device)
     totals = reduce.sum(torch.cat((local, *(bad_T.sum().reshape(1) for bad_T in bad.values())))).tolist()
     _refuse_bad(bad, dict(zip(bad, totals[1:], strict=True)), tokens)
@@ -73,11 +72,6 @@ def take_share(objective: ObjectiveConfig, tokens: TokenBatch, controls: Control
     tokens = share_values(tokens, reduce)
     advantage_T = shaped_advantage(objective.shaping, tokens).detach().to(torch.float64)
     return Share(tokens=tokens, advantage_T=advantage_T, num_tokens=totals[0], controls=controls, reduce=reduce)
-
-
-def uses_behavior(weights: WeightsConfig) -> bool:
-    """Whether a weight compares with vLLM's log-probs."""
-    return any((weights.tis, weights.importance_mask, weights.sequence_rejection))
 
 
 def share_of(fraction: float, num_tokens: int) -> Fraction:
@@ -107,11 +101,14 @@ def _finite_columns(objective: ObjectiveConfig, tokens: TokenBatch, advantage_T:
     return {**columns, "old_logp": tokens.old_logp_T}
 
 
-def _behavior_logp(tokens: TokenBatch) -> Tensor:
+def _behavior_logp(objective: ObjectiveConfig, tokens: TokenBatch) -> Tensor:
     if tokens.behavior_logp_T is None:
+        on = objective.weights.on.items()
+        reading = [f"objective.weights.{name}" for name, weight in on if weight.mismatch != "ignores"]
+        reading += ['objective.ratio.anchor "behavior"'] if objective.ratio.reads_behavior else []
         raise ValueError(
-            'objective.weights.tis, importance_mask, sequence_rejection and objective.ratio.anchor "behavior" compare '
-            "with vLLM's log-probs, but the tokens have no behavior_logp_T; pass it, or leave these out"
+            f"{' and '.join(reading)} compare with vLLM's log-probs, but the tokens have no behavior_logp_T; pass it, "
+            "or leave them out"
         )
     return tokens.behavior_logp_T
 

@@ -12,25 +12,17 @@ from functools import reduce as fold
 import torch
 from torch import Tensor
 
+from megarl.config.facts import rules_that
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.tokens import Rule
+from megarl.telemetry.metrics import Mean
 
-CLIPPED = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.DPPO
+CLIPPED = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("clips")))
 """The rules that are clipping."""
+MASKS = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("masks")))
+"""The rules that set a token's weight to 0."""
 QUINTILES = (1, 2, 3, 4, 5)
 """Fifths of the mini-batch's tokens by entropy; 5 is the most uncertain."""
-
-MASKS = (
-    Rule.IMPORTANCE_MASK
-    | Rule.SEQUENCE_REJECTION
-    | Rule.OPSM
-    | Rule.LOW_ENTROPY
-    | Rule.CLIP_COV
-    | Rule.CLIP_B
-    | Rule.CLIP_V
-    | Rule.ERC
-)
-"""The rules that set a token's weight to 0."""
 
 _COUNTED_ELSEWHERE = Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.DUAL | Rule.SATURATED
 """Their shares are clip_ratio/low_mean, high_mean, dual_mean and actor/ratio_saturated_frac."""
@@ -192,24 +184,11 @@ def to_metrics(
     return metrics
 
 
+def read_mean(sums: TokenSums, total: str, count: str) -> Mean:
+    """The mean whose sum and count are these two of SUM_NAMES. Reads the host's copy of both."""
+    return Mean(*(float(sums.sum_N[SUM_NAMES.index(name)]) for name in (total, count)))
+
+
 def possible_rules(objective: ObjectiveConfig) -> Rule:
     """The rules that may act under this configuration."""
-    gate, weights = objective.gate, objective.weights
-    possible = {
-        Rule.CLIP_LOW | Rule.CLIP_HIGH: objective.clip.kind != "none",
-        Rule.DUAL: getattr(gate, "dual", torch.inf) != torch.inf,
-        Rule.CAP: gate.kind in ("cispo", "dppo", "aspo"),
-        Rule.DPPO: gate.kind == "dppo",
-        Rule.TIS: weights.tis,
-        Rule.IMPORTANCE_MASK: weights.importance_mask,
-        Rule.SEQUENCE_REJECTION: weights.sequence_rejection,
-        Rule.OPSM: weights.opsm,
-        Rule.LOW_ENTROPY: weights.high_entropy,
-        Rule.CLIP_COV: weights.clip_cov,
-        Rule.CLIP_B: weights.clip_b,
-        Rule.CLIP_V: weights.clip_v,
-        Rule.ERC: weights.erc,
-        Rule.KL_COV: objective.auxiliary.kl_cov,
-        Rule.SATURATED: True,
-    }
-    return fold(Rule.__or__, (rule for rule, is_on in possible.items() if is_on))
+    return fold(Rule.__or__, (Rule[name.upper()] for name in objective.rules), Rule.SATURATED)

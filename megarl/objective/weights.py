@@ -7,8 +7,10 @@ split over micro-batches, so its mean is whole. T = response tokens of B respons
 import torch
 from torch import Tensor
 
-from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, WeightsConfig
+from megarl.config.facts import NoFormulaError
+from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, PositiveScale, WeightsConfig
 from megarl.objective.contexts import RESOLUTION
+from megarl.objective.share import flags
 from megarl.objective.tokens import Controls, Rule, TokenBatch
 
 _ENTROPY_OFFSET = 1e-8
@@ -21,22 +23,28 @@ def token_weights(
     """The product of OPSM, ERC and the positive scale where configured, [T], and int32 `Rule` flags, [T].
 
     `advantage_T` is the shaped one. The positive scale is `controls.positive_scale`, where a controller may have
-    moved it to, and has no flag.
+    moved it to, and has no flag. NoFormulaError for a weight that is on and known neither here nor to `choices`.
     """
     tokens, advantage_T = tokens.detach(), advantage_T.detach()
     weight_T = torch.ones_like(tokens.logp_T)
     rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
-    drops = []
-    if config.opsm is not None:
-        drops.append((off_policy_sequences(config.opsm, tokens, advantage_T), Rule.OPSM))
-    if config.erc is not None:
-        drops.append((entropy_ratio_outside(config.erc, tokens), Rule.ERC))
-    for drop_T, rule in drops:
-        weight_T = weight_T.masked_fill(drop_T, 0.0)
-        rule_T = rule_T | drop_T.to(torch.int32) * int(rule)
-    if config.positive_scale is not None:
-        weight_T = torch.where(advantage_T > 0, weight_T * controls.positive_scale, weight_T)
+    for weight in config.on.values():
+        match weight:
+            case OffPolicySequenceMask():
+                drop_T = off_policy_sequences(weight, tokens, advantage_T)
+                weight_T, rule_T = _without(drop_T, weight_T), rule_T | flags(drop_T, Rule.OPSM)
+            case EntropyRatioClip():
+                drop_T = entropy_ratio_outside(weight, tokens)
+                weight_T, rule_T = _without(drop_T, weight_T), rule_T | flags(drop_T, Rule.ERC)
+            case PositiveScale():
+                weight_T = torch.where(advantage_T > 0, weight_T * controls.positive_scale, weight_T)
+            case _ if not weight.needs_survey and weight.mismatch == "ignores":
+                raise NoFormulaError(weight, "the weight of tokens")
     return weight_T, rule_T
+
+
+def _without(drop_T: Tensor, weight_T: Tensor) -> Tensor:
+    return weight_T.masked_fill(drop_T, 0.0)
 
 
 def off_policy_sequences(config: OffPolicySequenceMask, tokens: TokenBatch, advantage_T: Tensor) -> Tensor:

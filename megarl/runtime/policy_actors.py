@@ -17,6 +17,7 @@ from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.objective.token_sums import merge_token_sums, possible_rules, to_metrics
 from megarl.objective.tokens import Controls, Rule
+from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.policy.reports import UpdateReport, scores_by_sample
@@ -28,7 +29,7 @@ from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Min
+from megarl.telemetry.metrics import Mean, Metrics, declared, merge, observe
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -171,7 +172,7 @@ class RayPolicyGroup:
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
-    ) -> tuple[Metrics, list[TokenTrace]]:
+    ) -> tuple[UpdateResult, list[TokenTrace]]:
         results = await self._all("train_mini_batch", index, controls, traced=traced)
         traces = [trace for data in range(self._grid.data) for trace in results[self._grid.reporter(data)].traces]
         return self._merge(results), traces
@@ -179,10 +180,10 @@ class RayPolicyGroup:
     async def reset_reference(self) -> None:
         await self._all("reset_reference")
 
-    async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
+    async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         return self._merge(await self._each("sft_update", self._per_replica(shards)))
 
-    def _merge(self, results: Sequence[Any]) -> Metrics:
+    def _merge(self, results: Sequence[Any]) -> UpdateResult:
         reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
         return merge_reports(reports, rules=possible_rules(self._config.objective))
 
@@ -236,33 +237,35 @@ _DOING = {
 """What each call asks a rank to do, for the text of a failure."""
 
 
-def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> Metrics:
-    """Metrics of one update from its replicas' reports: sums add up; gradient norm and rate are global already."""
-    values = to_metrics(merge_token_sums(report.sums for report in reports), rules=rules)
-    metrics: dict[str, Metric] = {name: _metric(name, *value) for name, value in values.items()}
-    metrics["actor/grad_norm"] = Mean(reports[0].grad_norm, 1.0)
-    metrics["actor/lr"] = Max(reports[0].lr)
-    return metrics
-
-
-def _metric(name: str, total: float, count: float) -> Metric:
-    """Extremes merge as extremes over the mini-batches of a step, everything else as a mean."""
-    extremes: dict[str, type[Max | Min]] = {"actor/ratio_max": Max, "actor/ratio_min": Min}
-    return extremes[name](total) if name in extremes else Mean(total, count)
+def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> UpdateResult:
+    """One update from its replicas' reports: sums add up; gradient norm and rate are global already."""
+    sums = merge_token_sums(report.sums for report in reports)
+    values = to_metrics(sums, rules=rules)
+    metrics = {name: observe(name, total, count) for name, (total, count) in values.items()}
+    metrics |= declared({"actor/grad_norm": reports[0].grad_norm, "actor/lr": reports[0].lr})
+    return UpdateResult.of(sums, metrics)
 
 
 def merge_publish_reports(reports: Sequence[PublishReport]) -> Metrics:
-    """Metrics of one publication: bytes of all ranks together, seconds of the slowest."""
-    sent, dense = (sum(getattr(report, name) for report in reports) for name in ("bytes", "dense_bytes"))
-    changed, compared = (sum(getattr(report, name) for report in reports) for name in ("num_changed", "num_compared"))
-    metrics: dict[str, Metric] = {
-        "publish/bytes": Max(float(sent)),
-        "publish/messages": Max(float(sum(report.messages for report in reports))),
-        "timing_s/publish_pack": Max(max(report.pack_s for report in reports)),
-        "timing_s/publish_checksum": Max(max(report.checksum_s for report in reports)),
-        "timing_s/publish_wire": Max(max(report.wire_s for report in reports)),
+    """Metrics of one publication from its ranks' reports; no shares where nothing was compared."""
+    of_shares = any(report.num_compared for report in reports)
+    return merge(*(_publish_metrics(report) | (_share_metrics(report) if of_shares else {}) for report in reports))
+
+
+def _publish_metrics(report: PublishReport) -> Metrics:
+    return declared(
+        {
+            "publish/bytes": float(report.bytes),
+            "publish/messages": float(report.messages),
+            "timing_s/publish_pack": report.pack_s,
+            "timing_s/publish_checksum": report.checksum_s,
+            "timing_s/publish_wire": report.wire_s,
+        }
+    )
+
+
+def _share_metrics(report: PublishReport) -> Metrics:
+    return {
+        "publish/changed_share": Mean(float(report.num_changed), float(report.num_compared)),
+        "publish/bytes_over_dense": Mean(float(report.bytes), float(report.dense_bytes)),
     }
-    if compared:
-        metrics["publish/changed_share"] = Mean(float(changed), float(compared))
-        metrics["publish/bytes_over_dense"] = Mean(float(sent), float(dense))
-    return metrics

@@ -18,7 +18,7 @@ from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.failures import Limit, call
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Max, Metrics
+from megarl.telemetry.metrics import Metrics, declared, merge
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -165,12 +165,19 @@ async def _shut_down(worker: Worker) -> None:
 
 
 def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
-    """Metrics of one change of weights: seconds of the slowest engine."""
-    return {
-        "timing_s/publish_drain": Max(max(adoption.drain_s for adoption in adoptions)),
-        "timing_s/publish_install": Max(max(adoption.install_s for adoption in adoptions)),
-        "timing_s/publish_resume": Max(max(adoption.resume_s for adoption in adoptions)),
-    }
+    """Metrics of one change of weights from its engines."""
+    return merge(
+        *(
+            declared(
+                {
+                    "timing_s/publish_drain": adoption.drain_s,
+                    "timing_s/publish_install": adoption.install_s,
+                    "timing_s/publish_resume": adoption.resume_s,
+                }
+            )
+            for adoption in adoptions
+        )
+    )
 
 
 def _group_by_prompt(requests: Sequence[SampleRequest]) -> list[list[int]]:

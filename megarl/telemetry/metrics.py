@@ -1,15 +1,20 @@
 """Metrics that merge.
 
-Every value here is a commutative monoid: `a + b` is the metric of both sources together, and the order of merging is
-irrelevant up to rounding. A mean carries its total and its count, so a mean of means cannot happen; `.value` is taken
-once, at the end, by whoever logs. All types are frozen, picklable and free of tensors.
+`a + b` is the metric of both sources together; but for `Last`, the order of merging is irrelevant up to rounding. A
+mean carries its total and its count, so a mean of means cannot happen; `.value` is taken once, at the end, by whoever
+logs. All types are frozen, picklable and free of tensors.
+
+Which of them a name is stands in `names.MERGES` alone: `observe` and `declared` make what is declared there, and a
+metric of another type is refused wherever metrics are merged or logged.
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Protocol, Self
+
+from megarl.telemetry.names import MERGES, Merge
 
 
 class Metric(Protocol):
@@ -31,6 +36,11 @@ class Sum:
     """A total, e.g. tokens or seconds."""
 
     value: float = 0.0
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Sum":
+        """The total of `values`."""
+        return cls(math.fsum(values))
 
     def __add__(self, other: "Sum") -> "Sum":
         return Sum(self.value + other.value) if _same_type(self, other) else NotImplemented
@@ -100,6 +110,11 @@ class Max:
 
     value: float
 
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Max":
+        """The largest of `values`; at least one."""
+        return reduce(Max.__add__, map(cls, values))
+
     def __add__(self, other: "Max") -> "Max":
         if not _same_type(self, other):
             return NotImplemented
@@ -112,6 +127,11 @@ class Min:
 
     value: float
 
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Min":
+        """The smallest of `values`; at least one."""
+        return reduce(Min.__add__, map(cls, values))
+
     def __add__(self, other: "Min") -> "Min":
         if not _same_type(self, other):
             return NotImplemented
@@ -119,58 +139,54 @@ class Min:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
-    """Counts between fixed edges: bin i holds edges[i] <= x < edges[i + 1]; what lies outside is in the outer bins."""
+class Last:
+    """What holds now: of two, the one that is merged later."""
 
-    edges: tuple[float, ...]
-    counts: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.counts) != len(self.edges) - 1 or len(self.edges) < 2:
-            raise ValueError(f"{len(self.edges)} edges need {len(self.edges) - 1} counts, found {len(self.counts)}")
-        if any(low >= high for low, high in zip(self.edges[:-1], self.edges[1:], strict=True)):
-            raise ValueError(f"histogram edges must rise strictly, found {self.edges}")
+    value: float
 
     @classmethod
-    def of(cls, values: Iterable[float], *, edges: tuple[float, ...]) -> "Histogram":
-        """Counts of `values` between `edges`. NaN raises ValueError: it belongs in no bin."""
-        counts = [0.0] * (len(edges) - 1)
-        for x in values:
-            if math.isnan(x):
-                raise ValueError("NaN has no place in a histogram; count it in a metric of its own")
-            counts[min(max(bisect_right(edges, x) - 1, 0), len(counts) - 1)] += 1
-        return cls(edges, tuple(counts))
+    def of(cls, values: Iterable[float]) -> "Last":
+        """The last of `values`; at least one."""
+        return reduce(Last.__add__, map(cls, values))
 
-    def quantile(self, q: float) -> float:
-        """The q-quantile, linear inside its bin; NaN when empty."""
-        target, seen = q * sum(self.counts), 0.0
-        for low, high, count in zip(self.edges[:-1], self.edges[1:], self.counts, strict=True):
-            if count and seen + count >= target:
-                return low + (high - low) * (target - seen) / count
-            seen += count
-        return math.nan
+    def __add__(self, other: "Last") -> "Last":
+        return other if _same_type(self, other) else NotImplemented
 
-    @property
-    def value(self) -> float:
-        """The median."""
-        return self.quantile(0.5)
 
-    def __add__(self, other: "Histogram") -> "Histogram":
-        if not _same_type(self, other):
-            return NotImplemented
-        if self.edges != other.edges:
-            raise ValueError(f"histograms with different edges do not merge: {self.edges} and {other.edges}")
-        return Histogram(self.edges, tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+_TYPES: dict[Merge, type[Sum | Mean | Std | Max | Min | Last]] = {
+    "sum": Sum,
+    "mean": Mean,
+    "std": Std,
+    "max": Max,
+    "min": Min,
+    "last": Last,
+}
+
+
+def observe(name: str, total: float, count: float = 1.0) -> Metric:
+    """One value of the metric, of the type that it is declared with; for a mean, the sum of `count` values.
+
+    Raises:
+        KeyError: the name is not declared in `names`.
+    """
+    kind = _TYPES[MERGES[name]]
+    return Mean(total, count) if kind is Mean else kind.of([total / count])
+
+
+def declared(values: Mapping[str, float]) -> Metrics:
+    """One value of each metric, of the types that they are declared with. KeyError for a name that is not."""
+    return {name: observe(name, value) for name, value in values.items()}
 
 
 def merge(*parts: Mapping[str, Metric]) -> Metrics:
-    """The metrics of all `parts` together; a name that only some of them have is kept.
+    """The metrics of all `parts` together, each name merged as it is declared; a name that only some have is kept.
 
-    Raises TypeError, naming the metric, when two parts give it different types.
+    Raises TypeError, naming the metric, when two parts give it different types, or one another type than declared.
     """
     merged: Metrics = {}
     for part in parts:
         for name, metric in part.items():
+            _refuse_undeclared(name, metric)
             if name not in merged:
                 merged[name] = metric
                 continue
@@ -184,8 +200,19 @@ def merge(*parts: Mapping[str, Metric]) -> Metrics:
 
 
 def to_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """The number of each metric, for the sinks."""
+    """The number of each metric, for the sinks. TypeError for one of another type than declared."""
+    for name, metric in metrics.items():
+        _refuse_undeclared(name, metric)
     return {name: float(metric.value) for name, metric in metrics.items()}
+
+
+def _refuse_undeclared(name: str, metric: Metric) -> None:
+    """TypeError where the name is declared and the metric is of another type."""
+    if name in MERGES and type(metric) is not (expected := _TYPES[MERGES[name]]):
+        raise TypeError(
+            f"metric {name!r} is a {type(metric).__name__}, but telemetry/names.py declares that it merges as "
+            f'"{MERGES[name]}": make it a {expected.__name__}, as `observe` does'
+        )
 
 
 def _same_type(left: object, right: object) -> bool:

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from megarl.config.facts import rules_that
 from megarl.telemetry.rollouts import iterate_batches
 
-CLIPPING = ("clip_high", "clip_low", "dual", "dppo")
+CLIPPING = rules_that("clips")
 """The rules of the column `rule` that are clipping, as actor/pg_clipfrac counts them; the first marks the token."""
 
 _COLUMNS = (

@@ -163,8 +163,8 @@ def report(session, step):
         pass
     session.reporter.report_sft(step, loss=1.0, metrics=METRICS, num_tokens=1)
 
-from megarl.telemetry.metrics import Mean
-METRICS = {name: Mean(1.0, 1.0) for name in ("actor/entropy", "actor/grad_norm", "actor/lr")}
+from megarl.telemetry.metrics import declared
+METRICS = declared({"actor/entropy": 1.0, "actor/grad_norm": 1.0, "actor/lr": 1.0})
 path = Path(sys.argv[1])
 config = load_config(path, [f"logging.directory={sys.argv[2]}"])
 sys.exit(run_session(config, work, sources=[path], verb="sft", steps=8, columns=SFT_COLUMNS))

@@ -6,10 +6,11 @@ import pytest
 
 from megarl.config.advantage import Grpo, SmoothedAdvantage
 from megarl.config.base import Config, ConfigError
+from megarl.config.gate import PpoGate, SapoGate
 from megarl.config.loader import find_replacements, load_config, load_section, load_theory, source_files
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.run import RunConfig
-from megarl.config.trust import ArcherClip, ConstantClip, DcpoClip, NoClip, PpoGate, SapoGate
+from megarl.config.trust import ArcherClip, ConstantClip, DcpoClip, NoClip
 from megarl.config.weight import TruncatedImportance
 from tests.config.text import SMALL, write_config
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from megarl.config.advantage import DrGrpo
+from megarl.config.gate import PpoGate
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import ConstantClip, PpoGate
+from megarl.config.trust import ConstantClip
 from megarl.config.weight import SequenceRejection
 from tests.config.text import load_small, problems_of, write_config
 

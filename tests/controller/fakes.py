@@ -11,6 +11,7 @@ from megarl.controller.parts import Parts
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
+from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard
 from megarl.parallel.packing import split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
@@ -66,7 +67,7 @@ class Recorder:
         self.reported_updates: list[tuple[int, int]] = []
         self.states: list[dict[str, Any]] = []
         self.warnings: list[str] = []
-        self.kl = 0.25
+        self.kl: float | None = 0.25
         self.spans = Spans()
         self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
 
@@ -115,11 +116,14 @@ class Recorder:
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
-    ) -> tuple[Metrics, list[TokenTrace]]:
+    ) -> tuple[UpdateResult, list[TokenTrace]]:
         self.calls.append(f"update {index}")
         self.controls.append(controls)
         self.traced.append(traced)
-        return {"actor/entropy": Mean(1.0, 2.0), "actor/kl_loss": Mean(self.kl, 1.0)}, [make_trace(2 * index)]
+        # The logged KL is another than the one that steers: nothing may be decided by what is logged.
+        metrics: Metrics = {"actor/entropy": Mean(1.0, 2.0), "actor/kl_loss": Mean(1e9, 1.0)}
+        kl = Mean() if self.kl is None else Mean(self.kl, 1.0)
+        return UpdateResult(logp=Mean(-2.0, 2.0), kl=kl, metrics=metrics), [make_trace(2 * index)]
 
     async def reset_reference(self) -> None:
         self.calls.append("reset_reference")

@@ -121,6 +121,15 @@ def test_a_large_kl_renews_the_reference() -> None:
     assert recorder.calls.count("reset_reference") == 0
 
 
+def test_a_reset_that_waits_for_a_kl_needs_one() -> None:
+    """Whatever is logged as actor/kl_loss: a KL of no token is none."""
+    objective = {"auxiliary": {"kl": {}}, "controllers": {"reference_reset": {"kl_above": 0.2}}}
+    recorder = Recorder()
+    recorder.kl = None
+    with pytest.raises(ValueError, match=r"the KL to the reference that the step's updates report is None"):
+        run(make_config(objective), recorder)
+
+
 def test_right_and_wrong_are_the_verifiers_word_not_the_rewards() -> None:
     """A penalty can take a right answer's reward below 0, and a bonus a wrong one's above."""
     objective = {"auxiliary": {"entropy": {}}, "controllers": {"aer": {"rho": 1.0}}}

@@ -3,15 +3,15 @@
 import pytest
 
 from megarl.config.run import RunConfig
-from megarl.controller.mismatch import LogpMismatchError, check_logp_diff
-from megarl.telemetry.metrics import Max, Mean
+from megarl.controller.mismatch import LogpDiff, LogpMismatchError, check_logp_diff
+from megarl.telemetry.metrics import Mean
 from tests.controller.fakes import make_config
 
 
 def check(mean: float, **rollout: float) -> None:
     config: RunConfig = make_config()
     config = config.model_copy(update={"rollout": config.rollout.model_copy(update=rollout)})
-    difference = {"rollout/logp_diff_mean": Mean(100 * mean, 100), "rollout/logp_diff_max": Max(3 * mean)}
+    difference = LogpDiff(mean=Mean(100 * mean, 100), largest=3 * mean)
     check_logp_diff(difference, step=1, config=config)
 
 

@@ -23,8 +23,8 @@ from megarl.data.sft import load_pairs
 from megarl.data.stops import StopConditions, load_stops
 from megarl.data.tokenizer import load_tokenizer
 from megarl.objective.controllers import ControllerState
-from megarl.objective.token_sums import merge_token_sums, to_metrics
-from megarl.objective.tokens import Controls
+from megarl.objective.tokens import Controls, Rule
+from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.policy.mini_batch import ObjectivePasses
 from megarl.policy.optimizer import forget_moments
@@ -36,11 +36,11 @@ from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
 from megarl.reshard.seal import new_secret
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
-from megarl.runtime.policy_actors import merge_publish_reports
+from megarl.runtime.policy_actors import merge_publish_reports, merge_reports
 from megarl.runtime.rollout_actors import merge_adoptions
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
-from megarl.telemetry.metrics import Mean, Metrics
+from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
@@ -82,16 +82,14 @@ class LocalPolicy:
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
-    ) -> tuple[Metrics, list[TokenTrace]]:
+    ) -> tuple[UpdateResult, list[TokenTrace]]:
         report = self._worker.train_mini_batch(index, controls, traced=traced)
-        values = to_metrics(merge_token_sums([report.sums]))
-        metrics: Metrics = {name: Mean(*value) for name, value in values.items()}
-        return metrics | {"actor/grad_norm": Mean(report.grad_norm, 1.0)}, list(report.traces)
+        return merge_reports([report], rules=~Rule(0)), list(report.traces)
 
     async def reset_reference(self) -> None:
         self._worker.reset_reference()
 
-    async def sft_update(self, shards: Sequence[MiniBatch]) -> Metrics:
+    async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         raise NotImplementedError("not a part of these runs")
 
     async def publish_weights(self, version: int) -> Metrics:

@@ -1,11 +1,13 @@
 """Auxiliary losses against hand-computed values and finite differences."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 
-from megarl.config.auxiliary import AuxiliaryConfig
+from megarl.config.auxiliary import AuxiliaryConfig, AuxiliaryVariant, Reading
+from megarl.config.facts import NoFormulaError, RuleName
 from megarl.objective.auxiliary import K3_LIMIT, auxiliary_loss, kl_estimate
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from tests.objective.tokens import make_tokens
@@ -108,3 +110,18 @@ def test_guided_loss() -> None:
 def test_a_missing_column_is_named(config: dict, column: str) -> None:
     with pytest.raises(ValueError, match=column):
         loss_of(config, make_tokens([2]))
+
+
+def test_a_loss_that_nothing_computes_is_not_left_out() -> None:
+    class Made(AuxiliaryVariant):
+        reads: ClassVar[tuple[Reading, ...]] = ()
+        needs_survey: ClassVar[bool] = False
+        compares_updates: ClassVar[bool] = False
+        rules: ClassVar[tuple[RuleName, ...]] = ()
+
+    class Wider(AuxiliaryConfig):
+        made: Made | None = None
+
+    tokens = make_tokens([1])
+    with pytest.raises(NoFormulaError, match=r"^Made is on, but the auxiliary loss has no formula for it"):
+        auxiliary_loss(Wider(made=Made()), Controls(step=1, seed=0), tokens, Choices.none(tokens.logp_T))

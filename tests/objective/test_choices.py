@@ -1,16 +1,19 @@
 import math
 import random
+from typing import ClassVar, Literal
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megarl.config.facts import NoFormulaError, RuleName
 from megarl.config.objective import ObjectiveConfig
+from megarl.config.weight import WeightsConfig, WeightVariant
 from megarl.objective.choices import choose, needs_choices
 from megarl.objective.tokens import Choices, Rule, TokenBatch
 from tests.dist.gloo import run_on_ranks
 from tests.objective.choosing import CONTROLS, batch_of, by_token, choose_of, random_samples
-from tests.objective.simulated_ranks import on_ranks, raised_on_ranks
+from tests.objective.simulated_ranks import SingleRank, on_ranks, raised_on_ranks
 from tests.objective.tokens import make_tokens
 
 LENGTHS = [13, 1, 40, 0, 25, 8, 31, 17, 2, 29]
@@ -185,3 +188,23 @@ def test_anchor_behavior_needs_its_log_probs():
     with pytest.raises(ValueError, match="no behavior_logp_T"):
         choose_of(config, make_tokens([2]))
     assert choose_of(config, make_tokens([2], behavior_logp=-1.0)).bapo_bounds == (0.6, 1.2)
+
+
+def test_a_weight_that_nothing_computes_is_not_left_out():
+    class Made(WeightVariant):
+        tells_tokens_apart: ClassVar[bool] = True
+        needs_survey: ClassVar[bool] = True
+        mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+        compares_updates: ClassVar[bool] = False
+        rules: ClassVar[tuple[RuleName, ...]] = ()
+
+    class WiderWeights(WeightsConfig):
+        made: Made | None = None
+
+    class Wider(ObjectiveConfig):
+        weights: WiderWeights = WiderWeights()
+
+    objective = Wider(weights=WiderWeights(made=Made()))
+    assert objective.needs_survey
+    with pytest.raises(NoFormulaError, match=r"^Made is on, but the choice of tokens has no formula for it"):
+        choose(objective, make_tokens([2]), CONTROLS, SingleRank())

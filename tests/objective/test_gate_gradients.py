@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.objective.gates import apply_gate
 from megarl.objective.tokens import Rule, TokenBatch
 from tests.objective.gating import CLIP, OFF, gated, objective, rules

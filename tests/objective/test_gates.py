@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megarl.config.trust import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import apply_gate
 from megarl.objective.tokens import Choices, Rule

@@ -1,9 +1,11 @@
 import math
+from typing import ClassVar, Literal
 
 import pytest
 import torch
 
-from megarl.config.weight import WeightsConfig
+from megarl.config.facts import NoFormulaError, RuleName
+from megarl.config.weight import WeightsConfig, WeightVariant
 from megarl.objective.tokens import Controls, Rule
 from megarl.objective.weights import token_weights
 from tests.objective.tokens import make_tokens
@@ -85,3 +87,19 @@ def test_weights_multiply_and_flags_add(dtype):
 def test_a_micro_batch_without_tokens():
     tokens = make_tokens([0, 0])
     assert weigh({"opsm": {}, "erc": {}, "positive_scale": {}}, tokens) == ([], [])
+
+
+def test_a_weight_that_nothing_computes_is_not_left_out():
+    class Made(WeightVariant):
+        tells_tokens_apart: ClassVar[bool] = True
+        needs_survey: ClassVar[bool] = False
+        mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+        compares_updates: ClassVar[bool] = False
+        rules: ClassVar[tuple[RuleName, ...]] = ()
+
+    class Wider(WeightsConfig):
+        made: Made | None = None
+
+    tokens = make_tokens([1])
+    with pytest.raises(NoFormulaError, match=r"^Made is on, but the weight of tokens has no formula for it"):
+        token_weights(Wider(made=Made()), tokens, Controls(step=1, seed=0), tokens.advantage_T)

@@ -10,7 +10,7 @@ from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Choices, Controls, Rule
 from megarl.policy.reports import UpdateReport
 from megarl.runtime.policy_actors import merge_reports
-from megarl.telemetry.metrics import Max, Min
+from megarl.telemetry.metrics import Max, Mean, Min
 from tests.objective.tokens import make_tokens
 
 
@@ -33,12 +33,16 @@ def report(logp: list[float], advantage: float) -> UpdateReport:
 
 def test_replicas_of_unequal_size_merge_as_one_batch() -> None:
     # Ratios e^0.5 (clipped high) and 1, 1 on the first replica; e^-0.5 (clipped low) on the second.
-    metrics = merge_reports(
+    result = merge_reports(
         [report([-0.5, -1.0, -1.0], 1.0), report([-1.5], -1.0)], rules=Rule.CLIP_LOW | Rule.CLIP_HIGH
     )
+    metrics = result.metrics
     assert metrics["clip_ratio/high_mean"].value == pytest.approx(1 / 4)
     assert metrics["clip_ratio/low_mean"].value == pytest.approx(1 / 4)
     assert metrics["actor/logp"].value == pytest.approx(-4.0 / 4)
     assert metrics["actor/ratio_max"] == Max(pytest.approx(1.6487212707))
     assert metrics["actor/ratio_min"] == Min(pytest.approx(0.6065306597))
     assert metrics["actor/grad_norm"].value == 3.0
+    # What steers are fields, sums and counts of both replicas; there is no reference.
+    assert result.logp == Mean(pytest.approx(-4.0), 4.0)
+    assert result.kl == Mean(0.0, 0.0)

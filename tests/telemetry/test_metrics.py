@@ -9,19 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megarl.telemetry.metrics import Histogram, Max, Mean, Min, Std, Sum, merge, to_values
+from megarl.telemetry.metrics import Last, Max, Mean, Metric, Min, Std, Sum, declared, merge, observe, to_values
+from megarl.telemetry.names import DESCRIPTIONS, MERGES
 
 numbers = st.floats(-1e6, 1e6)
 batches = st.lists(st.lists(numbers, min_size=1, max_size=8), min_size=3, max_size=6)
-EDGES = (-1e6, -10.0, 0.0, 1.0, 1e6)
 
 BUILDERS = {
-    "sum": lambda values: Sum(math.fsum(values)),
+    "sum": Sum.of,
     "mean": Mean.of,
     "std": Std.of,
-    "max": lambda values: Max(max(values)),
-    "min": lambda values: Min(min(values)),
-    "histogram": lambda values: Histogram.of(values, edges=EDGES),
+    "max": Max.of,
+    "min": Min.of,
 }
 REFERENCES = {
     "sum": math.fsum,
@@ -29,7 +28,6 @@ REFERENCES = {
     "std": statistics.pstdev,
     "max": max,
     "min": min,
-    "histogram": lambda values: Histogram.of(values, edges=EDGES).value,
 }
 
 
@@ -63,7 +61,6 @@ def test_mean_of_unequal_parts_is_the_mean_of_all_tokens() -> None:
 def test_an_empty_part_is_neutral_and_its_value_is_nan() -> None:
     assert math.isnan(Mean().value)
     assert math.isnan(Std().value)
-    assert math.isnan(Histogram((0.0, 1.0), (0.0,)).value)
     assert Mean() + Mean(6.0, 3) == Mean(6.0, 3)
     assert Std() + Std.of([1.0, 3.0]) == Std.of([1.0, 3.0]) == Std.of([1.0, 3.0]) + Std()
     assert Std.of([1.0, 3.0]).value == 1.0
@@ -75,12 +72,10 @@ def test_nan_survives_from_either_side(kind: type) -> None:
     assert math.isnan((kind(1.0) + kind(math.nan)).value)
 
 
-def test_histogram_bins_are_half_open_and_the_outer_ones_catch_the_rest() -> None:
-    histogram = Histogram.of([-5.0, 0.0, 0.99, 1.0, 2.0, 9.0], edges=(0.0, 1.0, 2.0))
-    assert histogram.counts == (3.0, 3.0)
-    # The 3rd of 6 lies at the end of the first bin; the 4.5th in the middle of the second.
-    assert histogram.value == 1.0
-    assert histogram.quantile(0.75) == 1.5
+def test_the_last_is_the_one_merged_later() -> None:
+    assert Last(3.0) + Last(1.0) + Last(2.0) == Last.of([3.0, 1.0, 2.0]) == Last(2.0)
+    with pytest.raises(TypeError):
+        Last(1.0) + Max(1.0)  # type: ignore[operator]
 
 
 def test_merge_keeps_names_that_only_one_part_has() -> None:
@@ -89,17 +84,63 @@ def test_merge_keeps_names_that_only_one_part_has() -> None:
 
 
 def test_merge_names_a_metric_of_two_types() -> None:
-    with pytest.raises(TypeError, match=r"'actor/entropy' is a Mean in one part and a Sum in another"):
-        merge({"actor/entropy": Mean(1.0, 1)}, {"actor/entropy": Sum(1.0)})
+    with pytest.raises(TypeError, match=r"'own/entropy' is a Mean in one part and a Sum in another"):
+        merge({"own/entropy": Mean(1.0, 1)}, {"own/entropy": Sum(1.0)})
     with pytest.raises(TypeError):
         Mean(1.0, 1) + Max(1.0)  # type: ignore[operator]
 
 
-def test_histograms_of_other_edges_do_not_merge() -> None:
-    with pytest.raises(ValueError, match="different edges"):
-        Histogram((0.0, 1.0), (1.0,)) + Histogram((0.0, 2.0), (1.0,))
-    with pytest.raises(ValueError, match="rise strictly"):
-        Histogram((1.0, 1.0), (0.0,))
+MERGED = {  # of 3 from one source, then 1 from another
+    "sum": ("publish/bytes", Sum(4.0)),
+    "mean": ("actor/grad_norm", Mean(4.0, 2.0)),
+    "std": ("reward/std", Std(2.0, 2.0, 2.0)),
+    "max": ("timing_s/publish_wire", Max(3.0)),
+    "min": ("actor/ratio_min", Min(1.0)),
+    "last": ("control/positive_scale", Last(1.0)),
+}
+
+
+def test_every_way_of_merging_is_declared_by_some_metric() -> None:
+    assert set(MERGES.values()) == set(MERGED)
+    assert set(MERGES) == set(DESCRIPTIONS)
+
+
+@pytest.mark.parametrize("how", MERGED)
+def test_a_metric_merges_as_its_name_declares(how: str) -> None:
+    name, expected = MERGED[how]
+    assert MERGES[name] == how
+    assert merge(declared({name: 3.0}), declared({name: 1.0})) == {name: expected}
+
+
+def test_sums_and_counts_of_a_mean_stay_apart() -> None:
+    assert merge({"actor/entropy": observe("actor/entropy", 10.0, 1.0)}, {"actor/entropy": Mean(6.0, 3.0)}) == {
+        "actor/entropy": Mean(16.0, 4.0)
+    }
+
+
+def test_seconds_of_ranks_and_engines_are_the_slowests() -> None:
+    """What sources do side by side does not add up; what one process does in a step does."""
+    assert {name for name, how in MERGES.items() if name.startswith("timing_s/") and how == "max"} == {
+        name for name in MERGES if "slowest" in DESCRIPTIONS[name]
+    }
+    assert {how for name, how in MERGES.items() if name.startswith("timing_s/")} == {"max", "sum"}
+
+
+@pytest.mark.parametrize("metric", [Mean(3.0, 1.0), Sum(3.0), Last(3.0)])
+def test_a_metric_of_another_type_than_declared_is_refused(metric: Metric) -> None:
+    message = (
+        f"metric 'timing_s/publish_wire' is a {type(metric).__name__}, but telemetry/names.py declares that it merges "
+        'as "max": make it a Max, as `observe` does'
+    )
+    for use in (merge, to_values):
+        with pytest.raises(TypeError) as caught:
+            use({"timing_s/publish_wire": metric})
+        assert str(caught.value) == message
+
+
+def test_a_name_that_is_not_declared_cannot_be_observed() -> None:
+    with pytest.raises(KeyError, match="actor/entropie"):
+        observe("actor/entropie", 1.0)
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

@@ -1,0 +1,36 @@
+"""What an optimizer update tells the loop: the numbers that steer the run, as fields, and what is logged.
+
+Metrics steer nothing: a name in metrics.jsonl can be changed or left out without changing what a run does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megarl.objective.token_sums import TokenSums, read_mean
+from megarl.telemetry.metrics import Mean, Metrics, merge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """One update, or several together."""
+
+    logp: Mean
+    """log p of the response tokens, nats. Of a supervised update they are the answers' tokens, and minus its value is
+    their cross-entropy."""
+    kl: Mean
+    """Estimate of the KL to the reference, nats; counts nothing where the run has none."""
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, sums: TokenSums, metrics: Metrics) -> "UpdateResult":
+        """From the update's merged sums and what is logged of it."""
+        return cls(logp=read_mean(sums, "logp", "tokens"), kl=read_mean(sums, "kl", "kl_tokens"), metrics=metrics)
+
+
+def merge_results(results: Sequence[UpdateResult]) -> UpdateResult:
+    """The updates of a step together."""
+    return UpdateResult(
+        logp=sum((result.logp for result in results), Mean()),
+        kl=sum((result.kl for result in results), Mean()),
+        metrics=merge(*(result.metrics for result in results)),
+    )
