@@ -15,7 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from megarl.cli.paths import shown_path
-from megarl.cli.theory_tables import (
+from megarl.config.base import ConfigError
+from megarl.config.dump import dump_config
+from megarl.config.theory import TheoryConfig
+from megarl.telemetry.run_directory import make_numbered
+from megarl.telemetry.versions import collect_versions
+from megarl.theory.counterexamples import CASES, work_case
+from megarl.theory.files import TheoryTable, TheoryText, write_theory_files
+from megarl.theory.identities import study_identities
+from megarl.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
+from megarl.theory.tables import (
     DOES_NOT_SAY,
     case_table,
     findings,
@@ -25,15 +34,6 @@ from megarl.cli.theory_tables import (
     sweep_table,
     training_table,
 )
-from megarl.config.base import ConfigError
-from megarl.config.dump import dump_config
-from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.counterexamples import CASES, work_case
-from megarl.objective.theory.identities import study_identities
-from megarl.objective.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
-from megarl.telemetry.run_directory import make_numbered
-from megarl.telemetry.theory_figures import TheoryTable, TheoryText, write_theory_files
-from megarl.telemetry.versions import collect_versions
 
 
 def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> int:

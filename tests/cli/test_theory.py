@@ -15,15 +15,15 @@ from PIL import Image
 from rich.console import Console
 
 from megarl.cli.theory import run_theory
-from megarl.cli.theory_tables import findings
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.loader import load_section, load_theory
 from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.monte_carlo import SlopeRow
-from megarl.objective.theory.studies import StepStudy, TrainingRow
-from megarl.telemetry.theory_charts import build_theory_charts
-from megarl.telemetry.theory_sweeps import clip_label
+from megarl.theory.charts import build_theory_charts
+from megarl.theory.monte_carlo import SlopeRow
+from megarl.theory.studies import StepStudy, TrainingRow
+from megarl.theory.sweep_charts import clip_label
+from megarl.theory.tables import findings
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

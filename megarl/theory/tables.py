@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from megarl.objective.theory.counterexamples import Worked
-from megarl.objective.theory.identities import Identity
-from megarl.objective.theory.monte_carlo import SlopeRow
-from megarl.objective.theory.studies import WORKED_DELTA, StepStudy, SweepRow, SweepStudy, TrainingRow
-from megarl.telemetry.theory_figures import TheoryTable
-from megarl.telemetry.theory_sweeps import bound_label
+from megarl.theory.counterexamples import Worked
+from megarl.theory.files import TheoryTable
+from megarl.theory.identities import Identity
+from megarl.theory.monte_carlo import SlopeRow
+from megarl.theory.studies import WORKED_DELTA, StepStudy, SweepRow, SweepStudy, TrainingRow
+from megarl.theory.sweep_charts import bound_label
 
 SEEDS_TO_JUDGE = 8
 """Fewer trainings give a standard error that is itself too uncertain."""

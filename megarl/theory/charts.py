@@ -9,8 +9,8 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.panels import BLUE, GREY, ORANGE, SKY, VERMILION
-from megarl.telemetry.theory_sweeps import (
+from megarl.report.panels import BLUE, GREY, ORANGE, SKY, VERMILION
+from megarl.theory.sweep_charts import (
     HEIGHT,
     INK,
     MILLI,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megarl.objective.theory.tabular import (
+from megarl.theory.tabular import (
     RANDOM_SIGN,
     AdvantageLaw,
     Bounds,

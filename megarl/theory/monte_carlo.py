@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from megarl.config.theory import MonteCarloConfig
-from megarl.objective.theory.tabular import Bounds, clip_sets, entropy, expected_q, q_values, softmax_backward
-from megarl.objective.theory.theorems import kept, policy_gradient_terms
+from megarl.theory.tabular import Bounds, clip_sets, entropy, expected_q, q_values, softmax_backward
+from megarl.theory.theorems import kept, policy_gradient_terms
 
 
 def sampled_terms(

@@ -1,4 +1,4 @@
-"""The charts of `megarl theory` over bounds, samples and trainings; see `theory_charts`."""
+"""The charts of `megarl theory` over bounds, samples and trainings; see `charts`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.panels import BLUE, GREEN, ORANGE, SKY, VERMILION
+from megarl.report.panels import BLUE, GREEN, ORANGE, SKY, VERMILION
 
 Rows = Sequence[Mapping[str, Any]]
 

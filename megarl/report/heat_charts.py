@@ -4,9 +4,9 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.axes import HEIGHT, WIDTH, finite, is_short, step_axis, step_of
-from megarl.telemetry.panels import HeatBand, HeatPanel
-from megarl.telemetry.smoothing import Rows
+from megarl.report.axes import HEIGHT, WIDTH, finite, is_short, step_axis, step_of
+from megarl.report.panels import HeatBand, HeatPanel
+from megarl.report.smoothing import Rows
 
 _GAP = 0.7
 """Rows of room between two bands."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.loss import compute_token_loss
-from megarl.objective.theory.monte_carlo import random_pairs
-from megarl.objective.theory.tabular import Bounds, clip_direction, clip_sets, entropy, surrogate_gradient
-from megarl.objective.theory.theorems import advantage_budget, policy_gradient_terms
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.parallel.vocab import vocab_parallel_logp_entropy
+from megarl.theory.monte_carlo import random_pairs
+from megarl.theory.tabular import Bounds, clip_direction, clip_sets, entropy, surrogate_gradient
+from megarl.theory.theorems import advantage_budget, policy_gradient_terms
 from tests.objective.tokens import make_tokens
 
 CONTROLS = Controls(step=1, seed=0)

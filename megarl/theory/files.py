@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from megarl.report.charts import style
+from megarl.report.figures import format_svg, write_png
+from megarl.report.page import Figure, format_details, format_figure, format_page
 from megarl.telemetry.atomic_file import write_text_atomically
-from megarl.telemetry.charts import style
-from megarl.telemetry.figures import format_svg, write_png
-from megarl.telemetry.report import Figure, format_details, format_figure, format_page
-from megarl.telemetry.theory_charts import build_theory_charts
+from megarl.theory.charts import build_theory_charts
 
 _TABLE_STYLE = (
     "<style>th { color: #5f6368; font-weight: 600; border-bottom: 1px solid #e3e6ea; } th.number { text-align: right; }"

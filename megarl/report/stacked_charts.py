@@ -4,10 +4,10 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.axes import HEIGHT, WIDTH, bar_width, finite, is_short, step_axis, step_of, value_axis
+from megarl.report.axes import HEIGHT, WIDTH, bar_width, finite, is_short, step_axis, step_of, value_axis
+from megarl.report.panels import PHASE_COLOURS, StackPanel
+from megarl.report.smoothing import Rows
 from megarl.telemetry.names import PHASES
-from megarl.telemetry.panels import PHASE_COLOURS, StackPanel
-from megarl.telemetry.smoothing import Rows
 
 
 def build_phase_chart(rows: Rows) -> Any | None:

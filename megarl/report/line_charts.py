@@ -6,9 +6,9 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.axes import HEIGHT, WIDTH, finite, is_short, step_axis, step_of, value_axis
-from megarl.telemetry.panels import GREY, SKY, LinePanel, Series
-from megarl.telemetry.smoothing import Rows, moving_mean, moving_window
+from megarl.report.axes import HEIGHT, WIDTH, finite, is_short, step_axis, step_of, value_axis
+from megarl.report.panels import GREY, SKY, LinePanel, Series
+from megarl.report.smoothing import Rows, moving_mean, moving_window
 
 Points = Sequence[tuple[int, float | None]]
 

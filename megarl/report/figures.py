@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config.run import TrainConfig
+from megarl.report.charts import build_charts, build_overview, style
+from megarl.report.page import Figure, ReportFacts, Row, format_report
+from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
+from megarl.report.traces import survey_traces
 from megarl.telemetry.atomic_file import replace_atomically, write_text_atomically
-from megarl.telemetry.charts import build_charts, build_overview, style
-from megarl.telemetry.report import Figure, ReportFacts, Row, format_report
 from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_readable_metrics
-from megarl.telemetry.token_view import StepUpdates, choose_responses, format_tokens
-from megarl.telemetry.traces import survey_traces
 
 _PNG_SCALE = 2.0
 """Pixels per point: sharp on a high-density screen and in print."""

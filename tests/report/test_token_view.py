@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from megarl.records import TokenTrace
-from megarl.telemetry.figures import write_run_figures
+from megarl.report.figures import write_run_figures
+from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
+from megarl.report.traces import RuledToken, survey_traces
 from megarl.telemetry.rollouts import RolloutRow, read_rollouts, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory
-from megarl.telemetry.token_view import StepUpdates, choose_responses, format_tokens
-from megarl.telemetry.traces import RuledToken, survey_traces
 from tests.telemetry.runs import make_config, make_row, write_metrics
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megarl.config.theory import MonteCarloConfig
-from megarl.objective.theory.monte_carlo import (
+from megarl.theory.monte_carlo import (
     Groups,
     group_positive_mean,
     measure_slope,
@@ -15,8 +15,8 @@ from megarl.objective.theory.monte_carlo import (
     sample_groups,
     sampled_terms,
 )
-from megarl.objective.theory.tabular import Bounds
-from megarl.objective.theory.theorems import policy_gradient_terms
+from megarl.theory.tabular import Bounds
+from megarl.theory.theorems import policy_gradient_terms
 
 SYMMETRIC = Bounds(low=0.2, high=0.2)
 NO_CLIP = Bounds(low=1.0, high=math.inf)

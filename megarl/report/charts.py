@@ -10,11 +10,11 @@ from typing import Any, assert_never
 
 import altair as alt
 
-from megarl.telemetry.heat_charts import build_heat_chart
-from megarl.telemetry.line_charts import build_line_chart
-from megarl.telemetry.panels import PANELS, HeatPanel, LinePanel, Panel, StackPanel
-from megarl.telemetry.smoothing import Rows, average_neighbours
-from megarl.telemetry.stacked_charts import build_phase_chart, build_stack_chart
+from megarl.report.heat_charts import build_heat_chart
+from megarl.report.line_charts import build_line_chart
+from megarl.report.panels import PANELS, HeatPanel, LinePanel, Panel, StackPanel
+from megarl.report.smoothing import Rows, average_neighbours
+from megarl.report.stacked_charts import build_phase_chart, build_stack_chart
 
 MOST_POINTS = 500
 """Steps a chart shows one by one; those of a longer run are averaged, as a line cannot show more anyway."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megarl.config.theory import MultiStepConfig
-from megarl.objective.theory.tabular import Bounds, entropy, expected_q
+from megarl.theory.tabular import Bounds, entropy, expected_q
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ import math
 import pytest
 
 from megarl.config.theory import MultiStepConfig, TheoryConfig
-from megarl.objective.theory.multi_step import Trajectory, train
-from megarl.objective.theory.studies import study_training
-from megarl.objective.theory.tabular import Bounds
+from megarl.theory.multi_step import Trajectory, train
+from megarl.theory.studies import study_training
+from megarl.theory.tabular import Bounds
 
 
 def run(config: MultiStepConfig, low: float, high: float, *, control: bool = False) -> Trajectory:

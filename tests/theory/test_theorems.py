@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from megarl.objective.theory.counterexamples import CASES, Worked, work_case
-from megarl.objective.theory.monte_carlo import random_pairs
-from megarl.objective.theory.tabular import (
+from megarl.theory.counterexamples import CASES, Worked, work_case
+from megarl.theory.monte_carlo import random_pairs
+from megarl.theory.tabular import (
     RANDOM_SIGN,
     AdvantageLaw,
     Bounds,
@@ -25,7 +25,7 @@ from megarl.objective.theory.tabular import (
     q_values,
     surrogate_gradient,
 )
-from megarl.objective.theory.theorems import (
+from megarl.theory.theorems import (
     advantage_budget,
     advantage_step,
     kl_divergence,
@@ -35,7 +35,7 @@ from megarl.objective.theory.theorems import (
     policy_gradient_step,
     policy_gradient_terms,
 )
-from megarl.objective.theory.tree import Tree
+from megarl.theory.tree import Tree
 
 SYMMETRIC = Bounds(low=0.2, high=0.2)
 SKEWED = AdvantageLaw(values=(-0.3, 0.7), probabilities=(0.7, 0.3))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megarl.objective.theory.tabular import (
+from megarl.theory.tabular import (
     Bounds,
     clip_direction,
     clip_sets,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from megarl.report.glossary import format_glossary
+from megarl.report.token_view import STYLE as _TOKEN_STYLE
 from megarl.telemetry.columns import format_count, format_number
-from megarl.telemetry.glossary import format_glossary
 from megarl.telemetry.names import DESCRIPTIONS
-from megarl.telemetry.token_view import STYLE as _TOKEN_STYLE
 
 _STYLE = """
 :root { color-scheme: light; }

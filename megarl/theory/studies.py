@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.monte_carlo import SlopeRow, measure_slope, random_pairs, sample_groups
-from megarl.objective.theory.multi_step import Trajectory, train
-from megarl.objective.theory.tabular import (
+from megarl.theory.monte_carlo import SlopeRow, measure_slope, random_pairs, sample_groups
+from megarl.theory.multi_step import Trajectory, train
+from megarl.theory.tabular import (
     RANDOM_SIGN,
     Bounds,
     clipped_surrogate,
     entropy,
     surrogate_gradient,
 )
-from megarl.objective.theory.theorems import (
+from megarl.theory.theorems import (
     ClipTerms,
     natural_gradient_step,
     natural_gradient_terms,

@@ -11,12 +11,12 @@ import altair as alt
 import pytest
 from PIL import Image
 
-from megarl.telemetry.charts import build_charts
-from megarl.telemetry.figures import write_run_figures
-from megarl.telemetry.line_charts import build_line_chart
-from megarl.telemetry.panels import LinePanel, Series
+from megarl.report.charts import build_charts
+from megarl.report.figures import write_run_figures
+from megarl.report.line_charts import build_line_chart
+from megarl.report.panels import LinePanel, Series
+from megarl.report.smoothing import average_neighbours, moving_mean, moving_window
 from megarl.telemetry.run_directory import RunDirectory, RunState
-from megarl.telemetry.smoothing import average_neighbours, moving_mean, moving_window
 from tests.telemetry.runs import make_config, make_row, write_metrics
 
 RL_FIGURES = {

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from html import escape
 
 from megarl.records import TokenTrace
+from megarl.report.panels import BLUE, GREEN, GREY, VERMILION
+from megarl.report.traces import CLIPPING, RuledToken, TracedResponse, TraceSurvey, is_clipped
 from megarl.telemetry.columns import format_number
-from megarl.telemetry.panels import BLUE, GREEN, GREY, VERMILION
 from megarl.telemetry.rollouts import RolloutRow
-from megarl.telemetry.traces import CLIPPING, RuledToken, TracedResponse, TraceSurvey, is_clipped
 
 STYLE = f"""
 .tokens {{ font: 13px/2.0 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.monte_carlo import random_pairs, sample_groups, sampled_terms
-from megarl.objective.theory.tabular import RANDOM_SIGN, Bounds, entropy, surrogate_gradient
-from megarl.objective.theory.theorems import (
+from megarl.theory.monte_carlo import random_pairs, sample_groups, sampled_terms
+from megarl.theory.tabular import RANDOM_SIGN, Bounds, entropy, surrogate_gradient
+from megarl.theory.theorems import (
     advantage_budget,
     advantage_step,
     natural_gradient_change,
@@ -22,7 +22,7 @@ from megarl.objective.theory.theorems import (
     natural_gradient_terms,
     policy_gradient_terms,
 )
-from megarl.objective.theory.tree import Tree
+from megarl.theory.tree import Tree
 
 LARGE_DELTA = 1.0
 """eta c w of the closed form, which is no approximation: far beyond any first order."""

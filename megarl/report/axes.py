@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from megarl.telemetry.smoothing import Rows
+from megarl.report.smoothing import Rows
 
 WIDTH, HEIGHT = 460, 210
 _SHORT = 40

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megarl.objective.theory.tabular import Bounds, clip_sets, entropy
-from megarl.objective.theory.theorems import (
+from megarl.theory.tabular import Bounds, clip_sets, entropy
+from megarl.theory.theorems import (
     natural_gradient_step,
     natural_gradient_terms,
     policy_gradient_step,
