@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, assert_never
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from megarl.report.heat_charts import build_heat_chart
 from megarl.report.line_charts import build_line_chart
@@ -23,8 +24,11 @@ MOST_POINTS = 500
 def build_charts(rows: Rows) -> dict[str, Any]:
     """Every chart these rows have data for, by key, in the order of the report."""
     drawn = average_neighbours(rows, at_most=MOST_POINTS)
-    charts = {panel.key: _build(drawn, panel) for panel in PANELS}
-    charts["time_by_phase"] = build_phase_chart(drawn)
+    # A chart is checked against Vega-Lite's schema as a whole when it is drawn. Checking every part while it is put
+    # together as well would take most of the time, as a part holds all of its points.
+    with debug_mode(False):
+        charts = {panel.key: _build(drawn, panel) for panel in PANELS}
+        charts["time_by_phase"] = build_phase_chart(drawn)
     present = {key: chart for key, chart in charts.items() if chart is not None}
     if len(drawn) < len(rows):
         for chart in present.values():
@@ -45,19 +49,28 @@ def _build(rows: Rows, panel: Panel) -> Any | None:
 
 
 def build_overview(charts: Mapping[str, Any]) -> Any:
-    """All charts on one page, two in a row, plot areas aligned."""
-    page = alt.concat(*charts.values(), columns=2, align="all", bounds="flush", spacing={"row": 128, "column": 92})
-    return style(page.resolve_scale(color="independent", x="independent", y="independent"))
+    """All charts on one page, two in a row, plot areas aligned; not styled yet."""
+    return alt.concat(
+        *charts.values(),
+        columns=2,
+        align="all",
+        bounds="flush",
+        spacing={"row": 128, "column": 92},
+        resolve=alt.Resolve(scale=alt.ScaleResolveMap(color="independent", x="independent", y="independent")),
+    )
 
 
 def style(chart: Any) -> Any:
     """The look of all charts; applied once, to the outermost."""
-    return (
-        chart.configure(font="Helvetica Neue, Helvetica, Arial, sans-serif", background="white", padding=14)
-        .configure_title(
+    # In one call: each `configure_...` would copy the chart with its data.
+    return chart.configure(
+        font="Helvetica Neue, Helvetica, Arial, sans-serif",
+        background="white",
+        padding=14,
+        title=alt.TitleConfig(
             anchor="start", frame="group", fontSize=15, subtitleFontSize=11.5, subtitleColor="#5F6368", offset=10
-        )
-        .configure_axis(
+        ),
+        axis=alt.AxisConfig(
             labelFontSize=11,
             titleFontSize=11.5,
             titleFontWeight="normal",
@@ -66,7 +79,9 @@ def style(chart: Any) -> Any:
             gridColor="#ECEFF1",
             domainColor="#9AA0A6",
             tickColor="#9AA0A6",
-        )
-        .configure_view(stroke=None)
-        .configure_legend(orient="top", title=None, labelFontSize=11.5, symbolStrokeWidth=3, offset=4, labelLimit=260)
+        ),
+        view=alt.ViewConfig(stroke=None),
+        legend=alt.LegendConfig(
+            orient="top", title=None, labelFontSize=11.5, symbolStrokeWidth=3, offset=4, labelLimit=260
+        ),
     )

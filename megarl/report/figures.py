@@ -6,9 +6,10 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from megarl.config.run import TrainConfig
 from megarl.report.charts import build_charts, build_overview, style
@@ -91,31 +92,34 @@ def _draw(rows: Sequence[Row], folder: Path, problems: _Problems) -> tuple[list[
         charts = build_charts(rows) if rows else {}
     for key, chart in charts.items():
         with problems.tolerate(f"the chart {key}"):
-            written.append(write_png(style(chart), folder / f"{key}.png"))
-            figures.append(Figure(title=chart.title.text, svg=format_svg(style(chart))))
+            svg = format_svg(chart)
+            written.append(write_png(svg, folder / f"{key}.png"))
+            figures.append(Figure(title=chart.title.text, svg=svg))
     if charts:
         with problems.tolerate("the overview"):
-            written.append(write_png(build_overview(charts), folder / "overview.png"))
+            written.append(write_png(format_svg(build_overview(charts)), folder / "overview.png"))
     return written, figures
 
 
-def write_png(chart: Any, path: Path) -> Path:
-    """Draw a styled chart into a PNG file; returns its path."""
+def write_png(svg: str, path: Path) -> Path:
+    """Draw the SVG text of a chart into a PNG file; returns its path."""
+    import vl_convert
+
     with replace_atomically(path) as partial:
-        chart.save(partial, format="png", scale_factor=_PNG_SCALE)
+        partial.write_bytes(vl_convert.svg_to_png(svg, scale=_PNG_SCALE))
     return path
 
 
 def format_svg(chart: Any) -> str:
-    """A styled chart as SVG text."""
+    """A chart in its look as SVG text."""
     text = io.StringIO()
-    chart.save(text, format="svg")
+    style(chart).save(text, format="svg")
     return text.getvalue()
 
 
 def _read_facts(run: RunDirectory, problems: _Problems) -> ReportFacts:
     state = versions = config = None
-    tokens = ""
+    tokens = tokens_problem = None
     with problems.tolerate(run.state_path.name):
         state = _read_state(run)
     with problems.tolerate("versions.json"):
@@ -124,13 +128,14 @@ def _read_facts(run: RunDirectory, problems: _Problems) -> ReportFacts:
     with problems.tolerate(run.config_path.name):
         config = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
     with problems.tolerate("the tokens"):
-        tokens = _tokens_html(run)
+        tokens, tokens_problem = _read_tokens(run)
     return ReportFacts(
         name=run.path.name,
         state=state,
         versions=versions,
         config_toml=config,
-        tokens_html=tokens,
+        tokens=tokens,
+        tokens_problem=tokens_problem,
         problems=problems.lines(),
     )
 
@@ -144,20 +149,19 @@ def _read_state(run: RunDirectory) -> dict[str, Any] | None:
     return state | {"status": status, "message": message}
 
 
-def _tokens_html(run: RunDirectory) -> str:
+def _read_tokens(run: RunDirectory) -> tuple[Markup | None, str | None]:
     """The tokens of the last step whose rollouts were written; why they cannot be shown where the file is another's."""
     last = max(run.rollouts.glob("step-*.parquet"), default=None)
     if last is None:
-        return ""
+        return None, None
     try:
         survey = survey_traces(last)
         if survey is None:
-            return ""
+            return None, None
         rows = read_rollouts(last, sample_ids=choose_responses(survey))
-        return format_tokens(survey, rows, updates=_step_updates(run))
+        return format_tokens(survey, rows, updates=_step_updates(run)), None
     except (ValueError, OSError) as error:
-        text = str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
-        return f"<h2>Tokens</h2><p class='message'>{escape(text)}</p>"
+        return None, str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
 
 
 def _step_updates(run: RunDirectory) -> StepUpdates | None:

@@ -1,7 +1,6 @@
 """The terms that the figures of a report use, each defined once."""
 
 from collections.abc import Collection
-from html import escape
 
 TERMS: tuple[tuple[str, str], ...] = (
     ("r, lo, hi", "the ratio of the current to the old policy at a sampled token, and the clip's bounds of it"),
@@ -32,9 +31,7 @@ TERMS: tuple[tuple[str, str], ...] = (
 )
 
 
-def format_glossary(metrics: Collection[str]) -> str:
-    """The terms as HTML; "" for a run whose figures use none of them."""
-    if not any(name.startswith(("entropy/", "clip_ratio/")) for name in metrics):
-        return ""
-    lines = "".join(f"<tr><td><b>{escape(term)}</b></td><td>{escape(text)}</td></tr>" for term, text in TERMS)
-    return f"<h2>Terms in the figures</h2><table class='terms'>{lines}</table>"
+def terms_of(metrics: Collection[str]) -> tuple[tuple[str, str], ...]:
+    """(term, meaning) for a run that logs `metrics`; none where its figures use none of them."""
+    uses = any(name.startswith(("entropy/", "clip_ratio/")) for name in metrics)
+    return TERMS if uses else ()

@@ -7,7 +7,8 @@ from typing import Any
 import altair as alt
 
 from megarl.report.axes import HEIGHT, WIDTH, finite, is_short, step_axis, step_of, value_axis
-from megarl.report.panels import GREY, SKY, LinePanel, Series
+from megarl.report.colours import GREY, SKY
+from megarl.report.panels import LinePanel, Series
 from megarl.report.smoothing import Rows, moving_mean, moving_window
 
 Points = Sequence[tuple[int, float | None]]

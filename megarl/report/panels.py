@@ -2,17 +2,14 @@
 
 Where a chart shows an effect on the entropy, upwards raises it; a metric with the opposite sign in metrics.jsonl is
 drawn with `factor` -1. The terms its title uses are those of `glossary`.
-
-Colours are those of Okabe and Ito (2008), distinct under every common colour blindness.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+from megarl.report.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 from megarl.telemetry.names import PHASES
 
-BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#9AA0A6"
 PHASE_COLOURS = dict(zip(PHASES, (BLUE, YELLOW, GREEN, ORANGE, SKY), strict=True)) | {"other": GREY}
 
 

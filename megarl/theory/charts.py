@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from megarl.report.panels import BLUE, GREY, ORANGE, SKY, VERMILION
+from megarl.report.colours import BLUE, GREY, ORANGE, SKY, VERMILION
 from megarl.theory.sweep_charts import (
     HEIGHT,
     INK,

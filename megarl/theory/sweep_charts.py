@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from megarl.report.panels import BLUE, GREEN, ORANGE, SKY, VERMILION
+from megarl.report.colours import BLUE, GREEN, ORANGE, SKY, VERMILION
 
 Rows = Sequence[Mapping[str, Any]]
 

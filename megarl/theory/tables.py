@@ -1,11 +1,12 @@
 """The tables and sentences of `megarl theory`, made from the studies' numbers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megarl.theory.counterexamples import Worked
-from megarl.theory.files import TheoryTable
 from megarl.theory.identities import Identity
 from megarl.theory.monte_carlo import SlopeRow
+from megarl.theory.results import TheoryResults
 from megarl.theory.studies import WORKED_DELTA, StepStudy, SweepRow, SweepStudy, TrainingRow
 from megarl.theory.sweep_charts import bound_label
 
@@ -23,6 +24,31 @@ DOES_NOT_SAY = (
     "The signs of a training are measured, not derived: it logs entropy/clip_low_contribution and "
     "entropy/clip_high_contribution.",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TheoryTable:
+    """One table, as text; the terminal and the page show the same."""
+
+    title: str
+    caption: str
+    columns: Sequence[str]
+    """Headings; those that start with "<" are aligned left and shown without it."""
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+    """Lines below the table."""
+
+
+def build_tables(results: TheoryResults) -> list[TheoryTable]:
+    """Every table, in the order in which they are shown."""
+    tables = [
+        step_table(results.steps),
+        identity_table(results.identities),
+        case_table(results.counterexamples),
+        sweep_table(results.sweep),
+        sample_table(results.samples),
+    ]
+    return [*tables, training_table(results.training)] if results.training else tables
 
 
 def step_table(study: StepStudy) -> TheoryTable:
@@ -186,10 +212,9 @@ def training_table(rows: Sequence[TrainingRow]) -> TheoryTable:
     )
 
 
-def findings(
-    steps: StepStudy, samples: Sequence[SlopeRow], training: Sequence[TrainingRow], *, seeds: int
-) -> list[str]:
+def findings(results: TheoryResults, *, seeds: int) -> list[str]:
     """What the numbers say, with the numbers. seeds: trainings per clip."""
+    steps = results.steps
     lines = [
         "With rewards that say nothing, the clip alone moves the policy: the gradient of the clipped objective is "
         "w c pi (h - E[h]), h = 1_X - 1_Y (largest difference to automatic differentiation "
@@ -198,12 +223,12 @@ def findings(
         f"(Theorem 1) and {_orders(steps, 'Theorem 2')} (Theorem 2) of the step. Averages must be under the current "
         f"policy; under the one that sampled, the power is {_orders(steps, 'under pi_old')}.",
     ]
-    scores = [abs(row.z) for row in samples if row.z is not None]
+    scores = [abs(row.z) for row in results.samples if row.z is not None]
     if scores:
         verdict = "agree" if max(scores) < 4 else "DISAGREE"
         clips = "1 clip" if len(scores) == 1 else f"{len(scores)} clips"
         lines.append(f"Sampled groups {verdict} with the prediction: largest |z| {max(scores):.1f} over {clips}.")
-    lines += [_training_finding(row, seeds) for row in training]
+    lines += [_training_finding(row, seeds) for row in results.training]
     return lines
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from megarl.report.charts import build_charts
-from megarl.report.figures import write_run_figures
+from megarl.report.figures import RunFigures, write_run_figures
 from megarl.report.line_charts import build_line_chart
 from megarl.report.panels import LinePanel, Series
 from megarl.report.smoothing import average_neighbours, moving_mean, moving_window
@@ -27,15 +27,13 @@ RL_FIGURES = {
 }
 
 
-def colours_of(path: Path) -> int:
-    """Number of different colours: 1 in a blank picture."""
+def has_colours(path: Path, more_than: int) -> bool:
+    """Whether a picture of good size has that many different colours; a blank one has 1."""
     with Image.open(io.BytesIO(path.read_bytes())) as image:
         assert image.format == "PNG"
         assert image.width > 600
         assert image.height > 300
-        colours = image.convert("RGB").getcolors(maxcolors=2**24)
-        assert colours is not None
-        return len(colours)
+        return image.convert("RGB").getcolors(maxcolors=more_than) is None
 
 
 def datasets(chart: Any) -> list[list[dict[str, Any]]]:
@@ -63,13 +61,23 @@ def drawn_values(chart: Any, series: str) -> list[float | None]:
     return max(([v["value"] for v in values if v.get("series") == series] for values in datasets(chart)), key=len)
 
 
-def test_every_figure_of_one_step_is_a_picture(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
-    written = write_run_figures(tmp_path).written
-    pngs = {path.stem: path for path in written if path.suffix == ".png"}
+@pytest.fixture(scope="module")
+def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, RunFigures]:
+    """A run of one step with every figure, with texts that a page must escape, and a metric that is not finite."""
+    config = make_config(tmp_path_factory.mktemp("drawn"), model={"path": "models/<script>alert(1)</script>"})
+    run = RunDirectory.create(config, source=None, verb="train")
+    write_metrics(run.metrics_path, [make_row(1) | {"actor/entropy_response_mean": None}])
+    run.write_state(RunState(status="failed", step=1, message="engine 0 <died>"))
+    return run, write_run_figures(run.path)
+
+
+def test_every_figure_of_one_step_is_a_picture(drawn_run: tuple[RunDirectory, RunFigures]) -> None:
+    run, drawn = drawn_run
+    pngs = {path.stem: path for path in drawn.written if path.suffix == ".png"}
     assert set(pngs) == RL_FIGURES
-    assert all(colours_of(path) > 20 for path in pngs.values())
-    assert written[-1] == tmp_path / "report.html"
+    assert all(has_colours(path, more_than=20) for path in pngs.values())
+    assert drawn.written[-1] == run.report_path
+    assert drawn.problems == []
 
 
 def test_missing_columns_and_nans_are_left_out_not_drawn_as_zero(tmp_path: Path) -> None:
@@ -118,13 +126,8 @@ class LinkFinder(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_report_is_self_contained_and_escapes_what_it_shows(tmp_path: Path) -> None:
-    config = make_config(tmp_path, model={"path": "models/<script>alert(1)</script>"})
-    run = RunDirectory.create(config, source=None, verb="train")
-    write_metrics(run.metrics_path, [make_row(1), make_row(2), make_row(3) | {"actor/entropy": None}])
-    run.write_state(RunState(status="failed", step=2, message="engine 0 <died>"))
-    write_run_figures(run.path)
-    html = run.report_path.read_text()
+def test_report_is_self_contained_and_escapes_what_it_shows(drawn_run: tuple[RunDirectory, RunFigures]) -> None:
+    html = drawn_run[0].report_path.read_text()
     finder = LinkFinder()
     finder.feed(html)
     assert len(finder.links) == len(RL_FIGURES) - 1
@@ -295,10 +298,10 @@ def test_bounds_that_never_move_are_not_drawn_unless_a_schedule_moves_them() -> 
     assert drawn_values(constant, "low(p = 0.5), FlexEC") == [0.2]
 
 
-def test_the_terms_are_explained_once_where_the_run_uses_them(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
-    write_run_figures(tmp_path)
-    html = (tmp_path / "report.html").read_text()
+def test_the_terms_are_explained_once_where_the_run_uses_them(
+    drawn_run: tuple[RunDirectory, RunFigures], tmp_path: Path
+) -> None:
+    html = drawn_run[0].report_path.read_text()
     for term in ("H", "Q, N", "E1 - E4", "X, Y", "budget"):
         assert html.count(f"<td><b>{term}</b></td>") == 1
     write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "sft/loss": 2.0, "actor/entropy": 1.0}])
