@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megarl.cli.paths import shown_path
 from megarl.config.base import ConfigError
-from megarl.telemetry.figures import RunFigures, write_run_figures
+from megarl.report.figures import RunFigures, write_run_figures
 from megarl.telemetry.run_directory import RunDirectory
 
 

@@ -1,9 +1,8 @@
 """`megarl theory`: the theorems on clipping and entropy, computed and drawn; needs no model, no data and no GPU."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -15,25 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from megarl.cli.paths import shown_path
-from megarl.cli.theory_tables import (
-    DOES_NOT_SAY,
-    case_table,
-    findings,
-    identity_table,
-    sample_table,
-    step_table,
-    sweep_table,
-    training_table,
-)
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.counterexamples import CASES, work_case
-from megarl.objective.theory.identities import study_identities
-from megarl.objective.theory.studies import WORKED_DELTA, study_samples, study_steps, study_sweep, study_training
 from megarl.telemetry.run_directory import make_numbered
-from megarl.telemetry.theory_figures import TheoryTable, TheoryText, write_theory_files
 from megarl.telemetry.versions import collect_versions
+from megarl.theory.files import TheoryText, write_theory_files
+from megarl.theory.results import Stage, compute_results
+from megarl.theory.studies import Advance
+from megarl.theory.tables import DOES_NOT_SAY, TheoryTable, build_tables, findings
 
 
 def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> int:
@@ -43,41 +32,15 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
     """
     directory = _make_directory(output)
     with _progress(console) as stage:
-        with stage("step sizes", len(theory.learning_rates)) as advance:
-            steps = study_steps(theory, advance)
-        identities = study_identities(theory)
-        cases = [work_case(case, WORKED_DELTA) for case in CASES]
-        sweep_size = len(theory.sweep.low) + len(theory.sweep.high) + len(theory.sweep.low) * len(theory.sweep.high)
-        with stage("bounds", sweep_size) as advance:
-            sweep = study_sweep(theory, advance)
-        with stage("sampled groups", len(theory.monte_carlo.clips)) as advance:
-            samples = study_samples(theory, advance)
-        with stage("trainings", 2 * len(theory.multi_step.clips) * theory.multi_step.rollouts) as advance:
-            training = study_training(theory, advance)
-    tables = [
-        step_table(steps),
-        identity_table(identities),
-        case_table(cases),
-        sweep_table(sweep),
-        sample_table(samples),
-    ]
-    if training:
-        tables.append(training_table(training))
+        results = compute_results(theory, stage)
+    tables = build_tables(results)
     text = TheoryText(
-        says=findings(steps, samples, training, seeds=theory.multi_step.seeds),
+        says=findings(results, seeds=theory.multi_step.seeds),
         does_not_say=DOES_NOT_SAY,
         config_toml=dump_config(theory),
         versions=collect_versions(),
     )
-    results = {
-        "steps": asdict(steps),
-        "identities": [asdict(identity) for identity in identities],
-        "counterexamples": [asdict(case) for case in cases],
-        "sweep": asdict(sweep),
-        "samples": [asdict(row) for row in samples],
-        "training": [asdict(row) for row in training],
-    }
-    files = write_theory_files(directory, results, tables, text)
+    files = write_theory_files(directory, results.to_plain(), tables, text)
     _print_results(console, tables, text)
     for line in (
         "",
@@ -107,10 +70,6 @@ def _make_directory(output: Path | None) -> Path:
             f"{', ...' if len(held) > 5 else ''}; name another, or remove it"
         )
     return directory
-
-
-Advance = Callable[[], None]
-Stage = Callable[[str, int], AbstractContextManager[Advance]]
 
 
 @contextmanager

@@ -15,15 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from megarl.cli.theory import run_theory
-from megarl.cli.theory_tables import findings
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.loader import load_section, load_theory
 from megarl.config.theory import TheoryConfig
-from megarl.objective.theory.monte_carlo import SlopeRow
-from megarl.objective.theory.studies import StepStudy, TrainingRow
-from megarl.telemetry.theory_charts import build_theory_charts
-from megarl.telemetry.theory_sweeps import clip_label
+from megarl.theory.charts import build_theory_charts
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -54,10 +50,8 @@ def test_every_figure_is_written_as_png_and_svg(small_run: tuple[Path, str]) -> 
     assert {path.name for path in figures.iterdir()} == {f"{key}{end}" for key in CHARTS for end in (".png", ".svg")}
     for path in figures.glob("*.png"):
         with Image.open(path) as image:
-            colours = image.convert("RGB").getcolors(maxcolors=2**24)
             assert image.width > 600
-            assert colours is not None
-            assert len(colours) > 20, path
+            assert image.convert("RGB").getcolors(maxcolors=20) is None, path  # more than 20
 
 
 class LinkFinder(HTMLParser):
@@ -155,40 +149,6 @@ def test_nothing_clipped_is_drawn_and_said(tmp_path: Path) -> None:
     assert run_theory(Console(file=file, width=80), load_theory(None, [*SMALL, *off]), tmp_path) == 0
     assert "no token was clipped" in file.getvalue()
     assert "none: no remainder" in file.getvalue()
-
-
-def test_findings_judge_only_with_enough_seeds_and_beyond_noise() -> None:
-    steps = StepStudy(rows=[], scatter_learning_rate=0.1, scatter=[], gradient_error=0.0)
-    bad = SlopeRow(low=0.2, high=0.2, measured=2.0, standard_error=0.1, predicted=1.0, z=10.0, curvature=-1.0)
-
-    def row(difference: float) -> TrainingRow:
-        return TrainingRow(
-            low=0.2,
-            high=math.inf,
-            entropy=0.5,
-            control=0.5 - difference,
-            difference=difference,
-            standard_error=0.01,
-            low_term=0.0,
-            high_term=0.0,
-            dropped=0.0,
-            control_dropped=0.0,
-            curve=[],
-            control_curve=[],
-        )
-
-    lines = findings(steps, [bad], [row(0.05), row(-0.05), row(-0.02)], seeds=8)
-    assert lines[2] == "Sampled groups DISAGREE with the prediction: largest |z| 10.0 over 1 clip."
-    assert "entropy higher" in lines[3]
-    assert "entropy lower" in lines[4]
-    assert "no effect beyond noise" in lines[5]
-    assert "too few seeds to judge (3; 8 or more)" in findings(steps, [], [row(0.05)], seeds=3)[-1]
-
-
-def test_labels_of_bounds_that_are_off() -> None:
-    assert clip_label(0.2, math.inf) == "low 0.2, high off"
-    assert clip_label(1.0, 0.28) == "low off, high 0.28"
-    assert clip_label(1.0, math.inf) == "no clip"
 
 
 def test_charts_can_be_made_from_plain_results(small_run: tuple[Path, str]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import megarl
 from megarl.objective.token_sums import TokenSums, to_metrics
+from megarl.report.panels import PANELS, HeatPanel
 from megarl.telemetry.names import DESCRIPTIONS, PHASES
-from megarl.telemetry.panels import PANELS, HeatPanel
 from tests.telemetry.runs import make_row
 
 PACKAGE = Path(megarl.__file__).parent
