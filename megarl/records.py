@@ -1,9 +1,102 @@
-"""What crosses a boundary between layers: frozen, plain types, checked where they are made."""
+"""What crosses a boundary between layers: frozen records of plain values and numpy arrays, checked where they are made.
 
-from dataclasses import dataclass, field
+Numbers of a sample or of its response tokens are columns: fields that say their dtype, whether there is one per sample
+or one per token, and what holds where a sample has none. What carries samples on (packing, token batches, the rollouts'
+file) goes through `columns_of` and needs no edit for a new one. Arrays have the declared dtype whatever a record is
+made from, and cross process borders without a copy where pickling keeps buffers out of band.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 StopReason = Literal["stop", "length"]
+TokenIds = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A number of every sample, or of every response token of it."""
+
+    name: str
+    dtype: str
+    """numpy's name of it."""
+    per: Literal["sample", "token"]
+    default: Any
+    """Per sample: its value where none is given. Per token: None, and then no sample of a batch has any."""
+
+
+def column(dtype: str, *, per: Literal["sample", "token"], **default: Any) -> Any:
+    """Declare the field of a record as a column; `default=` where it may be left out."""
+    return field(metadata={"dtype": dtype, "per": per}, **default)
+
+
+def columns_of(record: type) -> tuple[Column, ...]:
+    """The columns that a record's class declares, in their order."""
+    declared: Any = record
+    return _read_columns(declared)
+
+
+@cache
+def _read_columns(record: Any) -> tuple[Column, ...]:
+    return tuple(
+        Column(one.name, one.metadata["dtype"], one.metadata["per"], one.default)
+        for one in fields(record)
+        if "dtype" in one.metadata
+    )
+
+
+def as_tokens(tokens: Sequence[int] | TokenIds) -> TokenIds:
+    """Token ids as an array, the same one where they are."""
+    return np.asarray(tokens, dtype=np.int32)
+
+
+def as_floats(values: Sequence[float] | Floats) -> Floats:
+    """Numbers per token as an array, the same one where they are."""
+    return np.asarray(values, dtype=np.float32)
+
+
+class ArrayRecord:
+    """Equality of records with arrays: all fields are equal; a NaN is equal to nothing."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        pairs = [(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)]  # type: ignore[arg-type]
+        return all(_same(own, theirs) for own, theirs in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _same(own: Any, theirs: Any) -> bool:
+    if isinstance(own, np.ndarray) or isinstance(theirs, np.ndarray):
+        return own is not None and theirs is not None and np.array_equal(own, theirs)
+    return bool(own == theirs)
+
+
+def settle(record: Any, *, tokens: tuple[str, ...] = ()) -> None:
+    """Give the named token fields and every column per token its dtype."""
+    for name in tokens:
+        object.__setattr__(record, name, as_tokens(getattr(record, name)))
+    for one in columns_of(type(record)):
+        value = getattr(record, one.name)
+        if one.per == "token" and value is not None:
+            object.__setattr__(record, one.name, np.asarray(value, dtype=one.dtype))
+
+
+def check_lengths(record: Any, count: int, *, whose: str) -> None:
+    """ValueError where a column per token has not `count` entries."""
+    for one in columns_of(type(record)):
+        value = getattr(record, one.name)
+        if one.per == "token" and value is not None and value.shape != (count,):
+            raise ValueError(f"{whose}: {count} response tokens but {value.size} entries in {one.name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +129,20 @@ class SampleRequest:
     seed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rollout:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rollout(ArrayRecord):
     """One sampled response."""
 
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
+    prompt: TokenIds
+    response: TokenIds
     """Sampled tokens, with the stop token, or the tokens of the stop string, when it stopped there."""
-    behavior_logp: tuple[float, ...]
+    behavior_logp: Floats = column("float32", per="token")
     """log p of each response token, temperature applied, under the weights that sampled it (`policy_version`)."""
     stop_reason: StopReason
     policy_version: int
 
     def __post_init__(self) -> None:
+        settle(self, tokens=("prompt", "response"))
         if len(self.behavior_logp) != len(self.response):
             raise ValueError(
                 f"{len(self.response)} response tokens but {len(self.behavior_logp)} log-probs; was "
@@ -74,62 +168,76 @@ class Score:
     """Why the verifier gave nothing; None: it answered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One training sample: a response with its advantage. Its tokens are prompt + response."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample(ArrayRecord):
+    """One training sample: a response with its columns. Its tokens are prompt + response.
 
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-    behavior_logp: tuple[float, ...]
-    """As in `Rollout`; empty for supervised data, which nobody sampled."""
-    advantage: float
-    correct: bool = False
+    The objective finds every column under its name in `TokenBatch.columns_T`.
+    """
+
+    prompt: TokenIds
+    response: TokenIds
+    behavior_logp: Floats | None = column("float32", per="token", default=None)
+    """As in `Rollout`; None for supervised data, which nobody sampled."""
+    advantage: float = column("float32", per="sample")
+    correct: bool = column("bool", per="sample", default=False)
     """As `Score.correct`; False where the verifier knows neither."""
-    expert_logp: tuple[float, ...] = ()
-    """Old policy's log-prob of the data set's answer at each position of the response, NaN past its end; empty where
-    no loss asks for it."""
-    entropy_scale: float = 1.0
+    expert_logp: Floats | None = column("float32", per="token", default=None)
+    """Old policy's log-prob of the data set's answer at each position of the response, NaN past its end; None where no
+    loss asks for it."""
+    entropy_scale: float = column("float32", per="sample", default=1.0)
     """Factor of the entropy bonus on this response (AER-style)."""
+
+    def __post_init__(self) -> None:
+        settle(self, tokens=("prompt", "response"))
 
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.response)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenScores(ArrayRecord):
     """Log-probs of one sample's response under the trainer, before this batch's first update."""
 
     sample_id: int
-    old_logp: tuple[float, ...]
-    old_entropy: tuple[float, ...]
+    old_logp: Floats = column("float32", per="token")
+    old_entropy: Floats = column("float32", per="token")
     """Exact entropy at each position, nats, under the same weights as `old_logp`."""
-    ref_logp: tuple[float, ...] | None = None
+    ref_logp: Floats | None = column("float32", per="token", default=None)
     """Under the frozen reference; None when there is none."""
 
+    def __post_init__(self) -> None:
+        settle(self)
+        check_lengths(self, len(self.old_logp), whose=f"sample {self.sample_id}")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenTrace:
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenTrace(ArrayRecord):
     """What training did with one sample's response tokens: one entry per token in every column."""
 
     sample_id: int
-    logp: tuple[float, ...]
+    logp: Floats = column("float32", per="token")
     """Current policy, in the update that trained on the sample."""
-    entropy: tuple[float, ...]
-    expected_q: tuple[float, ...]
+    entropy: Floats = column("float32", per="token")
+    expected_q: Floats = column("float32", per="token")
     """N = sum over the vocabulary of p^2 (log p + H), the mean of Q = p (log p + H), under the same weights."""
-    ratio: tuple[float, ...]
-    low: tuple[float, ...]
+    ratio: Floats = column("float32", per="token")
+    low: Floats = column("float32", per="token")
     """Lower bound of the ratio."""
-    high: tuple[float, ...]
+    high: Floats = column("float32", per="token")
     """Upper bound; inf is off."""
-    gate: tuple[float, ...]
+    gate: Floats = column("float32", per="token")
     """g: gradient of the gate with respect to logp, sign turned."""
-    weight: tuple[float, ...]
+    weight: Floats = column("float32", per="token")
     """Product of the token weights, without the aggregation's."""
-    coefficient: tuple[float, ...]
+    coefficient: Floats = column("float32", per="token")
     """What multiplied grad log p in the update: of gate and weights, the aggregation's included."""
-    advantage: tuple[float, ...]
+    advantage: Floats = column("float32", per="token")
     """After token shaping."""
-    rule: tuple[str, ...]
-    """Rules that acted, e.g. "clip_high+tis"; "" is none."""
+    rule: NDArray[Any] = column("T", per="token")
+    """Rules that acted, as text, e.g. "clip_high+tis"; "" is none."""
+
+    def __post_init__(self) -> None:
+        settle(self)
+        check_lengths(self, len(self.logp), whose=f"trace of sample {self.sample_id}")

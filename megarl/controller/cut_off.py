@@ -7,6 +7,8 @@ stop, or it was never taught to end them.
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from megarl.data.stops import StopConditions
 from megarl.records import Rollout
 
@@ -31,7 +33,9 @@ def describe_cut_off(rollouts: Sequence[Rollout], stops: StopConditions, *, limi
 
 
 def _likely_cause(cut: Sequence[Rollout], stops: StopConditions, *, limit: int) -> str:
-    written = Counter(token for rollout in cut for token in set(rollout.response) if token in stops.names)
+    written = Counter(
+        token for rollout in cut for token in np.unique(rollout.response).tolist() if token in stops.names
+    )
     passed = [
         (token, count)
         for token, count in written.most_common()

@@ -4,16 +4,17 @@ The log-probs are set beside a response position by position: token t of the res
 answer, whatever the two tokens are. That is how CalibRL defines its expert.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_for_scoring
 from megarl.controller.mismatch import NonFiniteLogpError
 from megarl.controller.protocols import PolicyGroup
 from megarl.data.sft import Pair
-from megarl.records import Prompt, Sample
+from megarl.records import Floats, Prompt, Sample, as_tokens
 
 
 async def add_expert_logps(
@@ -38,13 +39,13 @@ async def add_expert_logps(
 
 async def score_experts(
     prompts: Sequence[Prompt], *, experts: Sequence[Pair], policy: PolicyGroup, config: RunConfig
-) -> dict[int, tuple[float, ...]]:
+) -> dict[int, Floats]:
     """Log-prob of each token of the data set's answer under the current weights, by prompt index."""
     distinct = list({prompt.index: prompt for prompt in prompts}.values())
     answers = [_expert_sample(prompt, experts) for prompt in distinct]
     scored = {scores.sample_id: scores for scores in await policy.score(shard_for_scoring(answers, config), hold=False)}
     logps = {prompt.index: scored[number].old_logp for number, prompt in enumerate(distinct)}
-    bad = [index for index, values in logps.items() if not all(map(math.isfinite, values))]
+    bad = [index for index, values in logps.items() if not np.isfinite(values).all()]
     if bad:
         raise NonFiniteLogpError(
             f"the trainer's log-probs of the data set's answers to prompts {bad[:8]} are not finite. No weight was "
@@ -53,9 +54,11 @@ async def score_experts(
     return logps
 
 
-def align(expert_logp: Sequence[float], length: int) -> tuple[float, ...]:
+def align(expert_logp: Floats, length: int) -> Floats:
     """The first `length` entries; NaN past the answer's end."""
-    return (*expert_logp[:length], *[math.nan] * (length - len(expert_logp)))
+    aligned = np.full(length, np.nan, dtype=np.float32)
+    aligned[: len(expert_logp)] = expert_logp[:length]
+    return aligned
 
 
 def _expert_sample(prompt: Prompt, experts: Sequence[Pair]) -> Sample:
@@ -65,4 +68,4 @@ def _expert_sample(prompt: Prompt, experts: Sequence[Pair]) -> Sample:
             f"the data set's answer {prompt.index} belongs to another prompt ({len(tokens)} tokens) than the one that "
             f"was sampled ({len(prompt.token_ids)} tokens); load prompts and answers from one data set"
         )
-    return Sample(prompt=tokens, response=answer, behavior_logp=(), advantage=0.0)
+    return Sample(prompt=as_tokens(tokens), response=as_tokens(answer), advantage=0.0)

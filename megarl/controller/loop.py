@@ -70,7 +70,8 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
         token_scores=token_scores,
         traces=traces,
         token_texts={
-            trace.sample_id: tuple(map(parts.token_text, rollouts[trace.sample_id].response)) for trace in traces
+            trace.sample_id: tuple(map(parts.token_text, rollouts[trace.sample_id].response.tolist()))
+            for trace in traces
         },
         metrics=updates | parts.controllers.metrics() | sampled | difference.metrics() | published,
     )

@@ -1,11 +1,13 @@
 """Trainer against vLLM on the same tokens: the difference of their log-probs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from megarl.config.run import RunConfig
-from megarl.records import Rollout, TokenScores
+from megarl.records import Floats, Rollout, TokenScores
 from megarl.telemetry.metrics import Max, Mean, Metrics
 
 _SHOWN_SAMPLES = 8
@@ -51,11 +53,29 @@ def check_finite(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> 
 def compute_mean_entropy(scores: Sequence[TokenScores]) -> float:
     """Exact mean entropy over all response tokens before the first update, nats; NaN where there is no token."""
     count = sum(len(scored.old_entropy) for scored in scores)
-    return math.fsum(entropy for scored in scores for entropy in scored.old_entropy) / count if count else math.nan
+    return sum_exactly(scored.old_entropy for scored in scores) / count if count else math.nan
 
 
-def _all_finite(values: Sequence[float]) -> bool:
-    return all(map(math.isfinite, values))
+def sum_exactly(parts: Iterable[Floats]) -> float:
+    """The sum of finite numbers, rounded once, however they are dealt out.
+
+    Numbers of one binary exponent add up without rounding in a double as long as they are fewer than 2^29; `fsum`
+    rounds the sum of these sums.
+    """
+    of_exponent = np.zeros(_EXPONENTS)
+    for values in parts:
+        mantissas, exponents = np.frexp(values)
+        of_exponent += np.bincount(exponents + _LOWEST, weights=mantissas, minlength=_EXPONENTS)
+    return math.fsum(math.ldexp(total, at - _LOWEST) for at, total in enumerate(of_exponent.tolist()))
+
+
+_LOWEST = 149
+_EXPONENTS = _LOWEST + 130
+"""frexp gives a float32 an exponent from -148 to 128."""
+
+
+def _all_finite(values: Floats) -> bool:
+    return bool(np.isfinite(values).all())
 
 
 def _shown(ids: Sequence[int]) -> str:
@@ -71,10 +91,12 @@ def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]
                 f"sample {scored.sample_id}: {len(rollout.response)} response tokens, "
                 f"{len(scored.old_logp)} trainer log-probs"
             )
-        differences = [abs(old - new) for old, new in zip(scored.old_logp, rollout.behavior_logp, strict=True)]
-        total += sum(differences)
+        differences = np.abs(scored.old_logp.astype(np.float64) - rollout.behavior_logp)
+        if len(differences):
+            # One after the other: numpy's own sum depends on how it blocks them.
+            total += float(differences.cumsum()[-1])
+            largest = max(largest, float(differences.max()))
         count += len(differences)
-        largest = max(largest, *differences, 0.0)
     return LogpDiff(mean=Mean(total, count), largest=largest)
 
 

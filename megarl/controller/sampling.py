@@ -112,7 +112,7 @@ def reward_items(
     return [
         RewardItem(
             prompt=prompts[index // size],
-            response=decode(rollout.response),
+            response=decode(rollout.response.tolist()),
             response_tokens=len(rollout.response),
             prompt_index=first + index // size,
             sample_index=index % size,

@@ -8,7 +8,7 @@ from megarl.controller.protocols import PolicyGroup
 from megarl.controller.reporting import StepReporter
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import Pair
-from megarl.records import Sample
+from megarl.records import Sample, as_tokens
 
 
 async def fine_tune(
@@ -32,4 +32,4 @@ async def fine_tune(
 def as_sample(pair: Pair) -> Sample:
     """A pair as a training sample; nobody sampled it, so it has no behaviour log-probs."""
     prompt, answer = pair
-    return Sample(prompt=prompt, response=answer, behavior_logp=(), advantage=1.0)
+    return Sample(prompt=as_tokens(prompt), response=as_tokens(answer), advantage=1.0)

@@ -22,6 +22,7 @@ from megarl.config.advantage import (
     SmoothedAdvantage,
 )
 from megarl.objective.schedules import decimal
+from megarl.records import Floats
 
 _SMALLEST_VARIANCE = 1e-8
 _ROUNDING = 1e-12
@@ -105,14 +106,12 @@ def compute_advantages(
             return _by_group(config, rewards, groups)
 
 
-def compute_perplexity_bonus(
-    config: PerplexityBonus, reward: float, behavior_logp: Sequence[float], *, omega: float
-) -> float:
+def compute_perplexity_bonus(config: PerplexityBonus, reward: float, behavior_logp: Floats, *, omega: float) -> float:
     """CDE's actor bonus on one response's reward: omega min(|R| / kappa, alpha B), B = -mean log p (arXiv 2509.09675).
 
     B is 0 for an empty response; `omega` is `schedules.perplexity_omega` of the step.
     """
-    surprise = -math.fsum(behavior_logp) / len(behavior_logp) if behavior_logp else 0.0
+    surprise = -math.fsum(behavior_logp.tolist()) / len(behavior_logp) if len(behavior_logp) else 0.0
     return omega * min(abs(reward) / config.kappa, config.alpha * surprise)
 
 

@@ -12,13 +12,17 @@ see RESOLUTION. T = response tokens of a rank's share of a mini-batch.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from megarl.objective.token_random import token_keys
 from megarl.objective.tokens import Reduce, TokenBatch
-from megarl.records import Sample
+from megarl.records import Sample, TokenIds
+
+Numbers = NDArray[np.int32]
 
 RESOLUTION = 2.0**-14
 """6.1e-5 nats: to what entropies and log-probs are told apart by rules that rank them or compare them with each other.
@@ -29,28 +33,63 @@ rounding of equal numbers but another model, and only equal contexts are protect
 _ALONE = -1
 
 
-def number_contexts(samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
-    """For each sample of a whole mini-batch (context, outcome) of its response tokens, int64 [tokens] each.
+def number_contexts(samples: Sequence[Sample]) -> list[tuple[Numbers, Numbers]]:
+    """For each sample of a whole mini-batch (context, outcome) of its response tokens, int32 [tokens] each.
 
     Tokens of the mini-batch have equal context numbers, from 0, where prompt and response up to the token are equal,
-    and equal outcome numbers where the token is, too; -1: no other token's is. They come from the tokens alone. Two
-    contexts among n are mistaken for one with probability n^2 / 2^65: hashes of 64 bits are compared.
+    and equal outcome numbers where the token is, too; -1: no other token's is. They come from the tokens alone.
     """
-    lengths = [len(sample.prompt) + len(sample.response) for sample in samples]
-    starts = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)[:-1]
-    of_sample = torch.arange(len(samples)).repeat_interleave(torch.tensor(lengths, dtype=torch.int64))
-    flat = [token for sample in samples for token in (*sample.prompt, *sample.response)]
-    tokens = torch.tensor(flat, dtype=torch.int64)
-    place = torch.arange(sum(lengths)) - starts[of_sample]
-    # A prefix is the set of its (token, place): its hash is the sum of theirs, modulo 2^64.
-    hashes = torch.cat(
-        (torch.zeros(1, dtype=torch.int64), token_keys(seed=0, step=0, sample_id_T=tokens, position_T=place).cumsum(0))
-    )
-    is_response = place >= torch.tensor([len(sample.prompt) for sample in samples], dtype=torch.int64)[of_sample]
-    at, before = is_response.nonzero().squeeze(1), hashes[starts][of_sample[is_response]]
+    prefixes = _number_prefixes(samples)
     sizes = [len(sample.response) for sample in samples]
-    columns = (_number(hashes[at] - before), _number(hashes[at + 1] - before))
-    return list(zip(*(column.split(sizes) for column in columns), strict=True))
+    contexts = _number([ids[:size] for ids, size in zip(prefixes, sizes, strict=True)], sizes)
+    outcomes = _number([ids[1 : size + 1] for ids, size in zip(prefixes, sizes, strict=True)], sizes)
+    return list(zip(contexts, outcomes, strict=True))
+
+
+def _number_prefixes(samples: Sequence[Sample]) -> list[NDArray[np.int64]]:
+    """For each sample the classes of equal prefixes that end at its prompt, one token later, and so on, as far as
+    another sample has the same.
+
+    In lexicographic order, samples with a common prefix are neighbours, so that each shares as much with any other as
+    with one of its two.
+    """
+    streams = [np.concatenate((sample.prompt, sample.response)) for sample in samples]
+    order = sorted(range(len(samples)), key=lambda index: streams[index].tobytes())
+    shared = [_common_length(streams[one], streams[other]) for one, other in pairwise(order)]
+    class_of = np.zeros(max(map(len, streams), default=0) + 1, dtype=np.int64)  # by length, of the sample's prefixes
+    found = [class_of[:0]] * len(samples)
+    fresh = before = 0
+    for index, after in zip(order, (*shared, 0), strict=False):
+        # Up to `before` tokens a prefix is the previous sample's, too; beyond, it begins a class with the next one's.
+        beyond = max(after - before, 0)
+        class_of[before + 1 : before + beyond + 1] = np.arange(fresh, fresh + beyond)
+        fresh += beyond
+        found[index] = class_of[len(samples[index].prompt) : max(before, after) + 1].copy()
+        before = after
+    return found
+
+
+def _common_length(one: TokenIds, other: TokenIds) -> int:
+    """Tokens that both begin with."""
+    size = min(len(one), len(other))
+    differs = one[:size] != other[:size]
+    return int(differs.argmax()) if differs.any() else size
+
+
+def _number(classes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> list[Numbers]:
+    """The classes of a sample's first tokens as numbers from 0, filled up to its size; -1 for a class of one token."""
+    _, class_of, counts = np.unique(
+        np.concatenate([*classes, np.array([], dtype=np.int64)]), return_inverse=True, return_counts=True
+    )
+    several = counts > 1
+    numbers = np.where(several, several.cumsum() - 1, _ALONE)[class_of].astype(np.int32)
+    parts = np.split(numbers, np.cumsum([len(ids) for ids in classes])[:-1])
+    filled = []
+    for part, size in zip(parts, sizes, strict=False):
+        whole = np.full(size, _ALONE, dtype=np.int32)
+        whole[: len(part)] = part
+        filled.append(whole)
+    return filled
 
 
 def share_values(
@@ -90,14 +129,6 @@ def share_values(
 def at_resolution(values_T: Tensor) -> Tensor:
     """The nearest multiples of RESOLUTION, exact in the values' dtype (float32: below 1024)."""
     return (values_T / RESOLUTION).round() * RESOLUTION
-
-
-def _number(hashes: Tensor) -> Tensor:
-    """Classes of equal hashes, numbered from 0; -1 for a hash of its own."""
-    _, class_of, size = hashes.unique(return_inverse=True, return_counts=True)
-    several = size > 1
-    number = torch.where(several, several.cumsum(0) - 1, _ALONE)
-    return number[class_of]
 
 
 def _largest(values_T: Tensor, class_T: Tensor, num_classes: int) -> Tensor:

@@ -8,7 +8,7 @@ Four log-probs, four names: `logp` (current), `old_logp` (trainer, before the ba
 (vLLM when it sampled), `ref_logp` (frozen reference).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntFlag
 from typing import Any, Protocol
@@ -81,7 +81,6 @@ class TokenBatch:
     """N = sum over the vocabulary of p^2 (log p + H), the mean of Q = p (log p + H). No gradient."""
     old_logp_T: Tensor
     old_entropy_T: Tensor
-    advantage_T: Tensor
     weight_T: Tensor
     """Aggregation weight (`aggregation.sequence_weight`)."""
     sequence_T: Tensor
@@ -97,14 +96,32 @@ class TokenBatch:
     None: nothing is known of that."""
     outcome_T: Tensor | None = None
     """int64: which of them are the same token, too; with `context_T`."""
-    behavior_logp_T: Tensor | None = None
     ref_logp_T: Tensor | None = None
-    expert_logp_T: Tensor | None = None
-    """Old policy's log-prob of the expert answer at the same position; NaN past its end."""
-    correct_T: Tensor | None = None
-    """bool: the verifier gave the response more than 0; with `expert_logp_T`."""
-    entropy_scale_T: Tensor | None = None
-    """Factor of the entropy bonus (AER-style); None: 1."""
+    columns_T: Mapping[str, Tensor]
+    """Every column of the samples (`records.Sample`) by its name; one that no sample has is not there."""
+
+    @property
+    def advantage_T(self) -> Tensor:
+        return self.columns_T["advantage"]
+
+    @property
+    def behavior_logp_T(self) -> Tensor | None:
+        return self.columns_T.get("behavior_logp")
+
+    @property
+    def expert_logp_T(self) -> Tensor | None:
+        """Old policy's log-prob of the expert answer at the same position; NaN past its end."""
+        return self.columns_T.get("expert_logp")
+
+    @property
+    def correct_T(self) -> Tensor | None:
+        """bool: the verifier calls the response correct; with `expert_logp_T`."""
+        return self.columns_T.get("correct")
+
+    @property
+    def entropy_scale_T(self) -> Tensor | None:
+        """Factor of the entropy bonus (AER-style); None: 1."""
+        return self.columns_T.get("entropy_scale")
 
     @property
     def q_T(self) -> Tensor:
@@ -128,31 +145,39 @@ class TokenBatch:
         mean_B = self.sequence_sum(values_T) / self.lengths().clamp(min=1).to(values_T.dtype)
         return mean_B[self.sequence_T]
 
-    def replace(self, **columns: Tensor) -> "TokenBatch":
-        """The same tokens with other columns."""
-        changed: dict[str, Any] = dict(columns)
-        return replace(self, **changed)
+    def replace(self, **changed: Tensor) -> "TokenBatch":
+        """The same tokens with other values in these fields and columns, the name of each with its _T."""
+        own = {field.name for field in fields(self)}
+        values: dict[str, Any] = {name: value for name, value in changed.items() if name in own}
+        columns = {name.removesuffix("_T"): value for name, value in changed.items() if name not in own}
+        if unknown := columns.keys() - self.columns_T.keys():
+            raise ValueError(f"the tokens have no columns {sorted(unknown)}; they have {sorted(self.columns_T)}")
+        return replace(self, **values, columns_T={**self.columns_T, **columns})
 
     def detach(self) -> "TokenBatch":
         """The same tokens without gradients."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         detached: dict[str, Any] = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **detached)
+        columns_T = {name: column_T.detach() for name, column_T in self.columns_T.items()}
+        return replace(self, **detached, columns_T=columns_T)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[TokenBatch]") -> "TokenBatch":
-        """All parts as one, in order. At least one; of those with tokens, a field is None in all or in none."""
+        """All parts as one, in order. At least one; of those with tokens, a field is None in all or in none, and they
+        have the same columns."""
         starts = [0]
         for part in parts:
             starts.append(starts[-1] + part.num_sequences)
-        values: dict[str, Any] = {"num_sequences": starts[-1]}
+        # A part without tokens has nothing to add, whatever it says of a column.
+        filled = [part for part in parts if part.logp_T.numel()] or list(parts[:1])
+        columns_T = {name: torch.cat([part.columns_T[name] for part in filled]) for name in filled[0].columns_T}
+        values: dict[str, Any] = {"num_sequences": starts[-1], "columns_T": columns_T}
         for field in fields(cls):
-            if field.name == "num_sequences":
+            if field.name in values:
                 continue
             columns = [getattr(part, field.name) for part in parts]
             if field.name == "sequence_T":
                 columns = [column + start for column, start in zip(columns, starts, strict=False)]
-            # A part without tokens has nothing to add, whatever it says of a column.
             columns = [column for column, part in zip(columns, parts, strict=True) if part.logp_T.numel()] or columns
             values[field.name] = None if columns[0] is None else torch.cat(columns)
         return cls(**values)

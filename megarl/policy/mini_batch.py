@@ -17,8 +17,7 @@ from megarl.objective.choices import choose, needs_choices
 from megarl.objective.contexts import RESOLUTION
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
-from megarl.parallel.batches import MiniBatch
-from megarl.parallel.packing import PackedMicroBatch
+from megarl.parallel.batches import MiniBatch, PackedMicroBatch, PackedSamples
 from megarl.parallel.vocab import TokenDistribution
 from megarl.policy.model import PolicyModel
 from megarl.policy.passes import Passes
@@ -36,7 +35,7 @@ class ObjectivePasses:
         self._objective, self._passes, self._device, self._temperature = objective, passes, device, temperature
 
     def score(
-        self, model: PolicyModel, reference: PolicyModel | None, batches: Sequence[PackedMicroBatch]
+        self, model: PolicyModel, reference: PolicyModel | None, batches: Sequence[PackedSamples]
     ) -> list[ScoredMicroBatch]:
         """Log-probs and entropies under the model, and log-probs under the reference if given; [] on inner stages."""
         old = self._look(model, batches, with_expected_q=self._objective.needs_survey)
@@ -129,7 +128,7 @@ class ObjectivePasses:
         return self._passes.run(ddp, batches, loss, temperature=1.0, backward=True, with_expected_q=True)
 
     def _look(
-        self, model: PolicyModel, batches: Sequence[PackedMicroBatch], *, with_expected_q: bool = False
+        self, model: PolicyModel, batches: Sequence[PackedSamples], *, with_expected_q: bool = False
     ) -> list[TokenDistribution]:
         def keep(_at: int, _batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, TokenDistribution]:
             return token.logp_T.new_zeros(()), token

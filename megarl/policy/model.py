@@ -31,9 +31,9 @@ from megarl.config.policy import ModelConfig, ParallelConfig, PolicyConfig
 from megarl.models.layout import padded_vocab_size
 from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.shape import ModelShape
+from megarl.parallel.batches import PackedMicroBatch
 from megarl.parallel.device import cuda_present
 from megarl.parallel.fused_linear import fused_linear_logp_entropy
-from megarl.parallel.packing import PackedMicroBatch
 from megarl.parallel.vocab import TokenDistribution, vocab_parallel_logp_entropy
 from megarl.policy.layers import PackedAttention, RmsNorm
 

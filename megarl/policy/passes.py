@@ -13,7 +13,7 @@ from megatron.core.distributed import DistributedDataParallel, finalize_model_gr
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megarl.parallel.packing import PackedMicroBatch
+from megarl.parallel.batches import PackedMicroBatch, PackedSamples
 from megarl.parallel.vocab import TokenDistribution
 from megarl.policy.model import PolicyModel
 
@@ -30,7 +30,7 @@ class Passes:
     def run(
         self,
         model: PolicyModel | DistributedDataParallel,
-        batches: Sequence[PackedMicroBatch],
+        batches: Sequence[PackedSamples],
         function: TokenFunction,
         *,
         temperature: float,
@@ -47,13 +47,13 @@ class Passes:
             chunks, None, **kwargs
         )
         config.no_sync_func = getattr(model, "no_sync", None) if backward else None
-        longest = max(batch.tokens_S.numel() for batch in batches)
+        longest = max(batch.num_stream_tokens for batch in batches)
         indexed = iter(list(enumerate(batches)))
         head: PolicyModel = model.module if isinstance(model, DistributedDataParallel) else model
 
         def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[..., Any]]:
-            index, batch = next(iterator)
-            batch = batch.to(self._device)
+            index, samples = next(iterator)
+            batch = samples.to(self._device)
             output = chunk(batch)
 
             def loss(output: Tensor) -> tuple[Tensor, Tensor, Any]:

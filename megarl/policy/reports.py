@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megarl.objective.token_sums import TokenSums
-from megarl.parallel.batches import BatchShard
-from megarl.parallel.packing import PackedMicroBatch, split_by_sample
-from megarl.records import TokenScores, TokenTrace
+from megarl.parallel.batches import BatchShard, PackedSamples, split_by_sample
+from megarl.records import Floats, TokenScores, TokenTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,32 +31,41 @@ class ScoredMicroBatch:
     expected_q_R: Tensor | None
     """Where a rule chooses tokens by it; None where none does."""
 
-    def cpu(self) -> "ScoredMicroBatch":
-        return ScoredMicroBatch(
-            old_logp_R=self.old_logp_R.cpu(),
-            old_entropy_R=self.old_entropy_R.cpu(),
-            ref_logp_R=None if self.ref_logp_R is None else self.ref_logp_R.cpu(),
-            expected_q_R=None if self.expected_q_R is None else self.expected_q_R.cpu(),
+    def report(self) -> "MicroBatchScores":
+        """What the driver is told."""
+        return MicroBatchScores(
+            old_logp_R=self.old_logp_R.cpu().numpy(),
+            old_entropy_R=self.old_entropy_R.cpu().numpy(),
+            ref_logp_R=None if self.ref_logp_R is None else self.ref_logp_R.cpu().numpy(),
         )
 
 
-def scores_by_sample(shard: BatchShard, scored: Sequence[Sequence[ScoredMicroBatch]]) -> Iterator[TokenScores]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatchScores:
+    """A micro-batch's scores as they cross process borders, in its order."""
+
+    old_logp_R: Floats
+    old_entropy_R: Floats
+    ref_logp_R: Floats | None
+
+
+def scores_by_sample(shard: BatchShard, scored: Sequence[Sequence[MicroBatchScores]]) -> Iterator[TokenScores]:
     """What a replica's reporter said of its shard, sample by sample in the order packed."""
     for mini, scored_mini in zip(shard, scored, strict=True):
         for batch, values in zip(mini, scored_mini, strict=True):
             yield from _by_sample(batch, values)
 
 
-def _by_sample(batch: PackedMicroBatch, values: ScoredMicroBatch) -> Iterator[TokenScores]:
+def _by_sample(batch: PackedSamples, values: MicroBatchScores) -> Iterator[TokenScores]:
     old = split_by_sample(values.old_logp_R, batch)
     entropy = split_by_sample(values.old_entropy_R, batch)
     ref = [None] * len(old) if values.ref_logp_R is None else split_by_sample(values.ref_logp_R, batch)
     for sample_id, old_R, entropy_R, ref_R in zip(batch.sample_ids, old, entropy, ref, strict=True):
         yield TokenScores(
             sample_id=sample_id,
-            old_logp=tuple(old_R.tolist()),
-            old_entropy=tuple(entropy_R.tolist()),
-            ref_logp=None if ref_R is None else tuple(ref_R.tolist()),
+            old_logp=old_R,
+            old_entropy=entropy_R,
+            ref_logp=ref_R,
         )
 
 

@@ -6,11 +6,12 @@ R = response tokens of a micro-batch, T = those of a rank's whole share of a min
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
 from megarl.objective.tokens import TokenBatch, TokenLoss, rule_names
-from megarl.parallel.packing import PackedMicroBatch
+from megarl.parallel.batches import PackedMicroBatch
 from megarl.parallel.vocab import TokenDistribution
 from megarl.policy.reports import ScoredMicroBatch
 from megarl.records import TokenTrace
@@ -47,7 +48,6 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
         expected_q_T=distribution.expected_q_T,
         old_logp_T=scored.old_logp_R,
         old_entropy_T=scored.old_entropy_R,
-        advantage_T=batch.advantage_R,
         weight_T=batch.weight_R,
         sequence_T=batch.sequence_R,
         position_T=batch.position_R,
@@ -55,11 +55,8 @@ def make_token_batch(batch: PackedMicroBatch, scored: ScoredMicroBatch, distribu
         num_sequences=batch.num_samples,
         context_T=batch.context_R,
         outcome_T=batch.outcome_R,
-        behavior_logp_T=batch.behavior_logp_R,
         ref_logp_T=scored.ref_logp_R,
-        expert_logp_T=batch.expert_logp_R,
-        correct_T=batch.correct_R,
-        entropy_scale_T=batch.entropy_scale_R,
+        columns_T=batch.columns_R,
     )
 
 
@@ -68,7 +65,7 @@ def make_traces(tokens: TokenBatch, loss: TokenLoss, *, ids: range) -> list[Toke
     chosen_T = (tokens.sample_id_T >= ids.start) & (tokens.sample_id_T < ids.stop)
     if not bool(chosen_T.any()):
         return []
-    columns = {
+    columns_T = {
         "logp": tokens.logp_T,
         "entropy": tokens.entropy_T,
         "expected_q": tokens.expected_q_T,
@@ -80,17 +77,16 @@ def make_traces(tokens: TokenBatch, loss: TokenLoss, *, ids: range) -> list[Toke
         "coefficient": loss.coefficient_T,
         "advantage": loss.advantage_T,
     }
-    lists = {name: column_T[chosen_T].tolist() for name, column_T in columns.items()}
-    rules = [rule_names(flags) for flags in loss.rule_T[chosen_T].tolist()]
-    sample_ids = tokens.sample_id_T[chosen_T].tolist()
+    columns = {name: column_T[chosen_T].cpu().numpy() for name, column_T in columns_T.items()}
+    flags, which = np.unique(loss.rule_T[chosen_T].cpu().numpy(), return_inverse=True)
+    columns["rule"] = np.array([rule_names(int(found)) for found in flags], dtype="T")[which]
+    sample_ids = tokens.sample_id_T[chosen_T].cpu().numpy()
     # A response's tokens are consecutive and in order, so its rows are one run of equal ids.
-    starts = (at for at in range(1, len(sample_ids)) if sample_ids[at] != sample_ids[at - 1])
-    edges = [0, *starts, len(sample_ids)]
+    edges = [0, *(np.flatnonzero(np.diff(sample_ids)) + 1).tolist(), len(sample_ids)]
     return [
         TokenTrace(
-            sample_id=sample_ids[start],
-            rule=tuple(rules[start:stop]),
-            **{name: tuple(values[start:stop]) for name, values in lists.items()},
+            sample_id=int(sample_ids[start]),
+            **{name: values[start:stop] for name, values in columns.items()},
         )
         for start, stop in pairwise(edges)
     ]

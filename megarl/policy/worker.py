@@ -33,7 +33,7 @@ from megarl.policy.optimizer import (
 )
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
-from megarl.policy.reports import NonFiniteLossError, ScoredMicroBatch, UpdateReport
+from megarl.policy.reports import MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
     export_hf_weights,
@@ -105,7 +105,7 @@ class MegatronWorker:
     def _reports(self) -> bool:
         return self._place.rank == self._grid.reporter(self._grid.position(self._place.rank).data)
 
-    def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[ScoredMicroBatch]] | None:
+    def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[MicroBatchScores]] | None:
         """Old log-probs and entropies of the response tokens; `hold` keeps the batch for updates, which also need
         the reference's log-probs."""
         reference = self._reference if hold else None
@@ -113,7 +113,7 @@ class MegatronWorker:
         scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
         if hold:
             self._held, self._scores = shard, scores
-        return [[scored.cpu() for scored in mini] for mini in scores] if self._reports else None
+        return [[scored.report() for scored in mini] for mini in scores] if self._reports else None
 
     def train_mini_batch(self, index: int, controls: Controls, *, traced: range = range(0)) -> UpdateReport | None:
         """One update on held mini-batch `index` with the configured objective; `score` held it.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
-from megarl.records import Rollout, SampleRequest, StopReason
+from megarl.records import Rollout, SampleRequest, StopReason, as_floats, as_tokens
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.signals import TransportError
 from megarl.rollout.arguments import build_engine_args, build_sampling_params
@@ -319,13 +319,12 @@ class RolloutEngine:
         expected = {_version_name(self.policy_version)}
         if versions - expected:
             raise EngineError(f"engine {self._index} sampled under weight versions {versions}, expected {expected}")
-        tokens = tuple(completion.token_ids)
+        tokens = completion.token_ids
+        logps = [logprobs[token].logprob for token, logprobs in zip(tokens, completion.logprobs, strict=True)]
         return Rollout(
-            prompt=request.prompt,
-            response=tokens,
-            behavior_logp=tuple(
-                logprobs[token].logprob for token, logprobs in zip(tokens, completion.logprobs, strict=True)
-            ),
+            prompt=as_tokens(request.prompt),
+            response=as_tokens(tokens),
+            behavior_logp=as_floats(logps),
             stop_reason=reasons[completion.finish_reason],
             policy_version=self.policy_version,
         )

@@ -31,74 +31,31 @@ Log-probs are natural logarithms and entropies nats; numbers per token are float
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from megarl.records import TokenTrace
+from megarl.records import (
+    ArrayRecord,
+    Floats,
+    TokenIds,
+    TokenTrace,
+    check_lengths,
+    column,
+    columns_of,
+    settle,
+)
 from megarl.telemetry.atomic_file import replace_atomically
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
-_TOKENS = pa.list_(_required("element", pa.int32()))
-_NUMBERS = pa.list_(_required("element", pa.float32()))
-_TEXTS = pa.list_(_required("element", pa.dictionary(pa.int32(), pa.string())))
-
-_ROWS_AT_ONCE = 64
-
-_TRACE_COLUMNS = {
-    "logp": "logp",
-    "entropy": "entropy",
-    "expected_q": "expected_q",
-    "ratio": "ratio",
-    "low": "low",
-    "high": "high",
-    "gate": "gate",
-    "weight": "weight",
-    "coefficient": "coefficient",
-    "token_advantage": "advantage",
-    "rule": "rule",
-}
-"""Column: field of `TokenTrace`."""
-
-SCHEMA = pa.schema(
-    [
-        _required("step", pa.int32()),
-        _required("prompt_index", pa.int64()),
-        _required("sample_index", pa.int32()),
-        _required("sample_id", pa.int32()),
-        _required("policy_version", pa.int32()),
-        _required("prompt_text", pa.string()),
-        _required("response_text", pa.string()),
-        _required("prompt_tokens", _TOKENS),
-        _required("response_tokens", _TOKENS),
-        pa.field("token_text", _TEXTS),
-        _required("behavior_logp", _NUMBERS),
-        _required("old_logp", _NUMBERS),
-        _required("old_entropy", _NUMBERS),
-        pa.field("ref_logp", _NUMBERS),
-        *(pa.field(name, _TEXTS if name == "rule" else _NUMBERS) for name in _TRACE_COLUMNS),
-        _required("reward", pa.float64()),
-        _required("verifier_reward", pa.float64()),
-        _required("overlong", pa.float64()),
-        _required("bonus", pa.float64()),
-        pa.field("failure", pa.string()),
-        _required("advantage", pa.float64()),
-        _required("stop_reason", pa.string()),
-    ]
-)
-"""Columns of the file, in their order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutRow:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutRow(ArrayRecord):
     """One response of a step as it was scored and trained on."""
 
     step: int
@@ -112,17 +69,17 @@ class RolloutRow:
     """Weights that sampled it."""
     prompt_text: str
     response_text: str
-    prompt_tokens: tuple[int, ...]
-    response_tokens: tuple[int, ...]
+    prompt_tokens: TokenIds
+    response_tokens: TokenIds
     token_text: tuple[str, ...] | None = None
     """Text of each response token alone; a token that is part of a character reads as U+FFFD."""
-    behavior_logp: tuple[float, ...]
+    behavior_logp: Floats = column("float32", per="token")
     """Per response token, from the engine when it sampled."""
-    old_logp: tuple[float, ...]
+    old_logp: Floats = column("float32", per="token")
     """Per response token, from the trainer before the step's first update."""
-    old_entropy: tuple[float, ...]
+    old_entropy: Floats = column("float32", per="token")
     """Per response token, under the same weights, nats."""
-    ref_logp: tuple[float, ...] | None
+    ref_logp: Floats | None = column("float32", per="token")
     """Per response token, from the reference weights; None: the run has no reference."""
     trace: TokenTrace | None = None
     """What the update did with each response token; None: the response was not traced, or has no tokens."""
@@ -140,38 +97,119 @@ class RolloutRow:
     stop_reason: Literal["stop", "length"]
 
     def __post_init__(self) -> None:
-        columns = {name: getattr(self, name) for name in _PER_TOKEN}
-        if self.trace is not None:
-            if self.trace.sample_id != self.sample_id:
-                raise ValueError(
-                    f"{self._name()} is sample {self.sample_id} of the step, its trace is of sample "
-                    f"{self.trace.sample_id}"
-                )
-            columns |= {f"trace.{name}": getattr(self.trace, name) for name in _TRACE_COLUMNS.values()}
-        for name, column in columns.items():
-            if column is not None and len(column) != len(self.response_tokens):
-                raise ValueError(
-                    f"{self._name()}: {len(self.response_tokens)} response tokens but {len(column)} entries in {name}"
-                )
-
-    def _name(self) -> str:
-        return f"prompt {self.prompt_index}, sample {self.sample_index}"
+        settle(self, tokens=("prompt_tokens", "response_tokens"))
+        name, count = f"prompt {self.prompt_index}, sample {self.sample_index}", len(self.response_tokens)
+        check_lengths(self, count, whose=name)
+        if self.token_text is not None and len(self.token_text) != count:
+            raise ValueError(f"{name}: {count} response tokens but {len(self.token_text)} entries in token_text")
+        if self.trace is None:
+            return
+        if self.trace.sample_id != self.sample_id:
+            raise ValueError(
+                f"{name} is sample {self.sample_id} of the step, its trace is of sample {self.trace.sample_id}"
+            )
+        check_lengths(self.trace, count, whose=f"{name}, trace")
 
 
-_PER_TOKEN = ("token_text", "behavior_logp", "old_logp", "old_entropy", "ref_logp")
-_OWN_COLUMNS = tuple(field.name for field in fields(RolloutRow) if field.name != "trace")
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_TOKENS = pa.list_(_required("element", pa.int32()))
+_NUMBERS = pa.list_(_required("element", pa.float32()))
+_TEXTS = pa.list_(_required("element", pa.dictionary(pa.int32(), pa.string())))
+
+_ROWS_AT_ONCE = 64
+_TOKENS_OF_A_GROUP = 1 << 20
+"""Response tokens that are written at once: what writing needs in memory does not grow with the step."""
+
+_TRACE_COLUMNS = {
+    "token_advantage" if one.name == "advantage" else one.name: one.name for one in columns_of(TokenTrace)
+}
+"""Column: field of `TokenTrace`."""
+
+SCHEMA = pa.schema(
+    [
+        _required("step", pa.int32()),
+        _required("prompt_index", pa.int64()),
+        _required("sample_index", pa.int32()),
+        _required("sample_id", pa.int32()),
+        _required("policy_version", pa.int32()),
+        _required("prompt_text", pa.string()),
+        _required("response_text", pa.string()),
+        _required("prompt_tokens", _TOKENS),
+        _required("response_tokens", _TOKENS),
+        pa.field("token_text", _TEXTS),
+        *(pa.field(one.name, _NUMBERS, nullable=one.name == "ref_logp") for one in columns_of(RolloutRow)),
+        *(pa.field(name, _TEXTS if name == "rule" else _NUMBERS) for name in _TRACE_COLUMNS),
+        _required("reward", pa.float64()),
+        _required("verifier_reward", pa.float64()),
+        _required("overlong", pa.float64()),
+        _required("bonus", pa.float64()),
+        pa.field("failure", pa.string()),
+        _required("advantage", pa.float64()),
+        _required("stop_reason", pa.string()),
+    ]
+)
+"""Columns of the file, in their order."""
+
+_FLOATS = [f"{one.name}.list.element" for one in SCHEMA if one.type == _NUMBERS]
+_CODED = [
+    *("prompt_text", "failure", "stop_reason"),
+    *(f"{one.name}.list.element" for one in SCHEMA if one.type in (_TOKENS, _TEXTS)),
+]
 
 
 def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
-    """Write `rows` to `path`, whole or not at all; an existing file is replaced."""
-    all_rows = list(rows)
-    columns = {name: [getattr(row, name) for row in all_rows] for name in _OWN_COLUMNS}
-    traces = [row.trace for row in all_rows]
-    for name, field in _TRACE_COLUMNS.items():
-        columns[name] = [None if trace is None else getattr(trace, field) for trace in traces]
-    table = pa.table(columns, schema=SCHEMA)
-    with replace_atomically(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    """Write `rows` to `path`, whole or not at all; an existing file is replaced.
+
+    Log-probs hardly repeat, so a dictionary of them would only cost time; their bytes are sorted by significance, which
+    compresses better.
+    """
+    with (
+        replace_atomically(path) as partial,
+        pq.ParquetWriter(
+            partial, SCHEMA, compression="zstd", use_dictionary=_CODED, use_byte_stream_split=_FLOATS
+        ) as writer,
+    ):
+        for group in _by_tokens(rows):
+            writer.write_table(pa.table([_array(one, group) for one in SCHEMA], schema=SCHEMA))
+
+
+def _by_tokens(rows: Iterable[RolloutRow]) -> Iterator[list[RolloutRow]]:
+    """The rows in groups of about as many tokens; one group without rows where there is none."""
+    group: list[RolloutRow] = []
+    num_tokens = 0
+    for row in rows:
+        group.append(row)
+        num_tokens += len(row.response_tokens)
+        if num_tokens >= _TOKENS_OF_A_GROUP:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group
+
+
+def _array(column: pa.Field, rows: Sequence[RolloutRow]) -> pa.Array:
+    """One column of the file."""
+    if column.name in _TRACE_COLUMNS:
+        traces = [row.trace for row in rows]
+        field = _TRACE_COLUMNS[column.name]
+        return _lists([None if trace is None else getattr(trace, field) for trace in traces], column.type)
+    values = [getattr(row, column.name) for row in rows]
+    return _lists(values, column.type) if pa.types.is_list(column.type) else pa.array(values, column.type)
+
+
+def _lists(cells: Sequence[Any], kind: pa.ListType) -> pa.Array:
+    """A list column from arrays, or from lists of texts; None is null."""
+    given = [cell for cell in cells if cell is not None]
+    offsets = np.cumsum([0, *(0 if cell is None else len(cell) for cell in cells)], dtype=np.int32)
+    if kind == _TEXTS:
+        values = pa.array(chain.from_iterable(map(list, given)), pa.string()).dictionary_encode()
+    else:
+        values = pa.array(np.concatenate(given) if given else [], kind.value_type)
+    absent = pa.array([cell is None for cell in cells])
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=absent)
 
 
 def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:
@@ -197,7 +235,11 @@ def iterate_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBat
 
 
 def _row(columns: dict[str, Any]) -> RolloutRow:
-    cells: dict[str, Any] = {name: tuple(cell) if isinstance(cell, list) else cell for name, cell in columns.items()}
+    cells = dict(columns)
     traced = {field: cells.pop(name) for name, field in _TRACE_COLUMNS.items()}
-    trace = None if traced["logp"] is None else TokenTrace(sample_id=cells["sample_id"], **traced)
+    trace = None
+    if traced["logp"] is not None:
+        trace = TokenTrace(sample_id=cells["sample_id"], **traced)
+    if cells["token_text"] is not None:
+        cells["token_text"] = tuple(cells["token_text"])
     return RolloutRow(**cells, trace=trace)

@@ -12,8 +12,7 @@ from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
-from megarl.parallel.batches import BatchShard
-from megarl.parallel.packing import split_by_sample
+from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.metrics import Max, Mean, Metrics
@@ -106,7 +105,9 @@ class Recorder:
     def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
         scores = []
         for batch in (batch for shard in shards for mini in shard for batch in mini):
-            for sample_id, tokens_R in zip(batch.sample_ids, split_by_sample(batch.target_R, batch), strict=True):
+            for sample_id, tokens_R in zip(
+                batch.sample_ids, split_by_sample(batch.to("cpu").target_R, batch), strict=True
+            ):
                 first, *others = (6.0 - token for token in tokens_R.tolist())
                 entropies = (self._entropy,) * len(tokens_R)
                 logps = (first + self._offset, *others)

@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from megarl.controller.experts import align
 from megarl.controller.mismatch import NonFiniteLogpError
+from megarl.records import Floats, as_floats
 from tests.controller.fakes import PROMPTS, Recorder, make_config, run
 
 GUIDED = {"auxiliary": {"guided": {}}}
@@ -13,17 +15,15 @@ ANSWERS = [(9,), (9, 10, 11), (8, 9), (7,), (7, 7), (12,)]
 EXPERTS = [(prompt.token_ids, answer) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
 
 
-def same(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+def same(left: Floats, right: list[float]) -> bool:
     """Equal, where a NaN equals a NaN."""
-    return len(left) == len(right) and all(
-        a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(left, right, strict=True)
-    )
+    return np.array_equal(left, right, equal_nan=True)
 
 
 def test_alignment_is_by_position() -> None:
-    assert align((-1.0, -2.0, -3.0), 2) == (-1.0, -2.0)
-    assert same(align((-1.0,), 3), (-1.0, math.nan, math.nan))
-    assert align((-1.0,), 0) == ()
+    assert align(as_floats([-1.0, -2.0, -3.0]), 2).tolist() == [-1.0, -2.0]
+    assert same(align(as_floats([-1.0]), 3), [-1.0, math.nan, math.nan])
+    assert align(as_floats([-1.0]), 0).tolist() == []
 
 
 def test_every_sample_gets_its_prompts_answer() -> None:
@@ -31,9 +31,9 @@ def test_every_sample_gets_its_prompts_answer() -> None:
     run(make_config(GUIDED, steps=2), recorder, experts=EXPERTS)
     # The policy gives token t the log-prob 6 - t; responses have two tokens.
     first, second = recorder.records
-    assert all(same(sample.expert_logp, (-3.0, math.nan)) for sample in first.samples[:2])
-    assert all(same(sample.expert_logp, (-3.0, -4.0)) for sample in first.samples[2:])
-    assert all(same(sample.expert_logp, (-2.0, -3.0)) for sample in second.samples[:2])
+    assert all(same(sample.expert_logp, [-3.0, math.nan]) for sample in first.samples[:2])
+    assert all(same(sample.expert_logp, [-3.0, -4.0]) for sample in first.samples[2:])
+    assert all(same(sample.expert_logp, [-2.0, -3.0]) for sample in second.samples[:2])
     assert recorder.calls[:4] == ["generate", "reward", "expert_logp", "old_logp"]
 
 
@@ -42,8 +42,8 @@ def test_a_prompt_is_scored_once_and_what_is_trained_on_carries_it() -> None:
     run(make_config(GUIDED, steps=1, prompts_per_step=8), recorder, experts=EXPERTS)
     scored, held = recorder.scored
     # Eight prompts of six: two come twice, their answers once.
-    assert sum(batch.num_samples for shard in scored for mini in shard for batch in mini) == 6
-    assert all(batch.expert_logp_R is not None for shard in held for mini in shard for batch in mini)
+    assert sum(len(batch.sample_ids) for shard in scored for mini in shard for batch in mini) == 6
+    assert all("expert_logp" in batch.per_token for shard in held for mini in shard for batch in mini)
 
 
 def test_data_parallel_ranks_get_equally_many() -> None:
@@ -56,7 +56,7 @@ def test_data_parallel_ranks_get_equally_many() -> None:
     ids = sorted(i for shard in scored for mini in shard for batch in mini for i in batch.sample_ids)
     # Three answers, the first repeated so that both ranks have work.
     assert ids == [0, 1, 2, 3]
-    assert all(same(sample.expert_logp, (-3.0, math.nan)) for sample in recorder.records[0].samples[:2])
+    assert all(same(sample.expert_logp, [-3.0, math.nan]) for sample in recorder.records[0].samples[:2])
 
 
 def test_mistakes_are_refused() -> None:

@@ -204,4 +204,4 @@ def test_rows_have_their_own_trace() -> None:
     # The updates traced the samples 0 and 2.
     assert [None if row.trace is None else row.trace.sample_id for row in rows] == [0, None, 2, None]
     assert [row.token_text for row in rows] == [("<7>", "<8>"), None, ("<7>", "<8>"), None]
-    assert rows[1].old_entropy == (1.0, 1.0)
+    assert rows[1].old_entropy.tolist() == [1.0, 1.0]

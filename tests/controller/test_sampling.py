@@ -37,7 +37,7 @@ def test_groups_without_spread_are_replaced() -> None:
     assert trained_prompts(recorder) == [[1, 4]]
     assert recorder.calls[:7] == ["generate", "reward"] * 3 + ["old_logp"]
     (record,) = recorder.records
-    assert [sample.prompt for sample in record.samples] == [(1, 2)] * 2 + [(4, 5)] * 2
+    assert [tuple(sample.prompt) for sample in record.samples] == [(1, 2)] * 2 + [(4, 5)] * 2
     assert [sample.advantage for sample in record.samples] == [-0.5, 0.5, -0.5, 0.5]
     values = to_values(record.metrics)
     assert values["sampler/generations"] == 3

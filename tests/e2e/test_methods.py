@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megarl.config.loader import load_config
@@ -89,12 +90,12 @@ def check_recomputed(rows: list[RolloutRow], updates: list[dict[str, Any]], meth
         for row in rows[number * per_update : (number + 1) * per_update]:
             trace = row.trace
             assert trace is not None
-            for at, logp in enumerate(trace.logp):
-                gap = trace.expected_q[at] - math.exp(logp) * (logp + trace.entropy[at])
-                mass = math.exp(logp - row.old_logp[at]) * gap
-                terms["clip_low_contribution"].append(mass * (trace.ratio[at] < trace.low[at]))
-                terms["clip_high_contribution"].append(mass * (trace.ratio[at] > trace.high[at]))
-                terms["budget"].append(trace.coefficient[at] * gap)
+            logp = trace.logp.astype(np.float64)
+            gap = trace.expected_q - np.exp(logp) * (logp + trace.entropy)
+            mass = np.exp(logp - row.old_logp) * gap
+            terms["clip_low_contribution"] += (mass * (trace.ratio < trace.low)).tolist()
+            terms["clip_high_contribution"] += (mass * (trace.ratio > trace.high)).tolist()
+            terms["budget"] += (trace.coefficient * gap).tolist()
         for name, values in terms.items():
             divisor = 1 if name == "budget" else len(values)
             size = math.fsum(map(abs, values)) / divisor

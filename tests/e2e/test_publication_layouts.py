@@ -93,7 +93,7 @@ async def check_against_loader(engine: RolloutEngine, exported: Path) -> None:
 
 
 def numbers(rollouts: list[Rollout]) -> list[Any]:
-    return [(rollout.response, rollout.behavior_logp) for rollout in rollouts]
+    return [(rollout.response.tolist(), rollout.behavior_logp.tolist()) for rollout in rollouts]
 
 
 async def run_layout(config: RunConfig, start: Path, trained: Path, directory: Path) -> None:

@@ -287,7 +287,7 @@ def watch_saved(worker: MegatronWorker, config: RunConfig, rank: int, shards: li
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
         worker.train_mini_batch(0, Controls(step=1, seed=0, entropy_coefficient=0.0))
     stage = worker._grid.position(rank).pipeline
-    return gather(stage, shard[0][0].tokens_S.numel(), len(shard[0]), saved.peak)
+    return gather(stage, shard[0][0].num_stream_tokens, len(shard[0]), saved.peak)
 
 
 def gather(*mine: Any) -> list[Any] | None:

@@ -19,6 +19,7 @@ from megarl.config.advantage import (
     SmoothedAdvantage,
 )
 from megarl.objective.advantage import AdvantageHistory, compute_advantages, compute_perplexity_bonus
+from megarl.records import as_floats
 
 REWARDS = st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=20)
 RLOO = Rloo(method="rloo")
@@ -207,10 +208,10 @@ def test_no_rewards() -> None:
 def test_perplexity_bonus_by_hand() -> None:
     bonus = PerplexityBonus(alpha=0.5, kappa=4.0)
     # B = 2, alpha B = 1; |R| / kappa = 0.25 binds.
-    assert compute_perplexity_bonus(bonus, 1.0, [-1.0, -3.0], omega=0.8) == pytest.approx(0.2)
+    assert compute_perplexity_bonus(bonus, 1.0, as_floats([-1.0, -3.0]), omega=0.8) == pytest.approx(0.2)
     # B = 0.2, alpha B = 0.1.
-    assert compute_perplexity_bonus(bonus, 1.0, [-0.1, -0.3], omega=1.0) == pytest.approx(0.1)
+    assert compute_perplexity_bonus(bonus, 1.0, as_floats([-0.1, -0.3]), omega=1.0) == pytest.approx(0.1)
     # Wrong answers of reward 0 get nothing, those of reward -1 up to 1 / kappa; an empty response has no surprise.
-    assert compute_perplexity_bonus(bonus, 0.0, [-1.0], omega=1.0) == 0.0
-    assert compute_perplexity_bonus(bonus, -1.0, [-9.0], omega=1.0) == pytest.approx(0.25)
-    assert compute_perplexity_bonus(bonus, 1.0, [], omega=1.0) == 0.0
+    assert compute_perplexity_bonus(bonus, 0.0, as_floats([-1.0]), omega=1.0) == 0.0
+    assert compute_perplexity_bonus(bonus, -1.0, as_floats([-9.0]), omega=1.0) == pytest.approx(0.25)
+    assert compute_perplexity_bonus(bonus, 1.0, as_floats([]), omega=1.0) == 0.0

@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,8 +56,8 @@ def test_equal_prefixes_have_equal_numbers() -> None:
 def test_numbers_do_not_depend_on_anything_but_the_tokens() -> None:
     draw = random.Random(3)
     samples = [sample_of((1,), tuple(draw.randrange(3) for _ in range(6))) for _ in range(40)]
-    keys = [sample.response[:position] for sample in samples for position in range(6)]
-    numbers = torch.cat([context for context, _ in number_contexts(samples)]).tolist()
+    keys = [tuple(sample.response[:position]) for sample in samples for position in range(6)]
+    numbers = np.concatenate([context for context, _ in number_contexts(samples)]).tolist()
     for key, number in zip(keys, numbers, strict=True):
         assert (number == -1) == (keys.count(key) == 1)
     assert len({(key, number) for key, number in zip(keys, numbers, strict=True) if number >= 0}) == max(numbers) + 1
@@ -102,9 +103,11 @@ def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool
     }
     for sample in samples:
         for position, token in enumerate(sample.response):
-            rng = random.Random(repr((sample.prompt, sample.response[:position])))
+            rng = random.Random(repr((sample.prompt.tolist(), sample.response[:position].tolist())))
             old_entropy, drift = rng.uniform(0.1, 3.0), rng.gauss(0, 0.1) if moved else 0.0
-            old_logp = -random.Random(repr((sample.prompt, sample.response[:position], token))).expovariate(0.7)
+            old_logp = -random.Random(
+                repr((sample.prompt.tolist(), sample.response[:position].tolist(), int(token)))
+            ).expovariate(0.7)
             if token == CERTAIN:
                 old_logp = old_entropy = drift = 0.0
             logp, entropy = halfway(old_logp - abs(drift)), halfway(abs(old_entropy + drift))
@@ -124,9 +127,9 @@ def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool
             for name, column in columns.items()
         },
     )
-    contexts = number_contexts(samples)
+    contexts, outcomes = map(np.concatenate, zip(*number_contexts(samples), strict=True))
     return tokens.replace(
-        context_T=torch.cat([context for context, _ in contexts]), outcome_T=torch.cat([out for _, out in contexts])
+        context_T=torch.tensor(contexts, dtype=torch.int64), outcome_T=torch.tensor(outcomes, dtype=torch.int64)
     )
 
 
@@ -148,7 +151,7 @@ def select(tokens: TokenBatch, numbers: list[int]) -> TokenBatch:
     }
     lengths = torch.tensor([int((tokens.sample_id_T == number).sum()) for number in numbers], dtype=torch.int64)
     sequence_T = torch.arange(len(numbers)).repeat_interleave(lengths)
-    return replace(tokens, num_sequences=len(numbers), sequence_T=sequence_T, **columns)
+    return replace(tokens, num_sequences=len(numbers), sequence_T=sequence_T).replace(**columns)
 
 
 RULES = {

@@ -238,4 +238,6 @@ def test_nothing_waits_for_the_device(name, clip) -> None:
 
 def _without_data(tokens: TokenBatch) -> TokenBatch:
     values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
-    return replace(tokens, **{name: value.to("meta") for name, value in values.items() if isinstance(value, Tensor)})
+    moved = {name: value.to("meta") for name, value in values.items() if isinstance(value, Tensor)}
+    columns_T = {name: column_T.to("meta") for name, column_T in tokens.columns_T.items()}
+    return replace(tokens, **moved, columns_T=columns_T)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megarl.objective.tokens import TokenBatch
+from megarl.records import Sample, columns_of
 
 Column = Tensor | Sequence[float] | float | None
 
@@ -20,6 +21,7 @@ _DEFAULTS = {
     "advantage": 1.0,
     "weight": 1.0,
 }
+_COLUMNS = tuple(column.name for column in columns_of(Sample))
 _OPTIONAL = ("behavior_logp", "ref_logp", "expert_logp", "entropy_scale")
 
 
@@ -46,7 +48,9 @@ def make_tokens(
         lengths = [max(sizes, default=1)]
     num_tokens = sum(lengths)
     filled: dict[str, Any] = {**_DEFAULTS, **columns}
-    values = {f"{name}_T": _column(name, value, num_tokens, dtype) for name, value in filled.items()}
+    values = {name: _column(name, value, num_tokens, dtype) for name, value in filled.items()}
+    values["correct"] = _column("correct", correct, num_tokens, torch.bool)
+    columns_T = {name: column_T for name in _COLUMNS if (column_T := values.pop(name, None)) is not None}
     ids = torch.tensor(sample_ids if sample_ids is not None else range(len(lengths)), dtype=torch.int64)
     repeats = torch.tensor(list(lengths), dtype=torch.int64)
     starts = torch.tensor([0, *accumulate(lengths)][:-1], dtype=torch.int64)
@@ -55,8 +59,8 @@ def make_tokens(
         position_T=torch.arange(num_tokens) - starts.repeat_interleave(repeats),
         sample_id_T=ids.repeat_interleave(repeats),
         num_sequences=len(lengths),
-        correct_T=_column("correct", correct, num_tokens, torch.bool),
-        **values,
+        columns_T=columns_T,
+        **{f"{name}_T": column_T for name, column_T in values.items()},
     )
 
 

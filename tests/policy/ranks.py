@@ -14,8 +14,7 @@ import torch.distributed as dist
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.objective.tokens import Controls
-from megarl.parallel.batches import BatchShard
-from megarl.parallel.packing import split_by_sample
+from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample, TokenTrace
 from tests.dist.gloo import run_on_ranks

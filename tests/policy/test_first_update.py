@@ -55,6 +55,6 @@ def test_a_first_update_sees_a_ratio_of_one(tmp_path: Path) -> None:
     for trace, of_exact in zip(rounded, exact, strict=True):
         assert trace.coefficient == pytest.approx(of_exact.coefficient)
     # What is no rounding stays to be seen.
-    assert {round(ratio, 3) for trace in other for ratio in trace.ratio} == {1.284}
+    assert {round(ratio, 3) for trace in other for ratio in trace.ratio.tolist()} == {1.284}
     rules = {part for trace in other for rule in trace.rule for part in rule.split("+")}
     assert rules == {"clip_high", "erc", "kl_cov"}

@@ -113,12 +113,12 @@ def plain_tokens(
     model: torch.nn.Module, sample: Sample, config: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-prob, entropy and the mean of p (log p + H) over the vocabulary, at each response token."""
-    tokens = torch.tensor([sample.prompt + sample.response])
+    tokens = torch.tensor([[*sample.prompt, *sample.response]])
     logits = model(tokens).logits[0, len(sample.prompt) - 1 : -1] / config.rollout.temperature
     logp = torch.log_softmax(logits, -1)
     entropy = -(logp.exp() * logp).sum(-1)
     expected_q = (logp.exp() ** 2 * (logp + entropy[:, None])).sum(-1)
-    return logp.gather(1, torch.tensor(sample.response)[:, None])[:, 0], entropy, expected_q
+    return logp.gather(1, torch.tensor(sample.response, dtype=torch.int64)[:, None])[:, 0], entropy, expected_q
 
 
 PLAIN_NAMES = (

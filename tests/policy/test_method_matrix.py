@@ -122,7 +122,7 @@ def check_ties(result: StepResult, samples: list[Sample]) -> None:
         traces = result.traces[8 * update : 8 * update + 8]
         for trace in traces:
             for position, rule in enumerate(trace.rule):
-                context = samples[trace.sample_id].response[:position]
+                context = tuple(samples[trace.sample_id].response[:position])
                 by_context.setdefault(context, set()).add("low_entropy" in rule)
         assert all(len(flags) == 1 for flags in by_context.values()), f"update {update}"
         kept = sum("low_entropy" not in rule for trace in traces for rule in trace.rule)
@@ -158,7 +158,7 @@ def make_trained_samples(path: Path) -> list[Sample]:
     around the policy's own."""
     first = make_samples(8, seed=1)
     # One of them said nothing to a prompt that fills a small micro-batch: it trains nothing and disturbs nothing.
-    first[5] = replace(first[5], prompt=tuple(range(1, 31)), response=(), behavior_logp=())
+    first[5] = replace(first[5], prompt=tuple(range(1, 31)), response=(), behavior_logp=None)
     old = run_workers([(make_config(path), (first,))], score_samples)[0]
     draw = random.Random(0)
     made = []
@@ -199,7 +199,7 @@ def make_tied_samples() -> list[Sample]:
 
 def score_samples(worker: MegatronWorker, config: RunConfig, rank: int, samples: list[Sample]) -> list[list[float]]:
     from megarl.controller.batching import shard_mini_batch
-    from megarl.parallel.packing import split_by_sample
+    from megarl.parallel.batches import split_by_sample
 
     (mini,) = shard_mini_batch(samples, [1.0] * len(samples), config, first_id=0)
     scored = worker.score((mini,))
@@ -244,7 +244,7 @@ def assert_same(where: str, result: StepResult, expected: StepResult) -> None:
     assert [trace.sample_id for trace in result.traces] == [trace.sample_id for trace in expected.traces], where
     for got, want in zip(result.traces, expected.traces, strict=True):
         place = f"{where}: sample {got.sample_id}"
-        assert got.rule == want.rule, place
+        assert got.rule.tolist() == want.rule.tolist(), place
         for column in ("logp", "entropy", "ratio", "low", "high", "gate", "weight", "advantage"):
             assert getattr(got, column) == pytest.approx(getattr(want, column), rel=1e-4, abs=5e-5), f"{place} {column}"
     for update, (got_sums, want_sums) in enumerate(zip(result.sums, expected.sums, strict=True)):

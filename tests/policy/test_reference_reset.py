@@ -52,7 +52,7 @@ def train_and_reset(
 def distance(scored: Any) -> float:
     """Largest |old_logp - ref_logp|; 0 on ranks that do not report."""
     batches = [batch for mini in scored or () for batch in mini]
-    return max(((batch.old_logp_R - batch.ref_logp_R).abs().max().item() for batch in batches), default=0.0)
+    return max((float(abs(batch.old_logp_R - batch.ref_logp_R).max()) for batch in batches), default=0.0)
 
 
 def moment_sizes(worker: MegatronWorker) -> list[float]:

@@ -38,7 +38,7 @@ def transformers_logp(path: Path, samples: list[Sample], temperature: float) -> 
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     result = []
     for sample in samples:
-        tokens = torch.tensor([sample.prompt + sample.response])
+        tokens = torch.tensor([[*sample.prompt, *sample.response]])
         with torch.no_grad():
             logp = torch.log_softmax(model(tokens).logits[0].double() / temperature, -1)
         first = len(sample.prompt)

@@ -59,8 +59,8 @@ def reference_logp(path: Path, weights: dict[str, Tensor] | None, rollout: Rollo
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if weights is not None:
         model.load_state_dict(weights, strict=not model.config.tie_word_embeddings)
-    tokens = torch.tensor([rollout.prompt + rollout.response])
+    tokens = torch.tensor([[*rollout.prompt, *rollout.response]])
     with torch.no_grad():
         logits = model(tokens).logits[0, len(rollout.prompt) - 1 : -1]
     logp = torch.log_softmax(logits.double() / temperature, dim=-1)
-    return logp.gather(1, torch.tensor(rollout.response)[:, None])[:, 0]
+    return logp.gather(1, torch.tensor(rollout.response, dtype=torch.int64)[:, None])[:, 0]

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -89,9 +90,11 @@ def test_same_seed_same_tokens_and_another_seed_others(
     assert runner.run(engine.generate(REQUESTS)) == first
     assert [len(rollout.response) for rollout in first] == [24] * 4
     assert {rollout.stop_reason for rollout in first} == {"length"}
-    assert [rollout.prompt for rollout in first] == [request.prompt for request in REQUESTS]
+    assert [tuple(rollout.prompt) for rollout in first] == [request.prompt for request in REQUESTS]
     others = runner.run(engine.generate([SampleRequest(prompt=request.prompt, seed=99) for request in REQUESTS]))
-    assert all(other.response != rollout.response for other, rollout in zip(others, first, strict=True))
+    assert all(
+        other.response.tolist() != rollout.response.tolist() for other, rollout in zip(others, first, strict=True)
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -109,18 +112,18 @@ def test_behavior_logp_is_after_temperature(
 def test_stop_token_ends_a_response_and_belongs_to_it(
     engine: RolloutEngine, runner: asyncio.Runner, first: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop = first[0].response[5]
+    stop = int(first[0].response[5])
     monkeypatch.setattr(engine, "_stop_token_ids", (stop,))
     (stopped,) = runner.run(engine.generate(REQUESTS[:1]))
-    length = first[0].response.index(stop) + 1
-    assert stopped.response == first[0].response[:length]
-    assert stopped.behavior_logp == first[0].behavior_logp[:length]
+    length = first[0].response.tolist().index(stop) + 1
+    assert np.array_equal(stopped.response, first[0].response[:length])
+    assert np.array_equal(stopped.behavior_logp, first[0].behavior_logp[:length])
     assert stopped.stop_reason == "stop"
 
 
 def test_only_the_given_tokens_stop(first: list[Rollout]) -> None:
     """config.json calls half of the vocabulary end of sequence; the engine was given no stop token."""
-    tokens = {token for rollout in first for token in rollout.response}
+    tokens = {token for rollout in first for token in rollout.response.tolist()}
     assert tokens & set(EOS)
     assert max(tokens) < VOCAB  # rows that pad the vocabulary are never sampled
 
@@ -158,8 +161,8 @@ def test_new_weights_and_back(
         back = runner.run(engine.generate(REQUESTS))
     finally:
         trainer.close()
-    assert [rollout.response for rollout in back] == [rollout.response for rollout in first]
-    assert [rollout.behavior_logp for rollout in back] == [rollout.behavior_logp for rollout in first]
+    assert [rollout.response.tolist() for rollout in back] == [rollout.response.tolist() for rollout in first]
+    assert [rollout.behavior_logp.tolist() for rollout in back] == [rollout.behavior_logp.tolist() for rollout in first]
 
 
 def test_adoption_waits_for_running_requests(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
@@ -196,7 +199,9 @@ def test_sampling_goes_on_while_weights_arrive(
         runner.run(trainer.connect(engine))
         runner.run(trainer.send(engine, version, new))
         meanwhile = runner.run(engine.generate(REQUESTS))
-        assert [rollout.behavior_logp for rollout in meanwhile] == [rollout.behavior_logp for rollout in first]
+        assert [rollout.behavior_logp.tolist() for rollout in meanwhile] == [
+            rollout.behavior_logp.tolist() for rollout in first
+        ]
         adoption = runner.run(engine.adopt_weights(version))
         assert adoption.install_s > 0
         assert greatest_difference(model_path, new, runner.run(engine.generate(REQUESTS)), 1.0) < TOLERANCE
@@ -236,7 +241,9 @@ def test_changed_bytes_are_refused_and_the_engine_samples_on(
     with pytest.raises(TransportError, match=NOT_INSTALLED):
         runner.run(engine.adopt_weights(version))
     rollouts = runner.run(engine.generate(REQUESTS))
-    assert [rollout.behavior_logp for rollout in rollouts] == [rollout.behavior_logp for rollout in first]
+    assert [rollout.behavior_logp.tolist() for rollout in rollouts] == [
+        rollout.behavior_logp.tolist() for rollout in first
+    ]
     assert {rollout.policy_version for rollout in rollouts} == {version - 1}
     # Over new connections the same version arrives.
     monkeypatch.setattr(sender_module, "compute_part_checksums", honest)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megarl.config.policy import ModelConfig
@@ -69,7 +70,7 @@ def first_with(tokens: Sequence[int], tokenizer: Any, string: str) -> int:
 def readable(free: Sequence[Rollout], tokenizer: Any, start: int, stop: int) -> tuple[int, list[str]]:
     """A response, and the texts of its tokens [start, stop), which are ordinary ones of two characters or more."""
     for number, rollout in enumerate(free):
-        texts = [tokenizer.decode([token]) for token in rollout.response[start:stop]]
+        texts = [tokenizer.decode([token]) for token in rollout.response[start:stop].tolist()]
         if all(len(text) > 1 and text.isascii() and text.isprintable() and "<|" not in text for text in texts):
             return number, texts
     raise AssertionError("no response is readable there; take other seeds")
@@ -84,15 +85,15 @@ def test_a_string_over_several_tokens_ends_inside_the_last_one(
 ) -> None:
     number, texts = readable(free, tokenizer, 5, 7)
     string = texts[0][1:] + texts[1][:-1]
-    count = first_with(free[number].response, tokenizer, string)
+    count = first_with(free[number].response.tolist(), tokenizer, string)
     rollout = stopped_at(string, number, engine, runner, monkeypatch)
     assert count <= 7
-    assert rollout.response == free[number].response[:count]
-    assert rollout.behavior_logp == free[number].behavior_logp[:count]
+    assert np.array_equal(rollout.response, free[number].response[:count])
+    assert np.array_equal(rollout.behavior_logp, free[number].behavior_logp[:count])
     assert rollout.stop_reason == "stop"
     # What the verifier reads has the string, with the whole of the token that ended it.
-    assert string in tokenizer.decode(rollout.response)
-    assert string not in tokenizer.decode(rollout.response[:-1])
+    assert string in tokenizer.decode(rollout.response.tolist())
+    assert string not in tokenizer.decode(rollout.response[:-1].tolist())
 
 
 def test_a_string_that_the_last_token_completes_is_a_stop(
@@ -104,10 +105,10 @@ def test_a_string_that_the_last_token_completes_is_a_stop(
 ) -> None:
     number, texts = readable(free, tokenizer, LENGTH - 2, LENGTH)
     string = "".join(texts)
-    if first_with(free[number].response, tokenizer, string) != LENGTH:
+    if first_with(free[number].response.tolist(), tokenizer, string) != LENGTH:
         pytest.fail("the text stands earlier too; take other seeds")
     rollout = stopped_at(string, number, engine, runner, monkeypatch)
-    assert (rollout.response, rollout.stop_reason) == (free[number].response, "stop")
+    assert (rollout.response.tolist(), rollout.stop_reason) == (free[number].response.tolist(), "stop")
 
 
 def test_a_control_token_may_be_spelled_out(
@@ -117,20 +118,23 @@ def test_a_control_token_may_be_spelled_out(
     tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = ((n, t) for n, rollout in enumerate(free) for t in rollout.response if t in tokenizer.all_special_ids)
+    found = (
+        (n, t) for n, rollout in enumerate(free) for t in rollout.response.tolist() if t in tokenizer.all_special_ids
+    )
     number, token = next(found)
     rollout = stopped_at(tokenizer.convert_ids_to_tokens(token), number, engine, runner, monkeypatch)
-    assert rollout.response == free[number].response[: free[number].response.index(token) + 1]
+    everything = free[number].response.tolist()
+    assert rollout.response.tolist() == everything[: everything.index(token) + 1]
     assert rollout.stop_reason == "stop"
 
 
 def test_tokens_that_are_given_stop_beside_strings(
     engine: RolloutEngine, runner: asyncio.Runner, free: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop = free[0].response[5]
+    stop = int(free[0].response[5])
     monkeypatch.setattr(engine, "_stop_token_ids", (stop,))
     (rollout,) = runner.run(engine.generate(REQUESTS[:1]))
-    count = free[0].response.index(stop) + 1
-    assert rollout.response == free[0].response[:count]
-    assert rollout.behavior_logp == free[0].behavior_logp[:count]
+    count = free[0].response.tolist().index(stop) + 1
+    assert np.array_equal(rollout.response, free[0].response[:count])
+    assert np.array_equal(rollout.behavior_logp, free[0].behavior_logp[:count])
     assert rollout.stop_reason == "stop"

@@ -86,7 +86,7 @@ def test_rows_of_a_long_step_are_found_in_every_part_of_the_file(tmp_path: Path)
 def test_log_probs_are_float32(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.parquet"
     write_rollouts(path, [make_row(old_logp=(-0.1, -0.2, -0.3))])
-    assert read_rollouts(path)[0].old_logp == tuple(float(np.float32(x)) for x in (-0.1, -0.2, -0.3))
+    assert read_rollouts(path)[0].old_logp.tolist() == [float(np.float32(x)) for x in (-0.1, -0.2, -0.3)]
     schema = pq.read_schema(path)
     assert schema.field("response_tokens").type.value_type == pa.int32()
     assert schema.field("behavior_logp").type.value_type == pa.float32()
@@ -125,8 +125,11 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 def test_wrong_lengths_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sample 1: 3 response tokens but 2 entries in old_logp"):
         make_row(old_logp=(0.0, 0.0))
-    with pytest.raises(ValueError, match=r"sample 1: 3 response tokens but 1 entries in trace\.gate"):
-        make_row(trace=make_trace(gate=(0.0,)))
+    with pytest.raises(ValueError, match=r"trace of sample 9: 3 response tokens but 1 entries in gate"):
+        make_trace(gate=(0.0,))
+    two = dict.fromkeys(("response_tokens", "behavior_logp", "old_logp", "old_entropy"), (0, 0))
+    with pytest.raises(ValueError, match=r"sample 1, trace: 2 response tokens but 3 entries in logp"):
+        make_row(trace=make_trace(), **two)
     with pytest.raises(ValueError, match=r"sample 9 of the step, its trace is of sample 8"):
         make_row(trace=make_trace(sample_id=8))
     pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
