@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,7 +32,9 @@ from rich.table import Table
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
+from megarl.data.decoding import build_decode
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
@@ -45,6 +47,7 @@ from megarl.telemetry.metrics import Max, Mean, Metrics
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
+from megarl.telemetry.stalls import StallWatch
 
 SIZES = (1_000, 10_000, 40_000)
 RESPONSE_TOKENS = 1_000
@@ -127,7 +130,7 @@ def measure(responses: int, *, mini_batch: int) -> dict[str, Any]:
                 scorer=scorer,
                 prompts=workers.prompts,
                 sampler=PromptSampler(len(workers.prompts), config.train.prompts_per_step, seed=0, shuffle=False),
-                decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+                decode=build_decode(tokenizer),
                 token_text=lambda token: str(tokenizer.decode([token])),
                 reporter=reporter,
                 controllers=ControllerState(config.objective, total_steps=STEPS, seed=0),
@@ -145,20 +148,11 @@ def measure(responses: int, *, mini_batch: int) -> dict[str, Any]:
 
 async def drive(config: RunConfig, parts: Parts, workers: "FakeWorkers") -> tuple[float, float]:
     """Seconds of a step, and of the longest stall."""
-    stalls: list[float] = []
-
-    async def watch() -> None:
-        while True:
-            before_s = time.perf_counter()
-            await asyncio.sleep(0.01)
-            stalls.append(time.perf_counter() - before_s - 0.01)
-
-    watching = asyncio.create_task(watch())
-    started_s = time.perf_counter()
-    await train(config, parts)
-    seconds = time.perf_counter() - started_s - workers.own_s
-    watching.cancel()
-    return seconds / config.train.steps, max(stalls)
+    async with StallWatch() as stalls:
+        started_s = time.perf_counter()
+        await train(config, parts)
+        seconds = time.perf_counter() - started_s - workers.own_s
+        return seconds / config.train.steps, stalls.collect()["perf/loop_stall_max"].value
 
 
 def make_config(responses: int, *, mini_batch: int, directory: str) -> RunConfig:
@@ -246,13 +240,14 @@ class FakeWorkers:
         finally:
             self.own_s += time.perf_counter() - before_s
 
-    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
+    async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
         rollouts: list[Rollout] = []
         for start in range(0, len(requests), GROUP):
             with self._own_work():
                 answers = [self._answer(request) for request in requests[start : start + GROUP]]
-            rollouts += move(answers)
-            advance(GROUP)
+            come: list[Rollout] = move(answers)
+            arrived(range(start, start + GROUP), come)
+            rollouts += come
             await asyncio.sleep(0)
         return rollouts
 
@@ -268,11 +263,14 @@ class FakeWorkers:
         )
 
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
-        held = [move(shard) for shard in shards]
+        return await asyncio.to_thread(self._score_all, shards)
+
+    def _score_all(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
         scores: list[TokenScores] = []
-        for shard, mine in zip(shards, held, strict=True):
+        for shard in shards:
+            held = move(shard)
             with self._own_work():
-                scored = [[self._score(batch).report() for batch in mini] for mini in mine]
+                scored = [[self._score(batch).report() for batch in mini] for mini in held]
             scores += scores_by_sample(shard, move(scored))
         return scores
 

@@ -13,6 +13,7 @@ from megarl.cli.session import Session, run_session
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.data.decoding import build_decode
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
 from megarl.runtime.closing import undisturbed
@@ -52,7 +53,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
                     scorer=scorer,
                     prompts=data.prompts,
                     sampler=data.sampler,
-                    decode=lambda ids: model.tokenizer.decode(ids, skip_special_tokens=True),
+                    decode=build_decode(model.tokenizer),
                     token_text=functools.cache(lambda token: str(model.tokenizer.decode([token]))),
                     reporter=session.reporter,
                     controllers=ControllerState(

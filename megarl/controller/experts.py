@@ -4,6 +4,7 @@ The log-probs are set beside a response position by position: token t of the res
 answer, whatever the two tokens are. That is how CalibRL defines its expert.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -43,7 +44,8 @@ async def score_experts(
     """Log-prob of each token of the data set's answer under the current weights, by prompt index."""
     distinct = list({prompt.index: prompt for prompt in prompts}.values())
     answers = [_expert_sample(prompt, experts) for prompt in distinct]
-    scored = {scores.sample_id: scores for scores in await policy.score(shard_for_scoring(answers, config), hold=False)}
+    shards = await asyncio.to_thread(shard_for_scoring, answers, config)
+    scored = {scores.sample_id: scores for scores in await policy.score(shards, hold=False)}
     logps = {prompt.index: scored[number].old_logp for number, prompt in enumerate(distinct)}
     bad = [index for index, values in logps.items() if not np.isfinite(values).all()]
     if bad:

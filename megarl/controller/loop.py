@@ -2,15 +2,37 @@
 
 Step: propose prompts -> generate -> score -> advantages -> old and reference log-probs -> K mini-batch updates ->
 publish weights. `policy_version` is the number of finished steps whose updates the weights contain.
+
+Who waits for whom, time from left to right:
+
+    engines     |generate ........|                                         |adopt|generate ...
+    decoding,     |. . . . . . . . .|
+    rewards       |. . . . . . . . .|                                                |. . .
+    policy                          |old_logp|update 0|update 1| .. |publish|
+    driver                      pack|        |checks                              report|
+    files       |step before: rollouts, metrics, state|                                 |this step's ...
+
+A response is decoded when its group has come, and the rewards begin then. Long work of the driver's own runs in
+threads, so that the event loop hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the
+next step, in the order in which they may be believed: rollouts, metrics, state. The next step waits for them.
 """
 
+import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.controller.experts import add_expert_logps
-from megarl.controller.mismatch import check_finite, check_logp_diff, compute_logp_diff, compute_mean_entropy
+from megarl.controller.mismatch import (
+    LogpDiff,
+    check_finite,
+    check_logp_diff,
+    compute_logp_diff,
+    compute_mean_entropy,
+)
 from megarl.controller.parts import Parts
 from megarl.controller.publication import publish_weights
 from megarl.controller.reporting import StepRecord, rollouts_due
@@ -18,20 +40,36 @@ from megarl.controller.sampling import Group, sample_groups
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult, merge_results
-from megarl.records import Sample, TokenTrace
+from megarl.records import Rollout, Sample, TokenScores, TokenTrace
 from megarl.telemetry.metrics import Metrics
+from megarl.telemetry.stalls import StallWatch
 
 
 async def train(config: RunConfig, parts: Parts) -> None:
     """Run `config.train.steps` steps; raises what a part raises."""
     if (parts.experts is not None) != config.objective.auxiliary.reads("expert"):
         raise ValueError("Parts.experts holds the data set's answers where objective.auxiliary.guided is on, else None")
-    for step in range(1, config.train.steps + 1):
-        with parts.reporter.spans.measure("step"):
-            record = await train_step(step, config, parts)
-        parts.reporter.report(record, sampler=parts.sampler.state_dict(), controllers=parts.controller_state())
-        if export_due(step, config):
-            await parts.policy.export_hf(str(parts.reporter.checkpoint_path(step)))
+    try:
+        async with StallWatch() as stalls:
+            for step in range(1, config.train.steps + 1):
+                await _train_and_report(step, config, parts, stalls)
+    except BaseException:
+        # What ended the run is told, not what became of the last step's file for the same reason.
+        with suppress(Exception):
+            await parts.reporter.settle()
+        raise
+    await parts.reporter.settle()
+
+
+async def _train_and_report(step: int, config: RunConfig, parts: Parts, stalls: StallWatch) -> None:
+    with parts.reporter.spans.measure("step"):
+        record = await train_step(step, config, parts)
+        with parts.reporter.phase("write_wait"):
+            await parts.reporter.settle()
+    record = replace(record, metrics=record.metrics | stalls.collect())
+    await parts.reporter.report(record, sampler=parts.sampler.state_dict(), controllers=parts.controller_state())
+    if export_due(step, config):
+        await parts.policy.export_hf(str(parts.reporter.checkpoint_path(step)))
 
 
 def export_due(step: int, config: RunConfig) -> bool:
@@ -45,19 +83,18 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
     report = parts.reporter
     groups, sampled = await sample_groups(step, config, parts)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    samples = make_samples(groups, config, parts.history)
+    samples = await asyncio.to_thread(make_samples, groups, config, parts.history)
     with report.phase("old_logp"):
         if parts.experts is not None:
             prompts = [group.prompt for group in groups for _ in group.rollouts]
             samples = await add_expert_logps(
                 samples, prompts, experts=parts.experts, policy=parts.policy, config=config
             )
-        scored = await parts.policy.score(shard_step(samples, config))
+        scored = await parts.policy.score(await asyncio.to_thread(shard_step, samples, config))
         token_scores = sorted(scored, key=lambda scores: scores.sample_id)
-    check_finite(rollouts, token_scores)
-    difference = compute_logp_diff(rollouts, token_scores)
+    difference, mean_entropy = await asyncio.to_thread(_check_scores, rollouts, token_scores)
     check_logp_diff(difference, step=step, config=config)
-    controls = parts.controllers.begin_step(step, compute_mean_entropy(token_scores))
+    controls = parts.controllers.begin_step(step, mean_entropy)
     updates, traces = await _update(controls, config, parts)
     with report.phase("publish"):
         published = await publish_weights(step, parts)
@@ -69,12 +106,20 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
         scores=[score for group in groups for score in group.scores],
         token_scores=token_scores,
         traces=traces,
-        token_texts={
-            trace.sample_id: tuple(map(parts.token_text, rollouts[trace.sample_id].response.tolist()))
-            for trace in traces
-        },
+        token_texts=await asyncio.to_thread(_token_texts, rollouts, traces, parts),
         metrics=updates | parts.controllers.metrics() | sampled | difference.metrics() | published,
     )
+
+
+def _check_scores(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> tuple[LogpDiff, float]:
+    """(the trainer's difference from vLLM, the mean entropy before the first update) of finite numbers."""
+    check_finite(rollouts, scores)
+    return compute_logp_diff(rollouts, scores), compute_mean_entropy(scores)
+
+
+def _token_texts(rollouts: Sequence[Rollout], traces: Sequence[TokenTrace], parts: Parts) -> dict[int, tuple[str, ...]]:
+    ids = [trace.sample_id for trace in traces]
+    return {id_: tuple(map(parts.token_text, rollouts[id_].response.tolist())) for id_ in ids}
 
 
 async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[Metrics, list[TokenTrace]]:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megarl.controller.arrivals import Decode
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.data.sampler import PromptSampler
@@ -23,8 +24,8 @@ class Parts:
     scorer: Scorer
     prompts: Sequence[Prompt]
     sampler: PromptSampler
-    decode: Callable[[Sequence[int]], str]
-    """Response tokens to text, special tokens left out."""
+    decode: Decode
+    """Responses to texts, special tokens left out; called in a thread."""
     token_text: Callable[[int], str]
     """The text of one token alone, a special token's name included."""
     reporter: StepReporter

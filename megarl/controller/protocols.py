@@ -10,8 +10,8 @@ from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrac
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.metrics import Metrics
 
-Advance = Callable[[int], None]
-"""Tells a progress bar how much more is done."""
+Arrived = Callable[[Sequence[int], Sequence[Rollout]], None]
+"""Told, on the event loop, which requests have been answered, by their positions, and how."""
 
 
 class PolicyGroup(Protocol):
@@ -48,8 +48,8 @@ class PolicyGroup(Protocol):
 class RolloutPool(Protocol):
     """All engines as one."""
 
-    async def generate(self, requests: Sequence[SampleRequest], advance: Advance) -> list[Rollout]:
-        """One rollout per request, in order."""
+    async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
+        """One rollout per request, in order; each has been told to `arrived` as soon as it was there."""
 
     async def receive_weights(self, version: int) -> None:
         """Begin to receive what the policy publishes as `version`, beside sampling."""

@@ -1,5 +1,6 @@
 """What a step leaves behind: a line, a metrics row, the rollouts, the state."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ class StepReporter:
         self._config, self._directory, self._console = config, directory, console
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
+        self._finishing: asyncio.Task[None] | None = None
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -83,24 +85,34 @@ class StepReporter:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""
         self._update_sinks.log(step, {"update": float(update), **to_values(metrics)})
 
-    def report(self, record: StepRecord, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
-        """One finished RL step; `sampler` and `controllers` are the states after it."""
+    async def report(self, record: StepRecord, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
+        """One finished RL step; `sampler` and `controllers` are the states after it.
+
+        Its files are written beside what comes next; `settle` waits for them, and raises what went wrong with them.
+        """
+        await self.settle()
         timings = self.spans.collect()
-        tokens = sum(sample.length for sample in record.samples)
-        metrics: Metrics = {
-            **record.metrics,
-            **reward_metrics(record.scores),
-            **length_metrics(record.rollouts),
-            **timings,
-            "perf/tokens_per_s": _rate(tokens, timings),
-            "policy_version": Max(float(record.step)),
-        }
-        self._log(record.step, metrics)
+        state = RunState(status="running", step=record.step, sampler=sampler, controllers=controllers)
+        self._finishing = asyncio.create_task(self._finish(record, timings, state))
+
+    async def settle(self) -> None:
+        """Wait until all that was reported is written. A cancelled wait leaves the writing alone."""
+        if self._finishing is not None:
+            await asyncio.wait([self._finishing])
+            finished, self._finishing = self._finishing, None
+            finished.result()
+
+    async def _finish(self, record: StepRecord, timings: Metrics, state: RunState) -> None:
+        """Rollouts, then what speaks of them: nobody may read of a step whose responses are not yet there."""
+        metrics = await asyncio.to_thread(_step_metrics, record, timings)
         if rollouts_due(record.step, self._config):
-            write_rollouts(self._directory.rollouts_path(record.step), rollout_rows(record))
-        self._directory.write_state(
-            RunState(status="running", step=record.step, sampler=sampler, controllers=controllers)
-        )
+            start_s = time.time()
+            await asyncio.to_thread(write_rollouts, self._directory.rollouts_path(record.step), rollout_rows(record))
+            end_s = time.time()
+            self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=record.step)
+            metrics["timing_s/write"] = Sum(end_s - start_s)
+        self._log(record.step, metrics)
+        self._directory.write_state(state)
 
     def report_sft(self, step: int, *, loss: float, metrics: Metrics, num_tokens: int) -> None:
         """One finished supervised update; `loss` is the mean cross-entropy per answer token in nats."""
@@ -115,6 +127,18 @@ class StepReporter:
         values = to_values(metrics)
         self._sinks.log(step, values)
         self._console.step_line({"step": step, **values})
+
+
+def _step_metrics(record: StepRecord, timings: Metrics) -> Metrics:
+    tokens = sum(sample.length for sample in record.samples)
+    return {
+        **record.metrics,
+        **reward_metrics(record.scores),
+        **length_metrics(record.rollouts),
+        **timings,
+        "perf/tokens_per_s": _rate(tokens, timings),
+        "policy_version": Max(float(record.step)),
+    }
 
 
 def rollouts_due(step: int, config: RunConfig) -> bool:

@@ -4,15 +4,17 @@ A step draws prompts one after the other; `position` numbers them over all its r
 rewards are keyed by it, so a prompt's responses do not depend on how many prompts a round takes, nor on the engines.
 """
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 
 from megarl.config.advantage import AllGroups, DynamicSampling
 from megarl.config.run import RunConfig
+from megarl.controller.arrivals import Arrivals
 from megarl.controller.cut_off import describe_cut_off
 from megarl.controller.parts import Parts
 from megarl.objective.advantage import compute_perplexity_bonus
@@ -104,49 +106,67 @@ def sample_seed(seed: int, step: int, position: int, sample: int) -> int:
     return int(np.random.SeedSequence((seed, step, position, sample)).generate_state(1)[0])
 
 
-def reward_items(
-    prompts: Sequence[Prompt], rollouts: Sequence[Rollout], decode: Callable[[Sequence[int]], str], *, first: int = 0
-) -> list[RewardItem]:
-    """The answers as text, with their prompts; every prompt has the same number of rollouts in a row."""
-    size = len(rollouts) // len(prompts)
-    return [
-        RewardItem(
-            prompt=prompts[index // size],
-            response=decode(rollout.response.tolist()),
-            response_tokens=len(rollout.response),
-            prompt_index=first + index // size,
-            sample_index=index % size,
-            truncated=rollout.stop_reason == "length",
-        )
-        for index, rollout in enumerate(rollouts)
-    ]
-
-
 async def _sample_round(count: int, *, first: int, step: int, config: RunConfig, parts: Parts) -> list[Group]:
     """Draw, generate and score `count` prompts; the first one's position is `first`."""
     prompts = [parts.prompts[index] for index in parts.sampler.draw(count)]
-    requests = sample_requests(prompts, step=step, config=config, first=first)
-    with parts.reporter.phase("generate", total=len(requests)) as phase:
-        rollouts = await parts.pool.generate(requests, phase.advance)
-    if (step, first) == (1, 0) and (
-        warning := describe_cut_off(rollouts, parts.stops, limit=config.rollout.max_response_tokens)
-    ):
-        parts.reporter.warn(warning)
-    with parts.reporter.phase("reward"):
-        items = reward_items(prompts, rollouts, parts.decode, first=first)
-        verified = await parts.scorer.score(items, step=step)
-    scores = _add_bonus(verified, rollouts, step=step, config=config)
     size = config.train.samples_per_prompt
+    arrivals = Arrivals(prompts, size=size, first=first, step=step, decode=parts.decode, scorer=parts.scorer)
+    scoring = asyncio.create_task(arrivals.score())
+    try:
+        rollouts = await _generate(prompts, arrivals, scoring, first=first, step=step, config=config, parts=parts)
+        with parts.reporter.phase("reward"):
+            scored = await scoring
+    finally:
+        scoring.cancel()
+        await asyncio.gather(scoring, return_exceptions=True)
+    verified = [score for _, scores in scored for score in scores]
+    scores = await asyncio.to_thread(_add_bonus, verified, rollouts, step=step, config=config)
     return [
         Group(
             position=first + number,
             prompt=prompt,
-            items=tuple(items[number * size : (number + 1) * size]),
+            items=tuple(scored[number][0]),
             rollouts=tuple(rollouts[number * size : (number + 1) * size]),
             scores=tuple(scores[number * size : (number + 1) * size]),
         )
         for number, prompt in enumerate(prompts)
     ]
+
+
+async def _generate(
+    prompts: Sequence[Prompt],
+    arrivals: Arrivals,
+    scoring: "asyncio.Task[Any]",
+    *,
+    first: int,
+    step: int,
+    config: RunConfig,
+    parts: Parts,
+) -> list[Rollout]:
+    """Sample the responses, handing each on as it comes. A failure of the scoring beside it ends it at once."""
+    requests = await asyncio.to_thread(sample_requests, prompts, step=step, config=config, first=first)
+    with parts.reporter.phase("generate", total=len(requests)) as phase:
+
+        def arrived(indexes: Sequence[int], rollouts: Sequence[Rollout]) -> None:
+            arrivals.add(indexes, rollouts)
+            phase.advance(len(indexes))
+
+        generating = asyncio.ensure_future(parts.pool.generate(requests, arrived))
+        try:
+            await asyncio.wait({generating, scoring}, return_when=asyncio.FIRST_COMPLETED)
+            if scoring.done():
+                scoring.result()
+            rollouts = await generating
+        finally:
+            generating.cancel()
+            await asyncio.gather(generating, return_exceptions=True)
+    if (step, first) == (1, 0) and (
+        warning := await asyncio.to_thread(
+            describe_cut_off, rollouts, parts.stops, limit=config.rollout.max_response_tokens
+        )
+    ):
+        parts.reporter.warn(warning)
+    return rollouts
 
 
 def _add_bonus(

@@ -163,7 +163,12 @@ class RayPolicyGroup:
         return [(refs[self._grid.position(rank).data],) for rank in range(self._grid.world_size)]
 
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
-        results = await self._each("score", self._per_replica(shards), hold=hold)
+        # In threads: a batch may be gigabytes, and the event loop has workers to hear meanwhile.
+        references = await asyncio.to_thread(self._per_replica, shards)
+        results = await self._each("score", references, hold=hold)
+        return await asyncio.to_thread(self._by_sample, shards, results)
+
+    def _by_sample(self, shards: Sequence[BatchShard], results: Sequence[Any]) -> list[TokenScores]:
         return [
             scores
             for data, shard in enumerate(shards)

@@ -107,7 +107,9 @@ class RayRolloutPool:
         limit_s = 2 * worker_call_limit_s(self._config.rollout) + self._config.rollout.stall_timeout_s + _MARGIN_S
         return Limit(limit_s, "above rollout.publish.timeout_s and rollout.stall_timeout_s")
 
-    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
+    async def generate(
+        self, requests: Sequence[SampleRequest], arrived: Callable[[Sequence[int], Sequence[Rollout]], None]
+    ) -> list[Rollout]:
         """Samples of one prompt go to one engine, which shares their prefix; prompts are dealt out in turn."""
         groups = _group_by_prompt(requests)
 
@@ -115,7 +117,7 @@ class RayRolloutPool:
             worker = self._workers[position % len(self._workers)]
             reference = worker.actor.generate.remote([requests[index] for index in indexes])
             rollouts: list[Rollout] = await call(worker, reference, doing="sample", limit=None)
-            advance(len(indexes))
+            arrived(indexes, rollouts)
             return rollouts
 
         results = await asyncio.gather(*(sample(position, indexes) for position, indexes in enumerate(groups)))

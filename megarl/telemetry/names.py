@@ -145,8 +145,8 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "prompt_length/mean": ("mean", "tokens per prompt"),
     "rollout/logp_diff_mean": ("mean", "mean |trainer - vLLM| log-prob per response token, nats"),
     "rollout/logp_diff_max": ("max", "largest |trainer - vLLM| log-prob of a response token, nats"),
-    "timing_s/generate": ("sum", "seconds sampling responses"),
-    "timing_s/reward": ("sum", "seconds scoring responses"),
+    "timing_s/generate": ("sum", "seconds sampling responses; they are decoded and scored meanwhile"),
+    "timing_s/reward": ("sum", "seconds that scoring took beyond the sampling"),
     "timing_s/old_logp": ("sum", "seconds computing old_logp (trainer, before the first update) and ref_logp, if any"),
     "timing_s/update": ("sum", "seconds in forward, backward and optimizer of all mini-batches"),
     "timing_s/reset_reference": ("sum", "seconds renewing the reference weights"),
@@ -163,7 +163,9 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
         "its seconds putting staged weights into the model, slowest engine; sampling rests",
     ),
     "timing_s/publish_resume": ("max", "its seconds until sampling went on, slowest engine"),
-    "timing_s/step": ("sum", "seconds of the whole step"),
+    "timing_s/step": ("sum", "seconds of the whole step, up to its own files"),
+    "timing_s/write_wait": ("sum", "its seconds waiting for the files of the step before"),
+    "timing_s/write": ("sum", "seconds writing this step's rollouts, beside the next step"),
     "publish/bytes": ("sum", "bytes of weights that the policy sent to the engines"),
     "publish/messages": ("sum", "messages in which they were sent"),
     "publish/changed_share": (
@@ -172,6 +174,10 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     ),
     "publish/bytes_over_dense": ("mean", "bytes sent over what all elements would have been (with publish.delta)"),
     "perf/tokens_per_s": ("mean", "prompt and response tokens trained on, per second of the whole step"),
+    "perf/loop_stall_max": (
+        "max",
+        "longest time in seconds for which the driver's event loop could do nothing else",
+    ),
     "sft/loss": ("mean", "mean cross-entropy per answer token, nats"),
 }
 """Each name with how it merges and what it means, with its unit."""

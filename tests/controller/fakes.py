@@ -8,6 +8,7 @@ from typing import Any
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.controller.protocols import Arrived
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
@@ -70,14 +71,18 @@ class Recorder:
         self.spans = Spans()
         self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
 
-    async def generate(self, requests: Sequence[SampleRequest], advance: Callable[[int], None]) -> list[Rollout]:
+    async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
         self.calls.append("generate")
         self.requests += requests
-        advance(len(requests))
-        return [
-            Rollout(prompt=r.prompt, response=(7, 8), behavior_logp=(-1.0, -2.0), stop_reason="stop", policy_version=0)
-            for r in requests
-        ]
+        rollouts = [self.answer(position, request) for position, request in enumerate(requests)]
+        arrived(range(len(requests)), rollouts)
+        return rollouts
+
+    def answer(self, position: int, request: SampleRequest) -> Rollout:
+        """The response to the request at this position of a round."""
+        return Rollout(
+            prompt=request.prompt, response=(7, 8), behavior_logp=(-1.0, -2.0), stop_reason="stop", policy_version=0
+        )
 
     async def receive_weights(self, version: int) -> None:
         self.calls.append(f"receive {version}")
@@ -94,7 +99,8 @@ class Recorder:
             self.calls.append("old_logp" if hold else "expert_logp")
             self.scored.append(list(batch))
             return self._token_scores(batch)
-        self.calls.append("reward")
+        if self.calls[-1:] != ["reward"]:  # a call for each prompt
+            self.calls.append("reward")
         self.items += batch
         verdicts = [(self._verify(item), self._shift(item)) for item in batch]
         return [
@@ -146,7 +152,9 @@ class Recorder:
     def report_update(self, step: int, update: int, metrics: Metrics) -> None:
         self.reported_updates.append((step, update))
 
-    def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
+    async def settle(self) -> None: ...
+
+    async def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
         self.records.append(record)
         self.states.append(controllers)
 
@@ -183,7 +191,7 @@ def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
         "scorer": recorder,
         "prompts": PROMPTS,
         "sampler": PromptSampler(len(PROMPTS), config.train.prompts_per_step, seed=0, shuffle=False),
-        "decode": lambda ids: " ".join(map(str, ids)),
+        "decode": lambda responses: [" ".join(map(str, ids)) for ids in responses],
         "token_text": lambda token: f"<{token}>",
         "reporter": recorder,
         "controllers": ControllerState(config.objective, total_steps=config.train.steps, seed=config.train.seed),

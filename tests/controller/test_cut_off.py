@@ -81,11 +81,11 @@ class CutOff(Recorder):
         super().__init__()
         self._calls = calls
 
-    async def generate(self, requests: list[SampleRequest], advance) -> list[Rollout]:
-        rollouts = await super().generate(requests, advance)
+    def answer(self, position: int, request: SampleRequest) -> Rollout:
+        rollout = super().answer(position, request)
         if self.calls.count("generate") <= self._calls:
-            return rollouts
-        return [dataclasses.replace(rollout, stop_reason="length") for rollout in rollouts]
+            return rollout
+        return dataclasses.replace(rollout, stop_reason="length")
 
 
 def test_only_the_first_step_is_judged() -> None:

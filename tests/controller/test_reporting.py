@@ -3,19 +3,107 @@
 import dataclasses
 import io
 import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from megarl.config.run import RunConfig
+from megarl.controller import reporting
 from megarl.controller.parts import Parts
 from megarl.controller.reporting import StepReporter
+from megarl.records import Rollout, SampleRequest
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
-from megarl.telemetry.rollouts import read_rollouts
+from megarl.telemetry.rollouts import RolloutRow, read_rollouts, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 from tests.controller.fakes import Recorder, make_config, make_parts, run
+
+
+@contextmanager
+def open_reporter(config: RunConfig, directory: RunDirectory) -> Iterator[StepReporter]:
+    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
+    with Console(steps=2, columns=RL_COLUMNS, file=io.StringIO()) as console, Spans(directory.timeline_path) as spans:
+        yield StepReporter(
+            config=config, directory=directory, console=console, sinks=sinks, update_sinks=update_sinks, spans=spans
+        )
+    sinks.close()
+    update_sinks.close()
+
+
+def make_run(tmp_path: Path) -> tuple[RunConfig, RunDirectory]:
+    config = make_config(steps=2)
+    config = config.model_copy(
+        update={"logging": config.logging.model_copy(update={"directory": str(tmp_path), "rollouts_every": 1})}
+    )
+    return config, RunDirectory.create(config, source=None, verb="train")
+
+
+def steps_told(directory: RunDirectory) -> tuple[int, list[int]]:
+    """(the step that state.json says, those of metrics.jsonl)."""
+    lines = directory.metrics_path.read_text().splitlines()
+    return directory.read_state().step, [json.loads(line)["step"] for line in lines]
+
+
+def test_files_are_written_beside_the_next_step_and_nothing_speaks_of_them_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, directory = make_run(tmp_path)
+    begun = threading.Event()
+    told: list[tuple[int, list[int]]] = []
+
+    def write_late(path: Path, rows: Iterable[RolloutRow]) -> None:
+        """The first file waits for the second step's responses."""
+        assert begun.wait(30.0)
+        told.append(steps_told(directory))
+        write_rollouts(path, rows)
+
+    class SecondStep(Recorder):
+        def answer(self, position: int, request: SampleRequest) -> Rollout:
+            if self.calls.count("generate") == 2:
+                begun.set()
+            return super().answer(position, request)
+
+    monkeypatch.setattr(reporting, "write_rollouts", write_late)
+    with open_reporter(config, directory) as reporter:
+        run(config, SecondStep(), reporter=reporter)
+    assert told == [(0, []), (1, [1])]
+    assert steps_told(directory) == (2, [1, 2])
+    assert [len(read_rollouts(directory.rollouts_path(step))) for step in (1, 2)] == [4, 4]
+    first, second = (json.loads(line) for line in directory.metrics_path.read_text().splitlines())
+    assert second["timing_s/write_wait"] >= first["timing_s/write_wait"] >= 0
+    assert min(line["timing_s/write"] for line in (first, second)) > 0
+
+
+def test_a_run_that_fails_still_has_the_step_before(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path)
+
+    class Dying(Recorder):
+        def answer(self, position: int, request: SampleRequest) -> Rollout:
+            if self.calls.count("generate") == 2:
+                raise RuntimeError("rollout rank 0 died")
+            return super().answer(position, request)
+
+    with open_reporter(config, directory) as reporter, pytest.raises(RuntimeError, match="rank 0 died"):
+        run(config, Dying(), reporter=reporter)
+    assert steps_told(directory) == (1, [1])
+    assert len(read_rollouts(directory.rollouts_path(1))) == 4
+
+
+def test_a_file_that_cannot_be_written_ends_the_run_and_is_not_spoken_of(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path)
+    directory.rollouts.rmdir()
+    directory.rollouts.write_text("no directory")
+    recorder = Recorder()
+    with open_reporter(config, directory) as reporter, pytest.raises(OSError, match="rollouts"):
+        run(config, recorder, reporter=reporter)
+    assert directory.read_state().step == 0
+    assert not directory.metrics_path.read_text()
+    assert recorder.calls.count("generate") == 2
 
 
 def test_a_run_leaves_rows_metrics_and_the_state_to_go_on_from(tmp_path: Path) -> None:
@@ -25,19 +113,8 @@ def test_a_run_leaves_rows_metrics_and_the_state_to_go_on_from(tmp_path: Path) -
     config = config.model_copy(update={"logging": logging})
     directory = RunDirectory.create(config, source=None, verb="train")
     recorder = Recorder()
-    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
-    with Console(steps=2, columns=RL_COLUMNS, file=io.StringIO()) as console, Spans(directory.timeline_path) as spans:
-        reporter = StepReporter(
-            config=config,
-            directory=directory,
-            console=console,
-            sinks=sinks,
-            update_sinks=update_sinks,
-            spans=spans,
-        )
+    with open_reporter(config, directory) as reporter:
         run(config, recorder, reporter=reporter)
-    sinks.close()
-    update_sinks.close()
     rows = read_rollouts(directory.rollouts_path(2))
     assert [row.sample_id for row in rows] == [0, 1, 2, 3]
     assert [row.trace is not None for row in rows] == [True, False, True, False]

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from megarl.config.base import ConfigError
-from megarl.controller.sampling import Group, SamplingExhaustedError, reward_items, sample_requests
+from megarl.controller.arrivals import reward_items
+from megarl.controller.sampling import Group, SamplingExhaustedError, sample_requests
 from megarl.records import Prompt, Rollout, Score
 from megarl.rewards.pool import RewardItem
 from megarl.telemetry.metrics import to_values
@@ -141,9 +142,8 @@ def test_the_verifier_decides_not_the_shaped_reward() -> None:
     objective = dynamic(max_generations=1) | {"shaping": {"perplexity": {}}}
 
     class Uneven(Recorder):
-        async def generate(self, requests, advance):
-            rollouts = await super().generate(requests, advance)
-            return [dataclasses.replace(rollout, behavior_logp=(-0.1 * i, -0.1)) for i, rollout in enumerate(rollouts)]
+        def answer(self, position, request):
+            return dataclasses.replace(super().answer(position, request), behavior_logp=(-0.1 * position, -0.1))
 
     with pytest.raises(SamplingExhaustedError, match="only 0 of the 2 groups"):
         run(make_config(objective, steps=1), Uneven(verify=lambda item: 1.0))
@@ -176,7 +176,7 @@ def test_items_say_what_was_cut_off() -> None:
         Rollout(prompt=(0,), response=(7,), behavior_logp=(-1.0,), stop_reason=reason, policy_version=0)
         for reason in ("stop", "length")
     ]
-    items = reward_items(PROMPTS[:1], rollouts, str, first=4)
+    items = reward_items(PROMPTS[0], rollouts, ["7", "7"], position=4)
     assert [(item.prompt_index, item.sample_index, item.truncated) for item in items] == [(4, 0, False), (4, 1, True)]
 
 

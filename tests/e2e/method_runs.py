@@ -15,8 +15,9 @@ from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
-from megarl.controller.protocols import Advance
+from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
+from megarl.data.decoding import build_decode
 from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import load_pairs
@@ -106,9 +107,9 @@ class LocalPool:
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine, self._versions = engine, 0
 
-    async def generate(self, requests: Sequence[SampleRequest], advance: Advance) -> list[Rollout]:
+    async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
         rollouts = await self._engine.generate(requests)
-        advance(len(requests))
+        arrived(range(len(requests)), rollouts)
         return rollouts
 
     async def receive_weights(self, version: int) -> None:
@@ -186,7 +187,7 @@ async def _run(
             scorer=scorer,
             prompts=prompts,
             sampler=PromptSampler(len(prompts), config.train.prompts_per_step, seed=0, shuffle=True),
-            decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+            decode=build_decode(tokenizer),
             token_text=lambda token: str(tokenizer.decode([token])),
             reporter=reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=0),
