@@ -4,8 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from make_tiny_model import train_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from megarl.data.decoding import _byte_table, build_decode
@@ -13,7 +12,15 @@ from megarl.data.decoding import _byte_table, build_decode
 
 @pytest.fixture(scope="module")
 def byte_level() -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=train_tokenizer(400), eos_token="<|im_end|>")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    trained.train_from_iterator(["the answer is 漢字, therefore x = é"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<|im_end|>")
     tokenizer.add_tokens([AddedToken("≈ not bytes", special=False), "<tool>"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<hidden>"]})
     return tokenizer
