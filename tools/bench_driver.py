@@ -38,6 +38,7 @@ from megarl.data.decoding import build_decode
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
+from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard
 from megarl.policy.reports import ScoredMicroBatch, scores_by_sample
 from megarl.records import Floats, Prompt, Rollout, SampleRequest, TokenScores, TokenTrace, as_tokens
@@ -282,10 +283,11 @@ class FakeWorkers:
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
-    ) -> tuple[Metrics, list[TokenTrace]]:
+    ) -> tuple[UpdateResult, list[TokenTrace]]:
         with self._own_work():
             traces = [self._trace(sample_id) for sample_id in traced]
-        return {"actor/entropy": Mean(1.0, 1.0), "actor/grad_norm": Mean(1.0, 1.0)}, move(traces)
+        metrics: Metrics = {"actor/entropy": Mean(1.0, 1.0), "actor/grad_norm": Mean(1.0, 1.0)}
+        return UpdateResult(logp=Mean(-1.0, 1.0), kl=Mean(), metrics=metrics), move(traces)
 
     def _trace(self, sample_id: int) -> TokenTrace:
         def numbers() -> Floats:
@@ -297,7 +299,7 @@ class FakeWorkers:
 
     async def reset_reference(self) -> None: ...
 
-    async def sft_update(self, shards: Any) -> Metrics:
+    async def sft_update(self, shards: Any) -> UpdateResult:
         raise NotImplementedError("a step of RL makes none")
 
     async def connect(self) -> None: ...
