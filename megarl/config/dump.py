@@ -1,4 +1,9 @@
-"""A configuration as TOML text that loads back to an equal one; None, which TOML lacks, is left out."""
+"""A configuration as TOML text that loads back to an equal one; None, which TOML lacks, is left out.
+
+Not by tomli_w, because a value must fit on one line: advice is given as an override (`a.b=[1, 2]`), and tomli_w puts
+every element of an array on a line of its own. It also writes a free table (`vllm_overrides`) as a section, as if its
+keys were the schema's, and no comments.
+"""
 
 import json
 import math

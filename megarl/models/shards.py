@@ -1,10 +1,9 @@
-"""Moving elements between checkpoint boxes and parameters, as a table entry says.
+"""Filling parameters from checkpoint boxes, as a table entry says.
 
-Invariants: elements are copied, never computed; a dtype changes only where a parameter of another dtype is filled;
-reading gives views, so nothing is duplicated before it is sent or written.
+Elements are copied, never computed; a dtype changes only where a parameter of another dtype is filled.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,14 +30,6 @@ def fill_parameter(param: Tensor, entry: ParameterEntry, read: Callable[[Box], T
                     "the reader must return exactly the box"
                 )
             param[piece.slices].copy_(values)
-
-
-def read_boxes(param: Tensor, entry: ParameterEntry) -> Iterator[tuple[Box, Tensor]]:
-    """(box, view of the parameter that holds it), for every piece; padding is left out. ModelError on a wrong shape."""
-    _check_shape(param, entry)
-    values = param.detach()
-    for piece in entry.pieces:
-        yield piece.box, values[piece.slices]
 
 
 def _check_shape(param: Tensor, entry: ParameterEntry) -> None:

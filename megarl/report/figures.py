@@ -122,9 +122,8 @@ def _read_facts(run: RunDirectory, problems: _Problems) -> ReportFacts:
     tokens = tokens_problem = None
     with problems.tolerate(run.state_path.name):
         state = _read_state(run)
-    with problems.tolerate("versions.json"):
-        path = run.path / "versions.json"
-        versions = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    with problems.tolerate(run.versions_path.name):
+        versions = run.read_versions() if run.versions_path.is_file() else None
     with problems.tolerate(run.config_path.name):
         config = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
     with problems.tolerate("the tokens"):

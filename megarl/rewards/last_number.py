@@ -28,12 +28,6 @@ _LARGEST_EXPONENT = 400
 Number = Decimal | Fraction
 
 
-def find_last_number(text: str) -> Number | None:
-    """The last number of a text: "$1,234.50." is 1234.50, "1 1/2" is 3/2; None when there is none that can be read."""
-    numbers = _find_numbers(text)
-    return _value(numbers[-1]) if numbers else None
-
-
 def read_number(answer: str) -> Number:
     """The one number of a ground truth: "34.", "3/4", "$1,000", "#### 72"; ValueError when it is not one."""
     numbers = _find_numbers(_statement(answer))

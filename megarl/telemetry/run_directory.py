@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from megarl.config.dump import dump_config
-from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.process_mark import ProcessMark
@@ -82,7 +81,7 @@ class RunDirectory:
             "source": str(source) if source else None,
             "fragments": [str(fragment) for fragment in fragments],
         }
-        write_text_atomically(run.path / "versions.json", json.dumps(facts | collect_versions(), indent=2) + "\n")
+        write_text_atomically(run.versions_path, json.dumps(facts | collect_versions(), indent=2) + "\n")
         run.write_state(RunState(status="running"))
         _point_latest(parent / "latest", run.path.name)
         return run
@@ -98,6 +97,10 @@ class RunDirectory:
     @property
     def config_path(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def versions_path(self) -> Path:
+        return self.path / "versions.json"
 
     @property
     def state_path(self) -> Path:
@@ -184,13 +187,9 @@ class RunDirectory:
         finally:
             ended.set()
 
-    def read_config(self) -> RunConfig:
-        """The resolved configuration the run was made with."""
-        return load_config(self.config_path)
-
     def read_versions(self) -> dict[str, Any]:
         """What `create` noted: verb, started, source, fragments and `collect_versions()`."""
-        return json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+        return json.loads(self.versions_path.read_text(encoding="utf-8"))
 
     def _write_config(self, config: RunConfig, source: Path | None, fragments: Sequence[Path]) -> None:
         write_text_atomically(self.config_path, dump_config(config))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megarl.config.loader import load_config
 from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
@@ -60,7 +61,7 @@ def test_nothing_is_left_behind(ended: Ended) -> None:
 
 def test_the_directory_says_what_ran(ended: Ended, tiny_model_dir: Path) -> None:
     directory = ended.directory
-    assert directory.read_config().model.path == str(tiny_model_dir)
+    assert load_config(directory.config_path).model.path == str(tiny_model_dir)
     assert (directory.path / "config.source").read_text().startswith('\nname = "tiny"')
     versions = directory.read_versions()
     assert versions["verb"] == "train"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from megarl.config.reward import RandomReward
 from megarl.rewards.final_answer import ends_in_thought, find_answer, read_visible
-from megarl.rewards.last_number import find_last_number, read_number, score_last_number
+from megarl.rewards.last_number import read_number, score_last_number
 from megarl.rewards.math_answer import build_math_scorer
 from megarl.rewards.overlong import compute_overlong_penalty
 from megarl.rewards.random_draw import draw_random_reward
@@ -200,8 +199,8 @@ def test_math_verify_refuses_an_empty_ground_truth(math_scorer: Callable[[str, s
     ],
 )
 def test_last_number(response: str, value: str | None) -> None:
-    found = find_last_number(response)
-    assert (found is None) if value is None else (found == Decimal(value))
+    assert score_last_number(value or "0", response) == (0.0 if value is None else 1.0)
+    assert score_last_number("987654", response) == 0.0
 
 
 def test_gsm8k_compares_values() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from megarl.config.loader import load_config
 from megarl.telemetry import run_directory as module
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory, RunState, judge_running
@@ -31,7 +32,7 @@ def test_create_lays_out_the_run(tmp_path: Path) -> None:
         *("rollouts", "checkpoints", "logs", "figures"),
     }
     assert (run.path / "config.source").read_text() == source.read_text()
-    assert run.read_config() == config  # inf included
+    assert load_config(run.config_path) == config  # inf included
     assert run.rollouts_path(12) == run.path / "rollouts" / "step-000012.parquet"
     assert run.log_path("policy", 3) == run.path / "logs" / "policy-3.log"
     versions = run.read_versions()
