@@ -97,7 +97,7 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     except ModelError as error:
         raise ConfigError(str(error)) from None
     problems = list(check_layout(config, shape))
-    grid = _grid(config)
+    grid = RankGrid.of(config.parallel)
     topology = _topology(config, grid)
     if not problems:
         problems = list(_check_nodes(config, topology))
@@ -121,7 +121,7 @@ def nodes_of(topology: Topology) -> int:
 
 def nodes_needed(config: RunConfig) -> int:
     """Nodes that a configuration takes, however many it names."""
-    return nodes_of(_topology(config, _grid(config)))
+    return nodes_of(_topology(config, RankGrid.of(config.parallel)))
 
 
 def _find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
@@ -178,11 +178,6 @@ def _describe(heading: str, problems: Sequence[str], options: PlanOptions) -> Co
         problems = [text.replace(f"override {override!r}", option) for text in problems]
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     return ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
-
-
-def _grid(config: RunConfig) -> RankGrid:
-    parallel = config.parallel
-    return RankGrid(tensor=parallel.tensor, pipeline=parallel.pipeline, data=parallel.data)
 
 
 def _topology(config: RunConfig, grid: RankGrid) -> Topology:

@@ -56,13 +56,11 @@ class MegatronWorker:
     ) -> None:
         """Join the group, build the model, read the weights. `reference` keeps a frozen copy for the KL."""
         self._config = config
-        self._grid = RankGrid(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
-        )
+        self._grid = RankGrid.of(config.parallel)
         self._place = place
         self._device = join_policy_group(
             place,
-            parallel=config.parallel,
+            grid=self._grid,
             timeout_s=config.policy.collective_timeout_s,
             seed=config.train.seed,
         )

@@ -94,9 +94,7 @@ class RayPolicyGroup:
 
     def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement) -> None:
         self._config = config
-        self._grid = RankGrid(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
-        )
+        self._grid = RankGrid.of(config.parallel)
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         shell = ray.remote(concurrency_groups={"liveness": 1})(PolicyActor)
