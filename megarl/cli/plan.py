@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megarl.cli.paths import shown_path
-from megarl.cli.plan_config import Planned, nodes_of
+from megarl.cli.plan_config import Planned
 from megarl.cli.plan_fit import (
     DTYPE_BYTES,
     Fit,
@@ -157,7 +157,7 @@ def _describe_layout(planned: Planned) -> Layout:
         gpus_per_node=planned.config.cluster.gpus_per_node,
         policy_nodes=(topology.trainer_nodes[0], topology.trainer_nodes[-1]),
         engine_nodes=(topology.taker_nodes[0], topology.taker_nodes[-1]),
-        nodes=nodes_of(topology),
+        nodes=planned.num_nodes,
     )
 
 
