@@ -28,7 +28,7 @@ from torch import Tensor
 
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig, ParallelConfig, PolicyConfig
-from megarl.models.layout import padded_vocab_size
+from megarl.models.geometry import padded_vocab_size
 from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.shape import ModelShape
 from megarl.parallel.device import cuda_present
