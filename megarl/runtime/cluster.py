@@ -176,8 +176,11 @@ def _nodes() -> tuple[list[Node], list[Node]]:
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in free]
     alive.sort(key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
-    names = [node["NodeID"] for node in alive]
-    return [Node(name, free[name]) for name in names], [Node(node["NodeID"], node["Resources"]) for node in alive]
+    names = [(node["NodeManagerAddress"], node["NodeID"]) for node in alive]
+    return (
+        [Node(address, free[ray_id], ray_id) for address, ray_id in names],
+        [Node(address, node["Resources"], ray_id) for (address, ray_id), node in zip(names, alive, strict=True)],
+    )
 
 
 def _place(
@@ -185,7 +188,7 @@ def _place(
 ) -> PlacementGroup | None:
     """The group of the plan's bundles, each on its node; None, and nothing reserved, where they do not come soon."""
     bundles = [workers.rank_needs] * workers.ranks + [workers.engine_needs] * workers.engines
-    places = [{NODE_ID_LABEL_KEY: nodes[at].name} for at in (*plan.rank_nodes, *plan.engine_nodes)]
+    places = [{NODE_ID_LABEL_KEY: nodes[at].ray_id} for at in (*plan.rank_nodes, *plan.engine_nodes)]
     group = ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=places)
     deadline = time.monotonic() + _RESERVE_TIMEOUT_S
     while not (placed := group.wait(1.0)) and time.monotonic() < deadline and not given_up.is_set():

@@ -26,7 +26,10 @@ class Node:
     """A machine, and what of it is free."""
 
     name: str
+    """For messages."""
     free: Resources
+    ray_id: str = ""
+    """Ray's name of it, where it is of a cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
