@@ -218,8 +218,7 @@ def transfer_main(model: str, repeats: int) -> dict[str, list[tuple[float, float
     seconds: dict[str, list[tuple[float, float]]] = {path: [] for path in PATHS}
     if rank < GRID.world_size:
         parameters = make_parameters(shape, rank)
-        keyed = {parameter_key(0, name): values for name, values in parameters.items()}
-        end: Any = WeightSender(endpoint, offer, keyed, rank=rank, store=store)
+        end: Any = WeightSender(endpoint, offer, parameters, rank=rank, store=store)
     else:
         tensor_rank = rank - GRID.world_size
         targets = make_targets(shape, tensor_rank=tensor_rank, tensor_size=ENGINE_TENSOR)
@@ -287,7 +286,7 @@ def unchecked() -> Iterator[None]:
 def make_parameters(shape: ModelShape, rank: int) -> dict[str, Tensor]:
     torch.manual_seed(rank)
     entries = list_parameters(shape, rank_layout(shape, grid=GRID, rank=rank))
-    return {entry.name: torch.randn(entry.shape).to(torch.bfloat16) for entry in entries}
+    return {parameter_key(0, entry.name): torch.randn(entry.shape).to(torch.bfloat16) for entry in entries}
 
 
 def open_session() -> tuple[Any, Any]:

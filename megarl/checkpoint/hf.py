@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf_writer import INDEX_FILE, SINGLE_FILE, save_hf_checkpoint
-from megarl.models.dense import EMBEDDING, OUTPUT
+from megarl.models.family import EMBEDDING, OUTPUT
 from megarl.models.table import Box
 
 __all__ = ["CheckpointError", "HfCheckpoint", "open_hf_checkpoint", "save_hf_checkpoint"]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from megarl.cli.paths import shown_path
-from megarl.cli.plan_config import Planned, nodes_of
+from megarl.cli.plan_config import Planned
 from megarl.cli.plan_fit import (
     DTYPE_BYTES,
     Fit,
@@ -19,9 +19,9 @@ from megarl.cli.plan_fit import (
 )
 from megarl.cli.plan_transfer import Publication, plan_publication
 from megarl.config.run import RunConfig
+from megarl.models.geometry import tensor_sizes
 from megarl.models.memory import PolicyMemory, RolloutMemory, RolloutSetup, rollout_memory
-from megarl.models.serving import check_engine_split
-from megarl.models.shape import ModelError, ModelShape
+from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors
 from megarl.reshard.plan import NUM_SLOTS
 
@@ -157,7 +157,7 @@ def _describe_layout(planned: Planned) -> Layout:
         gpus_per_node=planned.config.cluster.gpus_per_node,
         policy_nodes=(topology.trainer_nodes[0], topology.trainer_nodes[-1]),
         engine_nodes=(topology.taker_nodes[0], topology.taker_nodes[-1]),
-        nodes=nodes_of(topology),
+        nodes=planned.num_nodes,
     )
 
 
@@ -233,11 +233,8 @@ def _longest_kv_gib(planned: Planned, rollout: RolloutMemory) -> float:
 def _engine_advice(planned: Planned, gpu_memory_gib: float) -> str:
     """The smallest larger engine that starts, on one node."""
     config, shape = planned.config, planned.shape
-    for tensor in range(config.rollout.tensor + 1, config.cluster.gpus_per_node + 1):
-        try:
-            check_engine_split(shape, tensor)
-        except ModelError:
-            continue
+    sizes = tensor_sizes(shape, at_most=config.cluster.gpus_per_node, side="engine")
+    for tensor in (size for size in sizes if size > config.rollout.tensor):
         if rollout_memory(_rollout_setup(config, shape, tensor, gpu_memory_gib)).full_sequences:
             return f"use --rollout-tensor {tensor}"
     return (

@@ -4,6 +4,7 @@ Everything that makes a layout impossible is refused here, all of it in one Conf
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from megarl.config.run import RunConfig
 from megarl.models.preflight import check_layout
 from megarl.models.shape import ModelError, ModelShape, read_model_shape
 from megarl.parallel.grid import RankGrid
-from megarl.reshard.topology import Topology, pack_nodes
+from megarl.reshard.topology import Topology
+from megarl.runtime.placement import Node, PlacementPlan, Workers, plan_placement
 
 _DEFAULTS = (
     "name=plan",
@@ -78,6 +80,8 @@ class Planned:
     shape: ModelShape
     grid: RankGrid
     topology: Topology
+    num_nodes: int
+    """That policy and engines take."""
 
 
 def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> Planned:
@@ -97,10 +101,9 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     except ModelError as error:
         raise ConfigError(str(error)) from None
     problems = list(check_layout(config, shape))
-    grid = _grid(config)
-    topology = _topology(config, grid)
+    plan, nodes = _place(config)
     if not problems:
-        problems = list(_check_nodes(config, topology))
+        problems = list(_check_nodes(config, plan, nodes))
     if problems:
         raise ConfigError("\n".join(problems), problems)
     return Planned(
@@ -109,19 +112,15 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
         config=config,
         nodes_typed=_typed(arguments, "cluster.nodes") is not None,
         shape=shape,
-        grid=grid,
-        topology=topology,
+        grid=RankGrid.of(config.parallel),
+        topology=_topology(config, plan),
+        num_nodes=plan.num_nodes,
     )
-
-
-def nodes_of(topology: Topology) -> int:
-    """Nodes that policy and engines take."""
-    return max(*topology.trainer_nodes, *topology.taker_nodes) + 1
 
 
 def nodes_needed(config: RunConfig) -> int:
     """Nodes that a configuration takes, however many it names."""
-    return nodes_of(_topology(config, _grid(config)))
+    return _place(config)[0].num_nodes
 
 
 def _find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
@@ -180,15 +179,23 @@ def _describe(heading: str, problems: Sequence[str], options: PlanOptions) -> Co
     return ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
 
 
-def _grid(config: RunConfig) -> RankGrid:
-    parallel = config.parallel
-    return RankGrid(tensor=parallel.tensor, pipeline=parallel.pipeline, data=parallel.data)
+def _place(config: RunConfig) -> tuple[PlacementPlan, list[Node]]:
+    """Policy and engines on as many nodes of cluster.gpus_per_node as they take, placed as a run places them."""
+    per_node, rollout = config.cluster.gpus_per_node, config.rollout
+    count = math.ceil(config.parallel.world_size / per_node)
+    count += math.ceil(rollout.engines / (per_node // rollout.tensor))
+    nodes = [Node(str(index), {"CPU": per_node, "GPU": per_node}) for index in range(count)]
+    return plan_placement(nodes, Workers.of(config, engines=rollout.engines, on_gpu=True)), nodes
 
 
-def _topology(config: RunConfig, grid: RankGrid) -> Topology:
+def _topology(config: RunConfig, plan: PlacementPlan) -> Topology:
     rollout = config.rollout
-    return pack_nodes(
-        grid=grid, engines=rollout.engines, tensor=rollout.tensor, gpus_per_node=config.cluster.gpus_per_node
+    return Topology(
+        grid=RankGrid.of(config.parallel),
+        engines=rollout.engines,
+        tensor=rollout.tensor,
+        trainer_nodes=list(plan.rank_nodes),
+        taker_nodes=[node for node in plan.engine_nodes for _ in range(rollout.tensor)],
     )
 
 
@@ -206,21 +213,17 @@ def _describe_missing(name: str) -> str:
     )
 
 
-def _check_nodes(config: RunConfig, topology: Topology) -> Iterator[str]:
-    """A tensor group on several nodes, as `megarl train` refuses it, and engines that the nodes left cannot hold."""
-    tensor, per_node = config.parallel.tensor, config.cluster.gpus_per_node
-    for first in range(0, len(topology.trainer_nodes), tensor):
-        nodes = topology.trainer_nodes[first : first + tensor]
-        if len(set(nodes)) > 1:
-            yield (
-                f"parallel.tensor {tensor}: policy ranks {first} to {first + tensor - 1} are one tensor-parallel group "
-                f"and lie on nodes {nodes[0]} and {nodes[-1]} of {per_node} GPUs; choose a divisor of "
-                f"cluster.gpus_per_node {per_node}"
-            )
-            break
-    if nodes_of(topology) > config.cluster.nodes:
+def _check_nodes(config: RunConfig, plan: PlacementPlan, nodes: Sequence[Node]) -> Iterator[str]:
+    """A tensor group on several nodes, as `megarl train` refuses it, and more nodes than there are."""
+    per_node = config.cluster.gpus_per_node
+    if (text := plan.describe_divided(nodes)) is not None:
         yield (
-            f"policy and engines take {nodes_of(topology)} nodes of {per_node} GPUs, since an engine of rollout.tensor "
+            f"parallel.tensor {plan.tensor}: {text} of {per_node} GPUs; choose a divisor of cluster.gpus_per_node "
+            f"{per_node}"
+        )
+    if plan.num_nodes > config.cluster.nodes:
+        yield (
+            f"policy and engines take {plan.num_nodes} nodes of {per_node} GPUs, since an engine of rollout.tensor "
             f"{config.rollout.tensor} lies on one node, but cluster.nodes is {config.cluster.nodes}; raise it, or "
             "choose a policy that leaves whole engines free"
         )

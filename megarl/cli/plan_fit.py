@@ -9,7 +9,7 @@ from typing import Any
 from megarl.cli.plan_config import nodes_needed
 from megarl.config.dump import format_value
 from megarl.config.run import RunConfig
-from megarl.models.layout import tensor_split_problems
+from megarl.models.geometry import policy_splits, stage_counts
 from megarl.models.memory import PolicyMemory, PolicySetup, distinct_stages, policy_memory
 from megarl.models.preflight import Changes, changed, loads
 from megarl.models.shape import ModelShape
@@ -123,7 +123,7 @@ def _cluster(config: RunConfig, changes: Changes, *, nodes_typed: bool) -> dict[
 def _works(config: RunConfig, shape: ModelShape, changes: Changes) -> bool:
     """Whether the configuration loads with the changes, on as many nodes as it takes, and the model splits."""
     now = changed(config, changes).parallel
-    if tensor_split_problems(shape, now.tensor) or shape.num_layers % now.pipeline:
+    if not policy_splits(shape, tensor_size=now.tensor, pipeline_size=now.pipeline):
         return False
     if now.world_size % (now.tensor * now.pipeline):
         return False
@@ -149,7 +149,7 @@ def _moves(config: RunConfig, shape: ModelShape, changes: Changes) -> Iterator[C
         yield {**changes, "policy.head": "fused"}
     if policy.recompute != "full":
         yield {**changes, "policy.recompute": "full"}
-    deeper = (size for size in range(parallel.pipeline + 1, shape.num_layers + 1) if shape.num_layers % size == 0)
+    deeper = (count for count in stage_counts(shape) if count > parallel.pipeline)
     if (pipeline := next(deeper, None)) is not None:
         yield _with_layout(now, changes, tensor=parallel.tensor, pipeline=pipeline)
     if now.train.mini_batch_responses % (2 * parallel.data) == 0:

@@ -1,28 +1,25 @@
 """The dense decoder families (Llama 3, SmolLM2, Qwen2.5): their tensors, and the Megatron parameters made of them.
 
 Invariants: this file alone knows tensor names of these families; `parameter` order of rows is Megatron-core's
-(`SelfAttention.get_query_key_value_tensors`, `MLP.forward`), of tensor names transformers'.
+(`SelfAttention.get_query_key_value_tensors`, `MLP.forward`), of tensor names transformers'. It is a `FamilyTable`.
 """
 
 from collections.abc import Iterator
-from typing import Literal
 
 from megarl.models.boxes import Parameter, Segment
+from megarl.models.family import EMBEDDING, OUTPUT, EngineCut, Spec
 from megarl.models.shape import ModelShape
 
-Spec = Literal["local", "te"]
-"""Megatron layer spec: its own modules, or Transformer Engine's, which keeps a norm's weight in the linear after it."""
-
-EMBEDDING, FINAL_NORM, OUTPUT = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_FINAL_NORM = "model.norm.weight"
 
 
-def dense_tensors(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def tensors(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor of the checkpoint, in the order transformers writes them."""
     hidden, ffn = shape.hidden_size, shape.ffn_size
     heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
     yield EMBEDDING, (shape.vocab_size, hidden)
-    for layer in range(shape.num_layers):
-        prefix = f"model.layers.{layer}"
+    for index in range(shape.num_layers):
+        prefix = f"model.layers.{index}"
         for letter, count in heads.items():
             yield f"{prefix}.self_attn.{letter}_proj.weight", (count * shape.head_dim, hidden)
             if shape.qkv_bias:
@@ -33,27 +30,27 @@ def dense_tensors(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{prefix}.mlp.down_proj.weight", (hidden, ffn)
         yield f"{prefix}.input_layernorm.weight", (hidden,)
         yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-    yield FINAL_NORM, (hidden,)
+    yield _FINAL_NORM, (hidden,)
     if not shape.tied_embeddings:
         yield OUTPUT, (shape.vocab_size, hidden)
 
 
-def dense_embedding(shape: ModelShape, *, padded_vocab: int) -> Parameter:
+def embedding(shape: ModelShape, *, padded_vocab: int) -> Parameter:
     """The word embedding [padded_vocab, hidden], rows split over the tensor ranks."""
     return _vocabulary("embedding.word_embeddings.weight", EMBEDDING, shape, padded_vocab)
 
 
-def dense_final_norm(shape: ModelShape) -> Parameter:
+def final_norm(shape: ModelShape) -> Parameter:
     """The norm before the output layer [hidden], the same on every tensor rank."""
-    return _whole("decoder.final_layernorm.weight", FINAL_NORM, (shape.hidden_size,), split_dim=None)
+    return _whole("decoder.final_layernorm.weight", _FINAL_NORM, (shape.hidden_size,), split_dim=None)
 
 
-def dense_output(shape: ModelShape, *, padded_vocab: int) -> Parameter:
+def output(shape: ModelShape, *, padded_vocab: int) -> Parameter:
     """The output layer; with tied embeddings it holds the embedding's rows."""
     return _vocabulary("output_layer.weight", EMBEDDING if shape.tied_embeddings else OUTPUT, shape, padded_vocab)
 
 
-def dense_layer(
+def layer(
     shape: ModelShape, *, local_index: int, global_index: int, tensor_size: int, spec: Spec
 ) -> Iterator[Parameter]:
     """Parameters of one layer: Megatron names with the chunk's `local_index`, tensors with the `global_index`."""
@@ -84,6 +81,22 @@ def dense_layer(
     )
     fc2_shape = (hidden, shape.ffn_size)
     yield _whole(f"{here}.mlp.linear_fc2.weight", f"{tensor}.mlp.down_proj.weight", fc2_shape, split_dim=1)
+
+
+def engine_cut(tensor: str) -> EngineCut:
+    """As LlamaForCausalLM and Qwen2ForCausalLM of vLLM 0.32 do."""
+    if tensor in (EMBEDDING, OUTPUT):
+        return "vocabulary"
+    match tensor.split(".")[-2]:
+        case "q_proj":
+            return "query heads"
+        case "k_proj" | "v_proj":
+            return "key-value heads"
+        case "gate_proj" | "up_proj":
+            return "rows"
+        case "o_proj" | "down_proj":
+            return "columns"
+    return "whole"
 
 
 def _grouped_qkv(shape: ModelShape, prefix: str, kind: str) -> Iterator[Segment]:

@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megarl.models.layout import layout_of, padded_vocab_size
-from megarl.models.serving import engine_weight_elements, kv_heads_per_worker
+from megarl.models.geometry import TensorShare, layers_per_chunk, tensor_share
+from megarl.models.layout import layout_of
+from megarl.models.serving import engine_weight_elements
 from megarl.models.shape import ModelShape
 from megarl.models.table import list_parameters
 
@@ -149,7 +150,7 @@ def saved_activations(setup: PolicySetup, stage: int) -> int:
     1.000 of it on every rank, for every recomputation and for tensor, sequence and pipeline parallelism
     (tests/models/test_memory.py). With Transformer Engine, which may copy the value, a layer saves the same or less.
     """
-    layers = setup.shape.num_layers // setup.pipeline
+    layers = layers_per_chunk(setup.shape, setup.pipeline)
     rows = _norm_rows(setup)
     hidden = rows * setup.shape.hidden_size * setup.itemsize
     saved = layers * (hidden if setup.recompute == "full" else layer_activations(setup))
@@ -168,14 +169,11 @@ def layer_activations(setup: PolicySetup) -> int:
     attention output q; SwiGLU's input 2 f and output f. In float32: 1 / rms twice, and the attention's log-sum-exp for
     each head, which is all that selective recomputation spares beside the attention kernel's own workspace.
     """
-    shape, tensor, rows = setup.shape, setup.tensor, _norm_rows(setup)
-    query = shape.num_heads // tensor * shape.head_dim
-    key = max(1, shape.num_kv_heads // tensor) * shape.head_dim
-    # With fewer key-value heads than tensor ranks Megatron gathers the fused projection of all ranks.
-    fused = shape.num_heads + 2 * shape.num_kv_heads
-    fused = fused * shape.head_dim // (tensor if tensor <= shape.num_kv_heads else 1)
-    per_token = fused + query + key + 4 * shape.head_dim + query + 3 * shape.ffn_size // tensor
-    log_sum_exp = 0 if setup.recompute == "selective" else setup.tokens * shape.num_heads // tensor
+    shape, share, rows = setup.shape, _share(setup), _norm_rows(setup)
+    query, key = share.heads * shape.head_dim, share.kv_heads * shape.head_dim
+    # With fewer key-value heads than tensor ranks the fused projection is that of all ranks, gathered.
+    per_token = share.qkv_rows + query + key + 4 * shape.head_dim + query + 3 * share.ffn_rows
+    log_sum_exp = 0 if setup.recompute == "selective" else setup.tokens * share.heads
     elements = 4 * rows * shape.hidden_size + setup.tokens * per_token
     return elements * setup.itemsize + _FLOAT32 * (2 * rows + log_sum_exp)
 
@@ -196,14 +194,14 @@ def _stage_output(setup: PolicySetup, stage: int) -> int:
     return 0 if last else _norm_rows(setup) * setup.shape.hidden_size * setup.itemsize
 
 
-def _vocabulary_rows(setup: PolicySetup) -> int:
-    return padded_vocab_size(setup.shape.vocab_size, setup.tensor) // setup.tensor
+def _share(setup: PolicySetup) -> TensorShare:
+    return tensor_share(setup.shape, setup.tensor, side="policy")
 
 
 def _logits(setup: PolicySetup) -> int:
     """Hidden rows of the response tokens and, without the fused head, logits in the model's dtype; the gradient is
     written over them (`vocab_parallel_logp_entropy`)."""
-    columns = 0 if setup.fused_head else _vocabulary_rows(setup)
+    columns = 0 if setup.fused_head else _share(setup).vocab_rows
     return setup.tokens * (setup.shape.hidden_size + columns) * setup.itemsize
 
 
@@ -211,13 +209,13 @@ def _working(setup: PolicySetup, stage: int) -> int:
     """The larger of a layer's and the head's backward: gradients of what the linear layers have as input and output,
     and of the weight, in the model's dtype, before it is added to the gradient buffer. With full recomputation also
     the one layer that is computed again."""
-    shape, itemsize = setup.shape, setup.itemsize
-    ffn = shape.ffn_size // setup.tensor
+    shape, itemsize, share = setup.shape, setup.itemsize, _share(setup)
+    ffn = share.ffn_rows
     layer = setup.tokens * (3 * ffn + 2 * shape.hidden_size) + 2 * ffn * shape.hidden_size
     again = recomputed_layer(setup) if setup.recompute == "full" else 0
     if stage < setup.pipeline - 1:
         return layer * itemsize + again
-    head = (2 * setup.tokens + _vocabulary_rows(setup)) * shape.hidden_size
+    head = (2 * setup.tokens + share.vocab_rows) * shape.hidden_size
     return max(layer * itemsize + again, head * itemsize)
 
 
@@ -267,7 +265,7 @@ _KV_BLOCK_TOKENS = 16
 def kv_bytes_per_token(shape: ModelShape, *, tensor: int, itemsize: int) -> int:
     """Keys and values of one token in all layers on one worker: 2 x layers x heads x head_dim x itemsize. A worker has
     its share of the key-value heads, and one of them where there are fewer than workers."""
-    heads = kv_heads_per_worker(shape, tensor)
+    heads = tensor_share(shape, tensor, side="engine").kv_heads
     return 2 * shape.num_layers * heads * shape.head_dim * itemsize
 
 
@@ -276,7 +274,7 @@ def rollout_memory(setup: RolloutSetup) -> RolloutMemory:
     a profiling run (`determine_available_memory`). Raises ModelError where vLLM cannot split the model."""
     shape = setup.shape
     weights = engine_weight_elements(shape, setup.tensor) * setup.itemsize
-    width = 3 * shape.ffn_size // setup.tensor + 3 * shape.hidden_size
+    width = 3 * tensor_share(shape, setup.tensor, side="engine").ffn_rows + 3 * shape.hidden_size
     # Three copies: logits in float32, their log-softmax, and the sorted or scaled one in between.
     working = setup.batched_tokens * width * setup.itemsize + 3 * setup.sequences * shape.vocab_size * _FLOAT32
     cache = setup.budget - weights - working - CONTEXT_BYTES

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from megarl.config.dump import format_value
 from megarl.config.run import RunConfig
-from megarl.models.layout import tensor_split_problems
-from megarl.models.serving import engine_split_problems
+from megarl.models.geometry import stage_counts, tensor_problems, tensor_sizes
 from megarl.models.shape import ModelShape
 
 Changes = Mapping[str, Any]
@@ -24,12 +23,9 @@ def check_layout(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     """Problems between a model and the parallel layout, and with the context length; each says what to change."""
     yield from _check_policy(config, shape)
     tensor = config.rollout.tensor
-    if problems := engine_split_problems(shape, tensor):
-        sizes = [
-            size
-            for size in range(1, config.cluster.gpus_per_node + 1)
-            if not engine_split_problems(shape, size) and loads(config, {"rollout.tensor": size})
-        ]
+    if problems := tensor_problems(shape, tensor, side="engine"):
+        splitting = tensor_sizes(shape, at_most=config.cluster.gpus_per_node, side="engine")
+        sizes = [size for size in splitting if loads(config, {"rollout.tensor": size})]
         yield f"rollout.tensor {tensor} does not split the model: {', '.join(problems)}; use {_nearest(sizes, tensor)}"
     prompt, response = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
     if prompt + response > shape.context_tokens:
@@ -68,9 +64,9 @@ def _updated(config: Any, path: list[str], values: Mapping[str, Any]) -> Any:
 def _check_policy(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     tensor, pipeline = config.parallel.tensor, config.parallel.pipeline
     texts = {}
-    if problems := tensor_split_problems(shape, tensor):
+    if problems := tensor_problems(shape, tensor, side="policy"):
         texts["tensor"] = f"parallel.tensor {tensor} does not split the model: {', '.join(problems)}"
-    if shape.num_layers % pipeline:
+    if pipeline not in stage_counts(shape):
         texts["pipeline"] = f"parallel.pipeline {pipeline} does not divide the model's {shape.num_layers} layers"
     if texts:
         advice = _advise_policy(config, shape, wrong=set(texts))
@@ -80,9 +76,8 @@ def _check_policy(config: RunConfig, shape: ModelShape) -> Iterator[str]:
 def _advise_policy(config: RunConfig, shape: ModelShape, *, wrong: set[str]) -> str:
     """Sizes of the one field that is wrong, where some work with everything else as it is; else the nearest layout."""
     parallel = config.parallel
-    per_node = config.cluster.gpus_per_node
-    tensors = [size for size in range(1, per_node + 1) if not tensor_split_problems(shape, size)]
-    pipelines = [size for size in range(1, shape.num_layers + 1) if not shape.num_layers % size]
+    tensors = tensor_sizes(shape, at_most=config.cluster.gpus_per_node, side="policy")
+    pipelines = stage_counts(shape)
     if len(wrong) == 1:
         (name,) = wrong
         sizes = tensors if name == "tensor" else pipelines

@@ -6,18 +6,28 @@ which every tensor rank holds whole, and `tied` ones, which repeat the first sta
 """
 
 from collections.abc import Iterator
+from typing import assert_never
 
+from megarl.models import dense
 from megarl.models.boxes import Box, Parameter, ParameterEntry, Piece
-from megarl.models.dense import Spec, dense_embedding, dense_final_norm, dense_layer, dense_output, dense_tensors
+from megarl.models.family import FamilyTable, Spec
 from megarl.models.layout import RankLayout
 from megarl.models.shape import ModelShape
 
-__all__ = ["Box", "ParameterEntry", "Piece", "Spec", "hf_tensors", "list_parameters"]
+__all__ = ["Box", "ParameterEntry", "Piece", "Spec", "family_table", "hf_tensors", "list_parameters"]
+
+
+def family_table(shape: ModelShape) -> FamilyTable:
+    """The declarations of the model's family; another family is a module and a case here."""
+    match shape.family:
+        case "llama" | "qwen2":
+            return dense
+    assert_never(shape.family)
 
 
 def hf_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a checkpoint of this model; with tied embeddings there is no lm_head."""
-    return dict(dense_tensors(shape))
+    return dict(family_table(shape).tensors(shape))
 
 
 def list_parameters(shape: ModelShape, layout: RankLayout, *, spec: Spec = "local") -> tuple[ParameterEntry, ...]:
@@ -41,12 +51,12 @@ def list_parameters(shape: ModelShape, layout: RankLayout, *, spec: Spec = "loca
 
 def _walk(shape: ModelShape, layout: RankLayout, spec: Spec) -> Iterator[tuple[int, Parameter, bool]]:
     """(chunk, whole parameter, is the tied copy) of everything the rank holds."""
-    last_chunk = len(layout.layers) - 1
+    family, last_chunk = family_table(shape), len(layout.layers) - 1
     for chunk, layers in enumerate(layout.layers):
         if layout.has_embedding and chunk == 0:
-            yield chunk, dense_embedding(shape, padded_vocab=layout.padded_vocab), False
+            yield chunk, family.embedding(shape, padded_vocab=layout.padded_vocab), False
         for local_index, global_index in enumerate(layers):
-            for parameter in dense_layer(
+            for parameter in family.layer(
                 shape,
                 local_index=local_index,
                 global_index=global_index,
@@ -55,8 +65,8 @@ def _walk(shape: ModelShape, layout: RankLayout, spec: Spec) -> Iterator[tuple[i
             ):
                 yield chunk, parameter, False
         if layout.has_output and chunk == last_chunk:
-            yield chunk, dense_final_norm(shape), False
+            yield chunk, family.final_norm(shape), False
             # A chunk that has the embedding too uses it as its output layer and allocates none.
             embedding_here = layout.has_embedding and chunk == 0
             if not (shape.tied_embeddings and embedding_here):
-                yield chunk, dense_output(shape, padded_vocab=layout.padded_vocab), shape.tied_embeddings
+                yield chunk, family.output(shape, padded_vocab=layout.padded_vocab), shape.tied_embeddings

@@ -19,7 +19,7 @@ from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.parallel.batches import MiniBatch, PackedMicroBatch, PackedSamples
 from megarl.parallel.vocab import TokenDistribution
-from megarl.policy.model import PolicyModel
+from megarl.policy.model import Chunks
 from megarl.policy.passes import Passes
 from megarl.policy.reports import ScoredMicroBatch
 from megarl.policy.token_batches import DataParallelReduce, make_token_batch
@@ -35,7 +35,7 @@ class ObjectivePasses:
         self._objective, self._passes, self._device, self._temperature = objective, passes, device, temperature
 
     def score(
-        self, model: PolicyModel, reference: PolicyModel | None, batches: Sequence[PackedSamples]
+        self, model: Chunks, reference: Chunks | None, batches: Sequence[PackedSamples]
     ) -> list[ScoredMicroBatch]:
         """Log-probs and entropies under the model, and log-probs under the reference if given; [] on inner stages."""
         old = self._look(model, batches, with_expected_q=self._objective.needs_survey)
@@ -52,7 +52,7 @@ class ObjectivePasses:
 
     def choose(
         self,
-        model: PolicyModel,
+        model: Chunks,
         batches: MiniBatch,
         scores: Sequence[ScoredMicroBatch],
         controls: Controls,
@@ -89,7 +89,7 @@ class ObjectivePasses:
 
     def differentiate(
         self,
-        ddp: DistributedDataParallel,
+        ddp: Sequence[DistributedDataParallel],
         batches: MiniBatch,
         scores: Sequence[ScoredMicroBatch],
         choices: Sequence[Choices],
@@ -110,7 +110,7 @@ class ObjectivePasses:
 
         return self._passes.run(ddp, batches, loss, temperature=self._temperature, backward=True, with_expected_q=True)
 
-    def imitate(self, ddp: DistributedDataParallel, batches: MiniBatch) -> TokenParts:
+    def imitate(self, ddp: Sequence[DistributedDataParallel], batches: MiniBatch) -> TokenParts:
         """Forward and backward of supervised batches: loss = -sum of weight * logp, at temperature 1."""
 
         def loss(_at: int, batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, object]:
@@ -128,13 +128,14 @@ class ObjectivePasses:
         return self._passes.run(ddp, batches, loss, temperature=1.0, backward=True, with_expected_q=True)
 
     def _look(
-        self, model: PolicyModel, batches: Sequence[PackedSamples], *, with_expected_q: bool = False
+        self, model: Chunks, batches: Sequence[PackedSamples], *, with_expected_q: bool = False
     ) -> list[TokenDistribution]:
         def keep(_at: int, _batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, TokenDistribution]:
             return token.logp_T.new_zeros(()), token
 
-        was_training = model.training
-        model.eval()
+        was_training = [chunk.training for chunk in model]
+        for chunk in model:
+            chunk.eval()
         try:
             with torch.no_grad():
                 return self._passes.run(
@@ -146,7 +147,8 @@ class ObjectivePasses:
                     with_expected_q=with_expected_q,
                 )
         finally:
-            model.train(was_training)
+            for chunk, training in zip(model, was_training, strict=True):
+                chunk.train(training)
 
 
 def _without_rounding(scored: ScoredMicroBatch, token: TokenDistribution) -> ScoredMicroBatch:

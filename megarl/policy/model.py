@@ -7,6 +7,7 @@ rank's vocabulary shard [R, V / T], which is never gathered and, with the fused 
 import dataclasses
 import difflib
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig, ParallelConfig, PolicyConfig
-from megarl.models.layout import padded_vocab_size
+from megarl.models.layout import RankLayout
 from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.shape import ModelShape
 from megarl.parallel.batches import PackedMicroBatch
@@ -130,9 +131,9 @@ def _with_overrides(values: dict[str, Any], overrides: dict[str, Any]) -> Transf
         raise ConfigError(f"Megatron-core refuses this model and layout: {error}") from error
 
 
-def _block_spec(config: TransformerConfig, *, pipeline_rank: int) -> TransformerBlockSubmodules:
-    """Layers of this stage: Transformer Engine's, or the local spec with our norm and attention."""
-    num_layers = get_num_layers_to_build(config, pp_rank=pipeline_rank)
+def _block_spec(config: TransformerConfig, *, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Layers of this rank's chunk: Transformer Engine's, or the local spec with our norm and attention."""
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     if uses_transformer_engine():
         from megatron.core.extensions.transformer_engine import TENorm
 
@@ -145,17 +146,27 @@ def _block_spec(config: TransformerConfig, *, pipeline_rank: int) -> Transformer
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RmsNorm)
 
 
-class PolicyModel(GPTModel):
-    """One pipeline stage. `forward` takes a packed micro-batch; what the last stage returns goes to `distribution`."""
+Chunks = Sequence["PolicyModel"]
+"""The model of a policy rank, in order of the layers: one chunk, or several as a virtual pipeline."""
 
-    def __init__(self, config: TransformerConfig, shape: ModelShape, *, pipeline_rank: int, fused_head: bool) -> None:
+
+class PolicyModel(GPTModel):
+    """One model chunk of a pipeline stage. `forward` takes a packed micro-batch; what the last chunk of the last stage
+    returns goes to `distribution`."""
+
+    def __init__(
+        self, config: TransformerConfig, shape: ModelShape, *, layout: RankLayout, chunk: int, fused_head: bool
+    ) -> None:
+        """chunk: index into `layout.layers`, which several chunks share as a virtual pipeline."""
+        vp_stage = chunk if len(layout.layers) > 1 else None
         super().__init__(
             config=config,
-            transformer_layer_spec=_block_spec(config, pipeline_rank=pipeline_rank),
-            vocab_size=padded_vocab_size(shape.vocab_size, config.tensor_model_parallel_size),
+            transformer_layer_spec=_block_spec(config, vp_stage=vp_stage),
+            vocab_size=layout.padded_vocab,
             max_sequence_length=shape.max_positions,
-            pre_process=pipeline_rank == 0,
-            post_process=pipeline_rank == config.pipeline_model_parallel_size - 1,
+            pre_process=layout.has_embedding and chunk == 0,
+            post_process=layout.has_output and chunk == len(layout.layers) - 1,
+            vp_stage=vp_stage,
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied_embeddings,
             position_embedding_type="rope",

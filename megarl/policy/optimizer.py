@@ -1,13 +1,13 @@
 """AdamW over Megatron's main weights, its distributed form, and the learning-rate schedule."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import nn
+from megatron.core.transformer.module import MegatronModule
 
 from megarl.config.policy import OptimizerConfig
 
@@ -28,17 +28,25 @@ def learning_rate(update: int, *, config: OptimizerConfig, total_updates: int) -
 
 
 def wrap_data_parallel(
-    module: nn.Module, *, config: TransformerConfig, distributed_optimizer: bool
-) -> DistributedDataParallel:
-    """Megatron's gradient buffers around a model; gradients are summed over data ranks, in float32."""
+    chunks: Sequence[MegatronModule], *, distributed_optimizer: bool
+) -> list[DistributedDataParallel]:
+    """Megatron's gradient buffers around each model chunk; gradients are summed over data ranks, in float32."""
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, check_for_nan_in_grad=False
     )
-    return DistributedDataParallel(config=config, ddp_config=ddp, module=module)
+    return [
+        # As Megatron does: what a virtual pipeline runs later is reduced in one piece, while the chunk before it runs.
+        DistributedDataParallel(config=chunk.config, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
 
 
 def build_optimizer(
-    chunk: DistributedDataParallel, *, config: OptimizerConfig, dtype: torch.dtype, distributed_optimizer: bool
+    chunks: Sequence[DistributedDataParallel],
+    *,
+    config: OptimizerConfig,
+    dtype: torch.dtype,
+    distributed_optimizer: bool,
 ) -> MegatronOptimizer:
     """Megatron's AdamW with float32 main weights; no weight decay on biases and norms."""
     settings = MegatronOptimizerConfig(
@@ -54,7 +62,7 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=distributed_optimizer,
     )
-    optimizer = get_megatron_optimizer(settings, [chunk], use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(settings, list(chunks), use_gloo_process_groups=False)
     for group in optimizer.param_groups:
         # Megatron marks biases and norms with wd_mult = 0 and leaves it to its own scheduler to act on the mark.
         group["weight_decay"] = config.weight_decay * group["wd_mult"]

@@ -29,7 +29,7 @@ class Passes:
 
     def run(
         self,
-        model: PolicyModel | DistributedDataParallel,
+        chunks: Sequence[PolicyModel | DistributedDataParallel],
         batches: Sequence[PackedSamples],
         function: TokenFunction,
         *,
@@ -37,24 +37,23 @@ class Passes:
         backward: bool,
         with_expected_q: bool = False,
     ) -> list[Any]:
-        """One pass over `batches`, probabilities being softmax(logits / temperature).
+        """One pass of the rank's chunks over `batches`, probabilities being softmax(logits / temperature).
 
         The function's second results in order on the last stage, [] elsewhere.
         """
-        config = model.config
+        config = chunks[0].config
         # The loss is already divided by the global normaliser, so `num_tokens` must not scale the gradient again.
         config.finalize_model_grads_func = lambda chunks, _num_tokens=None, **kwargs: finalize_model_grads(
             chunks, None, **kwargs
         )
-        config.no_sync_func = getattr(model, "no_sync", None) if backward else None
+        config.no_sync_func = _no_sync(chunks) if backward else None
         longest = max(batch.num_stream_tokens for batch in batches)
-        indexed = iter(list(enumerate(batches)))
-        head: PolicyModel = model.module if isinstance(model, DistributedDataParallel) else model
 
         def forward_step(iterator: Any, chunk: Any) -> tuple[Tensor, Callable[..., Any]]:
             index, samples = next(iterator)
             batch = samples.to(self._device)
             output = chunk(batch)
+            head: PolicyModel = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
 
             def loss(output: Tensor) -> tuple[Tensor, Tensor, Any]:
                 distribution = head.distribution(
@@ -68,11 +67,17 @@ class Passes:
 
         results = get_forward_backward_func()(
             forward_step_func=forward_step,
-            data_iterator=indexed,
-            model=[model],
+            data_iterator=[iter(list(enumerate(batches))) for _ in chunks],
+            model=list(chunks),
             num_microbatches=len(batches),
             seq_length=longest,
             micro_batch_size=1,
             forward_only=not backward,
         )
         return results if parallel_state.is_pipeline_last_stage() else []
+
+
+def _no_sync(chunks: Sequence[PolicyModel | DistributedDataParallel]) -> Any:
+    """What keeps gradients from being reduced before the last micro-batch: Megatron wants one, or one per chunk."""
+    functions = [chunk.no_sync for chunk in chunks if isinstance(chunk, DistributedDataParallel)]
+    return functions if len(functions) > 1 else next(iter(functions), None)

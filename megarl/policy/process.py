@@ -11,8 +11,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-from megarl.config.policy import ParallelConfig
 from megarl.parallel.device import collective_backend, prepare_process
+from megarl.parallel.grid import RankGrid
 from megarl.policy.sealed_objects import seal_objects, unseal_objects
 from megarl.reshard.seal import SealedStore
 from megarl.reshard.signals import connect_store, serve_store
@@ -36,7 +36,7 @@ class RankPlace:
     """Index among the GPUs this process sees."""
 
 
-def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: float, seed: int) -> torch.device:
+def join_policy_group(place: RankPlace, *, grid: RankGrid, timeout_s: float, seed: int) -> torch.device:
     """Meet all policy ranks and build Megatron's groups; returns the device to compute on."""
     # Sequence parallelism relies on kernels starting in program order; read when the CUDA context is made.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
@@ -51,8 +51,11 @@ def join_policy_group(place: RankPlace, *, parallel: ParallelConfig, timeout_s: 
         timeout=timeout,
     )
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
+        tensor_model_parallel_size=grid.tensor,
+        pipeline_model_parallel_size=grid.pipeline,
+        context_parallel_size=grid.context,
+        expert_model_parallel_size=grid.expert,
+        expert_tensor_parallel_size=grid.expert_tensor,
         distributed_timeout_minutes=max(1, math.ceil(timeout_s / 60)),
         create_gloo_process_groups=False,
     )

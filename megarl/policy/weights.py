@@ -1,20 +1,21 @@
 """Hugging Face weights into a rank's Megatron parameters, and back out of all ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from torch import Tensor, nn
 
-from megarl.checkpoint.hf import HfCheckpoint
+from megarl.checkpoint.hf import HfCheckpoint, open_hf_checkpoint
 from megarl.config.run import RunConfig
 from megarl.models.layout import RankLayout, layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
 from megarl.models.table import ParameterEntry, Spec, hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
-from megarl.policy.model import uses_transformer_engine
+from megarl.policy.model import PolicyModel, build_transformer_config, uses_transformer_engine
 from megarl.reshard.gather import GatherPlan, gather_hf_tensors, plan_gather
 from megarl.reshard.regions import parameter_key
 from megarl.reshard.session import Offer
@@ -36,10 +37,38 @@ def _spec() -> Spec:
     return "te" if uses_transformer_engine() else "local"
 
 
-def load_hf_weights(module: nn.Module, checkpoint: HfCheckpoint, *, shape: ModelShape, layout: RankLayout) -> None:
-    """Fill every parameter of `module` from its boxes; RuntimeError if table and model name different parameters."""
-    parameters = dict(module.named_parameters())
-    entries = {entry.name: entry for entry in list_parameters(shape, layout, spec=_spec())}
+def named_parameters(chunks: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters of all chunks by the keys of the transfer plans."""
+    return {
+        parameter_key(index, name): parameter
+        for index, chunk in enumerate(chunks)
+        for name, parameter in chunk.named_parameters()
+    }
+
+
+def build_chunks(
+    config: RunConfig, *, shape: ModelShape, layout: RankLayout, device: torch.device
+) -> list[PolicyModel]:
+    """The rank's part of the model with the checkpoint's weights: a chunk for each range of `layout.layers`."""
+    megatron = build_transformer_config(shape, model=config.model, parallel=config.parallel, policy=config.policy)
+    fused = config.policy.head == "fused"
+    chunks = [
+        PolicyModel(megatron, shape, layout=layout, chunk=chunk, fused_head=fused).to(device)
+        for chunk in range(len(layout.layers))
+    ]
+    checkpoint = open_hf_checkpoint(Path(config.model.path))
+    checkpoint.validate(hf_tensors(shape))
+    load_hf_weights(chunks, checkpoint, shape=shape, layout=layout)
+    return chunks
+
+
+def load_hf_weights(
+    chunks: Sequence[nn.Module], checkpoint: HfCheckpoint, *, shape: ModelShape, layout: RankLayout
+) -> None:
+    """Fill every parameter of the chunks from its boxes; RuntimeError if table and model name different parameters."""
+    parameters = named_parameters(chunks)
+    table = list_parameters(shape, layout, spec=_spec())
+    entries = {parameter_key(entry.chunk, entry.name): entry for entry in table}
     if parameters.keys() != entries.keys():
         raise RuntimeError(
             "the weight table and the Megatron model disagree: "
@@ -70,9 +99,9 @@ def plan_export(shape: ModelShape, *, grid: RankGrid, bucket_bytes: int, dtype: 
     return plan_gather(entries, hf_tensors(shape), bucket_bytes=bucket_bytes, dtype=dtype)
 
 
-def export_hf_weights(module: nn.Module, plan: GatherPlan) -> Iterator[tuple[str, Tensor]]:
+def export_hf_weights(chunks: Sequence[nn.Module], plan: GatherPlan) -> Iterator[tuple[str, Tensor]]:
     """Full HF tensors, in the plan's dtype, on rank 0; every rank of the first replica must exhaust the iterator."""
-    yield from gather_hf_tensors({name: p.data for name, p in module.named_parameters()}, plan, rank=dist.get_rank())
+    yield from gather_hf_tensors(shared_parameters(chunks), plan, rank=dist.get_rank())
 
 
 def make_offer(
@@ -97,6 +126,6 @@ def make_offer(
     )
 
 
-def shared_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """The rank's parameters by the keys of the transfer plan; they keep their memory over all updates."""
-    return {parameter_key(0, name): parameter.data for name, parameter in module.named_parameters()}
+def shared_parameters(chunks: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """What the chunks' parameters hold, by the keys of the transfer plans; the memory stays over all updates."""
+    return {key: parameter.data for key, parameter in named_parameters(chunks).items()}

@@ -12,18 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.checkpoint.hf import open_hf_checkpoint, save_hf_checkpoint
+from megarl.checkpoint.hf import save_hf_checkpoint
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.shape import read_model_shape
-from megarl.models.table import hf_tensors
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
-from megarl.policy.model import DTYPES, PolicyModel, build_transformer_config
+from megarl.policy.model import DTYPES, PolicyModel
 from megarl.policy.optimizer import (
     build_optimizer,
     forget_moments,
@@ -36,8 +35,8 @@ from megarl.policy.process import RankPlace, join_policy_group, leave_policy_gro
 from megarl.policy.reports import MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
+    build_chunks,
     export_hf_weights,
-    load_hf_weights,
     make_offer,
     plan_export,
     rank_layout,
@@ -56,13 +55,11 @@ class MegatronWorker:
     ) -> None:
         """Join the group, build the model, read the weights. `reference` keeps a frozen copy for the KL."""
         self._config = config
-        self._grid = RankGrid(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
-        )
+        self._grid = RankGrid.of(config.parallel)
         self._place = place
         self._device = join_policy_group(
             place,
-            parallel=config.parallel,
+            grid=self._grid,
             timeout_s=config.policy.collective_timeout_s,
             seed=config.train.seed,
         )
@@ -71,10 +68,12 @@ class MegatronWorker:
         self._dtype = DTYPES[config.model.dtype]
         self._optimizer_config, self._total_updates, self._updates = optimizer, total_updates, 0
         self._lr = optimizer.lr
-        self._model = self._build_model()
-        self._reference = self._build_model().requires_grad_(False).eval() if reference else None
+        self._chunks = self._build_chunks()
+        self._reference = self._build_chunks() if reference else None
+        for chunk in self._reference or ():
+            chunk.requires_grad_(False).eval()
         distributed = config.policy.distributed_optimizer
-        self._ddp = wrap_data_parallel(self._model, config=self._model.config, distributed_optimizer=distributed)
+        self._ddp = wrap_data_parallel(self._chunks, distributed_optimizer=distributed)
         self._optimizer = build_optimizer(
             self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
         )
@@ -89,17 +88,8 @@ class MegatronWorker:
         self._store: Any = None
         self._sender: WeightSender | None = None
 
-    def _build_model(self) -> PolicyModel:
-        config = build_transformer_config(
-            self._shape, model=self._config.model, parallel=self._config.parallel, policy=self._config.policy
-        )
-        pipeline_rank = self._grid.position(self._place.rank).pipeline
-        fused = self._config.policy.head == "fused"
-        model = PolicyModel(config, self._shape, pipeline_rank=pipeline_rank, fused_head=fused).to(self._device)
-        checkpoint = open_hf_checkpoint(Path(self._config.model.path))
-        checkpoint.validate(hf_tensors(self._shape))
-        load_hf_weights(model, checkpoint, shape=self._shape, layout=self._layout)
-        return model
+    def _build_chunks(self) -> list[PolicyModel]:
+        return build_chunks(self._config, shape=self._shape, layout=self._layout, device=self._device)
 
     @property
     def _reports(self) -> bool:
@@ -109,7 +99,7 @@ class MegatronWorker:
         """Old log-probs and entropies of the response tokens; `hold` keeps the batch for updates, which also need
         the reference's log-probs."""
         reference = self._reference if hold else None
-        flat = iter(self._objective.score(self._model, reference, [batch for mini in shard for batch in mini]))
+        flat = iter(self._objective.score(self._chunks, reference, [batch for mini in shard for batch in mini]))
         scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
         if hold:
             self._held, self._scores = shard, scores
@@ -121,7 +111,7 @@ class MegatronWorker:
         The report traces the tokens of the samples whose id is in `traced`.
         """
         batches, scores = self._held[index], self._scores[index]
-        choices = self._objective.choose(self._model, batches, scores, controls, first=index == 0)
+        choices = self._objective.choose(self._chunks, batches, scores, controls, first=index == 0)
         self._prepare_update()
         parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls, first=index == 0)
         return self._finish_update(parts, batches, traced=traced)
@@ -136,7 +126,8 @@ class MegatronWorker:
         lr = learning_rate(self._updates, config=self._optimizer_config, total_updates=self._total_updates)
         set_learning_rate(self._optimizer, lr)
         self._lr = lr
-        self._ddp.zero_grad_buffer()
+        for chunk in self._ddp:
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
 
     def _finish_update(self, parts: TokenParts, batches: MiniBatch, *, traced: range) -> UpdateReport | None:
@@ -157,7 +148,7 @@ class MegatronWorker:
 
         One scalar all-reduce and one host read per update; only on failure are the micro-batches looked at one by one.
         """
-        checked = [buffer.grad_data.norm().double() for buffer in self._ddp.buffers]
+        checked = [buffer.grad_data.norm().double() for chunk in self._ddp for buffer in chunk.buffers]
         checked += [_suspect(tokens.logp_T, tokens.entropy_T, loss.loss) for tokens, loss in parts]
         bad = (~torch.isfinite(torch.stack(checked)).all()).float()
         dist.all_reduce(bad, op=dist.ReduceOp.MAX)
@@ -182,7 +173,8 @@ class MegatronWorker:
         """The reference becomes the current weights, and the optimizer's moments start anew (ProRL)."""
         if self._reference is None:
             raise RuntimeError("reset_reference: the objective has no KL, so there is no reference to renew")
-        self._reference.load_state_dict(self._model.state_dict())
+        for reference, chunk in zip(self._reference, self._chunks, strict=True):
+            reference.load_state_dict(chunk.state_dict())
         forget_moments(self._optimizer)
 
     def open_session(self) -> WeightEndpoint | None:
@@ -196,7 +188,7 @@ class MegatronWorker:
     def join_session(self, endpoint: WeightEndpoint) -> None:
         """Meet the engines' workers and plan; every rank at once, while the engines connect."""
         offer = make_offer(self._shape, config=self._config, grid=self._grid, dtype=self._dtype, device=self._device)
-        parameters = shared_parameters(self._model)
+        parameters = shared_parameters(self._chunks)
         self._sender = WeightSender(endpoint, offer, parameters, rank=self._place.rank, store=self._store)
 
     def publish_weights(self, version: int) -> PublishReport:
@@ -215,7 +207,7 @@ class MegatronWorker:
         if self._grid.position(self._place.rank).data != 0:
             return
         plan = plan_export(self._shape, grid=self._grid, bucket_bytes=_EXPORT_BUCKET_BYTES, dtype=self._dtype)
-        tensors = export_hf_weights(self._model, plan)
+        tensors = export_hf_weights(self._chunks, plan)
         if self._place.rank == 0:
             save_hf_checkpoint(Path(path), tensors, source=Path(self._config.model.path), dtype=self._dtype)
         else:

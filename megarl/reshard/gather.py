@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megarl.models.table import Box, ParameterEntry, Piece
+from megarl.reshard.regions import parameter_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Part:
 
     rank: int
     parameter: str
+    """Key of the rank's parameter (`parameter_key`)."""
     piece: Piece
 
 
@@ -50,7 +52,7 @@ def plan_gather(
             for piece in entry.pieces:
                 if piece.box not in seen:
                     seen.add(piece.box)
-                    parts[piece.box.tensor].append(Part(rank, entry.name, piece))
+                    parts[piece.box.tensor].append(Part(rank, parameter_key(entry.chunk, entry.name), piece))
     for name, shape in shapes.items():
         held = sum(part.piece.box.num_elements for part in parts[name])
         if held != math.prod(shape):
@@ -66,7 +68,7 @@ def plan_gather(
 def gather_hf_tensors(local: Mapping[str, Tensor], plan: GatherPlan, *, rank: int) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, full tensor) on rank 0, nothing elsewhere; all senders of the plan must exhaust the iterator.
 
-    `local` maps this rank's parameter names to tensors. Memory on rank 0: one bucket of full tensors and the largest
+    `local` has this rank's parameters by `parameter_key`. Memory on rank 0: one bucket of full tensors and the largest
     sender's buffer.
     """
     for bucket in plan.buckets:

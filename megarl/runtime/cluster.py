@@ -6,15 +6,16 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.util
-from ray.util.placement_group import PlacementGroup
+from ray._private.state import available_resources_per_node
+from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from megarl.config.base import ConfigError
@@ -22,12 +23,22 @@ from megarl.config.run import RunConfig
 from megarl.parallel.device import built_for_cuda
 from megarl.runtime.closing import undisturbed
 from megarl.runtime.leftovers import process_marks
+from megarl.runtime.placement import (
+    Node,
+    PlacementPlan,
+    ShortageError,
+    Workers,
+    check_whole_groups,
+    plan_placement,
+)
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
+_RESERVE_TIMEOUT_S = 30.0
+_POLL_S = 0.2
 _INIT_TIMEOUT_S = 180.0
 """Ray's own limits of a start on this machine are shorter; joining takes seconds once the head has answered."""
 _SHUTDOWN_TIMEOUT_S = 45.0
@@ -37,26 +48,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """Bundles of the placement group: one per policy rank, then one per engine; an engine never spans nodes."""
+    """Bundles of the placement group: one per policy rank, in rank order, then one per engine."""
 
     group: PlacementGroup
-    on_gpu: bool
-    rank_bundles: tuple[int, ...]
-    """Bundle of each policy rank: neighbouring ranks share a node, so tensor ranks do."""
-    engine_bundles: tuple[int, ...]
-    gpus_per_engine: int
+    workers: Workers
 
     def policy_rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a policy rank."""
-        return self._options(self.rank_bundles[rank], gpus=1)
+        return self._options(rank, gpus=1)
 
     def engine(self, index: int) -> dict[str, Any]:
         """Ray options of an engine."""
-        return self._options(self.engine_bundles[index], gpus=self.gpus_per_engine)
+        return self._options(self.workers.ranks + index, gpus=self.workers.engine_tensor)
 
     def _options(self, bundle: int, *, gpus: int) -> dict[str, Any]:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-        return {"num_cpus": 1, "num_gpus": gpus if self.on_gpu else 0, "scheduling_strategy": strategy}
+        return {"num_cpus": 1, "num_gpus": gpus if self.workers.on_gpu else 0, "scheduling_strategy": strategy}
 
 
 async def check_cluster(config: RunConfig) -> None:
@@ -70,9 +77,8 @@ async def check_cluster(config: RunConfig) -> None:
 async def ray_cluster(config: RunConfig, *, num_engines: int) -> AsyncIterator[Placement]:
     """Join `cluster.ray_address` (or RAY_ADDRESS), else start Ray here; then reserve a place for every worker.
 
-    Where the cluster has no GPU a worker counts as one logical CPU, however many cores there are: policy and engines
-    take turns. ConfigError when the cluster cannot be joined or is too small. At the end of the block every actor of
-    the run is ended, and a Ray that was started here with all its files.
+    Every worker is on the node that `plan_placement` gives it. ConfigError when the cluster cannot be joined or is too
+    small. At the end of the block every actor of the run is ended, and a Ray that was started here with all its files.
     """
     address = find_address(config.cluster.ray_address)
     thread, lease = RayThread(), Lease.take("run")
@@ -144,38 +150,52 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
 
 
 def _reserve(config: RunConfig, *, num_engines: int, given_up: threading.Event) -> Placement:
-    resources = ray.cluster_resources()
-    on_gpu = built_for_cuda() and resources.get("GPU", 0) > 0
-    ranks, tensor = config.parallel.world_size, config.rollout.tensor
-    bundles = [{"CPU": 1.0, "GPU": 1.0} if on_gpu else {"CPU": 1.0}] * ranks
-    bundles += [{"CPU": 1.0, "GPU": float(tensor)} if on_gpu else {"CPU": 1.0}] * num_engines
-    group = ray.util.placement_group(bundles, strategy="PACK")
+    """Reserve what is planned on the nodes as they are, and plan anew while nodes join or other jobs are faster."""
+    on_gpu = built_for_cuda() and ray.cluster_resources().get("GPU", 0) > 0
+    workers = Workers.of(config, engines=num_engines, on_gpu=on_gpu)
     deadline = time.monotonic() + _PLACEMENT_TIMEOUT_S
+    while True:
+        free, total = _nodes()
+        with suppress(ShortageError):  # nodes may be about to join
+            check_whole_groups(plan_placement(total, workers), total)
+        try:
+            plan = plan_placement(free, workers)
+            check_whole_groups(plan, free)
+            if group := _place(plan, free, workers, given_up=given_up):
+                return Placement(group, workers)
+            problem = ConfigError(f"the Ray cluster had room for {workers}, and other jobs or a lost node took it")
+        except ConfigError as error:
+            problem = error
+        if time.monotonic() > deadline or given_up.is_set():
+            raise problem
+        time.sleep(_POLL_S)
+
+
+def _nodes() -> tuple[list[Node], list[Node]]:
+    """The nodes that are up, in the order of their addresses, with what no job has taken and with all they have."""
+    free = available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in free]
+    alive.sort(key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
+    names = [(node["NodeManagerAddress"], node["NodeID"]) for node in alive]
+    return (
+        [Node(address, free[ray_id], ray_id) for address, ray_id in names],
+        [Node(address, node["Resources"], ray_id) for (address, ray_id), node in zip(names, alive, strict=True)],
+    )
+
+
+def _place(
+    plan: PlacementPlan, nodes: Sequence[Node], workers: Workers, *, given_up: threading.Event
+) -> PlacementGroup | None:
+    """The group of the plan's bundles, each on its node; None, and nothing reserved, where they do not come soon."""
+    bundles = [workers.rank_needs] * workers.ranks + [workers.engine_needs] * workers.engines
+    places = [{NODE_ID_LABEL_KEY: nodes[at].ray_id} for at in (*plan.rank_nodes, *plan.engine_nodes)]
+    group = ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=places)
+    deadline = time.monotonic() + _RESERVE_TIMEOUT_S
     while not (placed := group.wait(1.0)) and time.monotonic() < deadline and not given_up.is_set():
         pass
     if not placed:
-        needed = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in bundles[0]}
-        found = {kind: resources.get(kind, 0.0) for kind in needed}
-        raise ConfigError(
-            f"the Ray cluster cannot place {ranks} policy ranks and {num_engines} engines of {tensor}: needed "
-            f"{needed}, found {found}; an engine must fit on one node. Add nodes, free them of other jobs, or lower "
-            "parallel.world_size or rollout.engines"
-        )
-    node_of = ray.util.placement_group_table(group)["bundles_to_node_id"]
-    by_node = sorted(range(ranks), key=lambda bundle: (node_of[bundle], bundle))
-    _check_tensor_groups([node_of[bundle] for bundle in by_node], tensor_ranks=config.parallel.tensor)
-    return Placement(group, on_gpu, tuple(by_node), tuple(range(ranks, ranks + num_engines)), tensor)
-
-
-def _check_tensor_groups(nodes: list[str], *, tensor_ranks: int) -> None:
-    """ConfigError when tensor-parallel neighbours, `tensor_ranks` entries in a row, are not on one node."""
-    for start in range(0, len(nodes), tensor_ranks):
-        if len(set(nodes[start : start + tensor_ranks])) > 1:
-            raise ConfigError(
-                f"policy ranks {start} to {start + tensor_ranks - 1} are one tensor-parallel group and lie on several "
-                f"nodes: a node has room for a number of ranks that parallel.tensor {tensor_ranks} does not divide. "
-                "Give the run whole nodes, or choose rollout.engines x tensor so that whole groups fit"
-            )
+        ray.util.remove_placement_group(group)
+    return group if placed else None
 
 
 def start_actor(shell: Any, options: dict[str, Any], *args: Any, env_vars: dict[str, str] | None = None) -> Any:

@@ -26,6 +26,7 @@ from megarl.reshard.seal import new_secret
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
 from megarl.runtime.cluster import Placement, start_actor
+from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
@@ -95,9 +96,7 @@ class RayPolicyGroup:
 
     def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement) -> None:
         self._config = config
-        self._grid = RankGrid(
-            tensor=config.parallel.tensor, pipeline=config.parallel.pipeline, data=config.parallel.data
-        )
+        self._grid = RankGrid.of(config.parallel)
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         shell = ray.remote(concurrency_groups={"liveness": 1})(PolicyActor)
@@ -159,8 +158,7 @@ class RayPolicyGroup:
 
     def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:
         """One argument per data-parallel replica, put into the object store once, handed to each of its ranks."""
-        refs = [ray.put(value) for value in values]
-        return [(refs[self._grid.position(rank).data],) for rank in range(self._grid.world_size)]
+        return [(ref,) for ref in by_rank(self._grid, [ray.put(value) for value in values])]
 
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
         # In threads: a batch may be gigabytes, and the event loop has workers to hear meanwhile.
@@ -171,15 +169,15 @@ class RayPolicyGroup:
     def _by_sample(self, shards: Sequence[BatchShard], results: Sequence[Any]) -> list[TokenScores]:
         return [
             scores
-            for data, shard in enumerate(shards)
-            for scores in scores_by_sample(shard, results[self._grid.reporter(data)])
+            for shard, of_shard in zip(shards, of_reporters(self._grid, results), strict=True)
+            for scores in scores_by_sample(shard, of_shard)
         ]
 
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
     ) -> tuple[UpdateResult, list[TokenTrace]]:
         results = await self._all("train_mini_batch", index, controls, traced=traced)
-        traces = [trace for data in range(self._grid.data) for trace in results[self._grid.reporter(data)].traces]
+        traces = [trace for report in of_reporters(self._grid, results) for trace in report.traces]
         return self._merge(results), traces
 
     async def reset_reference(self) -> None:
@@ -189,8 +187,7 @@ class RayPolicyGroup:
         return self._merge(await self._each("sft_update", self._per_replica(shards)))
 
     def _merge(self, results: Sequence[Any]) -> UpdateResult:
-        reports = [results[self._grid.reporter(data)] for data in range(self._grid.data)]
-        return merge_reports(reports, rules=possible_rules(self._config.objective))
+        return merge_reports(of_reporters(self._grid, results), rules=possible_rules(self._config.objective))
 
     async def open_session(self) -> WeightEndpoint:
         """Let engines find the policy; ends an earlier session."""

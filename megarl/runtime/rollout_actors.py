@@ -15,6 +15,7 @@ from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
 from megarl.rollout.engine import Adoption, RolloutEngine, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_actor
+from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
@@ -110,23 +111,17 @@ class RayRolloutPool:
     async def generate(
         self, requests: Sequence[SampleRequest], arrived: Callable[[Sequence[int], Sequence[Rollout]], None]
     ) -> list[Rollout]:
-        """Samples of one prompt go to one engine, which shares their prefix; prompts are dealt out in turn."""
-        groups = _group_by_prompt(requests)
+        """As `deal_prompts` deals them; `arrived` is told of those of a prompt when they have come."""
+        deals = deal_prompts(requests, engines=len(self._workers))
 
-        async def sample(position: int, indexes: Sequence[int]) -> list[Rollout]:
-            worker = self._workers[position % len(self._workers)]
-            reference = worker.actor.generate.remote([requests[index] for index in indexes])
+        async def sample(deal: Deal) -> list[Rollout]:
+            worker = self._workers[deal.engine]
+            reference = worker.actor.generate.remote([requests[index] for index in deal.indexes])
             rollouts: list[Rollout] = await call(worker, reference, doing="sample", limit=None)
-            arrived(indexes, rollouts)
+            arrived(deal.indexes, rollouts)
             return rollouts
 
-        results = await asyncio.gather(*(sample(position, indexes) for position, indexes in enumerate(groups)))
-        by_index = {
-            index: rollout
-            for indexes, rollouts in zip(groups, results, strict=True)
-            for index, rollout in zip(indexes, rollouts, strict=True)
-        }
-        return [by_index[index] for index in range(len(requests))]
+        return restore_order(deals, await asyncio.gather(*map(sample, deals)))
 
     async def receive_weights(self, version: int) -> None:
         await self._all("receive_weights", version, doing="begin to receive weights", limit=self._weights_limit)
@@ -180,11 +175,3 @@ def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
             for adoption in adoptions
         )
     )
-
-
-def _group_by_prompt(requests: Sequence[SampleRequest]) -> list[list[int]]:
-    """Indexes of the requests that share a prompt, in order of first appearance."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(request.prompt, []).append(index)
-    return list(groups.values())

@@ -61,16 +61,16 @@ class LocalPolicy:
 
     def __init__(self, worker: MegatronWorker) -> None:
         self._worker, self._versions = worker, 0
-        model = worker._model.state_dict()
+        model = worker._chunks[0].state_dict()
         self._start = {name: value.clone() for name, value in model.items() if value is not None}
 
     def restart(self, config: RunConfig) -> None:
         """The first weights again, and another objective."""
         worker = self._worker
-        worker._model.load_state_dict(self._start, strict=False)
+        worker._chunks[0].load_state_dict(self._start, strict=False)
         worker._optimizer.reload_model_params()
         forget_moments(worker._optimizer)
-        worker._reference.load_state_dict(worker._model.state_dict())
+        worker._reference[0].load_state_dict(worker._chunks[0].state_dict())
         worker._config, worker._updates = config, 0
         passes = Passes(device=worker._device)
         worker._objective = ObjectivePasses(

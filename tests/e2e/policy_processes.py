@@ -86,7 +86,7 @@ def load(worker: Any, path: str) -> None:
     from megarl.checkpoint.hf import open_hf_checkpoint
     from megarl.policy.weights import load_hf_weights
 
-    load_hf_weights(worker._model, open_hf_checkpoint(Path(path)), shape=worker._shape, layout=worker._layout)
+    load_hf_weights(worker._chunks, open_hf_checkpoint(Path(path)), shape=worker._shape, layout=worker._layout)
 
 
 def act_at_message(worker: Any, rank: int, number: int, action: str) -> None:

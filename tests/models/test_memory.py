@@ -262,11 +262,15 @@ def count_state(worker: MegatronWorker, config: RunConfig, rank: int, shards: li
     worker.score(shard)
     worker.train_mini_batch(0, Controls(step=1, seed=0, entropy_coefficient=0.0))
     state: Counter[str] = Counter()
-    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in worker._model.parameters()}
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for chunk in worker._chunks
+        for p in chunk.parameters()
+    }
     state["weights"] = sum(storages.values())
-    reference = worker._reference.parameters() if worker._reference else ()
-    state["reference"] = sum(parameter.nbytes for parameter in reference)
-    state["gradients"] = sum(buffer.grad_data.nbytes for buffer in worker._ddp.buffers)
+    reference = worker._reference or ()
+    state["reference"] = sum(parameter.nbytes for chunk in reference for parameter in chunk.parameters())
+    state["gradients"] = sum(buffer.grad_data.nbytes for chunk in worker._ddp for buffer in chunk.buffers)
     parts = getattr(worker._optimizer, "chained_optimizers", [worker._optimizer])
     for inner in (part.optimizer for part in parts):
         mains = [parameter for group in inner.param_groups for parameter in group["params"]]
@@ -282,7 +286,9 @@ def watch_saved(worker: MegatronWorker, config: RunConfig, rank: int, shards: li
     """(stage, tokens, micro-batches, peak bytes of tensors saved for backward) of every rank."""
     shard = shards[worker._grid.position(rank).data]
     worker.score(shard)
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in worker._model.parameters()}
+    parameters = {
+        parameter.untyped_storage().data_ptr() for chunk in worker._chunks for parameter in chunk.parameters()
+    }
     saved = SavedBytes(parameters)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda held: held.tensor):
         worker.train_mini_batch(0, Controls(step=1, seed=0, entropy_coefficient=0.0))

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from megarl.models.boxes import Box
-from megarl.models.serving import check_engine_split, engine_boxes, engine_weight_elements, kv_heads_per_worker
+from megarl.models.geometry import check_tensor_split, tensor_share
+from megarl.models.serving import engine_boxes, engine_weight_elements
 from megarl.models.shape import ModelError, ModelShape
 from megarl.models.table import hf_tensors
 from tests.models.shapes import make_shape, real_shape
@@ -48,7 +49,7 @@ def test_neighbours_share_a_key_value_head() -> None:
     shape = make_shape()
     keys = [boxes_of(shape, rank, 4)[f"{LAYER}.self_attn.k_proj.weight"] for rank in range(4)]
     assert [bounds(box) for box in keys] == [((0, 0), (3, 6))] * 2 + [((3, 0), (6, 6))] * 2
-    assert [kv_heads_per_worker(shape, size) for size in (1, 2, 4)] == [2, 1, 1]
+    assert [tensor_share(shape, size, side="engine").kv_heads for size in (1, 2, 4)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -82,11 +83,11 @@ def test_weights_of_a_worker_by_hand() -> None:
 
 def test_a_split_that_vllm_refuses_names_every_reason() -> None:
     with pytest.raises(ModelError) as error:
-        check_engine_split(real_shape("qwen2.5-7b"), 5)
+        check_tensor_split(real_shape("qwen2.5-7b"), 5, side="engine")
     text = str(error.value)
     assert "28 attention heads" in text
     assert "4 key-value heads" in text
     assert "18944 rows of the MLP" in text
     assert "152064 rows of the padded vocabulary" in text
     # Llama 3 8B's vocabulary is what 32 workers but not 3 divide.
-    check_engine_split(real_shape("llama-3-8b"), 32)
+    check_tensor_split(real_shape("llama-3-8b"), 32, side="engine")

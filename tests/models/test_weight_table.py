@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarl.models.layout import RankLayout, layout_of, padded_vocab_size
+from megarl.models.geometry import padded_vocab_size
+from megarl.models.layout import RankLayout, layout_of
 from megarl.models.shape import ModelError, ModelShape
 from megarl.models.shards import fill_parameter
 from megarl.models.table import Box, Piece, hf_tensors, list_parameters

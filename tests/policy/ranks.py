@@ -182,7 +182,7 @@ def export(worker: MegatronWorker) -> dict[str, torch.Tensor]:
     if worker._grid.position(worker._place.rank).data != 0:
         return {}
     plan = plan_export(worker._shape, grid=worker._grid, bucket_bytes=20_000, dtype=worker._dtype)
-    return {name: tensor.clone() for name, tensor in export_hf_weights(worker._model, plan)}
+    return {name: tensor.clone() for name, tensor in export_hf_weights(worker._chunks, plan)}
 
 
 def _by_id(shard: BatchShard, scored: Any) -> dict[int, tuple[list[float], list[float] | None]]:

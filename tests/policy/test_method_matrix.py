@@ -214,10 +214,10 @@ def run_methods(
     worker: MegatronWorker, config: RunConfig, rank: int, cases: dict[str, tuple[ObjectiveConfig, list[Sample]]]
 ) -> dict[str, StepResult | None]:
     """Every objective on its samples from the worker's first weights, one after another."""
-    start = {name: value.clone() for name, value in worker._model.state_dict().items() if value is not None}
+    start = {name: value.clone() for name, value in worker._chunks[0].state_dict().items() if value is not None}
     results = {}
     for name, (objective, samples) in cases.items():
-        worker._model.load_state_dict(start, strict=False)
+        worker._chunks[0].load_state_dict(start, strict=False)
         worker._optimizer.reload_model_params()
         forget_moments(worker._optimizer)
         worker._updates = 0

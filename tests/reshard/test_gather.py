@@ -1,5 +1,7 @@
 """The plan of the reference path: every tensor exactly once, in buckets, from the first rank that holds a part."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from megarl.models.layout import layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.reshard.gather import gather_hf_tensors, plan_gather
+from megarl.reshard.regions import parameter_key
 
 SHAPE = ModelShape(
     family="qwen2",
@@ -60,10 +63,29 @@ def test_a_missing_rank_is_refused() -> None:
 
 def test_one_rank_gathers_its_own_weights() -> None:
     (table,) = entries(1, 1).values()
-    local = {entry.name: torch.randn(entry.shape) for entry in table}
+    local = {parameter_key(entry.chunk, entry.name): torch.randn(entry.shape) for entry in table}
     plan = plan_gather({0: table}, hf_tensors(SHAPE), bucket_bytes=2000, dtype=torch.float32)
     gathered = {name: tensor.clone() for name, tensor in gather_hf_tensors(local, plan, rank=0)}
-    qkv = local["decoder.layers.0.self_attention.linear_qkv.weight"].view(2, 4, 4, 16)  # group, q q k v, row, column
+    qkv = local["0:decoder.layers.0.self_attention.linear_qkv.weight"].view(2, 4, 4, 16)  # group, q q k v, row, column
     assert torch.equal(gathered["model.layers.0.self_attn.q_proj.weight"], qkv[:, :2].reshape(16, 16))
     assert torch.equal(gathered["model.layers.0.self_attn.k_proj.weight"], qkv[:, 2].reshape(8, 16))
-    assert torch.equal(gathered["model.embed_tokens.weight"], local["embedding.word_embeddings.weight"][:21])
+    assert torch.equal(gathered["model.embed_tokens.weight"], local["0:embedding.word_embeddings.weight"][:21])
+
+
+def test_chunks_of_a_virtual_pipeline_are_kept_apart() -> None:
+    """Stage 0 has layers 0 and 2 as chunks 0 and 1, whose parameters have the same names."""
+    shape = dataclasses.replace(SHAPE, num_layers=4)
+    tables = {
+        rank: list_parameters(
+            shape,
+            layout_of(shape, tensor_rank=0, tensor_size=1, pipeline_rank=rank, pipeline_size=2, virtual=2),
+        )
+        for rank in range(2)
+    }
+    plan = plan_gather(tables, hf_tensors(shape), bucket_bytes=4096, dtype=torch.float32)
+    places = [
+        [(part.rank, part.parameter) for part in plan.parts[f"model.layers.{layer}.mlp.down_proj.weight"]]
+        for layer in range(4)
+    ]
+    name = "decoder.layers.0.mlp.linear_fc2.weight"
+    assert places == [[(0, f"0:{name}")], [(1, f"0:{name}")], [(0, f"1:{name}")], [(1, f"1:{name}")]]

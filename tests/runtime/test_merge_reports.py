@@ -1,4 +1,6 @@
-"""What the replicas of an update report becomes one set of metrics."""
+"""What the replicas of an update, the ranks of a publication and the engines report becomes one set of metrics."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from megarl.objective.loss import compute_token_loss
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Choices, Controls, Rule
 from megarl.policy.reports import UpdateReport
-from megarl.runtime.policy_actors import merge_reports
+from megarl.reshard.tally import PublishReport
+from megarl.rollout.engine import Adoption
+from megarl.runtime.policy_actors import merge_publish_reports, merge_reports
+from megarl.runtime.rollout_actors import merge_adoptions
 from megarl.telemetry.metrics import Max, Mean, Min
 from tests.objective.tokens import make_tokens
 
@@ -46,3 +51,51 @@ def test_replicas_of_unequal_size_merge_as_one_batch() -> None:
     # What steers are fields, sums and counts of both replicas; there is no reference.
     assert result.logp == Mean(pytest.approx(-4.0), 4.0)
     assert result.kl == Mean(0.0, 0.0)
+
+
+def publish_report(**changes: float) -> PublishReport:
+    values: dict[str, Any] = {
+        "version": 1,
+        "messages": 2,
+        "bytes": 100,
+        "dense_bytes": 400,
+        "num_changed": 10,
+        "num_compared": 40,
+        "ready_s": 0.0,
+        "pack_s": 0.0,
+        "checksum_s": 0.0,
+        "wire_s": 0.0,
+    }
+    return PublishReport(**{**values, **changes})
+
+
+def test_a_publication_takes_as_long_as_its_slowest_rank() -> None:
+    reports = [
+        publish_report(pack_s=3.0, checksum_s=1.0, wire_s=2.0),
+        publish_report(pack_s=1.0, checksum_s=4.0, wire_s=5.0, bytes=300, messages=5),
+    ]
+    metrics = merge_publish_reports(reports)
+    assert metrics["timing_s/publish_pack"] == Max(3.0)
+    assert metrics["timing_s/publish_checksum"] == Max(4.0)
+    assert metrics["timing_s/publish_wire"] == Max(5.0)
+    assert (metrics["publish/bytes"].value, metrics["publish/messages"].value) == (400.0, 7.0)
+
+
+def test_changed_shares_are_of_all_ranks_together() -> None:
+    metrics = merge_publish_reports(
+        [publish_report(), publish_report(num_changed=50, num_compared=160, dense_bytes=100)]
+    )
+    assert metrics["publish/changed_share"] == Mean(60.0, 200.0)
+    assert metrics["publish/bytes_over_dense"] == Mean(200.0, 500.0)
+    whole = merge_publish_reports([publish_report(num_changed=0, num_compared=0)])
+    assert not {"publish/changed_share", "publish/bytes_over_dense"} & whole.keys()
+
+
+def test_a_change_of_weights_takes_as_long_as_the_slowest_engine() -> None:
+    first = Adoption(drain_s=1.0, install_s=5.0, resume_s=0.1)
+    metrics = merge_adoptions([first, Adoption(drain_s=2.0, install_s=3.0, resume_s=0.4)])
+    assert metrics == {
+        "timing_s/publish_drain": Max(2.0),
+        "timing_s/publish_install": Max(5.0),
+        "timing_s/publish_resume": Max(0.4),
+    }
