@@ -268,8 +268,8 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.json", b"7", "one object a line; found int"),
     ("a.json", b"", "the data set is empty"),
     ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read (zlib inflate failed"),
-    ("a.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "a.jsonl.gz: cannot be read (Truncated compressed stream"),
-    ("a.parquet.gz", gzip.compress(b"no"), "a.parquet.gz: cannot be read as parquet"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 500, mtime=0)[:-20], "a.jsonl.gz: cannot be read (Truncated compressed stream"),
+    ("a.parquet.gz", gzip.compress(b"no", mtime=0), "a.parquet.gz: cannot be read as parquet"),
     ("a.parquet", b"", "a.parquet: cannot be read as parquet"),
 ]
 
