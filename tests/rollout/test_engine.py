@@ -15,10 +15,11 @@ import torch
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest
-from megarl.reshard import sender as sender_module
-from megarl.reshard.checksum import Checksums
+from megarl.reshard.packer import Packer
+from megarl.reshard.plan import Place
 from megarl.reshard.receiver import NOT_INSTALLED
 from megarl.reshard.signals import TransportError
+from megarl.reshard.tally import Tally
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineStartError
 from tests.rollout.reference import EOS, VOCAB, checkpoint_tensors, make_model, random_weights, reference_logp
@@ -227,14 +228,14 @@ def test_changed_bytes_are_refused_and_the_engine_samples_on(
 ) -> None:
     version, trainer = engine.policy_version + 1, Trainer(model_path, transport=transport)
     runner.run(trainer.connect(engine))
-    honest = sender_module.compute_part_checksums
+    honest = Packer.pack
 
-    def flip_after(elements: torch.Tensor, parts: tuple, keyed: Checksums) -> list[int]:
-        checksums = honest(elements, parts, keyed)
-        elements.view(torch.uint8)[5] ^= 1
+    def flip_after(packer: Packer, place: Place, out: torch.Tensor, tally: Tally) -> list[int]:
+        checksums = honest(packer, place, out, tally)
+        out.view(torch.uint8)[5] ^= 1
         return checksums
 
-    monkeypatch.setattr(sender_module, "compute_part_checksums", flip_after)
+    monkeypatch.setattr(Packer, "pack", flip_after)
     new = random_weights(checkpoint_tensors(model_path), seed=9)
     with pytest.raises(TransportError, match=rf"version {version}: engine 0 worker 0 failed: arrived changed from"):
         runner.run(trainer.send(engine, version, new))
@@ -246,7 +247,7 @@ def test_changed_bytes_are_refused_and_the_engine_samples_on(
     ]
     assert {rollout.policy_version for rollout in rollouts} == {version - 1}
     # Over new connections the same version arrives.
-    monkeypatch.setattr(sender_module, "compute_part_checksums", honest)
+    monkeypatch.setattr(Packer, "pack", honest)
     try:
         runner.run(trainer.connect(engine))
         runner.run(trainer.publish(engine, version, new))
