@@ -125,9 +125,9 @@ def check_answers(config: RunConfig, prompts: PromptSet, listen: Listener | None
     answers = read_answers(config.reward, indexes)
     found = report_progress(answers, len(indexes), what="ground truths checked", listen=listen)
     bad = {index: problem for answer, problem in found if problem for index in indexes[answer]}
-    count = f'{len(bad)} of {len(prompts)} ground truths cannot be read by verifier "{verifier.kind}"'
     if not bad:
         return prompts
+    count = f'{len(bad)} of {len(prompts)} ground truths cannot be read by verifier "{verifier.kind}"'
     first = sorted(bad)[:_SHOWN_ROWS]
     if config.reward.unreadable_answers == "drop" and len(bad) < len(prompts):
         example = f"{prompts.place(first[0])}: {bad[first[0]]}"

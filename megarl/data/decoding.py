@@ -35,12 +35,14 @@ def build_decode(tokenizer: Any) -> Callable[[Sequence[TokenIds]], list[str]]:
 def _byte_table(tokenizer: Any) -> Mapping[int, bytes] | None:
     """The bytes of every token, none for a special one and for ids beyond the vocabulary; None where the tokenizer's
     texts are not made so."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder")
     if decoder is None or decoder["type"] != "ByteLevel":
         return None
     special = set(tokenizer.all_special_ids)
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    bytes_of = _byte_characters()
+    bytes_of = {character: byte for byte, character in bytes_to_unicode().items()}
     table: defaultdict[int, bytes] = defaultdict(bytes)
     for text, index in tokenizer.get_vocab().items():
         table[index] = b"" if index in special else _token_bytes(text, bytes_of)
@@ -53,10 +55,3 @@ def _byte_table(tokenizer: Any) -> Mapping[int, bytes] | None:
 def _token_bytes(text: str, bytes_of: dict[str, int]) -> bytes:
     """What a token's characters stand for; an added token may have others, which stand for themselves."""
     return bytes(bytes_of[c] for c in text) if all(c in bytes_of for c in text) else text.encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's: printable bytes stand for themselves, the others for the characters from 256 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}

@@ -128,7 +128,7 @@ def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
     """Processes with the mark of a driver that is gone, or `ended`, and all below them: Ray's agents, which show a long
     name of their own choice, lose their environment to it."""
     found: dict[int, Leftover] = {}
-    unmarked: dict[int, int] = {}
+    unmarked: list[int] = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -138,14 +138,16 @@ def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
                 continue
             variables = _read_variables(entry)
             if DRIVER_VARIABLE not in variables:
-                unmarked[pid] = parent_of(pid) or 0
+                unmarked.append(pid)
             elif (run := _run_that_is_over(variables, ended)) is not None and (process := _describe(pid, run)):
                 found[pid] = process
         except OSError:
             continue  # it ended meanwhile
-    while below := [pid for pid, parent in unmarked.items() if parent in found]:
+    parents = {pid: parent_of(pid) for pid in unmarked} if found else {}
+    while below := [pid for pid, parent in parents.items() if parent in found]:
         for pid in below:
-            parent = unmarked.pop(pid)
+            parent = parents.pop(pid)
+            assert parent is not None
             with suppress(OSError):
                 if process := _describe(pid, found[parent].run):
                     found[pid] = process
