@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 StopReason = Literal["stop", "length"]
+Failure = Literal["timeout", "crash"]
+"""Why a verifier gave no number."""
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
@@ -164,7 +166,7 @@ class Score:
     overlong: float = 0.0
     bonus: float = 0.0
     """objective.shaping.perplexity's."""
-    failure: Literal["timeout", "crash"] | None = None
+    failure: Failure | None = None
     """Why the verifier gave nothing; None: it answered."""
 
 

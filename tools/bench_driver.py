@@ -44,7 +44,7 @@ from megarl.policy.reports import ScoredMicroBatch, scores_by_sample
 from megarl.records import Floats, Prompt, Rollout, SampleRequest, TokenScores, TokenTrace, as_tokens
 from megarl.rewards.pool import RewardPool
 from megarl.telemetry.console import Console
-from megarl.telemetry.metrics import Max, Mean, Metrics
+from megarl.telemetry.metrics import Mean, Metrics, Sum
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
@@ -307,7 +307,7 @@ class FakeWorkers:
     async def receive_weights(self, version: int) -> None: ...
 
     async def publish_weights(self, version: int) -> Metrics:
-        return {"publish/bytes": Max(1.0)}
+        return {"publish/bytes": Sum(1.0)}
 
     async def adopt_weights(self, version: int) -> Metrics:
         return {}

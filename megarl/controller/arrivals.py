@@ -1,7 +1,7 @@
-"""Responses that come while others are still being sampled: decoded and scored at once.
+"""Responses that come while others are still being sampled: decoded and verified at once.
 
-A prompt's responses are scored together, when the last of them has come: what a wrong answer gets, and what one that
-was cut off keeps, depends on the others (`rewards.pool`).
+A verdict on a response depends on no other. The scores of a prompt's responses are concluded together, when the last of
+them has its verdict: what a failed answer gets, and what one that was cut off keeps, depends on the others.
 """
 
 import asyncio
@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 
 from megarl.controller.protocols import Scorer
 from megarl.records import Prompt, Rollout, Score, TokenIds
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem, Verdict
 
 Decode = Callable[[Sequence[TokenIds]], list[str]]
 """Responses to texts, special tokens left out. Called in a thread."""
+
+_AT_ONCE = 512
+"""Responses that are decoded and asked about together, so that the event loop hears of others between."""
 
 
 class Arrivals:
@@ -24,67 +27,63 @@ class Arrivals:
         """`first` is the first prompt's position in the step."""
         self._prompts, self._size, self._first, self._step = prompts, size, first, step
         self._decode, self._scorer = decode, scorer
-        self._rollouts: list[Rollout | None] = [None] * (size * len(prompts))
-        self._missing = [size] * len(prompts)
-        self._complete: asyncio.Queue[int] = asyncio.Queue()
+        self._come: asyncio.Queue[tuple[int, Rollout]] = asyncio.Queue()
+        self._items: list[RewardItem | None] = [None] * (size * len(prompts))
+        self._verdicts: list[Verdict | None] = [None] * (size * len(prompts))
+        self._unverified = [size] * len(prompts)
         self._scored: list[tuple[list[RewardItem], list[Score]]] = [([], []) for _ in prompts]
 
     def add(self, indexes: Sequence[int], rollouts: Sequence[Rollout]) -> None:
         """These have come; on the event loop."""
-        for index, rollout in zip(indexes, rollouts, strict=True):
-            self._rollouts[index] = rollout
-            self._missing[index // self._size] -= 1
-            if not self._missing[index // self._size]:
-                self._complete.put_nowait(index // self._size)
+        for arrival in zip(indexes, rollouts, strict=True):
+            self._come.put_nowait(arrival)
 
     async def score(self) -> list[tuple[list[RewardItem], list[Score]]]:
         """The items and scores of every prompt, in order, once all have come. Raises what decoding or scoring raises,
         as soon as it does."""
         try:
-            async with asyncio.TaskGroup() as scoring:
-                left = len(self._prompts)
+            async with asyncio.TaskGroup() as verifying:
+                left = len(self._items)
                 while left:
-                    numbers = [await self._complete.get()]
-                    while not self._complete.empty():
-                        numbers.append(self._complete.get_nowait())
-                    left -= len(numbers)
-                    for number, items in zip(numbers, await self._make_items(numbers), strict=True):
-                        scoring.create_task(self._score(number, items))
+                    come = [await self._come.get()]
+                    while len(come) < _AT_ONCE and not self._come.empty():
+                        come.append(self._come.get_nowait())
+                    left -= len(come)
+                    items = await asyncio.to_thread(self._make_items, come)
+                    verifying.create_task(self._verify([index for index, _ in come], items))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed.exceptions[0].__cause__
         return self._scored
 
-    async def _make_items(self, numbers: Sequence[int]) -> list[list[RewardItem]]:
-        rollouts = [self._group(number) for number in numbers]
-        texts = iter(await asyncio.to_thread(self._decode, [rollout.response for of in rollouts for rollout in of]))
-        return [
-            reward_items(self._prompts[number], of, [next(texts) for _ in of], position=self._first + number)
-            for number, of in zip(numbers, rollouts, strict=True)
-        ]
+    def _make_items(self, come: Sequence[tuple[int, Rollout]]) -> list[RewardItem]:
+        texts = self._decode([rollout.response for _, rollout in come])
+        items = []
+        for (index, rollout), text in zip(come, texts, strict=True):
+            number, sample = divmod(index, self._size)
+            items.append(
+                RewardItem(
+                    prompt=self._prompts[number],
+                    response=text,
+                    response_tokens=len(rollout.response),
+                    prompt_index=self._first + number,
+                    sample_index=sample,
+                    truncated=rollout.stop_reason == "length",
+                )
+            )
+        return items
 
-    def _group(self, number: int) -> list[Rollout]:
-        return [
-            rollout
-            for rollout in self._rollouts[number * self._size : (number + 1) * self._size]
-            if rollout is not None
-        ]
+    async def _verify(self, indexes: Sequence[int], items: Sequence[RewardItem]) -> None:
+        verdicts = await self._scorer.verify(items, step=self._step)
+        for index, item, verdict in zip(indexes, items, verdicts, strict=True):
+            self._items[index], self._verdicts[index] = item, verdict
+            number = index // self._size
+            self._unverified[number] -= 1
+            if not self._unverified[number]:
+                self._conclude(number)
 
-    async def _score(self, number: int, items: list[RewardItem]) -> None:
-        self._scored[number] = (items, await self._scorer.score(items, step=self._step))
-
-
-def reward_items(
-    prompt: Prompt, rollouts: Sequence[Rollout], texts: Sequence[str], *, position: int
-) -> list[RewardItem]:
-    """The answers to one prompt, with it; `position` is the prompt's in the step."""
-    return [
-        RewardItem(
-            prompt=prompt,
-            response=text,
-            response_tokens=len(rollout.response),
-            prompt_index=position,
-            sample_index=index,
-            truncated=rollout.stop_reason == "length",
-        )
-        for index, (rollout, text) in enumerate(zip(rollouts, texts, strict=True))
-    ]
+    def _conclude(self, number: int) -> None:
+        """All responses to prompt `number` have their verdicts."""
+        mine = slice(number * self._size, (number + 1) * self._size)
+        items = [item for item in self._items[mine] if item is not None]
+        verdicts = [verdict for verdict in self._verdicts[mine] if verdict is not None]
+        self._scored[number] = (items, self._scorer.conclude(items, verdicts))

@@ -7,7 +7,7 @@ from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrace
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem, Verdict
 from megarl.telemetry.metrics import Metrics
 
 Arrived = Callable[[Sequence[int], Sequence[Rollout]], None]
@@ -61,5 +61,8 @@ class RolloutPool(Protocol):
 class Scorer(Protocol):
     """The rewards."""
 
-    async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
-        """One score per item, in order."""
+    async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
+        """One verdict per item, in order, whatever the others are."""
+
+    def conclude(self, items: Sequence[RewardItem], verdicts: Sequence[Verdict]) -> list[Score]:
+        """The scores of all responses to a prompt."""

@@ -12,7 +12,7 @@ from typing import Any
 from megarl.config.rollout_files import rollouts_interval
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem
 from megarl.telemetry.console import Console, Phase
 from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Std, Sum, to_values
 from megarl.telemetry.rollouts import RolloutRow, write_rollouts

@@ -20,7 +20,7 @@ from megarl.controller.parts import Parts
 from megarl.objective.advantage import compute_perplexity_bonus
 from megarl.objective.schedules import perplexity_omega
 from megarl.records import Prompt, Rollout, SampleRequest, Score
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import Mean, Metrics, Sum
 
 

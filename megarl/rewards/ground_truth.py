@@ -20,10 +20,11 @@ from megarl.config.reward import (
     ReasoningGymReward,
     RewardConfig,
 )
+from megarl.records import Failure
 from megarl.rewards.item import RewardError
 from megarl.rewards.last_number import read_number
 from megarl.rewards.messages import Checked, Failed
-from megarl.rewards.process import Failure, ScoringProcess
+from megarl.rewards.process import ScoringProcess
 
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:/0*[1-9]\d*)?", re.ASCII)  # needs no parser
 _ANSWERS_PER_PROCESS = 200

@@ -1,8 +1,8 @@
-"""What a reward is asked, and the error that stops a run when it cannot answer."""
+"""What a reward is asked and answers, and the error that stops a run when it cannot."""
 
 from dataclasses import dataclass
 
-from megarl.records import Prompt
+from megarl.records import Failure, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,14 @@ class RewardItem:
     def place(self) -> str:
         """Which sample this is, for messages."""
         return f"data set prompt {self.prompt.index} (batch position {self.prompt_index}), sample {self.sample_index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """On one response: the verifier's number; None where it gave none."""
+
+    value: float | None
+    failure: Failure | None = None
 
 
 class NoNumberError(ValueError):

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -18,10 +17,9 @@ from megarl.config.data import DataConfig
 from megarl.config.reward import FunctionReward, RandomReward, RewardConfig
 from megarl.records import Prompt, Score
 from megarl.rewards.crew import Crew
-from megarl.rewards.item import RewardError, RewardItem
+from megarl.rewards.item import RewardError, RewardItem, Verdict
 from megarl.rewards.messages import Failed, Question, Scored
 from megarl.rewards.overlong import compute_overlong_penalty
-from megarl.rewards.process import Failure
 from megarl.rewards.random_draw import draw_random_reward
 from megarl.rewards.turns import Turns
 from megarl.rewards.verifiers import check_reward, describe_verifier
@@ -32,14 +30,6 @@ _SLOW_SHARE = 0.1
 _LARGEST_SCORE = 1.0  # of every verifier but a user's function, which says otherwise with reward.correct_from
 
 
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """The verifier's number; None where it gave none."""
-
-    value: float | None
-    failure: Failure | None = None
-
-
 class _NoScoreError(RewardError):
     """A user's function returned what is no score."""
 
@@ -47,7 +37,7 @@ class _NoScoreError(RewardError):
 class RewardPool:
     """Starts `config.workers` processes and waits until they can score; `close` (or `with`) ends them.
 
-    ConfigError when the verifier's config cannot work, RewardError when a process does not start. `score` may run more
+    ConfigError when the verifier's config cannot work, RewardError when a process does not start. `verify` may run more
     than once at a time; a thread per question does the waiting, so no event loop is blocked or remembered.
     """
 
@@ -109,12 +99,16 @@ class RewardPool:
                     self._least_correct,
                 )
 
-    async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
-        """One Score per item, in order. RewardError when the verifier raises, with the sample and the traceback."""
+    async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
+        """One verdict per item, in order; it depends on no other response. RewardError when the verifier raises, with
+        the sample and the traceback."""
         if isinstance(self._config.verifier, RandomReward):
-            verdicts = [_Verdict(self._draw(self._config.verifier, item, step)) for item in items]
-        else:
-            verdicts = await self._ask_all(items)
+            return [Verdict(self._draw(self._config.verifier, item, step)) for item in items]
+        return await self._ask_all(items)
+
+    def conclude(self, items: Sequence[RewardItem], verdicts: Sequence[Verdict]) -> list[Score]:
+        """The scores of all responses to some prompts, in order: what a failed or a cut-off one gets depends on the
+        others to its prompt."""
         floors = self._floors(items, verdicts)
         return [
             self._make_score(item, verdict, floors[item.prompt_index])
@@ -122,7 +116,7 @@ class RewardPool:
         ]
 
     def close(self) -> None:
-        """End all processes, also in the middle of `score`. Safe to call twice."""
+        """End all processes, also in the middle of `verify`. Safe to call twice."""
         if self._crew is None:
             return
         self._turns.close()
@@ -138,7 +132,7 @@ class RewardPool:
     ) -> None:
         self.close()
 
-    async def _ask_all(self, items: Sequence[RewardItem]) -> list[_Verdict]:
+    async def _ask_all(self, items: Sequence[RewardItem]) -> list[Verdict]:
         loop = asyncio.get_running_loop()
         try:
             futures = [loop.run_in_executor(self._threads, self._ask, item) for item in items]
@@ -151,7 +145,7 @@ class RewardPool:
                 future.cancel()
             raise
 
-    def _ask(self, item: RewardItem) -> _Verdict:
+    def _ask(self, item: RewardItem) -> Verdict:
         """In a thread of ours: one item to one process, when its turn has come."""
         assert self._crew is not None
         turn = self._turns.take()
@@ -170,21 +164,21 @@ class RewardPool:
                 self._crew.give_back(process)
         match reply:
             case Scored(value=value):
-                return _Verdict(value)
+                return Verdict(value)
             case Failed(kind="no number"):
                 raise _NoScoreError(self._describe(item, reply))
             case Failed():
                 raise RewardError(self._describe(item, reply))
             case _:
                 logger.warning("reward %s on %s; it is wrong", reply, item.place)
-                return _Verdict(None, reply)
+                return Verdict(None, reply)
 
     def _draw(self, verifier: RandomReward, item: RewardItem, step: int) -> float:
         return draw_random_reward(
             verifier, seed=self._seed, step=step, prompt_index=item.prompt_index, sample_index=item.sample_index
         )
 
-    def _floors(self, items: Sequence[RewardItem], verdicts: Sequence[_Verdict]) -> dict[int, float]:
+    def _floors(self, items: Sequence[RewardItem], verdicts: Sequence[Verdict]) -> dict[int, float]:
         """By prompt: what a wrong answer gets, or less where a response to the same prompt got less."""
         floors = dict.fromkeys((item.prompt_index for item in items), self.wrong)
         for item, verdict in zip(items, verdicts, strict=True):
@@ -192,7 +186,7 @@ class RewardPool:
                 floors[item.prompt_index] = min(floors[item.prompt_index], verdict.value)
         return floors
 
-    def _make_score(self, item: RewardItem, verdict: _Verdict, floor: float) -> Score:
+    def _make_score(self, item: RewardItem, verdict: Verdict, floor: float) -> Score:
         """The verifier's number and what the length makes of it; `Score.verifier` keeps the number itself."""
         overlong = 0.0
         if self._config.overlong is not None:

@@ -13,11 +13,12 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any
 
 from megarl.config.base import ConfigError
 from megarl.config.data import DataConfig
 from megarl.config.reward import FunctionReward, RewardConfig
+from megarl.records import Failure
 from megarl.rewards.environment import worker_environment
 from megarl.rewards.item import RewardError
 from megarl.rewards.messages import OUT_OF_MEMORY_EXIT, Checked, Failed, GroundTruth, Question, Ready, Scored, Taken
@@ -33,8 +34,6 @@ _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from megarl.rewards.worker import main; "
     "main(int(sys.argv[2]), int(sys.argv[3]))"
 )
-
-Failure = Literal["timeout", "crash"]
 
 
 class _NotTakenError(RewardError):

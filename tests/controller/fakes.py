@@ -15,7 +15,7 @@ from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem, Verdict
 from megarl.telemetry.metrics import Max, Mean, Metrics
 from megarl.telemetry.spans import Spans
 
@@ -94,18 +94,27 @@ class Recorder:
     async def connect(self) -> None:
         self.calls.append("connect")
 
-    async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
-        if step is None:
-            self.calls.append("old_logp" if hold else "expert_logp")
-            self.scored.append(list(batch))
-            return self._token_scores(batch)
-        if self.calls[-1:] != ["reward"]:  # a call for each prompt
+    async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
+        self.calls.append("old_logp" if hold else "expert_logp")
+        self.scored.append(list(shards))
+        return self._token_scores(shards)
+
+    async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
+        if self.calls[-1:] != ["reward"]:  # a call for what has come
             self.calls.append("reward")
-        self.items += batch
-        verdicts = [(self._verify(item), self._shift(item)) for item in batch]
+        return [Verdict(self._verify(item)) for item in items]
+
+    def conclude(self, items: Sequence[RewardItem], verdicts: Sequence[Verdict]) -> list[Score]:
+        self.items += items
         return [
-            Score(reward=verdict + shift, verifier=verdict, correct=verdict >= 1, overlong=shift)
-            for verdict, shift in verdicts
+            Score(
+                reward=verdict.value + self._shift(item),
+                verifier=verdict.value,
+                correct=verdict.value >= 1,
+                overlong=self._shift(item),
+            )
+            for item, verdict in zip(items, verdicts, strict=True)
+            if verdict.value is not None
         ]
 
     def _token_scores(self, shards: Sequence[BatchShard]) -> list[TokenScores]:

@@ -1,4 +1,4 @@
-"""Responses are decoded and scored while others are sampled, prompt by prompt."""
+"""Responses are decoded and verified while others are sampled, one by one, and scored prompt by prompt."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,35 +8,35 @@ import pytest
 
 from megarl.controller.arrivals import Arrivals
 from megarl.records import Rollout, Score
-from megarl.rewards.item import RewardError, RewardItem
+from megarl.rewards.item import RewardError, RewardItem, Verdict
 from tests.controller.fakes import PROMPTS, Recorder, make_config, run
 
 LONG_S = 30.0
 
 
 class Stepwise(Recorder):
-    """Its second prompt's responses come only after the first one's have been scored."""
+    """The last three of the four responses come only after the first has its verdict."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.first_scored = asyncio.Event()
+        self.first_verified = asyncio.Event()
 
     async def generate(self, requests: Sequence[Any], arrived: Any) -> list[Rollout]:
         self.calls.append("generate")
         rollouts = [self.answer(position, request) for position, request in enumerate(requests)]
-        arrived([1, 0], rollouts[1::-1])
-        await asyncio.wait_for(self.first_scored.wait(), LONG_S)
-        arrived([2, 3], rollouts[2:])
+        arrived([1], rollouts[1:2])
+        await asyncio.wait_for(self.first_verified.wait(), LONG_S)
+        assert not self.items, "scored before the prompt's other response has come"
+        arrived([2, 0, 3], [rollouts[2], rollouts[0], rollouts[3]])
         return rollouts
 
-    async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
-        scores = await super().score(batch, step=step, hold=hold)
-        if step is not None:
-            self.first_scored.set()
-        return scores
+    async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
+        verdicts = await super().verify(items, step=step)
+        self.first_verified.set()
+        return verdicts
 
 
-def test_rewards_start_when_a_group_has_come() -> None:
+def test_a_response_is_verified_when_it_has_come() -> None:
     recorder = Stepwise()
     run(make_config(steps=1), recorder)
     (record,) = recorder.records
@@ -57,7 +57,7 @@ def test_a_failing_reward_ends_the_sampling_at_once() -> None:
                 self.cancelled = True
                 raise
 
-        async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
+        async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
             raise RewardError("the function failed on prompt 0")
 
     recorder = Failing()
@@ -73,8 +73,9 @@ def test_failing_engines_end_the_scoring() -> None:
             await asyncio.sleep(0)
             raise RuntimeError("rollout rank 0 died")
 
-        async def score(self, batch: Any, *, step: int | None = None, hold: bool = True) -> Any:
+        async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
             await asyncio.sleep(LONG_S)
+            return []
 
     with pytest.raises(RuntimeError, match="rollout rank 0 died"):
         run(make_config(steps=1), Dying())
@@ -83,12 +84,15 @@ def test_failing_engines_end_the_scoring() -> None:
 def test_a_group_is_scored_once_and_whole_in_whatever_order_it_comes() -> None:
     class Scorer:
         def __init__(self) -> None:
-            self.asked: list[list[tuple[int, int]]] = []
+            self.concluded: list[list[tuple[int, int]]] = []
 
-        async def score(self, items: Sequence[RewardItem], *, step: int) -> list[Score]:
-            self.asked.append([(item.prompt_index, item.sample_index) for item in items])
+        async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
             await asyncio.sleep(0.01 if items[0].prompt_index == 5 else 0)
-            return [Score(reward=float(item.response), verifier=step) for item in items]
+            return [Verdict(float(item.response)) for item in items]
+
+        def conclude(self, items: Sequence[RewardItem], verdicts: Sequence[Verdict]) -> list[Score]:
+            self.concluded.append([(item.prompt_index, item.sample_index) for item in items])
+            return [Score(reward=verdict.value or 0.0, verifier=3.0) for verdict in verdicts]
 
     async def work() -> tuple[Scorer, Any]:
         scorer = Scorer()
@@ -110,6 +114,6 @@ def test_a_group_is_scored_once_and_whole_in_whatever_order_it_comes() -> None:
         return scorer, await scoring
 
     scorer, scored = asyncio.run(work())
-    assert sorted(scorer.asked) == [[(5, 0), (5, 1)], [(6, 0), (6, 1)]]
+    assert sorted(scorer.concluded) == [[(5, 0), (5, 1)], [(6, 0), (6, 1)]]
     assert [[score.reward for score in scores] for _, scores in scored] == [[0.0, 1.0], [2.0, 3.0]]
     assert [[item.response for item in items] for items, _ in scored] == [["0", "1"], ["2", "3"]]

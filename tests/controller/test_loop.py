@@ -8,7 +8,7 @@ import pytest
 from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError, compute_mean_entropy
 from megarl.controller.reporting import rollout_rows
 from megarl.records import TokenScores
-from megarl.rewards.pool import RewardItem
+from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import Metrics, to_values
 from tests.controller.fakes import Recorder, make_config, make_parts, run
 

@@ -6,10 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from megarl.config.base import ConfigError
-from megarl.controller.arrivals import reward_items
 from megarl.controller.sampling import Group, SamplingExhaustedError, sample_requests
-from megarl.records import Prompt, Rollout, Score
-from megarl.rewards.pool import RewardItem
+from megarl.records import Prompt, Rollout, SampleRequest, Score
+from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import to_values
 from tests.controller.fakes import PROMPTS, Recorder, make_config, run
 
@@ -172,12 +171,20 @@ def test_a_prompt_drawn_twice_in_a_step_is_sampled_anew() -> None:
 
 
 def test_items_say_what_was_cut_off() -> None:
-    rollouts = [
-        Rollout(prompt=(0,), response=(7,), behavior_logp=(-1.0,), stop_reason=reason, policy_version=0)
-        for reason in ("stop", "length")
+    class Cutting(Recorder):
+        def answer(self, position: int, request: SampleRequest) -> Rollout:
+            return dataclasses.replace(
+                super().answer(position, request), stop_reason="length" if position % 2 else "stop"
+            )
+
+    recorder = Cutting()
+    run(make_config(steps=1), recorder)
+    assert [(item.prompt_index, item.sample_index, item.truncated) for item in recorder.records[0].items] == [
+        (0, 0, False),
+        (0, 1, True),
+        (1, 0, False),
+        (1, 1, True),
     ]
-    items = reward_items(PROMPTS[0], rollouts, ["7", "7"], position=4)
-    assert [(item.prompt_index, item.sample_index, item.truncated) for item in items] == [(4, 0, False), (4, 1, True)]
 
 
 def test_a_sampler_that_can_never_fill_a_step_is_refused() -> None:

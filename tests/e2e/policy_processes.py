@@ -1,6 +1,5 @@
 """Real Megatron workers, one process a rank, without Ray: a test tells all of them what to do."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config.run import RunConfig
+from tests.dist.forks import fork_context
 
 
 class PolicyProcesses:
     """A policy of `config.parallel.world_size` ranks; a context manager that leaves no process behind."""
 
     def __init__(self, config: RunConfig) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = fork_context()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

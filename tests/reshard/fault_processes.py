@@ -1,12 +1,10 @@
 """Processes that hold an object each and call its methods when told to, and that may be killed, stopped and resumed.
 
-They are forked by a server that has imported torch once, so that starting them takes milliseconds. Whatever happens,
-none outlives the `with` block.
+Whatever happens, none outlives the `with` block.
 """
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -24,10 +22,8 @@ from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums
 from megarl.reshard.packer import Packer
 from megarl.reshard.plan import Place
-from megarl.reshard.row_sums import compile_row_sums
 from megarl.reshard.tally import Tally
-
-compile_row_sums()  # once, in the server that all are forked from, not in each while the others wait
+from tests.dist.forks import fork_context
 
 Action = Literal["kill", "stop", "flip"]
 
@@ -53,8 +49,7 @@ class Processes:
         self._pipes: list[Connection] = []
 
     def __enter__(self) -> "Processes":
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", __name__, self._make.__module__])
+        context = fork_context()
         try:
             for number in range(self._count):
                 ours, theirs = context.Pipe()

@@ -29,6 +29,7 @@ from megarl.records import Prompt, Score
 from megarl.rewards.item import RewardError, RewardItem
 from megarl.rewards.pool import RewardPool
 from megarl.rewards.verifiers import check_reward
+from tests.rewards.scoring import score_all
 
 MODULE = "tests.rewards.user_rewards"
 USER = FunctionReward(kind="function", path=f"{MODULE}:by_command")
@@ -46,7 +47,7 @@ def make_pool(verifier: Verifier, *, timeout_s: float = 20.0, workers: int = 1, 
 
 
 def score(pool: RewardPool, *responses: str) -> list[Score]:
-    return asyncio.run(pool.score([make_item(text, sample=i) for i, text in enumerate(responses)], step=1))
+    return asyncio.run(score_all(pool, [make_item(text, sample=i) for i, text in enumerate(responses)]))
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -73,10 +74,10 @@ def test_scores_come_in_order_whatever_finishes_first(user_pool: RewardPool) -> 
         make_item("numpy", sample=2),
         make_item("print", sample=3),
     ]
-    scores = asyncio.run(user_pool.score(items, step=1))
+    scores = asyncio.run(score_all(user_pool, items))
     assert [s.verifier for s in scores] == [1.0, 0.5, 0.25, 1.0]
     assert [s.failure for s in scores] == [None] * 4
-    assert asyncio.run(user_pool.score([], step=1)) == []
+    assert asyncio.run(score_all(user_pool, [])) == []
 
 
 def test_worker_never_imports_torch(user_pool: RewardPool) -> None:
@@ -140,7 +141,7 @@ def test_function_that_raises_stops_the_run_and_names_the_sample(
 
 def test_calls_at_once_share_the_workers(user_pool: RewardPool) -> None:
     async def both() -> list[list[Score]]:
-        calls = [user_pool.score([make_item("answer", answer=a, sample=i) for i in range(20)], step=1) for a in "123"]
+        calls = [score_all(user_pool, [make_item("answer", answer=a, sample=i) for i in range(20)]) for a in "123"]
         return list(await asyncio.gather(*calls))
 
     assert [{s.verifier for s in scores} for scores in asyncio.run(both())] == [{1.0}, {2.0}, {3.0}]
@@ -159,7 +160,7 @@ def test_close_leaves_no_process_also_in_the_middle_of_a_hang() -> None:
     assert all(is_running(pid) for pid in pids)
 
     async def close_while_scoring() -> None:
-        asking = asyncio.create_task(pool.score([make_item("sleep 600")] * 3, step=1))
+        asking = asyncio.create_task(score_all(pool, [make_item("sleep 600")] * 3))
         await asyncio.sleep(0.5)
         pool.close()
         with pytest.raises((RewardError, asyncio.CancelledError)):
@@ -178,10 +179,11 @@ def test_workers_die_with_a_parent_that_is_killed() -> None:
     """The worker hangs with the interpreter's lock held; its child is in the group too."""
     program = (
         "import asyncio, sys\n"
+        "from tests.rewards.scoring import score_all\n"
         "from tests.rewards.test_reward_pool import USER, make_item, make_pool\n"
         "pool = make_pool(USER, timeout_s=600.0, workers=2)\n"
         "print(*pool.pids, flush=True)\n"
-        "asyncio.run(pool.score([make_item('hold_lock'), make_item('sleep 600')], step=1))\n"
+        "asyncio.run(score_all(pool, [make_item('hold_lock'), make_item('sleep 600')]))\n"
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=root)
@@ -251,7 +253,7 @@ def test_overlong_penalty_is_added_to_the_verifiers_score() -> None:
     )
     with RewardPool(config, DATA, max_response_tokens=100, seed=0) as pool:
         items = [make_item("7", tokens=80), make_item("7", tokens=90), make_item("8", tokens=100)]
-        scores = asyncio.run(pool.score(items, step=1))
+        scores = asyncio.run(score_all(pool, items))
     assert [(s.reward, s.verifier, s.overlong) for s in scores] == [
         (1.0, 1.0, 0.0),
         (0.75, 1.0, -0.25),
@@ -270,7 +272,7 @@ def test_unreadable_ground_truth_is_an_error() -> None:
         make_pool(Gsm8kReward(kind="gsm8k")) as pool,
         pytest.raises(RewardError, match="ground truth 'seven' has no number"),
     ):
-        asyncio.run(pool.score([make_item("7", answer="seven")], step=1))
+        asyncio.run(score_all(pool, [make_item("7", answer="seven")]))
 
 
 def test_reasoning_gym_task_scores_its_own_entries() -> None:
@@ -287,7 +289,7 @@ def test_reasoning_gym_task_scores_its_own_entries() -> None:
         ]
 
     with make_pool(ReasoningGymReward(kind="reasoning_gym")) as pool:
-        scores = asyncio.run(pool.score(items(f" {right}\n", wrong, ""), step=1))
+        scores = asyncio.run(score_all(pool, items(f" {right}\n", wrong, "")))
         assert [s.verifier for s in scores] == [1.0, 0.0, 0.0]
     pattern = r"<answer>(.*?)</answer>"
     with make_pool(ReasoningGymReward(kind="reasoning_gym", answer_pattern=pattern)) as pool:
@@ -296,7 +298,7 @@ def test_reasoning_gym_task_scores_its_own_entries() -> None:
             f"<answer>{right}</answer><answer>{wrong}</answer>",
             right,
         )
-        scores = asyncio.run(pool.score(items(*texts), step=1))
+        scores = asyncio.run(score_all(pool, items(*texts)))
         assert [s.verifier for s in scores] == [1.0, 0.0, 0.0]
 
 
@@ -311,9 +313,9 @@ def test_random_rewards_start_no_process_and_do_not_depend_on_order() -> None:
     with make_pool(RandomReward(kind="random", distribution="uniform"), seed=5) as pool:
         assert len(psutil.Process().children(recursive=True)) == before
         items = [make_item("x", index=p, sample=s) for p in range(8) for s in range(4)]
-        forward = asyncio.run(pool.score(items, step=3))
-        backward = asyncio.run(pool.score(items[::-1], step=3))
-        alone = asyncio.run(pool.score([items[13]], step=3))
+        forward = asyncio.run(score_all(pool, items, step=3))
+        backward = asyncio.run(score_all(pool, items[::-1], step=3))
+        alone = asyncio.run(score_all(pool, [items[13]], step=3))
     assert forward == backward[::-1]
     assert alone[0] == forward[13]
     assert len({s.reward for s in forward}) == 32

@@ -8,6 +8,7 @@ from megarl.config.reward import FunctionReward, RandomReward, RewardConfig
 from megarl.records import Prompt, Score
 from megarl.rewards.item import RewardItem
 from megarl.rewards.pool import RewardPool
+from tests.rewards.scoring import score_all
 from tests.rewards.test_reward_pool import DATA, MODULE
 
 PROMPT = Prompt(index=0, text="p", token_ids=(1,), answer="truth")
@@ -39,7 +40,7 @@ def score(name: str, responses: list[str], *, truncated: str = "", **fields: flo
 
     async def run(pool: RewardPool) -> list[Score]:
         await pool.try_out([PROMPT])
-        return await pool.score(items, step=1)
+        return await score_all(pool, items)
 
     with RewardPool(config, DATA, max_response_tokens=8, seed=0) as pool:
         return asyncio.run(run(pool))
@@ -97,7 +98,7 @@ def test_draws_are_correct_where_a_threshold_says_so(distribution, threshold, ex
         for index in range(32)
     ]
     with RewardPool(config, DATA, max_response_tokens=8, seed=0) as pool:
-        scores = asyncio.run(pool.score(items, step=1))
+        scores = asyncio.run(score_all(pool, items))
     assert {s.correct for s in scores} == expected
     if threshold is not None:
         assert all(s.correct == (s.verifier >= threshold) for s in scores)

@@ -7,7 +7,9 @@ import pytest
 from megarl.config.data import DataConfig, ReasoningGymData
 from megarl.config.reward import RandomReward, RewardConfig
 from megarl.records import Prompt
-from megarl.rewards.pool import RewardItem, RewardPool
+from megarl.rewards.item import RewardItem
+from megarl.rewards.pool import RewardPool
+from tests.rewards.scoring import score_all
 
 DATA = DataConfig(train=ReasoningGymData(task="chain_sum"))
 PROMPT = Prompt(index=0, text="p", token_ids=(1,), answer="1")
@@ -21,7 +23,7 @@ def test_only_a_truncated_response_is_scaled(factor: float, kept: float) -> None
         for i, truncated in enumerate((False, True))
     ]
     with RewardPool(config, DATA, max_response_tokens=8, seed=0) as pool:
-        scores = asyncio.run(pool.score(items, step=1))
+        scores = asyncio.run(score_all(pool, items))
     assert [score.reward for score in scores] == [1.0, kept]
     # The verifier's own number stays, whatever the advantage sees.
     assert [score.verifier for score in scores] == [1.0, 1.0]

@@ -16,6 +16,7 @@ from megarl.rewards.item import RewardError
 from megarl.rewards.pool import RewardPool
 from megarl.rewards.turns import Turns
 from megarl.rewards.verifiers import check_reward
+from tests.rewards.scoring import score_all
 from tests.rewards.test_reward_pool import DATA, MODULE, USER, make_item, make_pool, score, wait_until
 
 SECRETS = [
@@ -133,7 +134,7 @@ def test_a_worker_stopped_in_the_middle_of_an_answer_is_a_timeout() -> None:
     with make_pool(USER, workers=1, timeout_s=2.0) as pool:
 
         async def stop_while_scoring() -> list[str | None]:
-            asking = asyncio.create_task(pool.score([make_item("sleep 1"), make_item("ok")], step=1))
+            asking = asyncio.create_task(score_all(pool, [make_item("sleep 1"), make_item("ok")]))
             await asyncio.sleep(0.5)
             os.kill(pool.pids[0], signal.SIGSTOP)
             return [s.failure for s in await asking]
