@@ -22,7 +22,7 @@ class Turns:
     def take(self) -> "Turn | None":
         """Wait for a turn; None once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_room())
+            self._changed.wait_for(lambda: self._closed or self._room() > 0)
             if self._closed:
                 return None
             self._running += 1
@@ -39,10 +39,11 @@ class Turns:
         with self._changed:
             self._running += running
             self._slow += slow
-            self._changed.notify_all()
+            self._changed.notify(self._room())  # waking all who wait, for one answer each, took longer than answers do
 
-    def _has_room(self) -> bool:
-        return self._running < self._workers + self._slow and self._running + self._slow < self._most
+    def _room(self) -> int:
+        """How many more answers may be scored now."""
+        return max(0, min(self._workers + self._slow - self._running, self._most - self._running - self._slow))
 
 
 class Turn:

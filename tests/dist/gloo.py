@@ -24,18 +24,6 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s:
         RuntimeError: a rank raised (its rank and traceback, the first to fail) or died without a word.
         TimeoutError: not all ranks finished within `timeout_s`.
     """
-    try:
-        return _run_once(fn, world_size, args, timeout_s)
-    except _MeetingError:
-        # Seen once in thousands: a socket of gloo's full mesh closes while the ranks find each other.
-        return _run_once(fn, world_size, args, timeout_s)
-
-
-class _MeetingError(RuntimeError):
-    """The ranks did not find each other; `fn` was not called."""
-
-
-def _run_once(fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout_s: float) -> list[Any]:
     context = fork_context()
     processes: list[Any] = []
     readers: dict[Connection, int] = {}
@@ -77,8 +65,6 @@ def _collect(readers: dict[Connection, int], *, deadline: float, timeout_s: floa
             except EOFError:
                 raise RuntimeError(f"rank {rank} died without raising (killed, or os._exit)") from None
             if not succeeded:
-                if "connectFullMesh failed" in payload and "in _meet" in payload:
-                    raise _MeetingError(f"rank {rank} failed:\n{payload}")
                 raise RuntimeError(f"rank {rank} failed:\n{payload}")
             results[rank] = payload
     return results
@@ -99,7 +85,15 @@ def _rank_main(
         import torch.distributed as dist
 
         torch.set_num_threads(1)
-        _meet(rank, world_size, store, timeout_s)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        # A rank that has met the others may leave the group at once, while others have not met all yet.
+        dist.barrier()
         # Plain pickle: torch's own would pass tensors as shared memory that dies with this process.
         message = pickle.dumps((True, fn(*args)))
         # Together to the end: a rank that leaves early would fail the others' last collective.
@@ -112,15 +106,3 @@ def _rank_main(
         message = pickle.dumps((False, traceback.format_exc()))
     writer.send_bytes(message)
     writer.close()
-
-
-def _meet(rank: int, world_size: int, store: str, timeout_s: float) -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
-    )
