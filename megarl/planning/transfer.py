@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from megarl.models.boxes import Box
-from megarl.models.memory import distinct_stages
 from megarl.models.serving import engine_boxes
 from megarl.models.shape import ModelShape
+from megarl.planning.policy_memory import distinct_stages
 from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.cost import Load, choose_fanout, estimate_seconds
 from megarl.reshard.fanout import FANOUTS, Fanout, Spread
