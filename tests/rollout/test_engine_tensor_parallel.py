@@ -96,8 +96,7 @@ def multiply_before_loading(worker: Any, tensor: str) -> None:
 
 
 def call_workers(engine: RolloutEngine, runner: asyncio.Runner, function: Any, *args: Any) -> list[Any]:
-    assert engine._llm is not None
-    return runner.run(engine._llm.collective_rpc(function, args=args))
+    return runner.run(engine._process.llm.collective_rpc(function, args=args))
 
 
 def test_the_plan_verb_knows_what_vllm_asks_for(
@@ -142,7 +141,7 @@ def test_a_loader_that_does_arithmetic_gets_its_tensor_whole(
         trainer.close()
     assert greatest_difference(model_path, new, rollouts, 1.0) < TOLERANCE
     assert [list(whole) for whole in call_workers(engine, runner, whole_tensors)] == [[tensor], [tensor]]
-    log = engine._log_text()
+    log = engine._process.log_text()
     assert f"{tensor} reaches this engine whole and goes through vLLM's own loader: " in log
     assert log.count("reaches this engine whole") == 2  # once for each worker
 
