@@ -37,8 +37,9 @@ from rich.table import Table
 from torch import Tensor
 
 from megarl.models.boxes import Box
+from megarl.models.families import parse_model_config, read_model_shape
 from megarl.models.serving import engine_boxes
-from megarl.models.shape import ModelShape, parse_model_config, read_model_shape
+from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.policy.weights import rank_layout

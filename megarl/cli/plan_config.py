@@ -12,7 +12,8 @@ from megarl.config.base import ConfigError
 from megarl.config.hub_names import is_hub_name
 from megarl.config.loader import load_section
 from megarl.config.run import RunConfig
-from megarl.models.shape import ModelError, ModelShape, read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError, ModelShape
 from megarl.planning.checks import check_layout
 from megarl.planning.nodes import PlacedRun, nodes_needed, place_run
 

@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
-from megarl.models.shape import ModelError, ModelShape, read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError, ModelShape
 from megarl.objective.tokens import Controls
 from megarl.planning.policy_memory import (
     PolicyMemory,

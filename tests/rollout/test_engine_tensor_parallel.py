@@ -15,8 +15,8 @@ import pytest
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.models.boxes import Box
+from megarl.models.families import read_model_shape
 from megarl.models.serving import engine_boxes
-from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
 from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
