@@ -14,7 +14,7 @@ _SHOWN_SAMPLES = 8
 
 
 class LogpMismatchError(RuntimeError):
-    """Policy and vLLM disagree about the same tokens under what should be the same weights."""
+    """Trainer and vLLM disagree about the same tokens under what should be the same weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
