@@ -132,7 +132,7 @@ def _print_publication(console: Console, plan: RunPlan) -> None:
             "sent by a policy GPU",
             *map(_gb, (moved.sent_max_bytes, moved.sent_mean_bytes, moved.sent_least_bytes)),
             f"{moved.sent_mean_bytes / moved.sent_least_bytes:.2f}",
-            f"{moved.trainer_messages:,}",
+            f"{moved.policy_messages:,}",
         ),
         (
             "received by an engine GPU",

@@ -30,8 +30,8 @@ class PlacedRun:
             grid=RankGrid.of(self.config.parallel),
             engines=rollout.engines,
             tensor=rollout.tensor,
-            trainer_nodes=list(self.placement.rank_nodes),
-            taker_nodes=[node for node in self.placement.engine_nodes for _ in range(rollout.tensor)],
+            policy_nodes=list(self.placement.rank_nodes),
+            worker_nodes=[node for node in self.placement.engine_nodes for _ in range(rollout.tensor)],
         )
 
     def find_problems(self) -> Iterator[str]:

@@ -114,7 +114,7 @@ def _describe_layout(placed: PlacedRun) -> Layout:
         engines=topology.engines,
         engine_tensor=topology.tensor,
         gpus_per_node=placed.config.cluster.gpus_per_node,
-        policy_nodes=(topology.trainer_nodes[0], topology.trainer_nodes[-1]),
-        engine_nodes=(topology.taker_nodes[0], topology.taker_nodes[-1]),
+        policy_nodes=(topology.policy_nodes[0], topology.policy_nodes[-1]),
+        engine_nodes=(topology.worker_nodes[0], topology.worker_nodes[-1]),
         nodes=placed.num_nodes,
     )

@@ -178,7 +178,7 @@ class MegatronWorker:
         forget_moments(self._optimizer)
 
     def open_session(self) -> WeightEndpoint | None:
-        """Let engines find the trainer; rank 0 returns where. Ends an earlier session."""
+        """Let engines find the policy; rank 0 returns where. Ends an earlier session."""
         self._leave_session()
         if self._place.rank != 0:
             return None

@@ -80,7 +80,7 @@ class RolloutEngine:
             return await self._process.alive(work, limit_s=None)
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
-        """Connect every worker to the trainer as index x tensor + tensor rank, while the trainer's ranks connect too.
+        """Connect every worker to the policy as index x tensor + tensor rank, while the policy's ranks connect too.
 
         Replaces an earlier connection.
 

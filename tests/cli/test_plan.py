@@ -284,7 +284,7 @@ def test_engines_that_the_cluster_of_the_file_cannot_hold(tmp_path: Path) -> Non
     text = SMALL.replace("models/tiny", str(tmp_path)) + "[cluster]\nnodes = 2\n[parallel]\nworld_size = 4\n"
     text += '[rollout]\ntensor = 8\npublish = { transport = "network" }\n'
     path = write_config(tmp_path, text)
-    assert load_planned(path, (), PlanOptions()).placed.topology.taker_nodes[0] == 1
+    assert load_planned(path, (), PlanOptions()).placed.topology.worker_nodes[0] == 1
     (problem,) = problems_of(path, "cluster.nodes=1")
     assert "need 12 GPUs, cluster.nodes x gpus_per_node = 8" in problem
     (problem,) = problems_of(path, "rollout.engines=1", "rollout.tensor=8", "parallel.world_size=8", "cluster.nodes=1")

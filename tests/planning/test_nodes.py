@@ -6,5 +6,5 @@ from tests.models.shapes import CONFIGS
 
 def test_nodes_are_those_of_the_packing() -> None:
     topology = load_planned(CONFIGS / "llama-3-8b.json", (), PlanOptions(gpus=4, engines=3)).placed.topology
-    assert topology.trainer_nodes == [0] * 4
-    assert topology.taker_nodes == [0] * 3
+    assert topology.policy_nodes == [0] * 4
+    assert topology.worker_nodes == [0] * 3

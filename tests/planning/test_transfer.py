@@ -8,9 +8,9 @@ from megarl.models.serving import engine_boxes
 from megarl.parallel.grid import RankGrid
 from megarl.planning.transfer import plan_publication
 from megarl.reshard.blocks import WantedBoxes
-from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
+from megarl.reshard.plan import PlanRequest, plan_engine_worker, plan_policy_rank
 from megarl.reshard.regions import Region, contiguous_strides
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import pack_nodes
 from tests.models.shapes import make_shape
 
@@ -30,13 +30,13 @@ def test_publication_agrees_with_the_plans_of_all_ranks(
         wanted=WantedBoxes(boxes), topology=topology, itemsize=2, bucket_bytes=1 << 20, fanout=found.fanout
     )
     assert shared_memory or found.fanout == found.fastest["NVLink + InfiniBand"]
-    layout = TrainerLayout(shape=shape, grid=grid)
-    trainers = [plan_trainer(request, layout.held_by(rank), rank=rank) for rank in range(grid.world_size)]
-    sent = [plan.bytes_sent for plan in trainers]
+    layout = PolicyLayout(shape=shape, grid=grid)
+    policy_ranks = [plan_policy_rank(request, layout.held_by(rank), rank=rank) for rank in range(grid.world_size)]
+    sent = [plan.bytes_sent for plan in policy_ranks]
     assert found.sent_mean_bytes == sum(sent) / len(sent)
-    blocks = max(len(plan.blocks) for plan in trainers)
+    blocks = max(len(plan.blocks) for plan in policy_ranks)
     assert max(sent) - 2 * blocks <= found.sent_max_bytes <= max(sent)  # an element a block is rounding
-    workers = [plan_worker(request, layout, boxes, taker) for taker in range(topology.num_takers)]
+    workers = [plan_worker(request, layout, boxes, worker) for worker in range(topology.num_workers)]
     received = [plan.bytes_received for plan in workers]
     assert found.received_max_bytes == max(received)
     assert found.received_mean_bytes == sum(received) / len(received)
@@ -44,8 +44,8 @@ def test_publication_agrees_with_the_plans_of_all_ranks(
     assert found.model_bytes == 2 * sum(box.num_elements for box in engine_boxes(shape, tensor_rank=0, tensor_size=1))
 
 
-def plan_worker(request: PlanRequest, layout: TrainerLayout, boxes: list[Any], taker: int) -> Any:
+def plan_worker(request: PlanRequest, layout: PolicyLayout, boxes: list[Any], worker: int) -> Any:
     targets = {
-        box: (Region(box.tensor, 0, contiguous_strides(box.shape)),) for box in boxes[taker % request.topology.tensor]
+        box: (Region(box.tensor, 0, contiguous_strides(box.shape)),) for box in boxes[worker % request.topology.tensor]
     }
-    return plan_taker(request, layout.holdings(), targets, taker=taker)
+    return plan_engine_worker(request, layout.holdings(), targets, worker=worker)

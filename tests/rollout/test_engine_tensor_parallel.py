@@ -114,7 +114,7 @@ def test_the_plan_verb_knows_what_vllm_asks_for(
     assert call_workers(engine, runner, whole_tensors) == [{}, {}]
 
 
-def test_the_trainer_lacks_a_tensor(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+def test_the_policy_lacks_a_tensor(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
     """k_proj of one layer is missing: two thirds of a fused matrix would be new and one third old."""
     trainer = Trainer(model_path, tensor=2, timeout_s=20.0)
     fewer = {name: dims for name, dims in hf_tensors(trainer.offer.shape).items() if "1.self_attn.k" not in name}
