@@ -1,10 +1,10 @@
 """What publishing weights from shard to shard moves, and how long it takes, beside the gather path.
 
 * layouts: plans of every rank for real model shapes. received_over_bound_max: bytes an engine worker receives over
-  the bytes its parameters hold, the worst worker; sent_max_over_mean: over the trainer's ranks (pipeline stages with
+  the bytes its parameters hold, the worst worker; sent_max_over_mean: over the policy's ranks (pipeline stages with
   an embedding hold more, whatever is sent); gather_received_over_bound: the same worst worker when it receives every
   tensor whole.
-* wall_ratio_to_gather: seconds from the trainer's parameters to the workers', SmolLM2-135M in bfloat16, over the
+* wall_ratio_to_gather: seconds from the policy's parameters to the workers', SmolLM2-135M in bfloat16, over the
   seconds of the gather path: whole tensors gathered on rank 0 by point-to-point, broadcast in buckets while the next
   are gathered, and the worker's slices copied out. Two pipeline stages to one engine of three tensor ranks, all over
   gloo, five processes of one thread, in turn, medians.
@@ -12,8 +12,8 @@
   any, less one; both kinds in turn, in the order that alternates, medians. checksum_share_of_cpu: the same of the CPU
   seconds of all five processes, gloo's threads included: what they cost where the CPUs have nothing else to do.
 * delta_bytes_over_dense: of the second step of a real run on SmolLM2 (configs/smollm2-135m.toml).
-* plan_seconds_per_rank: CPU seconds of one core for the slower of a trainer's and a worker's plan, from the layouts on;
-  Qwen2.5-7B, half of the ranks trainer (tensor 4 x pipeline 2), half engines of tensor 2.
+* plan_seconds_per_rank: CPU seconds of one core for the slower of a policy's and a worker's plan, from the layouts on;
+  Qwen2.5-7B, half of the ranks policy (tensor 4 x pipeline 2), half engines of tensor 2.
 """
 
 import argparse
@@ -37,8 +37,9 @@ from rich.table import Table
 from torch import Tensor
 
 from megarl.models.boxes import Box
+from megarl.models.families import parse_model_config, read_model_shape
 from megarl.models.serving import engine_boxes
-from megarl.models.shape import ModelShape, parse_model_config, read_model_shape
+from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid
 from megarl.policy.weights import rank_layout
@@ -47,12 +48,12 @@ from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.gather import gather_hf_tensors, plan_gather
 from megarl.reshard.pack import pack_range
 from megarl.reshard.packer import Packer
-from megarl.reshard.plan import Place, PlanRequest, plan_taker, plan_trainer
+from megarl.reshard.plan import Place, PlanRequest, plan_engine_worker, plan_policy_rank
 from megarl.reshard.receiver import WeightReceiver
 from megarl.reshard.regions import Region, contiguous_strides, parameter_key
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.tally import Tally
 from megarl.reshard.topology import Topology, pack_nodes
 from megarl.telemetry.run_directory import RunDirectory
@@ -62,7 +63,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMOLLM2 = ROOT / "models" / "smollm2-135m"
 BUCKET_BYTES = 64 << 20
 GPUS_PER_NODE = 8
-LAYOUTS = (  # shape, trainer tensor x pipeline x data, engines x tensor
+LAYOUTS = (  # shape, policy tensor x pipeline x data, engines x tensor
     ("qwen2.5-7b", (4, 2, 2), (4, 2)),
     ("qwen2.5-7b", (2, 1, 4), (8, 1)),
     ("llama-3-8b", (4, 2, 2), (4, 4)),
@@ -130,26 +131,26 @@ def make_request(shape: ModelShape, topology: Topology) -> tuple[PlanRequest, li
     return PlanRequest(wanted=wanted, topology=topology, itemsize=2, bucket_bytes=BUCKET_BYTES), targets
 
 
-def measure_layout(name: str, trainer: tuple[int, int, int], rollout: tuple[int, int]) -> dict[str, Any]:
+def measure_layout(name: str, policy: tuple[int, int, int], rollout: tuple[int, int]) -> dict[str, Any]:
     shape = read_shape(name)
-    tensor, pipeline, data = trainer
+    tensor, pipeline, data = policy
     grid = RankGrid(tensor=tensor, pipeline=pipeline, data=data)
     topology = pack_nodes(grid=grid, engines=rollout[0], tensor=rollout[1], gpus_per_node=GPUS_PER_NODE)
     request, targets = make_request(shape, topology)
-    layout = TrainerLayout(shape=shape, grid=grid)
+    layout = PolicyLayout(shape=shape, grid=grid)
     holdings = list(layout.holdings())
-    takers = [
-        plan_taker(request, holdings, targets[taker % topology.tensor], taker=taker)
-        for taker in range(topology.num_takers)
+    workers = [
+        plan_engine_worker(request, holdings, targets[worker % topology.tensor], worker=worker)
+        for worker in range(topology.num_workers)
     ]
-    sent = [plan_trainer(request, layout.held_by(rank), rank=rank).bytes_sent for rank in range(grid.world_size)]
+    sent = [plan_policy_rank(request, layout.held_by(rank), rank=rank).bytes_sent for rank in range(grid.world_size)]
     model = request.wanted.distinct_elements(range(topology.tensor))
     least = min(request.wanted.elements(rank) for rank in range(topology.tensor))
     return {
         "shape": name,
-        "trainer": f"TP{tensor}xPP{pipeline}xDP{data}",
+        "policy": f"TP{tensor}xPP{pipeline}xDP{data}",
         "rollout": f"{rollout[0]} x TP{rollout[1]}",
-        "received_over_bound_max": max(plan.received_over_bound for plan in takers),
+        "received_over_bound_max": max(plan.received_over_bound for plan in workers),
         "sent_max_over_mean": max(sent) / statistics.mean(sent),
         "gather_received_over_bound": model / least,
     }
@@ -165,21 +166,21 @@ def measure_planning(ranks: int) -> float:
     grid = RankGrid(tensor=4, pipeline=2, data=ranks // 16)
     topology = pack_nodes(grid=grid, engines=ranks // 4, tensor=2, gpus_per_node=GPUS_PER_NODE)
     targets = [make_targets(shape, tensor_rank=rank, tensor_size=2) for rank in range(2)]
-    layout = TrainerLayout(shape=shape, grid=grid)
+    layout = PolicyLayout(shape=shape, grid=grid)
 
     def request() -> PlanRequest:
         wanted = WantedBoxes(targets)
         return PlanRequest(wanted=wanted, topology=topology, itemsize=2, bucket_bytes=BUCKET_BYTES)
 
-    def trainer() -> None:
+    def policy() -> None:
         rank = grid.world_size - 1
-        plan_trainer(request(), layout.held_by(rank), rank=rank)
+        plan_policy_rank(request(), layout.held_by(rank), rank=rank)
 
-    def taker() -> None:
-        last = topology.num_takers - 1
-        plan_taker(request(), layout.holdings(), targets[1], taker=last)
+    def worker() -> None:
+        last = topology.num_workers - 1
+        plan_engine_worker(request(), layout.holdings(), targets[1], worker=last)
 
-    return max(cpu_seconds(trainer), cpu_seconds(taker))
+    return max(cpu_seconds(policy), cpu_seconds(worker))
 
 
 def cpu_seconds(function: Callable[[], None]) -> float:
@@ -211,7 +212,7 @@ def measure_wall(model: Path, *, repeats: int) -> dict[str, float]:
 
 
 def transfer_main(model: str, repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """One process: trainer ranks first, then workers. (wall, CPU) seconds by path; the first turn does not count."""
+    """One process: policy ranks first, then workers. (wall, CPU) seconds by path; the first turn does not count."""
     rank, shape = dist.get_rank(), read_model_shape(model)
     offer = make_offer(shape)
     endpoint, store = open_session()
@@ -223,7 +224,7 @@ def transfer_main(model: str, repeats: int) -> dict[str, list[tuple[float, float
         tensor_rank = rank - GRID.world_size
         targets = make_targets(shape, tensor_rank=tensor_rank, tensor_size=ENGINE_TENSOR)
         parameters = {box.tensor: torch.zeros(box.shape, dtype=torch.bfloat16) for box in targets}
-        end = WeightReceiver(endpoint, taker=tensor_rank, record=lambda _: targets)
+        end = WeightReceiver(endpoint, worker=tensor_rank, record=lambda _: targets)
     gather = GatherPath(shape, rank, parameters)
     for turn in range(repeats + 1):
         for path in PATHS if turn % 2 else reversed(PATHS):
@@ -391,10 +392,10 @@ def measure_delta(model: Path) -> float:
 
 
 def print_tables(console: Console, results: dict[str, Any]) -> None:
-    table = Table("shape", "trainer", "engines", "received / bound", "sent max / mean", "gather: received / bound")
+    table = Table("shape", "policy", "engines", "received / bound", "sent max / mean", "gather: received / bound")
     for row in results["layouts"]:
         figures = (row["received_over_bound_max"], row["sent_max_over_mean"], row["gather_received_over_bound"])
-        table.add_row(row["shape"], row["trainer"], row["rollout"], *(f"{figure:.3f}" for figure in figures))
+        table.add_row(row["shape"], row["policy"], row["rollout"], *(f"{figure:.3f}" for figure in figures))
     console.print(table)
     for name, value in results.items():
         if name != "layouts":

@@ -92,7 +92,7 @@ def convert(gguf: Path, out_dir: Path, *, dtype_name: str) -> None:
 def check_checkpoint(path: Path) -> None:
     """Read the result back the way a run does; ValueError when it is not what config.json describes."""
     from megarl.checkpoint.hf import open_hf_checkpoint
-    from megarl.models.shape import read_model_shape
+    from megarl.models.families import read_model_shape
     from megarl.models.table import hf_tensors
 
     with open_hf_checkpoint(path) as checkpoint:

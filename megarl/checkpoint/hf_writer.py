@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
-from megarl.models.shape import read_model_shape
+from megarl.models.families import read_model_shape
 from megarl.models.table import hf_tensors
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"

@@ -100,7 +100,7 @@ def _load_model(text: str) -> "ModelInputs":
 
 
 def _check_model(config: RunConfig) -> str:
-    from megarl.models.shape import read_model_shape
+    from megarl.models.families import read_model_shape
     from megarl.models.table import hf_tensors
 
     model = _load_model(dump_config(config))

@@ -19,7 +19,8 @@ from megarl.data.sampler import PromptSampler
 from megarl.data.sft import PairSet, load_pairs
 from megarl.data.stops import StopConditions, load_stops, read_embedding_rows
 from megarl.data.tokenizer import load_tokenizer
-from megarl.models.shape import ModelError, read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError
 from megarl.models.table import hf_tensors
 from megarl.rewards.ground_truth import read_answers
 

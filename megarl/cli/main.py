@@ -184,7 +184,7 @@ def plan(  # noqa: PLR0913, PLR0917  (options of the command line)
         print(json.dumps(made.as_dict(), indent=2))
     else:
         print_plan(Console(), made)
-    raise typer.Exit(0 if made.fits else 1)
+    raise typer.Exit(0 if made.plan.fits else 1)
 
 
 @app.command(

@@ -4,8 +4,7 @@ Everything that makes a layout impossible is refused here, all of it in one Conf
 """
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from megarl.config.base import ConfigError
 from megarl.config.hub_names import is_hub_name
 from megarl.config.loader import load_section
 from megarl.config.run import RunConfig
-from megarl.models.preflight import check_layout
-from megarl.models.shape import ModelError, ModelShape, read_model_shape
-from megarl.parallel.grid import RankGrid
-from megarl.reshard.topology import Topology
-from megarl.runtime.placement import Node, PlacementPlan, Workers, plan_placement
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError, ModelShape
+from megarl.planning.checks import check_layout
+from megarl.planning.nodes import PlacedRun, nodes_needed, place_run
 
 _DEFAULTS = (
     "name=plan",
@@ -74,14 +72,14 @@ class Planned:
     """model.path: CONFIG itself where it is a model."""
     shape_file: Path | None
     """The shape that stands in for a model that is not on this machine; None where the model itself was read."""
-    config: RunConfig
     nodes_typed: bool
     """cluster.nodes was typed: no more may be taken."""
     shape: ModelShape
-    grid: RankGrid
-    topology: Topology
-    num_nodes: int
-    """That policy and engines take."""
+    placed: PlacedRun
+
+    @property
+    def config(self) -> RunConfig:
+        return self.placed.config
 
 
 def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> Planned:
@@ -101,26 +99,18 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     except ModelError as error:
         raise ConfigError(str(error)) from None
     problems = list(check_layout(config, shape))
-    plan, nodes = _place(config)
+    placed = place_run(config)
     if not problems:
-        problems = list(_check_nodes(config, plan, nodes))
+        problems = list(placed.find_problems())
     if problems:
         raise ConfigError("\n".join(problems), problems)
     return Planned(
         model=config.model.path,
         shape_file=shape_file,
-        config=config,
         nodes_typed=_typed(arguments, "cluster.nodes") is not None,
         shape=shape,
-        grid=RankGrid.of(config.parallel),
-        topology=_topology(config, plan),
-        num_nodes=plan.num_nodes,
+        placed=placed,
     )
-
-
-def nodes_needed(config: RunConfig) -> int:
-    """Nodes that a configuration takes, however many it names."""
-    return _place(config)[0].num_nodes
 
 
 def _find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
@@ -179,26 +169,6 @@ def _describe(heading: str, problems: Sequence[str], options: PlanOptions) -> Co
     return ConfigError("\n".join([f"{heading}: {count}", *(f"  {text}" for text in problems)]), problems)
 
 
-def _place(config: RunConfig) -> tuple[PlacementPlan, list[Node]]:
-    """Policy and engines on as many nodes of cluster.gpus_per_node as they take, placed as a run places them."""
-    per_node, rollout = config.cluster.gpus_per_node, config.rollout
-    count = math.ceil(config.parallel.world_size / per_node)
-    count += math.ceil(rollout.engines / (per_node // rollout.tensor))
-    nodes = [Node(str(index), {"CPU": per_node, "GPU": per_node}) for index in range(count)]
-    return plan_placement(nodes, Workers.of(config, engines=rollout.engines, on_gpu=True)), nodes
-
-
-def _topology(config: RunConfig, plan: PlacementPlan) -> Topology:
-    rollout = config.rollout
-    return Topology(
-        grid=RankGrid.of(config.parallel),
-        engines=rollout.engines,
-        tensor=rollout.tensor,
-        trainer_nodes=list(plan.rank_nodes),
-        taker_nodes=[node for node in plan.engine_nodes for _ in range(rollout.tensor)],
-    )
-
-
 def _describe_missing(name: str) -> str:
     if is_hub_name(name):
         local = f"models/{name.rpartition('/')[2]}"
@@ -211,19 +181,3 @@ def _describe_missing(name: str) -> str:
         f"{Path(name).name.lower()}.json beside the configuration; only the model's config.json is needed: "
         f"`hf download OWNER/NAME config.json --local-dir {name}`, or correct the path"
     )
-
-
-def _check_nodes(config: RunConfig, plan: PlacementPlan, nodes: Sequence[Node]) -> Iterator[str]:
-    """A tensor group on several nodes, as `megarl train` refuses it, and more nodes than there are."""
-    per_node = config.cluster.gpus_per_node
-    if (text := plan.describe_divided(nodes)) is not None:
-        yield (
-            f"parallel.tensor {plan.tensor}: {text} of {per_node} GPUs; choose a divisor of cluster.gpus_per_node "
-            f"{per_node}"
-        )
-    if plan.num_nodes > config.cluster.nodes:
-        yield (
-            f"policy and engines take {plan.num_nodes} nodes of {per_node} GPUs, since an engine of rollout.tensor "
-            f"{config.rollout.tensor} lies on one node, but cluster.nodes is {config.cluster.nodes}; raise it, or "
-            "choose a policy that leaves whole engines free"
-        )

@@ -7,26 +7,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from megarl.cli.plan import GIB, RunPlan
-from megarl.models.memory import PolicyMemory
+from megarl.cli.plan import PlanReport
+from megarl.planning.engine_memory import GIB
+from megarl.planning.policy_memory import PolicyMemory
+from megarl.planning.run_plan import RunPlan
 from megarl.reshard.fanout import FANOUTS
 
 
-def print_plan(console: Console, plan: RunPlan) -> None:
+def print_plan(console: Console, report: PlanReport) -> None:
     """Print everything; what does not fit, or that it does, comes last."""
-    line = f"{plan.model}: {plan.family}, {plan.parameters / 1e9:.2f} B parameters, {plan.dtype}"
+    plan = report.plan
+    line = f"{report.model}: {plan.family}, {plan.parameters / 1e9:.2f} B parameters, {plan.dtype}"
     console.print(Text(line, style="bold"), soft_wrap=True)
-    if plan.shape_file:
-        console.print(Text(f"{plan.model} is not here: planned from {plan.shape_file}"), soft_wrap=True)
+    if report.shape_file:
+        console.print(Text(f"{report.model} is not here: planned from {report.shape_file}"), soft_wrap=True)
     _print_layout(console, plan)
     _print_policy(console, plan)
     _print_rollout(console, plan)
     _print_updates(console, plan)
     _print_publication(console, plan)
     console.print()
-    for warning in plan.warnings:
+    for warning in report.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=not console.is_terminal)
-    if not plan.warnings:
+    if not report.warnings:
         worst, memory = plan.worst.total / GIB, plan.gpu_memory_bytes / GIB
         text = f"✓ fits: {worst:.1f} of {memory:g} GiB on the fullest policy GPU, engines with room for "
         console.print(Text(f"{text}{plan.rollout.full_sequences:,} of the longest sequences", style="green"))
@@ -129,7 +132,7 @@ def _print_publication(console: Console, plan: RunPlan) -> None:
             "sent by a policy GPU",
             *map(_gb, (moved.sent_max_bytes, moved.sent_mean_bytes, moved.sent_least_bytes)),
             f"{moved.sent_mean_bytes / moved.sent_least_bytes:.2f}",
-            f"{moved.trainer_messages:,}",
+            f"{moved.policy_messages:,}",
         ),
         (
             "received by an engine GPU",

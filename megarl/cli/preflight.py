@@ -7,8 +7,9 @@ from megarl.cli.machine_paths import find_path_problems
 from megarl.config.base import ConfigError
 from megarl.config.preflight import find_file_problems
 from megarl.config.run import RunConfig
-from megarl.models.preflight import check_layout
-from megarl.models.shape import ModelError, read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError
+from megarl.planning.checks import check_layout
 
 
 def check_files(config: RunConfig) -> None:

@@ -16,6 +16,11 @@ class ModelConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype of policy and rollout. The optimizer's main weights are always float32."""
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in `dtype`."""
+        return {"float32": 4, "bfloat16": 2}[self.dtype]
+
 
 class ParallelConfig(Config):
     """How the policy's ranks split the model and the batch."""

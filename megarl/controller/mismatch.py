@@ -8,13 +8,13 @@ import numpy as np
 
 from megarl.config.run import RunConfig
 from megarl.records import Floats, Rollout, TokenScores
-from megarl.telemetry.metrics import Max, Mean, Metrics
+from megarl.telemetry.metrics import Mean, Metrics, declared
 
 _SHOWN_SAMPLES = 8
 
 
 class LogpMismatchError(RuntimeError):
-    """Policy and vLLM disagree about the same tokens under what should be the same weights."""
+    """Trainer and vLLM disagree about the same tokens under what should be the same weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class LogpDiff:
 
     def metrics(self) -> Metrics:
         """What is logged of it."""
-        return {"rollout/logp_diff_mean": self.mean, "rollout/logp_diff_max": Max(self.largest)}
+        return declared({"rollout/logp_diff_mean": self.mean, "rollout/logp_diff_max": self.largest})
 
 
 class NonFiniteLogpError(RuntimeError):

@@ -14,7 +14,7 @@ from megarl.config.run import RunConfig
 from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.console import Console, Phase
-from megarl.telemetry.metrics import Max, Mean, Metric, Metrics, Std, Sum, to_values
+from megarl.telemetry.metrics import Mean, Metrics, declared, to_values
 from megarl.telemetry.rollouts import RolloutRow, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import Sinks
@@ -110,7 +110,7 @@ class StepReporter:
             await asyncio.to_thread(write_rollouts, self._directory.rollouts_path(record.step), rollout_rows(record))
             end_s = time.time()
             self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=record.step)
-            metrics["timing_s/write"] = Sum(end_s - start_s)
+            metrics |= declared({"timing_s/write": end_s - start_s})
         self._log(record.step, metrics)
         self._directory.write_state(state)
 
@@ -118,9 +118,8 @@ class StepReporter:
         """One finished supervised update; `loss` is the mean cross-entropy per answer token in nats."""
         timings = self.spans.collect()
         kept = {name: metrics[name] for name in ("actor/entropy", "actor/grad_norm", "actor/lr")}
-        self._log(
-            step, {**kept, **timings, "sft/loss": Mean(loss, 1.0), "perf/tokens_per_s": _rate(num_tokens, timings)}
-        )
+        more = declared({"sft/loss": loss, "perf/tokens_per_s": _rate(num_tokens, timings)})
+        self._log(step, {**kept, **timings, **more})
         self._directory.write_state(RunState(status="running", step=step))
 
     def _log(self, step: int, metrics: Metrics) -> None:
@@ -136,8 +135,7 @@ def _step_metrics(record: StepRecord, timings: Metrics) -> Metrics:
         **reward_metrics(record.scores),
         **length_metrics(record.rollouts),
         **timings,
-        "perf/tokens_per_s": _rate(tokens, timings),
-        "policy_version": Max(float(record.step)),
+        **declared({"perf/tokens_per_s": _rate(tokens, timings), "policy_version": record.step}),
     }
 
 
@@ -147,35 +145,38 @@ def rollouts_due(step: int, config: RunConfig) -> bool:
     return every > 0 and step % every == 0
 
 
-def _rate(tokens: int, timings: Metrics) -> Metric:
+def _rate(tokens: int, timings: Metrics) -> Mean:
     return Mean(float(tokens), timings["timing_s/step"].value)
 
 
 def reward_metrics(scores: Sequence[Score]) -> Metrics:
     """Rewards of a step's responses."""
     rewards = [score.reward for score in scores]
-    metrics: Metrics = {
-        "reward/mean": Mean.of(rewards),
-        "reward/std": Std.of(rewards),
-        "reward/max": Max(max(rewards)),
-        "reward/verifier_mean": Mean.of(score.verifier for score in scores),
-        "reward/correct_mean": Mean.of(float(bool(score.correct)) for score in scores),
-        "reward/overlong_mean": Mean.of(score.overlong for score in scores),
-        "reward/timeouts": Sum(float(sum(score.failure == "timeout" for score in scores))),
-        "reward/crashes": Sum(float(sum(score.failure == "crash" for score in scores))),
-    }
-    return metrics
+    return declared(
+        {
+            "reward/mean": rewards,
+            "reward/std": rewards,
+            "reward/max": max(rewards),
+            "reward/verifier_mean": (score.verifier for score in scores),
+            "reward/correct_mean": (bool(score.correct) for score in scores),
+            "reward/overlong_mean": (score.overlong for score in scores),
+            "reward/timeouts": sum(score.failure == "timeout" for score in scores),
+            "reward/crashes": sum(score.failure == "crash" for score in scores),
+        }
+    )
 
 
 def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     """Lengths in tokens; response_length/clip_ratio is the share of responses cut off at the limit."""
     lengths = [len(rollout.response) for rollout in rollouts]
-    return {
-        "response_length/mean": Mean.of(lengths),
-        "response_length/max": Max(float(max(lengths))),
-        "response_length/clip_ratio": Mean.of(float(rollout.stop_reason == "length") for rollout in rollouts),
-        "prompt_length/mean": Mean.of(len(rollout.prompt) for rollout in rollouts),
-    }
+    return declared(
+        {
+            "response_length/mean": lengths,
+            "response_length/max": max(lengths),
+            "response_length/clip_ratio": (rollout.stop_reason == "length" for rollout in rollouts),
+            "prompt_length/mean": (len(rollout.prompt) for rollout in rollouts),
+        }
+    )
 
 
 def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:

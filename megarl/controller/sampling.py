@@ -21,7 +21,7 @@ from megarl.objective.advantage import compute_perplexity_bonus
 from megarl.objective.schedules import perplexity_omega
 from megarl.records import Prompt, Rollout, SampleRequest, Score
 from megarl.rewards.item import RewardItem
-from megarl.telemetry.metrics import Mean, Metrics, Sum
+from megarl.telemetry.metrics import Metrics, declared
 
 
 class SamplingExhaustedError(RuntimeError):
@@ -196,19 +196,23 @@ def _bonus_metrics(groups: Sequence[Group], *, step: int, config: RunConfig) -> 
     bonus = config.objective.shaping.perplexity
     if bonus is None:
         return {}
-    return {
-        "shaping/perplexity_bonus_mean": Mean.of(score.bonus for group in groups for score in group.scores),
-        "shaping/perplexity_omega": Mean(perplexity_omega(bonus, step=step), 1.0),
-    }
+    return declared(
+        {
+            "shaping/perplexity_bonus_mean": (score.bonus for group in groups for score in group.scores),
+            "shaping/perplexity_omega": perplexity_omega(bonus, step=step),
+        }
+    )
 
 
 def _sampling_metrics(drawn: Sequence[Group], generations: int) -> Metrics:
-    return {
-        "sampler/generations": Sum(float(generations)),
-        "sampler/generated_groups": Sum(float(len(drawn))),
-        "sampler/kept_groups": Sum(float(_count_kept(drawn))),
-        "sampler/reward_mean_all": Mean.of(score.reward for group in drawn for score in group.scores),
-    }
+    return declared(
+        {
+            "sampler/generations": generations,
+            "sampler/generated_groups": len(drawn),
+            "sampler/kept_groups": _count_kept(drawn),
+            "sampler/reward_mean_all": (score.reward for group in drawn for score in group.scores),
+        }
+    )
 
 
 def _count_kept(drawn: Sequence[Group]) -> int:

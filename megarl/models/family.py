@@ -1,7 +1,7 @@
-"""What a model family must declare; a module with these functions is one."""
+"""What a model family must declare. A module that has what `Family` names is one; `families` lists them."""
 
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from megarl.models.boxes import Parameter
 from megarl.models.shape import ModelShape
@@ -41,3 +41,17 @@ class FamilyTable(Protocol):
 
     def engine_cut(self, tensor: str) -> EngineCut:
         """How vLLM cuts a tensor of the checkpoint."""
+
+
+class Family(Protocol):
+    """A model family: how its config.json is read, and its tables."""
+
+    MODEL_TYPE: str
+    """Of config.json; `ModelShape.family`."""
+    MODELS: str
+    """For messages: the models that are of it."""
+    TABLE: FamilyTable
+
+    def read_shape(self, raw: dict[str, Any]) -> ModelShape:
+        """The model of a config.json with this model_type; ModelError for everything that would be computed otherwise
+        here than in transformers or in vLLM."""

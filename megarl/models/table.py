@@ -6,10 +6,9 @@ which every tensor rank holds whole, and `tied` ones, which repeat the first sta
 """
 
 from collections.abc import Iterator
-from typing import assert_never
 
-from megarl.models import dense
 from megarl.models.boxes import Box, Parameter, ParameterEntry, Piece
+from megarl.models.families import family_of
 from megarl.models.family import FamilyTable, Spec
 from megarl.models.layout import RankLayout
 from megarl.models.shape import ModelShape
@@ -18,11 +17,8 @@ __all__ = ["Box", "ParameterEntry", "Piece", "Spec", "family_table", "hf_tensors
 
 
 def family_table(shape: ModelShape) -> FamilyTable:
-    """The declarations of the model's family; another family is a module and a case here."""
-    match shape.family:
-        case "llama" | "qwen2":
-            return dense
-    assert_never(shape.family)
+    """The tables of the model's family."""
+    return family_of(shape.family).TABLE
 
 
 def hf_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:

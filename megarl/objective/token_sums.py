@@ -15,7 +15,7 @@ from torch import Tensor
 from megarl.config.facts import rules_that
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.tokens import Rule
-from megarl.telemetry.metrics import Mean
+from megarl.telemetry.metrics import Mean, Metrics, Values, declared
 
 CLIPPED = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("clips")))
 """The rules that are clipping."""
@@ -122,10 +122,8 @@ def merge_token_sums(parts: Iterable[TokenSums], *, device: torch.device | str =
     return fold(TokenSums.__add__, parts, TokenSums.zeros(device))
 
 
-def to_metrics(
-    sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None = None
-) -> dict[str, tuple[float, float]]:
-    """Metric name to (total, count); its value is total / count. What was never counted (0 / 0) is left out.
+def to_metrics(sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None = None) -> Metrics:
+    """Metrics of the updates. What was never counted (0 / 0) is left out.
 
     Reads the tensors back to the host: call it once per mini-batch or step, on merged sums. `num_mini_batches` is how
     many mini-batches were merged: losses and budgets are normalised within each, so they average over mini-batches.
@@ -176,12 +174,14 @@ def to_metrics(
         hidden |= set() if rules & Rule.DUAL else {f"entropy/clip_dual_{name}" for name, _, _ in _THEOREM_RATIOS}
         hidden |= set() if rules & MASKS else {f"clip_ratio/{side}_effective" for side in ("low", "high")}
         shown = {name: pair for name, pair in _RATIOS.items() if name not in hidden}
-    metrics = {name: (total[above], total[below]) for name, (above, below) in shown.items() if total[below]}
+    values: dict[str, Values] = {
+        name: Mean(total[above], total[below]) for name, (above, below) in shown.items() if total[below]
+    }
     if total["tokens"]:
         largest = dict(zip(MAX_NAMES, sums.max_M.tolist(), strict=True))
-        metrics["actor/ratio_max"] = (largest["ratio"], 1.0)
-        metrics["actor/ratio_min"] = (-largest["negative_ratio"], 1.0)
-    return metrics
+        values["actor/ratio_max"] = largest["ratio"]
+        values["actor/ratio_min"] = -largest["negative_ratio"]
+    return declared(values)
 
 
 def read_mean(sums: TokenSums, total: str, count: str) -> Mean:

@@ -15,7 +15,7 @@ from torch import Tensor
 from megarl.checkpoint.hf import save_hf_checkpoint
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
-from megarl.models.shape import read_model_shape
+from megarl.models.families import read_model_shape
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
@@ -178,7 +178,7 @@ class MegatronWorker:
         forget_moments(self._optimizer)
 
     def open_session(self) -> WeightEndpoint | None:
-        """Let engines find the trainer; rank 0 returns where. Ends an earlier session."""
+        """Let engines find the policy; rank 0 returns where. Ends an earlier session."""
         self._leave_session()
         if self._place.rank != 0:
             return None

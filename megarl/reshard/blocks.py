@@ -1,6 +1,6 @@
-"""What the trainer has for the engines, cut into blocks.
+"""What the policy has for the engines, cut into blocks.
 
-A block holds the elements that one set of the trainer's ranks holds, all of them alike, and exactly one set of an
+A block holds the elements that one set of the policy's ranks holds, all of them alike, and exactly one set of an
 engine's tensor ranks wants. It is a run of elements: units end to end, each a box in row-major order. Sender and
 receiver cut it from the same layouts, so that a range of a block's elements means the same on both sides without being
 described. Which ranks hold a part is the layout's to say (sources.py): data-parallel replicas are one such set, the
@@ -18,7 +18,7 @@ from megarl.reshard.regions import Placed, Region, intersect, narrow
 
 
 class Holders(NamedTuple):
-    """Trainer ranks that hold the same, and share the sending of it: `num` of them, `step` apart.
+    """Policy ranks that hold the same, and share the sending of it: `num` of them, `step` apart.
 
     Megarl's grids number their ranks axis by axis, so that the ranks which differ along one axis only are such a row.
     """
@@ -35,19 +35,19 @@ class Holders(NamedTuple):
         """Which of them a rank is; ValueError for one that is none."""
         index, between = divmod(rank - self.first, self.step)
         if between or not 0 <= index < self.num:
-            raise ValueError(f"trainer rank {rank} is none of {self}")
+            raise ValueError(f"policy rank {rank} is none of {self}")
         return index
 
 
 class Holding(NamedTuple):
-    """What some trainer ranks send from, and who they are."""
+    """What some policy ranks send from, and who they are."""
 
     holders: Holders
     placed: Sequence[Placed]
 
 
 class BlockKey(NamedTuple):
-    """Which trainer ranks hold the block and which tensor ranks of an engine want it."""
+    """Which policy ranks hold the block and which tensor ranks of an engine want it."""
 
     holders: Holders
     wanted_by: tuple[int, ...]
@@ -64,7 +64,7 @@ class BlockKey(NamedTuple):
 class Unit(NamedTuple):
     """A box of a block: its first element there, and its place in the parameters of the rank that looks.
 
-    `regions`: one on the trainer; on an engine one for every parameter that holds the box.
+    `regions`: one on the policy; on an engine one for every parameter that holds the box.
     """
 
     start: int
@@ -81,7 +81,7 @@ class Block(NamedTuple):
 
 
 class LayoutError(ValueError):
-    """Trainer and engine layouts do not fit; the text names the tensor and the numbers."""
+    """Policy and engine layouts do not fit; the text names the tensor and the numbers."""
 
 
 class WantedBoxes:
@@ -89,13 +89,13 @@ class WantedBoxes:
 
     def __init__(self, wanted: Sequence[Iterable[Box]]) -> None:
         """`wanted[k]`: boxes of tensor rank k; a box it wants for two parameters counts once."""
-        takers: dict[Box, set[int]] = {}
+        workers: dict[Box, set[int]] = {}
         for tensor_rank, boxes in enumerate(wanted):
             for box in boxes:
-                takers.setdefault(box, set()).add(tensor_rank)
+                workers.setdefault(box, set()).add(tensor_rank)
         self._by_tensor: dict[str, list[tuple[Box, tuple[int, ...]]]] = {}
         # In one order on every peer, whatever the order of the boxes: blocks are built in it.
-        for box, ranks in sorted(takers.items(), key=lambda item: (item[0].tensor, item[0].start, item[0].stop)):
+        for box, ranks in sorted(workers.items(), key=lambda item: (item[0].tensor, item[0].start, item[0].stop)):
             self._by_tensor.setdefault(box.tensor, []).append((box, tuple(sorted(ranks))))
         self.tensor_size = len(wanted)
 
@@ -126,7 +126,7 @@ class WantedBoxes:
 
 
 def cut_source_blocks(holding: Holding, wanted: WantedBoxes) -> list[Block]:
-    """The blocks of one holding, in order of their keys; units lie where the trainer has them."""
+    """The blocks of one holding, in order of their keys; units lie where the policy has them."""
     cut = _Cutter(holding.holders)
     for piece in holding.placed:
         for box, ranks in wanted.of(piece.box.tensor):
@@ -142,10 +142,10 @@ def cut_target_blocks(
     tensor_rank: int,
     holdings: Iterable[Holding],
 ) -> list[Block]:
-    """All blocks that tensor rank `tensor_rank` wants of all the trainer's holdings; units lie in `targets`.
+    """All blocks that tensor rank `tensor_rank` wants of all the policy's holdings; units lie in `targets`.
 
     Raises:
-        LayoutError: the trainer does not hold every wanted element exactly once.
+        LayoutError: the policy does not hold every wanted element exactly once.
     """
     missing = {box: box.num_elements for box in targets}
     blocks: list[Block] = []
@@ -161,13 +161,13 @@ def cut_target_blocks(
         if count:
             raise LayoutError(
                 f"{box.tensor}{list(box.start)}..{list(box.stop)}: the engine wants {box.num_elements} elements, the "
-                f"trainer holds {box.num_elements - count} of them; do both run the same model?"
+                f"policy holds {box.num_elements - count} of them; do both run the same model?"
             )
     return blocks
 
 
 class _Cutter:
-    """Collects the units of one holding's blocks, in the order of the trainer's table."""
+    """Collects the units of one holding's blocks, in the order of the policy's table."""
 
     def __init__(self, holders: Holders) -> None:
         self._holders = holders

@@ -1,4 +1,4 @@
-"""What a channel is: a way of weights from a trainer rank's parameters into an engine worker's staging memory.
+"""What a channel is: a way of weights from a policy rank's parameters into an engine worker's staging memory.
 
 Headers always travel by the wire (wire.py), in the order of all peers, and name and seal what they announce; how the
 elements themselves come is the channel's: over the wire (network.py), or packed straight into the worker's memory
@@ -23,7 +23,7 @@ from megarl.reshard.wire import Wire
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What is the same for all messages of one publication on a trainer rank."""
+    """What is the same for all messages of one publication on a policy rank."""
 
     version: int
     serial: int
@@ -48,7 +48,7 @@ class Publication:
 
 
 class Outlet(Protocol):
-    """A trainer rank's end."""
+    """A policy rank's end."""
 
     def send(self, place: Place, receivers: list[int], publication: Publication) -> None:
         """Start to bring a place's elements to peers. At most `plan.NUM_SLOTS` places are on their way at once."""

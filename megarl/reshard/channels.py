@@ -34,7 +34,7 @@ def channel_facts(offer: Offer, device: torch.device) -> ChannelFacts:
 
 
 def open_outlet(offer: Offer, plan: TransferPlan, topology: Topology, signals: Signals) -> Outlet:
-    """A trainer rank's end. Raises TransportError."""
+    """A policy rank's end. Raises TransportError."""
     match offer.transport:
         case "network":
             return NetworkOutlet(offer.dtype, torch.device(offer.device), delta=offer.delta)
@@ -43,12 +43,12 @@ def open_outlet(offer: Offer, plan: TransferPlan, topology: Topology, signals: S
     assert_never(offer.transport)
 
 
-def open_inlet(offer: Offer, layout: StagingLayout, signals: Signals, *, taker: int, device: torch.device) -> Inlet:
+def open_inlet(offer: Offer, layout: StagingLayout, signals: Signals, *, worker: int, device: torch.device) -> Inlet:
     """An engine worker's end; device: the model's. Raises TransportError."""
     place = device if offer.staging == "device" else torch.device("cpu")
     match offer.transport:
         case "network":
             return NetworkInlet(layout.num_elements, offer.dtype, place)
         case "shared_memory":
-            return SharedMemoryInlet(signals, layout, offer.dtype, place, taker=taker)
+            return SharedMemoryInlet(signals, layout, offer.dtype, place, worker=worker)
     assert_never(offer.transport)

@@ -15,18 +15,18 @@ from megarl.reshard.topology import Topology
 class Load:
     """What the estimate needs to know of a publication, in bytes."""
 
-    trainer_rank: int
-    """The most a trainer rank has to send for one copy to one engine, shared among its replicas."""
-    taker: int
-    """The most a taker receives."""
+    policy_rank: int
+    """The most a policy rank has to send for one copy to one engine, shared among its replicas."""
+    worker: int
+    """The most a worker receives."""
     node: int
     """Distinct bytes an engine node needs."""
     num_nodes: int
-    takers_per_node: int
-    """Takers that share a node's network."""
+    workers_per_node: int
+    """Workers that share a node's network."""
     engines: int
     crosses_nodes: bool
-    """Trainer and engines are on different nodes."""
+    """Policy and engines are on different nodes."""
     bucket: int
     min_share: int
     """The smallest stripe."""
@@ -35,18 +35,18 @@ class Load:
 def measure_load(
     wanted: WantedBoxes, topology: Topology, *, itemsize: int, bucket_bytes: int, min_share_bytes: int
 ) -> Load:
-    """The figures of a layout; trainer positions are taken to hold equal parts of the model."""
-    nodes = topology.takers_by_node(range(topology.tensor))
-    tensor_ranks = {taker % topology.tensor for taker in max(nodes, key=len)}
+    """The figures of a layout; policy positions are taken to hold equal parts of the model."""
+    nodes = topology.workers_by_node(range(topology.tensor))
+    tensor_ranks = {worker % topology.tensor for worker in max(nodes, key=len)}
     model = wanted.distinct_elements(range(topology.tensor)) * itemsize
     return Load(
-        trainer_rank=model // topology.grid.world_size,
-        taker=max(map(wanted.elements, range(topology.tensor))) * itemsize,
+        policy_rank=model // topology.grid.world_size,
+        worker=max(map(wanted.elements, range(topology.tensor))) * itemsize,
         node=wanted.distinct_elements(tensor_ranks) * itemsize,
         num_nodes=len(nodes),
-        takers_per_node=max(map(len, nodes)),
+        workers_per_node=max(map(len, nodes)),
         engines=topology.engines,
-        crosses_nodes=set(topology.trainer_nodes) != set(topology.taker_nodes) or len(nodes) > 1,
+        crosses_nodes=set(topology.policy_nodes) != set(topology.worker_nodes) or len(nodes) > 1,
         bucket=bucket_bytes,
         min_share=min_share_bytes,
     )
@@ -56,23 +56,23 @@ def estimate_seconds(load: Load, fanout: Fanout, topology: Topology) -> float:
     """Seconds from the first byte sent to the last received."""
     links = topology.links
     network = links.between_nodes if load.crosses_nodes else links.inside_node
-    stripe = load.node / load.takers_per_node
-    exchange = (load.taker - min(stripe, load.taker)) / links.inside_node
+    stripe = load.node / load.workers_per_node
+    exchange = (load.worker - min(stripe, load.worker)) / links.inside_node
     last = load.num_nodes - 1
     match fanout:
         case "direct":
-            return links.latency_s + max(load.engines * load.trainer_rank, load.taker) / network
+            return links.latency_s + max(load.engines * load.policy_rank, load.worker) / network
         case "node":
             copies = min(load.engines, load.num_nodes)
-            return 2 * links.latency_s + max(copies * load.trainer_rank, stripe) / network + exchange
+            return 2 * links.latency_s + max(copies * load.policy_rank, stripe) / network + exchange
         case "relay":
             fill = last * (links.latency_s + min(load.bucket, stripe) / network)
-            return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
+            return 2 * links.latency_s + max(load.policy_rank, stripe) / network + fill + exchange
         case "all_gather":
             # Stripes smaller than worth sending are not made: then fewer nodes start, and the others wait.
             uneven = max(0.0, load.num_nodes * min(stripe, max(stripe / load.num_nodes, load.min_share)) - stripe)
             fill = last * links.latency_s + uneven / network
-            return 2 * links.latency_s + max(load.trainer_rank, stripe) / network + fill + exchange
+            return 2 * links.latency_s + max(load.policy_rank, stripe) / network + fill + exchange
 
 
 def choose_fanout(load: Load, topology: Topology) -> Fanout:

@@ -1,16 +1,16 @@
 """Who hands which part of a block to whom.
 
-Every taker of a block gets all of it once. Four ways, from the plainest:
+Every worker of a block gets all of it once. Four ways, from the plainest:
 
-* direct: each taker gets it from the trainer;
-* node: a node gets it once, each of its takers a stripe, and the takers exchange stripes inside the node;
-* relay: the first node gets it from the trainer, every other node from the node before it;
-* all_gather: each node gets a stripe from the trainer, and the stripes go round the ring of nodes.
+* direct: each worker gets it from the policy;
+* node: a node gets it once, each of its workers a stripe, and the workers exchange stripes inside the node;
+* relay: the first node gets it from the policy, every other node from the node before it;
+* all_gather: each node gets a stripe from the policy, and the stripes go round the ring of nodes.
 
-In the last two takers exchange stripes inside their node as in the second. The trainer ranks that hold a block share
+In the last two workers exchange stripes inside their node as in the second. The policy ranks that hold a block share
 the copies of it evenly, to the element.
 
-Invariants: a hop's range lies inside what its sender has by hops of smaller depth (holders have everything); a taker
+Invariants: a hop's range lies inside what its sender has by hops of smaller depth (holders have everything); a worker
 hands a stripe on in the pieces in which it came, one from each holder that sends of it.
 """
 
@@ -23,12 +23,12 @@ FANOUTS: tuple[Fanout, ...] = ("direct", "node", "relay", "all_gather")
 
 
 class Hop(NamedTuple):
-    """Elements [start, stop) of a block go to the taker `receiver`."""
+    """Elements [start, stop) of a block go to the worker `receiver`."""
 
     start: int
     stop: int
     sender: int
-    """At depth 0 the index of one of the block's holders, else a taker."""
+    """At depth 0 the index of one of the block's holders, else a worker."""
     receiver: int
     depth: int
     base: int
@@ -45,28 +45,28 @@ class Stripe(NamedTuple):
     num_nodes: int
     """Nodes on its way, in ring order from `first_node`."""
     lane: int
-    """Position, in each node, of the taker that brings it there; modulo the node's takers."""
+    """Position, in each node, of the worker that brings it there; modulo the node's workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """How one block spreads. Takers are numbers of receiving ranks over all engines."""
+    """How one block spreads. Workers are numbers of receiving ranks over all engines."""
 
     fanout: Fanout
     num_elements: int
     nodes: tuple[tuple[int, ...], ...]
-    """The block's takers, node by node."""
+    """The block's workers, node by node."""
     holders: int
-    """Trainer ranks that hold it."""
+    """Policy ranks that hold it."""
     min_share: int
     """Holders and nodes share in parts of at least so many elements: smaller messages cost more than they save."""
 
     @property
     def num_copies(self) -> int:
-        """How many times the trainer sends the block."""
+        """How many times the policy sends the block."""
         match self.fanout:
             case "direct":
-                return sum(len(takers) for takers in self.nodes)
+                return sum(len(workers) for workers in self.nodes)
             case "node":
                 return len(self.nodes)
             case "relay" | "all_gather":
@@ -82,56 +82,56 @@ class Spread:
                 if start < stop:
                     yield Hop(start, stop, holder, self._carrier(stripe, stripe.first_node), 0, stripe.start)
 
-    def to_taker(self, taker: int) -> Iterator[Hop]:
-        """What the taker receives."""
-        for stripe, node, passed in self._passing(taker):
+    def to_worker(self, worker: int) -> Iterator[Hop]:
+        """What the worker receives."""
+        for stripe, node, passed in self._passing(worker):
             carrier = self._carrier(stripe, node)
             before = self._carrier(stripe, (node - 1) % len(self.nodes))
-            for hop in self._from_holders(stripe, taker):
-                if carrier != taker:
+            for hop in self._from_holders(stripe, worker):
+                if carrier != worker:
                     yield hop._replace(sender=carrier, depth=passed + 1)
                 elif passed:
                     yield hop._replace(sender=before, depth=passed)
                 else:
                     yield hop
 
-    def from_taker(self, taker: int) -> Iterator[Hop]:
-        """What the taker hands on."""
-        for stripe, node, passed in self._passing(taker):
-            if self._carrier(stripe, node) != taker:
+    def from_worker(self, worker: int) -> Iterator[Hop]:
+        """What the worker hands on."""
+        for stripe, node, passed in self._passing(worker):
+            if self._carrier(stripe, node) != worker:
                 continue
-            others = [other for other in self.nodes[node] if other != taker] if self.fanout != "direct" else []
+            others = [other for other in self.nodes[node] if other != worker] if self.fanout != "direct" else []
             if passed + 1 < stripe.num_nodes:
                 others.insert(0, self._carrier(stripe, (node + 1) % len(self.nodes)))
-            for hop in self._from_holders(stripe, taker):
+            for hop in self._from_holders(stripe, worker):
                 for other in others:
-                    yield hop._replace(sender=taker, receiver=other, depth=passed + 1)
+                    yield hop._replace(sender=worker, receiver=other, depth=passed + 1)
 
     def _stripes(self, copy: int) -> Iterator[Stripe]:
         """The stripes of one copy, end to end."""
         size, count = self.num_elements, len(self.nodes)
         match self.fanout:
             case "direct":
-                node, lane = self._nth_taker(copy)
+                node, lane = self._nth_worker(copy)
                 yield Stripe(copy, 0, size, node, 1, lane)
             case "node":
                 lanes = len(self.nodes[copy])
                 for lane in range(lanes):
                     yield Stripe(copy, *_part(size, lane, lanes), copy, 1, lane)
             case "relay" | "all_gather":
-                lanes = max(len(takers) for takers in self.nodes)
+                lanes = max(len(workers) for workers in self.nodes)
                 firsts = 1 if self.fanout == "relay" else max(1, min(count, size // (lanes * self.min_share)))
                 for first in range(firsts):
                     for lane in range(lanes):
                         start, stop = _part(size, first * lanes + lane, firsts * lanes)
                         yield Stripe(copy, start, stop, first * count // firsts, count, lane)
 
-    def _passing(self, taker: int) -> Iterator[tuple[Stripe, int, int]]:
-        """(stripe, the taker's node, nodes it passed before) of every stripe that comes to the taker."""
-        node = next(node for node, takers in enumerate(self.nodes) if taker in takers)
+    def _passing(self, worker: int) -> Iterator[tuple[Stripe, int, int]]:
+        """(stripe, the worker's node, nodes it passed before) of every stripe that comes to the worker."""
+        node = next(node for node, workers in enumerate(self.nodes) if worker in workers)
         match self.fanout:
             case "direct":
-                copy = sum(map(len, self.nodes[:node])) + self.nodes[node].index(taker)
+                copy = sum(map(len, self.nodes[:node])) + self.nodes[node].index(worker)
             case "node":
                 copy = node
             case "relay" | "all_gather":
@@ -141,14 +141,14 @@ class Spread:
                 yield stripe, node, (node - stripe.first_node) % len(self.nodes)
 
     def _carrier(self, stripe: Stripe, node: int) -> int:
-        takers = self.nodes[node]
-        return takers[stripe.lane % len(takers)]
+        workers = self.nodes[node]
+        return workers[stripe.lane % len(workers)]
 
-    def _nth_taker(self, number: int) -> tuple[int, int]:
-        for node, takers in enumerate(self.nodes):
-            if number < len(takers):
+    def _nth_worker(self, number: int) -> tuple[int, int]:
+        for node, workers in enumerate(self.nodes):
+            if number < len(workers):
                 return node, number
-            number -= len(takers)
+            number -= len(workers)
         raise IndexError(number)
 
     def _num_shares(self) -> int:
@@ -163,8 +163,8 @@ class Spread:
             return 0, 0
         return _part(self.num_copies * self.num_elements, share, shares)
 
-    def _from_holders(self, stripe: Stripe, taker: int) -> Iterator[Hop]:
-        """The trainer's hops that bring a stripe to its first taker."""
+    def _from_holders(self, stripe: Stripe, worker: int) -> Iterator[Hop]:
+        """The policy's hops that bring a stripe to its first worker."""
         total, shares = self.num_copies * self.num_elements, self._num_shares()
         base = stripe.copy * self.num_elements
         share = (base + stripe.start) * shares // total
@@ -174,7 +174,7 @@ class Spread:
             if start >= stripe.stop:
                 return
             if start < stop:
-                yield Hop(start, stop, share * self.holders // shares, taker, 0, stripe.start)
+                yield Hop(start, stop, share * self.holders // shares, worker, 0, stripe.start)
             share += 1
 
 

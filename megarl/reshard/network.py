@@ -1,6 +1,6 @@
 """The channel over the wire: gloo from host memory, NCCL from a GPU's.
 
-A trainer rank packs a place once for all its receivers, into one of `NUM_SLOTS` buffers, and sends it while the next
+A policy rank packs a place once for all its receivers, into one of `NUM_SLOTS` buffers, and sends it while the next
 is packed; where only changes are sent it keeps a copy of the last publication. A worker receives straight into its
 staging memory unless what comes are changes, or comes on another device.
 """

@@ -1,6 +1,6 @@
 """Elements of blocks into contiguous buffers.
 
-A message's bytes are its range of the block's elements in order; where they lie in the trainer's parameters is what the
+A message's bytes are its range of the block's elements in order; where they lie in the policy's parameters is what the
 block's units say. A parameter of another dtype than the wire's is rounded here, once.
 """
 
@@ -59,7 +59,7 @@ def compute_part_checksums(elements: Tensor, parts: tuple[Part, ...], checksums:
 
 
 def pack_range(parameters: Mapping[str, Tensor], block: Block, start: int, stop: int, *, out: Tensor) -> None:
-    """Copy the block's elements [start, stop) out of a trainer's parameters into `out` [stop - start]."""
+    """Copy the block's elements [start, stop) out of a policy rank's parameters into `out` [stop - start]."""
     position = 0
     with torch.no_grad():
         for unit, first, last in units_between(block, start, stop):

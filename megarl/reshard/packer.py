@@ -29,7 +29,7 @@ class Piece(NamedTuple):
 
 
 class Packer:
-    """One trainer rank's."""
+    """One policy rank's."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], blocks: Mapping[BlockKey, Block], checksums: Checksums

@@ -1,9 +1,9 @@
 """The transfer plan: which ranges of which blocks a rank sends and receives, in which order.
 
-`plan_trainer` and `plan_taker` are pure functions of the layouts. Each computes its own rank's part only: nothing is
+`plan_policy_rank` and `plan_engine_worker` are pure functions of the layouts. Each computes its part only: nothing is
 asked of other ranks, and the work does not grow with their number but by the copies a rank itself handles.
 
-Invariants: all takers together receive every wanted element exactly once each; messages of all ranks have one order,
+Invariants: all workers together receive every wanted element exactly once each; messages of all ranks have one order,
 in which a message comes after those that bring its sender the data, so that ranks which work through their own parts
 in that order cannot wait for each other in a circle.
 """
@@ -31,7 +31,7 @@ from megarl.reshard.topology import Topology
 _MIN_SHARE_BYTES = 1 << 22
 
 NUM_SLOTS = 2
-"""Packed messages a trainer rank has in memory: one travels while the next is packed."""
+"""Packed messages a policy rank has in memory: one travels while the next is packed."""
 
 Place = tuple[BlockKey, int, int]
 """Elements [start, stop) of a block."""
@@ -69,7 +69,7 @@ class TransferPlan:
     sends: tuple[Message, ...]
     receives: tuple[Message, ...]
     bound_elements: int
-    """The fewest elements this peer can receive: what it wants (0 on the trainer)."""
+    """The fewest elements this peer can receive: what it wants (0 on the policy)."""
     estimated_s: float
     """Seconds on the topology's links."""
 
@@ -125,8 +125,8 @@ class PlanRequest:
         )
 
 
-def plan_trainer(request: PlanRequest, holdings: Iterable[Holding], *, rank: int) -> TransferPlan:
-    """The plan of trainer rank `rank`, which is a holder of all `holdings`; ValueError where it is not."""
+def plan_policy_rank(request: PlanRequest, holdings: Iterable[Holding], *, rank: int) -> TransferPlan:
+    """The plan of policy rank `rank`, which is a holder of all `holdings`; ValueError where it is not."""
     blocks = [block for holding in holdings for block in cut_source_blocks(holding, request.wanted)]
     planner = _Planner(request)
     sends = [
@@ -137,18 +137,18 @@ def plan_trainer(request: PlanRequest, holdings: Iterable[Holding], *, rank: int
     return planner.plan(rank, blocks, sends=sends, receives=(), bound_elements=0)
 
 
-def plan_taker(
-    request: PlanRequest, holdings: Iterable[Holding], targets: Mapping[Box, tuple[Region, ...]], *, taker: int
+def plan_engine_worker(
+    request: PlanRequest, holdings: Iterable[Holding], targets: Mapping[Box, tuple[Region, ...]], *, worker: int
 ) -> TransferPlan:
-    """The plan of engine worker `taker`, whose parameters want `targets`, of all the trainer's `holdings`.
+    """The plan of engine worker `worker`, whose parameters want `targets`, of all the policy's `holdings`.
 
     Raises:
-        LayoutError: the trainer does not hold every wanted element.
+        LayoutError: the policy does not hold every wanted element.
     """
     blocks = cut_target_blocks(
         targets,
         request.wanted,
-        tensor_rank=taker % request.topology.tensor,
+        tensor_rank=worker % request.topology.tensor,
         holdings=holdings,
     )
     planner = _Planner(request)
@@ -156,10 +156,10 @@ def plan_taker(
     receives: list[Message] = []
     for block in blocks:
         spread = planner.spread(block)
-        receives += planner.messages(block.key, spread.to_taker(taker))
-        sends += planner.messages(block.key, spread.from_taker(taker))
+        receives += planner.messages(block.key, spread.to_worker(worker))
+        sends += planner.messages(block.key, spread.from_worker(worker))
     return planner.plan(
-        request.topology.taker_peer(taker),
+        request.topology.worker_peer(worker),
         blocks,
         sends=sends,
         receives=receives,
@@ -180,13 +180,13 @@ class _Planner:
         self._nodes: dict[tuple[int, ...], tuple[tuple[int, ...], ...]] = {}
 
     def spread(self, block: Block) -> Spread:
-        takers = block.key.wanted_by
-        if takers not in self._nodes:
-            self._nodes[takers] = self._topology.takers_by_node(takers)
+        workers = block.key.wanted_by
+        if workers not in self._nodes:
+            self._nodes[workers] = self._topology.workers_by_node(workers)
         return Spread(
             fanout=self._fanout,
             num_elements=block.num_elements,
-            nodes=self._nodes[takers],
+            nodes=self._nodes[workers],
             holders=block.key.holders.num,
             min_share=max(1, _MIN_SHARE_BYTES // self._request.itemsize),
         )
@@ -197,8 +197,8 @@ class _Planner:
             yield from _in_buckets(self._message(key, hop), hop.base, self._bucket_elements)
 
     def _message(self, key: BlockKey, hop: Hop) -> Message:
-        sender = self._topology.taker_peer(hop.sender) if hop.depth else key.holders.rank(hop.sender)
-        return Message(0, hop.depth, key, hop.start, hop.stop, self._topology.taker_peer(hop.receiver), sender)
+        sender = self._topology.worker_peer(hop.sender) if hop.depth else key.holders.rank(hop.sender)
+        return Message(0, hop.depth, key, hop.start, hop.stop, self._topology.worker_peer(hop.receiver), sender)
 
     def plan(
         self,

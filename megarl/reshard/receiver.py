@@ -34,7 +34,7 @@ from megarl.reshard.message import (
     read_header,
 )
 from megarl.reshard.pack import Part, PartsTable, compute_part_checksums
-from megarl.reshard.plan import Message, Place, PlanRequest, TransferPlan, plan_taker
+from megarl.reshard.plan import Message, Place, PlanRequest, TransferPlan, plan_engine_worker
 from megarl.reshard.regions import Region, view_region
 from megarl.reshard.session import (
     Offer,
@@ -73,19 +73,19 @@ class WeightReceiver:
         self,
         endpoint: WeightEndpoint,
         *,
-        taker: int,
+        worker: int,
         record: Callable[[Offer], Targets],
         device: torch.device | str = "cpu",
     ) -> None:
-        """Connect as worker `taker` (engine x tensor + tensor rank), describe what the model wants, and plan.
+        """Connect as engine worker `worker` (engine x tensor + tensor rank), describe what the model wants, and plan.
 
         record: what the worker's parameters want of the offered tensors. device: the model's.
 
         Raises:
-            TransportError: the trainer cannot be reached, or peers did not come.
-            LayoutError: the model wants what the trainer does not hold.
+            TransportError: the policy cannot be reached, or peers did not come.
+            LayoutError: the model wants what the policy does not hold.
         """
-        self._taker = taker
+        self._worker = worker
         self._serial = 0
         self._thread: threading.Thread | None = None
         self._error: TransportError | None = None
@@ -98,7 +98,7 @@ class WeightReceiver:
         store = endpoint.seal_store(connect_store(endpoint.host, endpoint.port, endpoint.timeout_s))
         self._signals = Signals(store, timeout_s=endpoint.timeout_s)
         self.offer = self._await_offer(endpoint)
-        engine, tensor_rank = divmod(taker, self.offer.tensor)
+        engine, tensor_rank = divmod(worker, self.offer.tensor)
         facts = channel_facts(self.offer, torch.device(device))
         with joining(self._signals, f"engine {engine} worker {tensor_rank}"):
             request, self.plan = self._agree(record(self.offer), facts.fanout)
@@ -106,12 +106,14 @@ class WeightReceiver:
             self._parts = PartsTable(self.plan.blocks)
             self._messages = sorted((*self.plan.receives, *self.plan.sends))
             self._layout = StagingLayout.of(self.plan)
-            self._inlet = open_inlet(self.offer, self._layout, self._signals, taker=taker, device=torch.device(device))
+            self._inlet = open_inlet(
+                self.offer, self._layout, self._signals, worker=worker, device=torch.device(device)
+            )
             self._held = self._index_regions()
             self._wire = Wire(
                 store,
                 address=local_address(endpoint.host, endpoint.port),
-                peer=self._topology.taker_peer(taker),
+                peer=self._topology.worker_peer(worker),
                 num_peers=self._topology.num_peers,
                 timeout_s=endpoint.timeout_s,
                 device=facts.wire_device,
@@ -123,30 +125,30 @@ class WeightReceiver:
             offer = Offer.from_json(self._signals.get(["offer"])[0])
         except SignalTimeout:
             raise TransportError(
-                f"{endpoint.host}:{endpoint.port} is not the trainer this engine was told of (another run's?), or its "
+                f"{endpoint.host}:{endpoint.port} is not the policy this engine was told of (another run's?), or its "
                 "policy ranks did not join the publication"
             ) from None
-        if not 0 <= self._taker < offer.engines * offer.tensor:
+        if not 0 <= self._worker < offer.engines * offer.tensor:
             raise TransportError(
-                f"worker {self._taker} (engine x tensor + tensor rank) is not one of the {offer.engines} engines x "
-                f"{offer.tensor} tensor ranks the trainer expects; start as many engines, with that tensor size"
+                f"worker {self._worker} (engine x tensor + tensor rank) is not one of the {offer.engines} engines x "
+                f"{offer.tensor} tensor ranks the policy expects; start as many engines, with that tensor size"
             )
         return offer
 
     def _agree(self, targets: Targets, fanout: Fanout | None) -> tuple[PlanRequest, TransferPlan]:
-        signals, offer, taker = self._signals, self.offer, self._taker
-        engine, tensor_rank = divmod(taker, offer.tensor)
+        signals, offer, worker = self._signals, self.offer, self._worker
+        engine, tensor_rank = divmod(worker, offer.tensor)
         rows = dump_boxes(list(targets))
-        if not signals.claim(f"claimed-{taker}"):
+        if not signals.claim(f"claimed-{worker}"):
             raise TransportError(
                 f"engine {engine} worker {tensor_rank} is connected already; a restarted engine needs a new session"
             )
         if engine == 0:
             signals.put(f"wanted-{tensor_rank}", rows)
-        signals.put(f"taker-{taker}", {"node": node_name(), "digest": digest(rows)})
+        signals.put(f"worker-{worker}", {"node": node_name(), "digest": digest(rows)})
         wanted, _ = await_wanted(signals, offer)
         request = await_request(signals, offer, wanted, fanout=fanout)
-        return request, plan_taker(request, offer.layout.holdings(), targets, taker=taker)
+        return request, plan_engine_worker(request, offer.layout.holdings(), targets, worker=worker)
 
     def _index_regions(self) -> dict[str, list[tuple[int, Unit, Region]]]:
         """Parameter -> (first element in staging memory, unit, its region) of everything that goes into it."""
@@ -166,7 +168,7 @@ class WeightReceiver:
             raise TransportError(f"the session ended with an earlier failure ({self._error}); connect anew")
         self._serial += 1
         self._version = None
-        self._signals.put(f"{self._transfer}/ready-{self._taker}", True)
+        self._signals.put(f"{self._transfer}/ready-{self._worker}", True)
         self._thread = threading.Thread(target=self._receive, name="megarl-weights", daemon=True)
         self._thread.start()
 
@@ -182,7 +184,7 @@ class WeightReceiver:
             if self._error is not None:
                 raise self._error
             if self._version != version:
-                raise TransportError(f"expected weights version {version}, the trainer sent {self._version}")
+                raise TransportError(f"expected weights version {version}, the policy sent {self._version}")
             self._signals.get([f"{self._transfer}/verdict"], transfer=self._transfer, grace_s=1.0)
         except (TransportError, PeerFailed, SignalTimeout, dist.DistError) as error:
             what = "policy rank 0 gave no verdict within the timeout" if isinstance(error, SignalTimeout) else error
@@ -202,7 +204,7 @@ class WeightReceiver:
         try:
             self.checksum_s = 0.0
             self._take_all()
-            self._signals.put(f"{self._transfer}/taken-{self._taker}", True)
+            self._signals.put(f"{self._transfer}/taken-{self._worker}", True)
         except BaseException as error:  # whoever asks for the version is told
             if self._closing:  # the engine ends; if that is a failure, it is not this worker's
                 self._error = TransportError("the connection was closed while weights came")

@@ -1,4 +1,4 @@
-"""A trainer rank's end of a publication.
+"""A policy rank's end of a publication.
 
     every worker               ready/n-r                       its staging memory may be overwritten
     every rank                 pack -> send, by the channel    message by message, in the order of all
@@ -22,7 +22,7 @@ from megarl.reshard.channels import channel_facts, open_outlet
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.fanout import Fanout
 from megarl.reshard.packer import Packer
-from megarl.reshard.plan import TransferPlan, plan_trainer
+from megarl.reshard.plan import TransferPlan, plan_policy_rank
 from megarl.reshard.seal import new_secret
 from megarl.reshard.session import (
     Offer,
@@ -57,7 +57,7 @@ def serve_weights(host: str, *, timeout_s: float) -> tuple[dist.TCPStore, Weight
 
 
 class WeightSender:
-    """See the module. Build it on every trainer rank at once, while the engines connect."""
+    """See the module. Build it on every policy rank at once, while the engines connect."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class WeightSender:
 
         Raises:
             TransportError: peers did not come, or engines do not fit each other.
-            LayoutError: the engines want what the trainer does not hold.
+            LayoutError: the engines want what the policy does not hold.
         """
         self._rank, self._offer, self._timeout_s = rank, offer, endpoint.timeout_s
         self._serial = 0
@@ -100,14 +100,14 @@ class WeightSender:
 
     def _agree(self, signals: Signals, fanout: Fanout | None) -> tuple[Topology, TransferPlan]:
         offer = self._offer
-        signals.put(f"trainer-{self._rank}", node_name())
+        signals.put(f"policy-{self._rank}", node_name())
         if self._rank == 0:
             signals.put("offer", offer.as_json())
         wanted, digests = await_wanted(signals, offer)
         if self._rank == 0:
             announce_nodes(signals, offer, digests)
         request = await_request(signals, offer, wanted, fanout=fanout)
-        return request.topology, plan_trainer(request, offer.layout.held_by(self._rank), rank=self._rank)
+        return request.topology, plan_policy_rank(request, offer.layout.held_by(self._rank), rank=self._rank)
 
     def publish(self, version: int) -> PublishReport:
         """Send the parameters' present values to every engine and return when all workers have them, checked.
@@ -143,8 +143,8 @@ class WeightSender:
         """Rank 0 hears every worker and gives the verdict; the others wait for it."""
         if self._rank == 0:
             first = self._topology.grid.world_size
-            takers = set(range(first, first + self._topology.num_takers))
-            self._await("taken", takers, "take and check everything", grace_s=_GRACE_S)
+            workers = set(range(first, first + self._topology.num_workers))
+            self._await("taken", workers, "take and check everything", grace_s=_GRACE_S)
             self._live.put(f"{self._transfer}/verdict", True)
             self._drop_older()
             return
@@ -177,8 +177,8 @@ class WeightSender:
         """Forget the messages of the publication before this one, which everyone has read."""
         older = f"publication-{self._serial - 1}"
         if self._serial > 1:
-            takers = range(self._topology.num_takers)
-            workers = [f"{older}/{message}-{taker}" for message in ("ready", "taken") for taker in takers]
+            numbers = range(self._topology.num_workers)
+            workers = [f"{older}/{message}-{worker}" for message in ("ready", "taken") for worker in numbers]
             self._live.drop([*workers, f"{older}/verdict"])
 
     @contextmanager

@@ -1,8 +1,8 @@
-"""How trainer ranks and engine workers find each other and agree on one plan.
+"""How policy ranks and engine workers find each other and agree on one plan.
 
     policy rank 0          serves the store, puts `offer`: model, grid, wire dtype, bucket size
-    engine worker r        records what its model wants; engine 0's put `wanted-k`; puts `taker-r`: node, digest
-    policy rank w          puts `trainer-w`: node
+    engine worker r        records what its model wants; engine 0's put `wanted-k`; puts `worker-r`: node, digest
+    policy rank w          puts `policy-w`: node
     policy rank 0          compares the digests, puts `nodes`
     every peer             plans its own part from `offer`, `wanted-*`, `nodes`; all join the wire
 
@@ -30,7 +30,7 @@ from megarl.reshard.plan import PlanRequest
 from megarl.reshard.regions import Region
 from megarl.reshard.seal import Seal, SealedStore
 from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, TransportError
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import Topology
 
 Transport = Literal["shared_memory", "network"]
@@ -43,7 +43,7 @@ SESSION = "session"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightEndpoint:
-    """Where engines find the trainer's store, and what makes them members of the session.
+    """Where engines find the policy's store, and what makes them members of the session.
 
     Crosses processes as a plain dict, through Ray and inside an engine: whoever has it may publish.
     """
@@ -75,7 +75,7 @@ def new_token() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What the trainer publishes, and how."""
+    """What the policy publishes, and how."""
 
     shape: ModelShape
     grid: RankGrid
@@ -91,15 +91,15 @@ class Offer:
     transport: Transport
     bucket_bytes: int
     device: Literal["cpu", "cuda"]
-    """Of the trainer's parameters."""
+    """Of the policy's parameters."""
     staging: Literal["host", "device"]
     """Where the engines' workers put what arrives."""
     delta: bool
     """Send only changed elements where that is smaller."""
 
     @property
-    def layout(self) -> TrainerLayout:
-        return TrainerLayout(shape=self.shape, grid=self.grid, virtual=self.virtual, spec=self.spec)
+    def layout(self) -> PolicyLayout:
+        return PolicyLayout(shape=self.shape, grid=self.grid, virtual=self.virtual, spec=self.spec)
 
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -139,7 +139,7 @@ def joining(signals: Signals, peer: str) -> Iterator[None]:
     try:
         yield
     except PeerFailed as error:
-        raise TransportError(f"connecting trainer and engines: {error}") from None
+        raise TransportError(f"connecting policy and engines: {error}") from None
     except Exception as error:
         signals.fail(SESSION, f"{peer} failed: {error}")
         raise
@@ -163,17 +163,21 @@ def await_wanted(signals: Signals, offer: Offer) -> tuple[list[list[Box]], list[
 
 def announce_nodes(signals: Signals, offer: Offer, digests: Sequence[str]) -> None:
     """Policy rank 0: tell everyone the nodes, once every engine wants what engine 0 wants."""
-    what = "engine workers (engine x tensor + tensor rank) that connect to the trainer"
-    takers = await_messages(signals, "taker", offer.engines * offer.tensor, what=what)
-    for taker, found in enumerate(takers):
-        if found["digest"] != digests[taker % offer.tensor]:
+    what = "engine workers (engine x tensor + tensor rank) that connect to the policy"
+    workers = await_messages(signals, "worker", offer.engines * offer.tensor, what=what)
+    for worker, found in enumerate(workers):
+        if found["digest"] != digests[worker % offer.tensor]:
             raise TransportError(
-                f"engine {taker // offer.tensor} worker {taker % offer.tensor} wants other parts of the weights than "
+                f"engine {worker // offer.tensor} worker {worker % offer.tensor} wants other parts of the weights than "
                 "the same worker of engine 0; all engines must run the same model with the same vllm_overrides"
             )
-    trainers = await_messages(signals, "trainer", offer.grid.world_size, what="policy ranks that join the publication")
-    names = [*dict.fromkeys([*trainers, *(taker["node"] for taker in takers)])]
-    signals.put("nodes", [[names.index(name) for name in trainers], [names.index(taker["node"]) for taker in takers]])
+    policy_ranks = await_messages(
+        signals, "policy", offer.grid.world_size, what="policy ranks that join the publication"
+    )
+    names = [*dict.fromkeys([*policy_ranks, *(worker["node"] for worker in workers)])]
+    signals.put(
+        "nodes", [[names.index(name) for name in policy_ranks], [names.index(worker["node"]) for worker in workers]]
+    )
 
 
 def await_request(
@@ -184,7 +188,7 @@ def await_request(
     fanout: the only one the session's channel can have, or None.
     """
     try:
-        ((trainer_nodes, taker_nodes),) = signals.get(["nodes"], transfer=SESSION, grace_s=1.0)
+        ((policy_nodes, worker_nodes),) = signals.get(["nodes"], transfer=SESSION, grace_s=1.0)
     except SignalTimeout:
         raise TransportError(
             "policy rank 0 did not announce the nodes of all peers: some engine worker or policy rank is missing"
@@ -193,14 +197,14 @@ def await_request(
         grid=offer.grid,
         engines=offer.engines,
         tensor=offer.tensor,
-        trainer_nodes=trainer_nodes,
-        taker_nodes=taker_nodes,
+        policy_nodes=policy_nodes,
+        worker_nodes=worker_nodes,
     )
     boxes = WantedBoxes(wanted)
     if unwanted := sorted(offer.tensors.keys() - boxes.tensors):
         raise TransportError(
             f"no engine worker takes anything of {', '.join(unwanted[:4])} ({len(unwanted)} such tensors): the engines "
-            "run another model than the trainer"
+            "run another model than the policy"
         )
     return PlanRequest(
         wanted=boxes,

@@ -1,4 +1,4 @@
-"""The channel within a host: a trainer rank packs straight into the workers' staging memory.
+"""The channel within a host: a policy rank packs straight into the workers' staging memory.
 
 Each worker puts into the store where its memory is: a file without a name, or a GPU's by CUDA IPC, which is how ranks
 and workers that share a GPU meet today (staging.py). The header tells the worker that a message is there.
@@ -94,12 +94,12 @@ class SharedMemoryInlet:
     """See channel.Inlet."""
 
     def __init__(
-        self, signals: Signals, layout: StagingLayout, dtype: torch.dtype, device: torch.device, *, taker: int
+        self, signals: Signals, layout: StagingLayout, dtype: torch.dtype, device: torch.device, *, worker: int
     ) -> None:
         """Make the memory and say where it is."""
         self.staging, self._address = make_shared(layout.num_elements, dtype, device)
         blocks = [[key.as_json(), start] for key, start in layout.starts.items()]
-        signals.put(f"memory-{taker}", {"address": self._address, "blocks": blocks})
+        signals.put(f"memory-{worker}", {"address": self._address, "blocks": blocks})
 
     def start(self, announced: Announced) -> _Arrival:
         return _Arrival(announced.elements.view(torch.uint8))

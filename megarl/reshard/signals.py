@@ -84,7 +84,7 @@ def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:
         return dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
     except dist.DistError as error:
         raise TransportError(
-            f"no trainer answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "
+            f"no policy answers at {host}:{port} within {timeout_s:g} s; is policy rank 0 alive, and is that "
             "address reachable from this node?"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Which boxes trainer ranks send from, and which ranks hold them: the weight table of a position on the grid.
+"""Which boxes policy ranks send from, and which ranks hold them: the weight table of a position on the grid.
 
 Invariant: over all holdings the placed boxes cover every element of every checkpoint tensor exactly once. What all
 tensor ranks hold whole (norms) comes from one of them, in turn by tensor; an embedding that the last stage repeats
@@ -17,7 +17,7 @@ from megarl.reshard.regions import Placed, place_pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerLayout:
+class PolicyLayout:
     """A model on a rank grid."""
 
     shape: ModelShape

@@ -1,6 +1,6 @@
 """Where an engine worker keeps what arrives until all of it may be installed, and how others of its host reach it.
 
-Private memory is filled by messages. Shared memory is filled by the trainer's ranks on the same host, which pack
+Private memory is filled by messages. Shared memory is filled by the policy's ranks on the same host, which pack
 straight into it: host memory is a file without a name (memfd), which needs no room in /dev/shm and goes with the last
 process that has it mapped, however that ends; a GPU's is opened by CUDA IPC.
 """

@@ -1,4 +1,4 @@
-"""What a trainer rank did for one publication, in bytes and seconds."""
+"""What a policy rank did for one publication, in bytes and seconds."""
 
 import time
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Point-to-point transfer of tensors between the peers of a publication: gloo from host memory, NCCL from a GPU's.
 
-The group is built over the session's own sealed store and is independent of the process's default group, so trainer and
+The group is built over the session's own sealed store and is independent of the process's default group, so policy and
 vLLM each keep theirs. Every peer names itself and works through its messages in one order (see plan.py); between two
 peers messages arrive in the order they were sent.
 

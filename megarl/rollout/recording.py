@@ -64,8 +64,8 @@ def record_model(
     if recording.short:
         short = [f"{name} ({filled} of {size} elements)" for name, (filled, size) in recording.short.items()]
         raise ValueError(
-            f"the trainer's tensors do not fill {len(short)} parameters of the model: "
-            f"{', '.join(short[:_SHOWN])}{', ...' if len(short) > _SHOWN else ''}; engine and trainer must run the "
+            f"the policy's tensors do not fill {len(short)} parameters of the model: "
+            f"{', '.join(short[:_SHOWN])}{', ...' if len(short) > _SHOWN else ''}; engine and policy must run the "
             "same model"
         )
     return recording

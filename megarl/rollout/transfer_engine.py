@@ -27,7 +27,7 @@ from megarl.rollout.recording import record_model
 
 @dataclass
 class MegarlInitInfo(WeightTransferInitInfo):
-    """Where the trainer's store is, and which engine this is among all: the fields of WeightEndpoint, and one."""
+    """Where the policy's store is, and which engine this is among all: the fields of WeightEndpoint, and one."""
 
     host: str
     port: int
@@ -48,7 +48,7 @@ class MegarlUpdateInfo(WeightTransferUpdateInfo):
 
 
 class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpdateInfo]):
-    """Taker rank = engine index x tensor-parallel size + tensor-parallel rank."""
+    """Worker rank = engine index x tensor-parallel size + tensor-parallel rank."""
 
     init_info_cls = MegarlInitInfo
     update_info_cls = MegarlUpdateInfo
@@ -60,7 +60,7 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
         self._recording: Recording | None = None
 
     def init_transfer_engine(self, init_info: MegarlInitInfo) -> None:
-        """Connect to the trainer; a second call replaces the first connection."""
+        """Connect to the policy; a second call replaces the first connection."""
         self.shutdown()
         parallel = self.parallel_config
         if parallel.pipeline_parallel_size > 1 or parallel.data_parallel_size > 1:
@@ -68,13 +68,13 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
                 f"the megarl weight transfer feeds tensor-parallel engines; this one has pipeline parallel size "
                 f"{parallel.pipeline_parallel_size} and data parallel size {parallel.data_parallel_size}; set both to 1"
             )
-        taker = init_info.engine_index * parallel.tensor_parallel_size + get_tensor_model_parallel_rank()
-        self._receiver = WeightReceiver(init_info.endpoint(), taker=taker, record=self._record, device=self.device)
+        worker = init_info.engine_index * parallel.tensor_parallel_size + get_tensor_model_parallel_rank()
+        self._receiver = WeightReceiver(init_info.endpoint(), worker=worker, record=self._record, device=self.device)
 
     def _record(self, offer: Offer) -> Targets:
         if offer.tensor != self.parallel_config.tensor_parallel_size:
             raise ValueError(
-                f"the trainer expects engines of {offer.tensor} tensor ranks, this one has "
+                f"the policy expects engines of {offer.tensor} tensor ranks, this one has "
                 f"{self.parallel_config.tensor_parallel_size}"
             )
         self._recording = record_model(self.model, self.model_config, offer.tensors, offer.dtype)
@@ -103,7 +103,7 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
-        """Abstract in vLLM 0.26, gone in 0.32: megarl's trainer sends to the workers itself."""
+        """Abstract in vLLM 0.26, gone in 0.32: megarl's policy sends to the workers itself."""
         raise NotImplementedError("megarl.reshard.sender sends the weights; vLLM's trainer side is not used")
 
     def shutdown(self) -> None:

@@ -28,6 +28,11 @@ def disable_mtp_completeness_check() -> AbstractContextManager[None]:
     return mtp_validation.disable_mtp_completeness_check()
 
 
+def weights_label(version: int) -> str:
+    """How vLLM labels weights of megarl's; its own label for those that it loaded itself is "default"."""
+    return str(version) if version else "default"
+
+
 def sampled_versions(completion: Any) -> set[str]:
     """Labels of the weights under which vLLM says a completion was sampled; 0.26 labels nothing, so none."""
     return {span.version for span in getattr(completion, "weight_versions", None) or ()}

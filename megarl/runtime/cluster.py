@@ -21,9 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.parallel.device import built_for_cuda
-from megarl.runtime.closing import undisturbed
-from megarl.runtime.leftovers import process_marks
-from megarl.runtime.placement import (
+from megarl.planning.placement import (
     Node,
     PlacementPlan,
     ShortageError,
@@ -31,6 +29,8 @@ from megarl.runtime.placement import (
     check_whole_groups,
     plan_placement,
 )
+from megarl.runtime.closing import undisturbed
+from megarl.runtime.leftovers import process_marks
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray

@@ -30,7 +30,7 @@ from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Mean, Metrics, declared, merge, observe
+from megarl.telemetry.metrics import Mean, Metrics, declared, merge
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -242,8 +242,7 @@ _DOING = {
 def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> UpdateResult:
     """One update from its replicas' reports: sums add up; gradient norm and rate are global already."""
     sums = merge_token_sums(report.sums for report in reports)
-    values = to_metrics(sums, rules=rules)
-    metrics = {name: observe(name, total, count) for name, (total, count) in values.items()}
+    metrics = to_metrics(sums, rules=rules)
     metrics |= declared({"actor/grad_norm": reports[0].grad_norm, "actor/lr": reports[0].lr})
     return UpdateResult.of(sums, metrics)
 
@@ -267,7 +266,9 @@ def _publish_metrics(report: PublishReport) -> Metrics:
 
 
 def _share_metrics(report: PublishReport) -> Metrics:
-    return {
-        "publish/changed_share": Mean(float(report.num_changed), float(report.num_compared)),
-        "publish/bytes_over_dense": Mean(float(report.bytes), float(report.dense_bytes)),
-    }
+    return declared(
+        {
+            "publish/changed_share": Mean(float(report.num_changed), float(report.num_compared)),
+            "publish/bytes_over_dense": Mean(float(report.bytes), float(report.dense_bytes)),
+        }
+    )

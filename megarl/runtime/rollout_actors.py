@@ -13,7 +13,8 @@ import ray.exceptions
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
-from megarl.rollout.engine import Adoption, RolloutEngine, worker_call_limit_s
+from megarl.rollout.engine import RolloutEngine
+from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_actor
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call

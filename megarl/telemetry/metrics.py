@@ -4,8 +4,8 @@
 mean carries its total and its count, so a mean of means cannot happen; `.value` is taken once, at the end, by whoever
 logs. All types are frozen, picklable and free of tensors.
 
-Which of them a name is stands in `names.MERGES` alone: `observe` and `declared` make what is declared there, and a
-metric of another type is refused wherever metrics are merged or logged.
+Which of them a name is stands in `names.MERGES` alone, and `declared` alone makes metrics: of the values of each name
+what is declared there. `Mean` is besides a number of its own, a sum with its count, that others hold and hand in.
 """
 
 import math
@@ -163,19 +163,28 @@ _TYPES: dict[Merge, type[Sum | Mean | Std | Max | Min | Last]] = {
 }
 
 
-def observe(name: str, total: float, count: float = 1.0) -> Metric:
-    """One value of the metric, of the type that it is declared with; for a mean, the sum of `count` values.
+Values = float | Iterable[float] | Mean
+"""What a metric is made of: one number, several, or the sum of several with their count."""
+
+
+def declared(values: Mapping[str, Values]) -> Metrics:
+    """Each metric of its values, as `names` declares that it merges.
 
     Raises:
-        KeyError: the name is not declared in `names`.
+        KeyError: a name is not declared.
+        TypeError: a sum with its count is given for what is no mean.
     """
+    return {name: _declared(name, of_name) for name, of_name in values.items()}
+
+
+def _declared(name: str, values: Values) -> Metric:
+    if name not in MERGES:
+        raise KeyError(f"metric {name!r} is not declared in telemetry/names.py")
     kind = _TYPES[MERGES[name]]
-    return Mean(total, count) if kind is Mean else kind.of([total / count])
-
-
-def declared(values: Mapping[str, float]) -> Metrics:
-    """One value of each metric, of the types that they are declared with. KeyError for a name that is not."""
-    return {name: observe(name, value) for name, value in values.items()}
+    if not isinstance(values, Mean):
+        return kind.of(values if isinstance(values, Iterable) else [values])
+    _refuse_undeclared(name, values)
+    return values
 
 
 def merge(*parts: Mapping[str, Metric]) -> Metrics:
@@ -211,7 +220,7 @@ def _refuse_undeclared(name: str, metric: Metric) -> None:
     if name in MERGES and type(metric) is not (expected := _TYPES[MERGES[name]]):
         raise TypeError(
             f"metric {name!r} is a {type(metric).__name__}, but telemetry/names.py declares that it merges as "
-            f'"{MERGES[name]}": make it a {expected.__name__}, as `observe` does'
+            f'"{MERGES[name]}": make it a {expected.__name__}, as `declared` does'
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from megarl.telemetry.metrics import Metrics, Sum
+from megarl.telemetry.metrics import Metrics, declared
 
 
 class Spans:
@@ -61,7 +61,7 @@ class Spans:
         """`timing_s/<name>` of every span since the last call, in seconds."""
         with self._lock:
             totals, self._total_s = self._total_s, {}
-        return {f"timing_s/{name}": Sum(total_s) for name, total_s in totals.items()}
+        return declared({f"timing_s/{name}": total_s for name, total_s in totals.items()})
 
     def close(self) -> None:
         """End the file with the closing bracket. Later spans are timed but no longer drawn."""

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from megarl.telemetry.metrics import Max, Metrics
+from megarl.telemetry.metrics import Metrics, declared
 
 _EVERY_S = 0.01
 """How often the loop is asked. A stall is seen to within this."""
@@ -22,7 +22,7 @@ class StallWatch:
         """perf/loop_stall_max since the last call, seconds, what lasts now included."""
         longest_s = max(self._longest_s, self._overdue_s())
         self._longest_s, self._asked_s = 0.0, time.perf_counter()
-        return {"perf/loop_stall_max": Max(longest_s)}
+        return declared({"perf/loop_stall_max": longest_s})
 
     async def __aenter__(self) -> Self:
         self._asked_s = time.perf_counter()

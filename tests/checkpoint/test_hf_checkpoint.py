@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from megarl.checkpoint.hf import CheckpointError, open_hf_checkpoint, save_hf_checkpoint
-from megarl.models.shape import ModelError, read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError
 from megarl.models.table import Box, hf_tensors
 
 HIDDEN, VOCAB = 16, 37

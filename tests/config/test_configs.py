@@ -20,8 +20,8 @@ from megarl.config.rollout_files import (
 from megarl.config.run import RunConfig
 from megarl.config.theory import TheoryConfig
 from megarl.config.trust import ConstantClip, FlexEcClip
-from megarl.models.preflight import check_layout
-from megarl.models.shape import read_model_shape
+from megarl.models.families import read_model_shape
+from megarl.planning.checks import check_layout
 from megarl.records import TokenTrace
 from megarl.telemetry.rollouts import RolloutRow, write_rollouts
 

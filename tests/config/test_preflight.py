@@ -12,8 +12,8 @@ from megarl.config.base import ConfigError
 from megarl.config.hub_names import is_hub_name
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
-from megarl.models.preflight import check_layout
-from megarl.models.shape import parse_model_config
+from megarl.models.families import parse_model_config
+from megarl.planning.checks import check_layout
 from tests.config.text import write_config
 
 SHAPE = {

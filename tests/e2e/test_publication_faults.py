@@ -71,7 +71,7 @@ async def publish_into_fault(policy: PolicyProcesses, engine: RolloutEngine, ver
     return [str(answer) for answer in answers if isinstance(answer, RuntimeError)] + [str(refusal.value)]
 
 
-def test_a_trainer_rank_stalls_and_then_dies(paths: tuple[Path, Path]) -> None:
+def test_a_policy_rank_stalls_and_then_dies(paths: tuple[Path, Path]) -> None:
     start, trained = paths
     config = configure(start, LAYOUT)
 

@@ -86,8 +86,7 @@ async def publish(policy: PolicyProcesses, engines: list[RolloutEngine], version
 
 
 async def check_against_loader(engine: RolloutEngine, exported: Path) -> None:
-    assert engine._llm is not None
-    for count, wrong in await engine._llm.collective_rpc(differing_parameters, args=(str(exported),)):
+    for count, wrong in await engine._process.llm.collective_rpc(differing_parameters, args=(str(exported),)):
         assert wrong == []
         assert count > 10
 

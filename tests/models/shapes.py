@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megarl.models.shape import ModelShape, parse_model_config
+from megarl.models.families import parse_model_config
+from megarl.models.shape import ModelShape
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
 """config.json of real checkpoints (Qwen2.5, arXiv 2412.15115; Llama 3, arXiv 2407.21783), by model name."""

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from megarl.models.families import parse_model_config, read_model_shape
 from megarl.models.rope_parameters import LinearRopeScaling, Llama3RopeScaling
-from megarl.models.shape import ModelError, parse_model_config, read_model_shape
+from megarl.models.shape import ModelError
 
 LLAMA = {
     "model_type": "llama",

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megarl.models.families import parse_model_config
 from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.rope_parameters import YarnRopeScaling, read_rope
-from megarl.models.shape import ModelError, parse_model_config
+from megarl.models.shape import ModelError
 
 SHAPE = {
     "hidden_size": 128,

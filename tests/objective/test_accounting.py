@@ -28,6 +28,7 @@ from megarl.objective.token_sums import (
     to_metrics,
 )
 from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch, TokenLoss
+from megarl.telemetry.metrics import Mean, Metrics
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
@@ -42,8 +43,16 @@ def compute(tokens: TokenBatch, *, choices: Choices | None = None, **objective: 
     return compute_token_loss(config, Controls(step=1, seed=0), tokens, choices or Choices.none(tokens.logp_T))
 
 
+def pairs(metrics: Metrics) -> dict[str, tuple[float, float]]:
+    """Name -> (total, count); of what is no mean (value, 1)."""
+    return {
+        name: (metric.total, metric.count) if isinstance(metric, Mean) else (metric.value, 1.0)
+        for name, metric in metrics.items()
+    }
+
+
 def metrics_of(tokens: TokenBatch, loss: TokenLoss) -> dict[str, tuple[float, float]]:
-    return to_metrics(collect_token_sums(tokens, loss, SingleRank()))
+    return pairs(to_metrics(collect_token_sums(tokens, loss, SingleRank())))
 
 
 # Probabilities are r / 16, entropies and N whole or 1/8 bits, so every Q = p (log p + H) is a short fraction of a bit.
@@ -243,7 +252,7 @@ def test_clip_counts_are_the_tokens_without_gradient(ratio: float, dtype: torch.
 def test_what_was_never_counted_has_no_value() -> None:
     tokens = make_tokens([0, 0], advantage=[])
     metrics = metrics_of(tokens, compute(tokens))
-    assert metrics == to_metrics(TokenSums.zeros())
+    assert metrics == pairs(to_metrics(TokenSums.zeros()))
     # Only what averages over mini-batches is left.
     averaged = ("budget", "pg", "aux", "loss", *(f"clip_{side}_contribution_weighted" for side in SIDES))
     assert set(metrics) == {name for name in metrics if name.split("/")[1].startswith(averaged)}
@@ -263,7 +272,7 @@ def test_what_was_never_counted_has_no_value() -> None:
 def test_losses_and_budgets_average_over_mini_batches() -> None:
     tokens = hand_tokens()
     one = collect_token_sums(tokens, compute(tokens), SingleRank())
-    metrics = to_metrics(one + one, num_mini_batches=2)
+    metrics = pairs(to_metrics(one + one, num_mini_batches=2))
     assert metrics["actor/pg_loss"] == pytest.approx((3.25 / 4, 2))
     assert metrics["entropy/budget"] == pytest.approx((-BIT / 64, 2))
     with pytest.raises(ValueError, match="num_mini_batches is 0"):
@@ -273,7 +282,7 @@ def test_losses_and_budgets_average_over_mini_batches() -> None:
 def test_saturated_ratios_are_counted_and_stay_finite() -> None:
     tokens = make_tokens(logp=[-1.0, -1.0], old_logp=[-900.0, -1.0], dtype=torch.float32)
     sums = collect_token_sums(tokens, compute(tokens), SingleRank())
-    assert to_metrics(sums)["actor/ratio_saturated_frac"] == (1, 2)
+    assert pairs(to_metrics(sums))["actor/ratio_saturated_frac"] == (1, 2)
     assert sums.sum_N.isfinite().all()
 
 

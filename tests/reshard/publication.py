@@ -1,4 +1,4 @@
-"""Trainer ranks and engine workers as processes of their own, without Megatron and vLLM: the real sender and receiver
+"""Policy ranks and engine workers as processes of their own, without Megatron and vLLM: the real sender and receiver
 between parameters that are filled from numbered checkpoint tensors."""
 
 import gc
@@ -33,7 +33,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One session's layouts and options. Peers are numbered as in a topology: trainer ranks first."""
+    """One session's layouts and options. Peers are numbered as in a topology: policy ranks first."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -45,12 +45,12 @@ class Setting:
     bucket_bytes: int = 1024
     timeout_s: float = 20.0
     dtype: torch.dtype = torch.float32
-    """On the wire and of the engines' parameters; the trainer's are float32."""
+    """On the wire and of the engines' parameters; the policy's are float32."""
     shape: ModelShape = field(default_factory=lambda: make_shape(hidden_size=24, ffn_size=32, vocab_size=50))
     fanout: Fanout | None = None
     """Forced, whatever the estimate says."""
     nodes: Literal["one", "an engine", "a worker"] = "one"
-    """How many peers pretend to be on one machine; the trainer is on another unless all are on one."""
+    """How many peers pretend to be on one machine; the policy is on another unless all are on one."""
     min_share_bytes: int | None = None
     """From which replicas and nodes share a block; None: as megarl does."""
     defence_s: float = 1.0
@@ -84,14 +84,14 @@ class Setting:
 
     def node_of(self, peer: int) -> str:
         """Where the peer pretends to be."""
-        taker = peer - self.grid.world_size
+        worker = peer - self.grid.world_size
         match self.nodes:
             case "one":
                 return "node"
             case "an engine":
-                return f"node-{taker // self.rollout_tensor}" if taker >= 0 else "trainer"
+                return f"node-{worker // self.rollout_tensor}" if worker >= 0 else "policy"
             case "a worker":
-                return f"node-{taker}" if taker >= 0 else "trainer"
+                return f"node-{worker}" if worker >= 0 else "policy"
 
 
 def make_checkpoint(shape: ModelShape, version: int) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def make_checkpoint(shape: ModelShape, version: int) -> dict[str, Tensor]:
     return tensors
 
 
-class TrainerRank:
+class PolicyRank:
     """A sender and parameters that take the values of any version."""
 
     def __init__(self, setting: Setting, endpoint: WeightEndpoint, *, rank: int, store: dist.Store | None) -> None:
@@ -133,14 +133,14 @@ class TrainerRank:
 class EngineWorker:
     """A receiver and parameters, zeros at first."""
 
-    def __init__(self, setting: Setting, endpoint: WeightEndpoint, *, taker: int) -> None:
+    def __init__(self, setting: Setting, endpoint: WeightEndpoint, *, worker: int) -> None:
         self._setting = setting
         self._live = live_parameters(
-            setting.shape, rank=taker % setting.rollout_tensor, tensor_size=setting.rollout_tensor
+            setting.shape, rank=worker % setting.rollout_tensor, tensor_size=setting.rollout_tensor
         )
         targets = targets_of(self._live)
         self._parameters = self._zeros()
-        self.end = WeightReceiver(endpoint, taker=taker, record=lambda _: targets)
+        self.end = WeightReceiver(endpoint, worker=worker, record=lambda _: targets)
 
     def _zeros(self) -> dict[str, Tensor]:
         return {parameter.name: torch.zeros(parameter.shape, dtype=self._setting.dtype) for parameter in self._live}
@@ -167,15 +167,15 @@ class EngineWorker:
 
 def join(
     setting: Setting, endpoint: WeightEndpoint, *, peer: int, store: dist.Store | None = None
-) -> TrainerRank | EngineWorker:
+) -> PolicyRank | EngineWorker:
     """One peer's end, connected; it makes this process pretend what the setting says of nodes and fan-out."""
     sender.node_name = receiver.node_name = lambda: setting.node_of(peer)  # type: ignore[assignment]
     signals._DEFENCE_S = setting.defence_s
     plan._MIN_SHARE_BYTES = 1 << 22 if setting.min_share_bytes is None else setting.min_share_bytes
     sender.await_request = receiver.await_request = _force_fanout(setting.fanout)  # type: ignore[assignment]
     if peer < setting.grid.world_size:
-        return TrainerRank(setting, endpoint, rank=peer, store=store)
-    return EngineWorker(setting, endpoint, taker=peer - setting.grid.world_size)
+        return PolicyRank(setting, endpoint, rank=peer, store=store)
+    return EngineWorker(setting, endpoint, worker=peer - setting.grid.world_size)
 
 
 def _force_fanout(fanout: Fanout | None) -> Any:
@@ -203,7 +203,7 @@ class Peer:
     def __init__(self, number: int) -> None:
         self._number = number
         self._store: dist.Store | None = None
-        self._member: TrainerRank | EngineWorker | None = None
+        self._member: PolicyRank | EngineWorker | None = None
 
     def serve(self, timeout_s: float) -> WeightEndpoint:
         """On peer 0: open a session."""
@@ -221,7 +221,7 @@ class Peer:
         self._member = join(setting, endpoint, peer=peer)
 
     def publish(self, version: int) -> PublishReport | bool:
-        """One version; a trainer rank's report, or whether the worker then holds exactly that version."""
+        """One version; a policy rank's report, or whether the worker then holds exactly that version."""
         return self._live.publish(version)
 
     def publish_many(self, versions: range) -> Resources:
@@ -253,7 +253,7 @@ class Peer:
         self._member = self._store = None
 
     @property
-    def _live(self) -> TrainerRank | EngineWorker:
+    def _live(self) -> PolicyRank | EngineWorker:
         assert self._member is not None
         return self._member
 
@@ -266,7 +266,7 @@ class PeerResult:
     received_over_bound: float
     num_sends: int
     versions: tuple[Any, ...]
-    """Of each: a trainer rank's report; on a worker, whether it then held exactly that version."""
+    """Of each: a policy rank's report; on a worker, whether it then held exactly that version."""
 
 
 def connect(processes: Processes, setting: Setting) -> list[tuple[Fanout, float, int]]:

@@ -15,9 +15,9 @@ from megarl.models.shards import fill_parameter
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.reshard.blocks import Block, BlockKey, WantedBoxes, units_between
 from megarl.reshard.fanout import Fanout
-from megarl.reshard.plan import Message, PlanRequest, TransferPlan, plan_taker, plan_trainer
+from megarl.reshard.plan import Message, PlanRequest, TransferPlan, plan_engine_worker, plan_policy_rank
 from megarl.reshard.regions import parameter_key, split_run, view_region
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import Topology
 from tests.reshard.wanted import LiveParameter, live_parameters, targets_of
 
@@ -29,7 +29,7 @@ UNTOUCHED = -1
 class Publication:
     """What is published from whom to whom."""
 
-    layout: TrainerLayout
+    layout: PolicyLayout
     topology: Topology
     bucket_bytes: int
     fanout: Fanout | None
@@ -58,15 +58,17 @@ class Publication:
         holdings = list(self.layout.holdings())
         plans = []
         for rank in range(self.layout.grid.world_size):
-            plans.append(plan_trainer(self.request, self.layout.held_by(rank), rank=rank))
+            plans.append(plan_policy_rank(self.request, self.layout.held_by(rank), rank=rank))
         targets = [targets_of(parameters) for parameters in self.live]
-        for taker in range(self.topology.num_takers):
-            plans.append(plan_taker(self.request, holdings, targets[taker % self.topology.tensor], taker=taker))
+        for worker in range(self.topology.num_workers):
+            plans.append(
+                plan_engine_worker(self.request, holdings, targets[worker % self.topology.tensor], worker=worker)
+            )
         return plans
 
 
 @dataclass
-class Taker:
+class Worker:
     """Memory of an engine worker."""
 
     live: dict[str, Tensor]
@@ -81,7 +83,7 @@ class Taker:
 class Outcome:
     tensors: dict[str, Tensor]
     plans: list[TransferPlan]
-    takers: list[Taker]
+    workers: list[Worker]
     messages: list[Message]
     """In the order in which they were carried out."""
 
@@ -100,23 +102,23 @@ def simulate(publication: Publication) -> Outcome:
     """Carry the publication out.
 
     Raises:
-        AssertionError: what is sent is not what is received, or a taker sends what it does not have yet.
+        AssertionError: what is sent is not what is received, or a worker sends what it does not have yet.
     """
     tensors, plans = number_elements(publication), publication.plans()
     messages = _agreed_messages(plans)
-    trainer = _fill_trainer(publication, tensors)
-    takers = [_empty_taker(parameters) for parameters in publication.live * publication.topology.engines]
+    policy = _fill_policy(publication, tensors)
+    workers = [_empty_worker(parameters) for parameters in publication.live * publication.topology.engines]
     world_size = publication.topology.grid.world_size
     for message in messages:
         if message.sender < world_size:
             position = publication.topology.grid.position(message.sender)
-            parameters = trainer[position.pipeline, position.tensor]
+            parameters = policy[position.pipeline, position.tensor]
             buffer = _pack(parameters, plans[message.sender].blocks[message.block], message)
         else:
-            buffer = _hand_on(takers[message.sender - world_size], message)
-        taker = takers[message.receiver - world_size]
-        _receive(taker, plans[message.receiver].blocks[message.block], message, buffer)
-    return Outcome(tensors=tensors, plans=plans, takers=takers, messages=messages)
+            buffer = _hand_on(workers[message.sender - world_size], message)
+        worker = workers[message.receiver - world_size]
+        _receive(worker, plans[message.receiver].blocks[message.block], message, buffer)
+    return Outcome(tensors=tensors, plans=plans, workers=workers, messages=messages)
 
 
 def _agreed_messages(plans: list[TransferPlan]) -> list[Message]:
@@ -139,7 +141,7 @@ def _agreed_messages(plans: list[TransferPlan]) -> list[Message]:
     return sorted(sent)
 
 
-def _fill_trainer(publication: Publication, tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], dict[str, Tensor]]:
+def _fill_policy(publication: Publication, tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], dict[str, Tensor]]:
     """Parameters by (pipeline, tensor) position; its replicas hold the same."""
     layout = publication.layout
     filled: dict[tuple[int, int], dict[str, Tensor]] = {}
@@ -161,8 +163,8 @@ def _fill_trainer(publication: Publication, tensors: Mapping[str, Tensor]) -> di
     return filled
 
 
-def _empty_taker(parameters: tuple[LiveParameter, ...]) -> Taker:
-    return Taker(
+def _empty_worker(parameters: tuple[LiveParameter, ...]) -> Worker:
+    return Worker(
         live={parameter.name: torch.full(parameter.shape, UNTOUCHED, dtype=DTYPE) for parameter in parameters},
         writes={parameter.name: torch.zeros(parameter.shape, dtype=DTYPE) for parameter in parameters},
     )
@@ -180,7 +182,7 @@ def _runs(block: Block, message: Message) -> Iterator[tuple[slice, list[tuple]]]
 
 
 def _pack(parameters: Mapping[str, Tensor], block: Block, message: Message) -> Tensor:
-    """A trainer's buffer, from its parameters."""
+    """A policy's buffer, from its parameters."""
     buffer = torch.empty(message.num_elements, dtype=DTYPE)
     for where, places in _runs(block, message):
         ((region, corner, part),) = places
@@ -189,22 +191,22 @@ def _pack(parameters: Mapping[str, Tensor], block: Block, message: Message) -> T
     return buffer
 
 
-def _hand_on(taker: Taker, message: Message) -> Tensor:
-    """A taker's buffer, from what it received before."""
-    have = taker.received.get(message.block)
+def _hand_on(worker: Worker, message: Message) -> Tensor:
+    """A worker's buffer, from what it received before."""
+    have = worker.received.get(message.block)
     assert have is not None, f"nothing of the block came before {message}"
     assert have[message.start : message.stop].all(), f"not all of it came before {message}"
-    return taker.blocks[message.block][message.start : message.stop].clone()
+    return worker.blocks[message.block][message.start : message.stop].clone()
 
 
-def _receive(taker: Taker, block: Block, message: Message, buffer: Tensor) -> None:
+def _receive(worker: Worker, block: Block, message: Message, buffer: Tensor) -> None:
     """Keep the buffer for those it is handed on to, and write it into the live parameters."""
-    if message.block not in taker.blocks:
-        taker.blocks[message.block] = torch.full((block.num_elements,), UNTOUCHED, dtype=DTYPE)
-        taker.received[message.block] = torch.zeros(block.num_elements, dtype=torch.bool)
-    taker.blocks[message.block][message.start : message.stop] = buffer
-    taker.received[message.block][message.start : message.stop] = True
+    if message.block not in worker.blocks:
+        worker.blocks[message.block] = torch.full((block.num_elements,), UNTOUCHED, dtype=DTYPE)
+        worker.received[message.block] = torch.zeros(block.num_elements, dtype=torch.bool)
+    worker.blocks[message.block][message.start : message.stop] = buffer
+    worker.received[message.block][message.start : message.stop] = True
     for where, places in _runs(block, message):
         for region, corner, part in places:
-            view_region(taker.live[region.parameter], region, corner, part).copy_(buffer[where].view(part))
-            view_region(taker.writes[region.parameter], region, corner, part).add_(1)
+            view_region(worker.live[region.parameter], region, corner, part).copy_(buffer[where].view(part))
+            view_region(worker.writes[region.parameter], region, corner, part).add_(1)

@@ -31,7 +31,7 @@ def offer_of(transport: Transport, **changes: Any) -> Offer:
 
 
 @pytest.mark.parametrize(
-    ("transport", "trainer", "fanout", "wire"),
+    ("transport", "policy", "fanout", "wire"),
     [
         ("network", "cpu", None, CPU),
         ("network", "cuda", None, GPU),  # NCCL
@@ -39,8 +39,8 @@ def offer_of(transport: Transport, **changes: Any) -> Offer:
         ("shared_memory", "cuda", "direct", CPU),  # gloo carries the headers
     ],
 )
-def test_what_plan_and_wire_know_of_a_channel(transport: Transport, trainer: Any, fanout: Any, wire: Any) -> None:
-    facts = channel_facts(offer_of(transport, device=trainer), GPU if trainer == "cuda" else CPU)
+def test_what_plan_and_wire_know_of_a_channel(transport: Transport, policy: Any, fanout: Any, wire: Any) -> None:
+    facts = channel_facts(offer_of(transport, device=policy), GPU if policy == "cuda" else CPU)
     assert facts == (fanout, wire)
 
 
@@ -49,7 +49,7 @@ def test_every_transport_has_facts_and_an_inlet() -> None:
     for transport in get_args(Transport):
         offer, signals = offer_of(transport), Signals()
         assert channel_facts(offer, CPU).wire_device == CPU
-        inlet = open_inlet(offer, layout, signals, taker=3, device=CPU)  # type: ignore[arg-type]
+        inlet = open_inlet(offer, layout, signals, worker=3, device=CPU)  # type: ignore[arg-type]
         assert inlet.staging.shape == (12,)
         assert inlet.staging.dtype == offer.dtype
         assert [*signals.messages] == (["memory-3"] if transport == "shared_memory" else [])

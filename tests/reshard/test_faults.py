@@ -21,7 +21,7 @@ RELAY = replace(NETWORK, engines=3, nodes="an engine", fanout="relay")
 STALL_S = 4.0
 """The timeout where a peer stalls."""
 SLACK_S = 6.0
-"""Beyond it, for the trainer's grace periods and a busy machine."""
+"""Beyond it, for the policy's grace periods and a busy machine."""
 AT_ONCE_S = 10.0
 """Half the timeout elsewhere: who was told, or saw a connection closed, did not wait for that."""
 

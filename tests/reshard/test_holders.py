@@ -8,9 +8,9 @@ from megarl.models.boxes import Box
 from megarl.parallel.grid import RankGrid
 from megarl.reshard.blocks import BlockKey, Holders, Holding, LayoutError, WantedBoxes
 from megarl.reshard.fanout import FANOUTS, Fanout
-from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
+from megarl.reshard.plan import PlanRequest, plan_engine_worker, plan_policy_rank
 from megarl.reshard.regions import Placed, Region
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import pack_nodes
 from tests.models.shapes import make_shape
 
@@ -40,13 +40,13 @@ def make_request(fanout: Fanout | None, engines: int) -> tuple[PlanRequest, dict
 @pytest.mark.parametrize("fanout", FANOUTS)
 def test_an_experts_holders_share_its_sending_and_no_one_else(fanout: Fanout) -> None:
     request, targets = make_request(fanout, engines=3)
-    trainers = [plan_trainer(request, [DENSE, EXPERTS[rank % 2]], rank=rank) for rank in range(4)]
-    takers = [plan_taker(request, HOLDINGS, targets, taker=taker) for taker in range(3)]
-    plans = [*trainers, *takers]
+    policy_ranks = [plan_policy_rank(request, [DENSE, EXPERTS[rank % 2]], rank=rank) for rank in range(4)]
+    workers = [plan_engine_worker(request, HOLDINGS, targets, worker=worker) for worker in range(3)]
+    plans = [*policy_ranks, *workers]
     sent = Counter(message for plan in plans for message in plan.sends)
     assert sent == Counter(message for plan in plans for message in plan.receives)
     assert set(sent.values()) == {1}
-    assert all(plan.received_over_bound == 1.0 for plan in takers)
+    assert all(plan.received_over_bound == 1.0 for plan in workers)
     by_holders: dict[Holders, Counter[int]] = {holding.holders: Counter() for holding in HOLDINGS}
     for message in sent:
         if message.depth == 0:
@@ -63,20 +63,20 @@ def test_an_experts_holders_share_its_sending_and_no_one_else(fanout: Fanout) ->
 def test_one_rank_may_hold_several_parts() -> None:
     """Its dense part and its expert are blocks of their own, though it is the first holder of both."""
     request, _ = make_request("direct", engines=1)
-    plan = plan_trainer(request, [DENSE, EXPERTS[0]], rank=0)
+    plan = plan_policy_rank(request, [DENSE, EXPERTS[0]], rank=0)
     assert [key.holders for key in plan.blocks] == [DENSE.holders, EXPERTS[0].holders]
 
 
 def test_a_part_that_nobody_holds_is_missed() -> None:
     request, targets = make_request("direct", engines=1)
     with pytest.raises(LayoutError, match=r"expert-1\[0\]\.\.\[20000000\]: .* holds 0 of them"):
-        plan_taker(request, HOLDINGS[:2], targets, taker=0)
+        plan_engine_worker(request, HOLDINGS[:2], targets, worker=0)
 
 
 def test_a_rank_that_is_no_holder_plans_nothing() -> None:
     request, _ = make_request("direct", engines=1)
-    with pytest.raises(ValueError, match="trainer rank 1 is none of Holders"):
-        plan_trainer(request, [EXPERTS[0]], rank=1)
+    with pytest.raises(ValueError, match="policy rank 1 is none of Holders"):
+        plan_policy_rank(request, [EXPERTS[0]], rank=1)
 
 
 def test_a_row_of_ranks() -> None:
@@ -84,14 +84,14 @@ def test_a_row_of_ranks() -> None:
     assert [row.rank(index) for index in range(3)] == [3, 7, 11]
     assert [row.index_of(rank) for rank in (3, 7, 11)] == [0, 1, 2]
     for rank in (-1, 4, 15):
-        with pytest.raises(ValueError, match=f"trainer rank {rank} is none of"):
+        with pytest.raises(ValueError, match=f"policy rank {rank} is none of"):
             row.index_of(rank)
 
 
 @pytest.mark.parametrize(("tensor", "pipeline", "data"), [(1, 1, 1), (2, 2, 3), (4, 1, 2), (1, 2, 4)])
 def test_a_dense_layout_is_held_by_its_data_replicas(tensor: int, pipeline: int, data: int) -> None:
     grid = RankGrid(tensor=tensor, pipeline=pipeline, data=data)
-    layout = TrainerLayout(shape=make_shape(num_layers=2, num_heads=4, num_kv_heads=4), grid=grid)
+    layout = PolicyLayout(shape=make_shape(num_layers=2, num_heads=4, num_kv_heads=4), grid=grid)
     holdings = list(layout.holdings())
     assert len(holdings) == tensor * pipeline
     for rank in range(grid.world_size):

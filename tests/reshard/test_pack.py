@@ -15,12 +15,12 @@ from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import Part, compute_part_checksums, list_parts, pack_range
 from megarl.reshard.regions import parameter_key
 from megarl.reshard.seal import Seal, new_secret
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from tests.models.shapes import make_shape
 from tests.reshard.wanted import live_parameters, targets_of
 
 SHAPE = make_shape(qkv_bias=True)
-LAYOUT = TrainerLayout(shape=SHAPE, grid=RankGrid(tensor=2, pipeline=1, data=1))
+LAYOUT = PolicyLayout(shape=SHAPE, grid=RankGrid(tensor=2, pipeline=1, data=1))
 TARGETS = [targets_of(live_parameters(SHAPE, rank=rank, tensor_size=2)) for rank in range(2)]
 WANTED = WantedBoxes(TARGETS)
 
@@ -39,7 +39,7 @@ def make_tensors() -> dict[str, Tensor]:
     return tensors
 
 
-def trainer_parameters(tensor: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def policy_parameters(tensor: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     ranks = layout_of(SHAPE, tensor_rank=tensor, tensor_size=2, pipeline_rank=0, pipeline_size=1)
     parameters = {}
     for entry in list_parameters(SHAPE, ranks):
@@ -57,7 +57,7 @@ def elements_of(block: Block, tensors: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("tensor", [0, 1])
 def test_parameters_are_rounded_once(tensor: int) -> None:
     tensors = make_tensors()
-    parameters = trainer_parameters(tensor, tensors)
+    parameters = policy_parameters(tensor, tensors)
     for block in source_blocks(tensor):
         out = torch.empty(block.num_elements, dtype=torch.bfloat16)
         pack_range(parameters, block, 0, block.num_elements, out=out)
@@ -66,7 +66,7 @@ def test_parameters_are_rounded_once(tensor: int) -> None:
 
 def test_any_range_is_the_same_elements() -> None:
     tensors = make_tensors()
-    parameters, block = trainer_parameters(0, tensors), max(source_blocks(0), key=lambda block: block.num_elements)
+    parameters, block = policy_parameters(0, tensors), max(source_blocks(0), key=lambda block: block.num_elements)
     whole = elements_of(block, tensors)
     for start in range(0, block.num_elements, 7):
         for stop in range(start + 1, block.num_elements + 1, 41):

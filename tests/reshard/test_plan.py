@@ -19,8 +19,8 @@ from megarl.reshard.blocks import (
 )
 from megarl.reshard.cost import choose_fanout
 from megarl.reshard.fanout import FANOUTS, Fanout
-from megarl.reshard.plan import PlanRequest, plan_taker, plan_trainer
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.plan import PlanRequest, plan_engine_worker, plan_policy_rank
+from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import Topology, pack_nodes
 from tests.models.shapes import make_shape, real_shape
 from tests.reshard.simulated_transfer import UNTOUCHED, Outcome, Publication, simulate
@@ -72,7 +72,7 @@ def topologies(draw: st.DrawFn, shape: ModelShape, *, pipeline: int) -> Topology
     )
     if draw(st.integers(0, 3)):
         return packed
-    return dataclasses.replace(packed, taker_nodes=draw(st.permutations(packed.taker_nodes)))
+    return dataclasses.replace(packed, worker_nodes=draw(st.permutations(packed.worker_nodes)))
 
 
 @st.composite
@@ -85,7 +85,7 @@ def publications(draw: st.DrawFn) -> Publication:
     topology = draw(topologies(shape, pipeline=pipeline))
     spec = draw(st.sampled_from(("local", "te")))
     return Publication(
-        layout=TrainerLayout(shape=shape, grid=topology.grid, virtual=virtual, spec=spec),
+        layout=PolicyLayout(shape=shape, grid=topology.grid, virtual=virtual, spec=spec),
         topology=topology,
         bucket_bytes=draw(st.sampled_from((64, 100, 512, 4096))),
         fanout=None,
@@ -105,20 +105,20 @@ def carry_out(publication: Publication, min_share_bytes: int) -> Outcome:
 
 def check_arrival(publication: Publication, outcome: Outcome) -> None:
     """Every live parameter holds what vLLM would have loaded, written once; padding was left alone."""
-    for number, taker in enumerate(outcome.takers):
+    for number, worker in enumerate(outcome.workers):
         for parameter in publication.live[number % publication.topology.tensor]:
             expected = parameter.expected(outcome.tensors, UNTOUCHED)
-            assert torch.equal(taker.live[parameter.name], expected), parameter.name
-            assert torch.equal(taker.writes[parameter.name], (expected != UNTOUCHED).int()), parameter.name
+            assert torch.equal(worker.live[parameter.name], expected), parameter.name
+            assert torch.equal(worker.writes[parameter.name], (expected != UNTOUCHED).int()), parameter.name
 
 
 def check_volume(publication: Publication, outcome: Outcome, *, shared: bool) -> None:
-    """Takers receive the fewest elements possible; replicas send alike where blocks may be `shared` to the element."""
+    """Workers receive the fewest elements possible; replicas send alike where blocks may be `shared` to the element."""
     grid, wanted = publication.topology.grid, publication.request.wanted
     for plan in outcome.plans[grid.world_size :]:
-        taker = plan.peer - grid.world_size
+        worker = plan.peer - grid.world_size
         assert plan.received_over_bound == 1.0
-        assert plan.bound_elements == wanted.elements(taker % publication.topology.tensor)
+        assert plan.bound_elements == wanted.elements(worker % publication.topology.tensor)
     for pipeline in range(grid.pipeline):
         for tensor in range(grid.tensor):
             ranks = [grid.rank(tensor=tensor, data=data, pipeline=pipeline) for data in range(grid.data)]
@@ -145,19 +145,19 @@ def test_every_element_arrives_once(fanout: Fanout | None, publication: Publicat
 @given(publication=publications(), min_share_bytes=MIN_SHARES)
 @settings(max_examples=8, deadline=None)
 def test_fanouts_agree(publication: Publication, min_share_bytes: int) -> None:
-    """The same bytes in the same parameters; only the way differs, and the trainer sends less the more is handed on."""
-    from_trainer = {}
+    """The same bytes in the same parameters; only the way differs, and the policy sends less the more is handed on."""
+    from_policy = {}
     live = None
     for fanout in FANOUTS:
         outcome = carry_out(dataclasses.replace(publication, fanout=fanout), min_share_bytes)
-        found = [taker.live for taker in outcome.takers]
+        found = [worker.live for worker in outcome.workers]
         live = live or found
         for mine, first in zip(found, live, strict=True):
             assert all(torch.equal(mine[name], first[name]) for name in first)
-        from_trainer[fanout] = sum(message.num_elements for message in outcome.messages if message.depth == 0)
-    assert from_trainer["direct"] >= from_trainer["node"] >= from_trainer["relay"] == from_trainer["all_gather"]
-    assert from_trainer["direct"] == sum(plan.bound_elements for plan in outcome.plans)
-    assert from_trainer["relay"] == sum(tensor.numel() for tensor in outcome.tensors.values())
+        from_policy[fanout] = sum(message.num_elements for message in outcome.messages if message.depth == 0)
+    assert from_policy["direct"] >= from_policy["node"] >= from_policy["relay"] == from_policy["all_gather"]
+    assert from_policy["direct"] == sum(plan.bound_elements for plan in outcome.plans)
+    assert from_policy["relay"] == sum(tensor.numel() for tensor in outcome.tensors.values())
 
 
 def test_kv_heads_fewer_than_ranks_on_both_sides() -> None:
@@ -168,7 +168,7 @@ def test_kv_heads_fewer_than_ranks_on_both_sides() -> None:
     topology = pack_nodes(grid=RankGrid(tensor=8, pipeline=2, data=2), engines=3, tensor=8, gpus_per_node=4)
     for fanout in FANOUTS:
         publication = Publication(
-            layout=TrainerLayout(shape=shape, grid=topology.grid, virtual=2),
+            layout=PolicyLayout(shape=shape, grid=topology.grid, virtual=2),
             topology=topology,
             bucket_bytes=256,
             fanout=fanout,
@@ -183,7 +183,7 @@ def test_a_rank_of_padding_only_wants_no_rows() -> None:
     shape = make_shape(num_heads=8, num_kv_heads=8, head_dim=2, vocab_size=50)
     topology = pack_nodes(grid=RankGrid(tensor=8, pipeline=1, data=1), engines=1, tensor=8, gpus_per_node=8)
     publication = Publication(
-        layout=TrainerLayout(shape=shape, grid=topology.grid), topology=topology, bucket_bytes=64, fanout="direct"
+        layout=PolicyLayout(shape=shape, grid=topology.grid), topology=topology, bucket_bytes=64, fanout="direct"
     )
     assert publication.live[7][0].boxes == ()
     check_arrival(publication, carry_out(publication, 4))
@@ -210,29 +210,29 @@ def request_for(shape: ModelShape, topology: Topology, **changes: Any) -> PlanRe
     [
         (
             {"tied_embeddings": False},
-            r"lm_head\.weight\[0, 0\]\.\.\[11, 6\]: the engine wants 66 elements, the trainer holds 0 of them; "
+            r"lm_head\.weight\[0, 0\]\.\.\[11, 6\]: the engine wants 66 elements, the policy holds 0 of them; "
             r"do both run the same model\?",
         ),
         (
             {"vocab_size": 13},
-            r"model\.embed_tokens\.weight\[0, 0\]\.\.\[13, 6\]: the engine wants 78 elements, the trainer holds 66 ",
+            r"model\.embed_tokens\.weight\[0, 0\]\.\.\[13, 6\]: the engine wants 78 elements, the policy holds 66 ",
         ),
         ({"num_layers": 4}, r"model\.layers\.2\.self_attn\.q_proj\.weight.* holds 0 of them"),
         ({"qkv_bias": True}, r"model\.layers\.0\.self_attn\.q_proj\.bias\[0\]\.\.\[12\]: .* 12 .* holds 0 "),
     ],
 )
-def test_an_engine_that_wants_more_than_the_trainer_has(engine_has: dict[str, Any], message: str) -> None:
-    trainer_shape = make_shape(tied_embeddings=True)
-    engine_shape = dataclasses.replace(trainer_shape, **engine_has)
+def test_an_engine_that_wants_more_than_the_policy_has(engine_has: dict[str, Any], message: str) -> None:
+    policy_shape = make_shape(tied_embeddings=True)
+    engine_shape = dataclasses.replace(policy_shape, **engine_has)
     topology = pack_nodes(grid=RankGrid(tensor=2, pipeline=1, data=1), engines=1, tensor=1, gpus_per_node=8)
-    layout = TrainerLayout(shape=trainer_shape, grid=topology.grid)
+    layout = PolicyLayout(shape=policy_shape, grid=topology.grid)
     targets = targets_of(live_parameters(engine_shape, rank=0, tensor_size=1))
     with pytest.raises(LayoutError, match=message):
-        plan_taker(
+        plan_engine_worker(
             request_for(engine_shape, topology),
             layout.holdings(),
             targets,
-            taker=0,
+            worker=0,
         )
 
 
@@ -257,8 +257,8 @@ QWEN_7B = real_shape("qwen2.5-7b")
         ((4, 1, 8), 2, 1, 1, {"direct"}),  # few engines, each on its own node
         ((1, 1, 1), 7, 1, 8, {"node"}),  # one node too, but one rank would send everything seven times
         ((4, 2, 1), 4, 2, 8, {"node", "relay", "all_gather"}),  # engines share one node: all three are the same
-        ((4, 2, 8), 64, 1, 8, {"node"}),  # as many trainer ranks as engines, eight of these to a node
-        ((4, 2, 1), 64, 4, 8, {"relay", "all_gather"}),  # eight trainer ranks, 32 nodes of engines
+        ((4, 2, 8), 64, 1, 8, {"node"}),  # as many policy ranks as engines, eight of these to a node
+        ((4, 2, 1), 64, 4, 8, {"relay", "all_gather"}),  # eight policy ranks, 32 nodes of engines
         ((1, 1, 1), 64, 1, 1, {"relay", "all_gather"}),
     ],
 )
@@ -277,21 +277,21 @@ def test_choose_fanout(
 
 @pytest.mark.parametrize("fanout", [None, *FANOUTS])
 def test_planning_time_does_not_grow_with_the_ranks(fanout: Fanout | None) -> None:
-    """Qwen2.5-7B on 5,120 trainer and 5,120 engine ranks: a rank's plan takes hundredths of a second of its CPU.
+    """Qwen2.5-7B on 5,120 policy and 5,120 engine ranks: a rank's plan takes hundredths of a second of its CPU.
 
     Measured below 0.1 s of process time on one core; the bound of 1 s leaves room for a busy machine.
     """
     grid = RankGrid(tensor=4, pipeline=2, data=640)
     topology = pack_nodes(grid=grid, engines=2560, tensor=2, gpus_per_node=8)
-    layout = TrainerLayout(shape=QWEN_7B, grid=grid)
+    layout = PolicyLayout(shape=QWEN_7B, grid=grid)
     request = request_for(QWEN_7B, topology, fanout=fanout)
     targets = targets_of(live_parameters(QWEN_7B, rank=1, tensor_size=2))
     start_s = time.process_time()
     rank = grid.rank(tensor=2, pipeline=1)
-    trainer = plan_trainer(request, layout.held_by(rank), rank=rank)
-    trainer_s = time.process_time() - start_s
-    taker = plan_taker(request, layout.holdings(), targets, taker=2561)
-    taker_s = time.process_time() - start_s - trainer_s
-    assert trainer.sends
-    assert taker.received_over_bound == 1.0
-    assert (trainer_s < 1.0, taker_s < 1.0) == (True, True), (trainer_s, taker_s)
+    policy = plan_policy_rank(request, layout.held_by(rank), rank=rank)
+    policy_s = time.process_time() - start_s
+    worker = plan_engine_worker(request, layout.holdings(), targets, worker=2561)
+    worker_s = time.process_time() - start_s - policy_s
+    assert policy.sends
+    assert worker.received_over_bound == 1.0
+    assert (policy_s < 1.0, worker_s < 1.0) == (True, True), (policy_s, worker_s)

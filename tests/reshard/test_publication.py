@@ -49,11 +49,11 @@ FANS = {
 
 def check(setting: Setting, peers: list[PeerResult]) -> None:
     """Every worker held every version and received nothing twice; few changes were few bytes."""
-    trainers, workers = peers[: setting.grid.world_size], peers[setting.grid.world_size :]
+    policy_ranks, workers = peers[: setting.grid.world_size], peers[setting.grid.world_size :]
     for worker in workers:
         assert all(held is True for held in worker.versions)
         assert worker.received_over_bound == 1.0
-    for reports in zip(*(trainer.versions for trainer in trainers), strict=True):
+    for reports in zip(*(policy.versions for policy in policy_ranks), strict=True):
         sent, dense = (sum(getattr(report, name) for report in reports) for name in ("bytes", "dense_bytes"))
         if setting.delta and reports[0].version % 2:
             assert sent < 0.2 * dense
@@ -78,12 +78,12 @@ def test_fanouts(name: str) -> None:
     setting = FANS[name]
     peers = run(setting, VERSIONS[:3])
     check(setting, peers)
-    trainers, workers = peers[: setting.data], peers[setting.data :]
+    policy_ranks, workers = peers[: setting.data], peers[setting.data :]
     (fanout,) = {peer.fanout for peer in peers}
     assert fanout == (setting.fanout or fanout)
     assert (fanout == "direct") == (not any(worker.num_sends for worker in workers))
     model = sum(math.prod(dims) for dims in hf_tensors(setting.shape).values()) * setting.dtype.itemsize
-    sent = sum(trainer.versions[0].bytes for trainer in trainers)
+    sent = sum(policy.versions[0].bytes for policy in policy_ranks)
     match fanout:
         case "direct":  # and twice to an engine what both of its workers want
             assert sent > 3 * model

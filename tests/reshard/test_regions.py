@@ -19,7 +19,7 @@ from megarl.reshard.blocks import (
     units_between,
 )
 from megarl.reshard.regions import Placed, Region, intersect, narrow, split_run, view_region
-from megarl.reshard.sources import TrainerLayout
+from megarl.reshard.sources import PolicyLayout
 from tests.models.shapes import make_shape
 from tests.reshard.wanted import live_parameters, targets_of
 
@@ -96,9 +96,9 @@ def test_units_between_cover_the_range(sizes: list[int], data: st.DataObject) ->
 
 
 def test_source_and_target_blocks_are_cut_alike() -> None:
-    """2 key-value heads on 4 engine ranks: a trainer position has blocks for pairs of them, for each and for all."""
+    """2 key-value heads on 4 engine ranks: a policy position has blocks for pairs of them, for each and for all."""
     shape = make_shape(num_heads=4, num_kv_heads=2, head_dim=2, vocab_size=64)
-    layout = TrainerLayout(shape=shape, grid=RankGrid(tensor=1, pipeline=1, data=1))
+    layout = PolicyLayout(shape=shape, grid=RankGrid(tensor=1, pipeline=1, data=1))
     targets = [targets_of(live_parameters(shape, rank=rank, tensor_size=4)) for rank in range(4)]
     wanted, holding = WantedBoxes(targets), layout.holding(pipeline=0, tensor=0)
     source = {block.key: block for block in cut_source_blocks(holding, wanted)}

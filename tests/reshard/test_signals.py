@@ -134,5 +134,5 @@ def test_a_real_store_goes_with_its_last_reference() -> None:
     signals.put("key", 1)
     del signals, store
     await_threads(before)
-    with pytest.raises(TransportError, match="no trainer answers"):
+    with pytest.raises(TransportError, match="no policy answers"):
         connect_store("127.0.0.1", port, 0.3)

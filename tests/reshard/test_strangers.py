@@ -18,7 +18,7 @@ from tests.reshard.fault_processes import Processes
 from tests.reshard.publication import Peer, Setting
 
 SETTING = Setting(tensor=2, engines=2, bucket_bytes=512, timeout_s=20.0)
-TRAINERS, WORKERS = range(2), range(2, 4)
+POLICY_RANKS, WORKERS = range(2), range(2, 4)
 PEERS = range(4)
 REFUSED = "does not carry this session's seal"
 
@@ -69,13 +69,13 @@ PLANTS: dict[str, Callable[[dist.Store, str], None]] = {
 
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_message_is_refused(name: str) -> None:
-    """Workers that are said to be ready before they are; the trainer reads it and tells all why it stops."""
+    """Workers that are said to be ready before they are; the policy reads it and tells all why it stops."""
     with session() as (processes, _, store):
         for worker in range(len(WORKERS)):
             PLANTS[name](store, f"publication-2/ready-{worker}")
-        for peer in TRAINERS:
+        for peer in POLICY_RANKS:
             processes.order(peer, "publish", 3)
-        answers = processes.collect(TRAINERS)
+        answers = processes.collect(POLICY_RANKS)
         for peer in WORKERS:
             processes.order(peer, "publish", 3)
         answers |= processes.collect(WORKERS)
@@ -109,7 +109,7 @@ def test_a_forged_verdict_installs_nothing() -> None:
 
 
 def test_an_offer_of_an_earlier_session_is_refused() -> None:
-    """The same key, truly sealed by this trainer, a session ago."""
+    """The same key, truly sealed by this policy, a session ago."""
     with session() as (processes, _, store):
         old = bytes(store.get("offer"))
         processes.call(reversed(PEERS), "leave")
@@ -125,7 +125,7 @@ def test_a_worker_without_the_secret_is_not_let_in() -> None:
     """Nor does its knocking disturb those who belong to the session."""
     with Processes(SETTING.num_peers + 1, Peer) as processes:
         endpoint = serve(processes)
-        for peer in TRAINERS:
+        for peer in POLICY_RANKS:
             processes.order(peer, "join", SETTING, endpoint)
         processes.order(4, "join_as", SETTING, replace(endpoint, secret=new_secret()), 2)
         stranger = processes.collect([4])[4]

@@ -102,7 +102,7 @@ def test_same_seed_same_tokens_and_another_seed_others(
 def test_behavior_logp_is_after_temperature(
     engine: RolloutEngine, runner: asyncio.Runner, model_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_config", CONFIG.model_copy(update={"temperature": temperature}))
+    monkeypatch.setattr(engine._sampler, "_config", CONFIG.model_copy(update={"temperature": temperature}))
     rollouts = runner.run(engine.generate(REQUESTS))
     assert greatest_difference(model_path, None, rollouts, temperature) < TOLERANCE
     assert (
@@ -114,7 +114,7 @@ def test_stop_token_ends_a_response_and_belongs_to_it(
     engine: RolloutEngine, runner: asyncio.Runner, first: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = int(first[0].response[5])
-    monkeypatch.setattr(engine, "_stop_token_ids", (stop,))
+    monkeypatch.setattr(engine._sampler, "_stop_token_ids", (stop,))
     (stopped,) = runner.run(engine.generate(REQUESTS[:1]))
     length = first[0].response.tolist().index(stop) + 1
     assert np.array_equal(stopped.response, first[0].response[:length])

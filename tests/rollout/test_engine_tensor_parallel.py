@@ -15,8 +15,8 @@ import pytest
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.models.boxes import Box
+from megarl.models.families import read_model_shape
 from megarl.models.serving import engine_boxes
-from megarl.models.shape import read_model_shape
 from megarl.models.table import hf_tensors
 from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
@@ -96,8 +96,7 @@ def multiply_before_loading(worker: Any, tensor: str) -> None:
 
 
 def call_workers(engine: RolloutEngine, runner: asyncio.Runner, function: Any, *args: Any) -> list[Any]:
-    assert engine._llm is not None
-    return runner.run(engine._llm.collective_rpc(function, args=args))
+    return runner.run(engine._process.llm.collective_rpc(function, args=args))
 
 
 def test_the_plan_verb_knows_what_vllm_asks_for(
@@ -115,7 +114,7 @@ def test_the_plan_verb_knows_what_vllm_asks_for(
     assert call_workers(engine, runner, whole_tensors) == [{}, {}]
 
 
-def test_the_trainer_lacks_a_tensor(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+def test_the_policy_lacks_a_tensor(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
     """k_proj of one layer is missing: two thirds of a fused matrix would be new and one third old."""
     trainer = Trainer(model_path, tensor=2, timeout_s=20.0)
     fewer = {name: dims for name, dims in hf_tensors(trainer.offer.shape).items() if "1.self_attn.k" not in name}
@@ -142,7 +141,7 @@ def test_a_loader_that_does_arithmetic_gets_its_tensor_whole(
         trainer.close()
     assert greatest_difference(model_path, new, rollouts, 1.0) < TOLERANCE
     assert [list(whole) for whole in call_workers(engine, runner, whole_tensors)] == [[tensor], [tensor]]
-    log = engine._log_text()
+    log = engine._process.log_text()
     assert f"{tensor} reaches this engine whole and goes through vLLM's own loader: " in log
     assert log.count("reaches this engine whole") == 2  # once for each worker
 

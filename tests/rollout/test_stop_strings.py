@@ -57,7 +57,7 @@ def stopped_at(
     string: str, number: int, engine: RolloutEngine, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
 ) -> Rollout:
     """Response `number` again, with a stop string."""
-    monkeypatch.setattr(engine, "_config", CONFIG.model_copy(update={"stop_strings": [string]}))
+    monkeypatch.setattr(engine._sampler, "_config", CONFIG.model_copy(update={"stop_strings": [string]}))
     (rollout,) = runner.run(engine.generate([REQUESTS[number]]))
     return rollout
 
@@ -132,7 +132,7 @@ def test_tokens_that_are_given_stop_beside_strings(
     engine: RolloutEngine, runner: asyncio.Runner, free: list[Rollout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = int(free[0].response[5])
-    monkeypatch.setattr(engine, "_stop_token_ids", (stop,))
+    monkeypatch.setattr(engine._sampler, "_stop_token_ids", (stop,))
     (rollout,) = runner.run(engine.generate(REQUESTS[:1]))
     count = free[0].response.tolist().index(stop) + 1
     assert np.array_equal(rollout.response, free[0].response[:count])

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megarl.models.families import read_model_shape
 from megarl.models.layout import layout_of
-from megarl.models.shape import read_model_shape
 from megarl.models.shards import fill_parameter
 from megarl.models.table import hf_tensors, list_parameters
 from megarl.parallel.grid import RankGrid

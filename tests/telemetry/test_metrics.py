@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megarl.telemetry.metrics import Last, Max, Mean, Metric, Min, Std, Sum, declared, merge, observe, to_values
+from megarl.telemetry.metrics import Last, Max, Mean, Metric, Min, Std, Sum, Values, declared, merge, to_values
 from megarl.telemetry.names import DESCRIPTIONS, MERGES
 
 numbers = st.floats(-1e6, 1e6)
@@ -113,7 +113,7 @@ def test_a_metric_merges_as_its_name_declares(how: str) -> None:
 
 
 def test_sums_and_counts_of_a_mean_stay_apart() -> None:
-    assert merge({"actor/entropy": observe("actor/entropy", 10.0, 1.0)}, {"actor/entropy": Mean(6.0, 3.0)}) == {
+    assert merge(declared({"actor/entropy": 10.0}), declared({"actor/entropy": Mean(6.0, 3.0)})) == {
         "actor/entropy": Mean(16.0, 4.0)
     }
 
@@ -130,7 +130,7 @@ def test_seconds_of_ranks_and_engines_are_the_slowests() -> None:
 def test_a_metric_of_another_type_than_declared_is_refused(metric: Metric) -> None:
     message = (
         f"metric 'timing_s/publish_wire' is a {type(metric).__name__}, but telemetry/names.py declares that it merges "
-        'as "max": make it a Max, as `observe` does'
+        'as "max": make it a Max, as `declared` does'
     )
     for use in (merge, to_values):
         with pytest.raises(TypeError) as caught:
@@ -138,9 +138,33 @@ def test_a_metric_of_another_type_than_declared_is_refused(metric: Metric) -> No
         assert str(caught.value) == message
 
 
-def test_a_name_that_is_not_declared_cannot_be_observed() -> None:
-    with pytest.raises(KeyError, match="actor/entropie"):
-        observe("actor/entropie", 1.0)
+@pytest.mark.parametrize("values", [1.0, [1.0, 2.0], Mean(3.0, 2.0)], ids=str)
+def test_a_name_that_is_not_declared_has_no_metric(values: Values) -> None:
+    with pytest.raises(KeyError, match=r"metric 'actor/entropie' is not declared in telemetry/names.py"):
+        declared({"actor/entropie": values})
+
+
+SEVERAL = {  # of 3, 1 and 2
+    "publish/bytes": Sum(6.0),
+    "actor/grad_norm": Mean(6.0, 3.0),
+    "reward/std": Std(3.0, 2.0, 2.0),
+    "timing_s/publish_wire": Max(3.0),
+    "actor/ratio_min": Min(1.0),
+    "control/positive_scale": Last(2.0),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_values_of_a_name_are_one_metric(name: str) -> None:
+    assert declared({name: [3.0, 1.0, 2.0]}) == declared({name: iter((3, 1, 2))}) == {name: SEVERAL[name]}
+
+
+def test_a_sum_with_its_count_is_a_means_alone() -> None:
+    assert declared({"actor/entropy": Mean(6.0, 3.0)}) == {"actor/entropy": Mean(6.0, 3.0)}
+    for name, metric in SEVERAL.items():
+        if not isinstance(metric, Mean):
+            with pytest.raises(TypeError, match=rf"metric '{name}' is a Mean"):
+                declared({name: Mean(6.0, 3.0)})
 
 
 @pytest.mark.parametrize("kind", BUILDERS)

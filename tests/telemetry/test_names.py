@@ -14,6 +14,14 @@ PACKAGE = Path(megarl.__file__).parent
 METRIC = re.compile(r"[a-z_]+/[a-z0-9_.]+")
 READERS = ("telemetry/names.py",)
 """Files whose dictionary keys are names of metrics that others emit."""
+HOLD_MEANS = {
+    "objective/token_sums.py",
+    "objective/update_result.py",
+    "controller/mismatch.py",
+    "controller/reporting.py",
+    "runtime/policy_actors.py",
+}
+"""Files that have sums with their counts."""
 COMPUTED_NAMES = {"objective/token_sums.py": "to_metrics", "telemetry/spans.py": "timing_s"}
 """Files that put names together at run time; both are read in another way here."""
 
@@ -88,3 +96,16 @@ def test_every_metric_that_is_drawn_is_described_and_drawn_by_the_tests() -> Non
     assert drawn <= set(DESCRIPTIONS)
     assert {f"timing_s/{phase}" for phase in PHASES} <= set(DESCRIPTIONS)
     assert drawn - set(make_row(1)) <= {"sft/loss"} | {name for name in drawn if name.startswith("rule/")}
+
+
+def test_nobody_but_the_declaration_says_how_a_metric_merges() -> None:
+    """`Mean` apart, which is also a number that others hold: they hand it to `declared` as they do other values."""
+    imported = {
+        (path, name.name)
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "megarl.telemetry.metrics"
+        for name in node.names
+    }
+    assert {name for _, name in imported} == {"Mean", "Metrics", "Values", "declared", "merge", "to_values"}
+    assert {path for path, name in imported if name == "Mean"} == HOLD_MEANS

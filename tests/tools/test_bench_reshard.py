@@ -7,7 +7,7 @@ from bench_reshard import LAYOUTS, measure_layout, measure_planning, parse_argum
 
 KEYS = {
     "shape",
-    "trainer",
+    "policy",
     "rollout",
     "received_over_bound_max",
     "sent_max_over_mean",

@@ -1,4 +1,4 @@
-"""Bytes that a policy rank and an engine worker need on their GPU, by formula; nothing is built or measured.
+"""Bytes that a policy rank needs on its GPU, by formula; nothing is built or measured.
 
 Invariants: parameters are counted from the one weight table (`list_parameters`), whose tensor ranks hold equally many
 elements, so a pipeline stage has one figure. Weights, gradients and optimizer state are exact, activations are what
@@ -12,17 +12,18 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from megarl.config.run import RunConfig
 from megarl.models.geometry import TensorShare, layers_per_chunk, tensor_share
 from megarl.models.layout import layout_of
-from megarl.models.serving import engine_weight_elements
 from megarl.models.shape import ModelShape
 from megarl.models.table import list_parameters
+from megarl.planning.updates import count_micro_batches, longest_stream
 
 CONTEXT_BYTES = 2 << 30
 """Assumed for what no formula gives: CUDA context (about 0.5 GiB on an H100), NCCL's buffers, cuBLAS workspaces, and
 what the allocator cannot use."""
 
-_FLOAT32 = 4
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,33 @@ class PolicyMemory:
         return sum(self.items.values())
 
 
+def policy_setup(config: RunConfig, shape: ModelShape, *, publication: int = 0) -> PolicySetup:
+    """What a configuration decides, at the longest sequences. publication: bytes that publishing keeps on the GPU."""
+    parallel, policy = config.parallel, config.policy
+    tokens = max(policy.tokens_per_micro_batch, longest_stream(config))
+    multiple = parallel.tensor if parallel.sequence else 1
+    return PolicySetup(
+        shape=shape,
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        data=parallel.data,
+        itemsize=config.model.itemsize,
+        sequence=parallel.sequence,
+        distributed_optimizer=policy.distributed_optimizer,
+        recompute=policy.recompute,
+        fused_head=policy.head == "fused",
+        reference=config.objective.auxiliary.reads("reference"),
+        tokens=-(-tokens // multiple) * multiple,
+        micro_batches=count_micro_batches(config, longest_stream(config)),
+        publication=publication,
+    )
+
+
+def stages_memory(setup: PolicySetup) -> tuple[PolicyMemory, ...]:
+    """The memory of the stages that differ."""
+    return tuple(policy_memory(setup, stage) for stage in distinct_stages(setup.pipeline))
+
+
 def distinct_stages(pipeline: int) -> tuple[int, ...]:
     """The stages that differ: the first, the second for all inner ones (it has most micro-batches in flight), the
     last."""
@@ -100,15 +128,15 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
     unpadded = [sum(bucket) for bucket in buckets]
     shards = setup.data if setup.distributed_optimizer else 1
     owned = sum(min(-(-size // shards), whole) for size, whole in zip(sizes, unpadded, strict=True))
-    main_copy = setup.itemsize < _FLOAT32
+    main_copy = setup.itemsize < FLOAT32_BYTES
     in_flight = min(setup.pipeline - stage, setup.micro_batches)
     return PolicyMemory(
         stage=stage,
         in_flight=in_flight,
         weights=sum(sizes) * setup.itemsize,
         reference=sum(unpadded) * setup.itemsize if setup.reference else 0,
-        gradients=sum(sizes) * _FLOAT32,
-        optimizer=owned * _FLOAT32 * (3 if main_copy else 2),
+        gradients=sum(sizes) * FLOAT32_BYTES,
+        optimizer=owned * FLOAT32_BYTES * (3 if main_copy else 2),
         activations=in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage)),
         logits=_logits(setup) if stage == setup.pipeline - 1 else 0,
         working=_working(setup, stage),
@@ -157,7 +185,7 @@ def saved_activations(setup: PolicySetup, stage: int) -> int:
     if stage == 0:
         saved += 8 * setup.tokens  # token ids
     if stage == setup.pipeline - 1:
-        saved += hidden + _FLOAT32 * rows  # final norm: its input, 1 / rms
+        saved += hidden + FLOAT32_BYTES * rows  # final norm: its input, 1 / rms
     return saved
 
 
@@ -175,7 +203,7 @@ def layer_activations(setup: PolicySetup) -> int:
     per_token = share.qkv_rows + query + key + 4 * shape.head_dim + query + 3 * share.ffn_rows
     log_sum_exp = 0 if setup.recompute == "selective" else setup.tokens * share.heads
     elements = 4 * rows * shape.hidden_size + setup.tokens * per_token
-    return elements * setup.itemsize + _FLOAT32 * (2 * rows + log_sum_exp)
+    return elements * setup.itemsize + FLOAT32_BYTES * (2 * rows + log_sum_exp)
 
 
 def recomputed_layer(setup: PolicySetup) -> int:
@@ -217,77 +245,3 @@ def _working(setup: PolicySetup, stage: int) -> int:
         return layer * itemsize + again
     head = (2 * setup.tokens + share.vocab_rows) * shape.hidden_size
     return max(layer * itemsize + again, head * itemsize)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutSetup:
-    """What decides the memory of an engine's workers."""
-
-    shape: ModelShape
-    tensor: int
-    itemsize: int
-    kv_itemsize: int
-    budget: int
-    """Bytes of a GPU that the engine may use: rollout.memory_fraction of it."""
-    longest: int
-    """Tokens of the longest sequence, prompt and response."""
-    staged: bool = False
-    """New weights are gathered on the GPU before they are installed."""
-    batched_tokens: int = 2048
-    """vLLM's max_num_batched_tokens; the default of an `AsyncLLM` (SchedulerConfig, vLLM 0.32)."""
-    sequences: int = 128
-    """vLLM's max_num_seqs; the same default."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutMemory:
-    """Bytes per GPU of an engine worker, and what fits into its KV cache."""
-
-    budget: int
-    weights: int
-    working: int
-    """Estimate: activations of a full batch, and the sampler's float32 log-probs."""
-    context: int
-    kv_cache: int
-    """What is left; below 0 where not even the weights fit."""
-    staging: int
-    """Beside the budget: a second copy of the weights, where they are staged on the GPU."""
-    kv_bytes_per_token: int
-    kv_tokens: int
-    full_sequences: int
-    """Sequences of the longest length that the cache holds at once; vLLM refuses to start below one."""
-
-
-_KV_BLOCK_TOKENS = 16
-"""Tokens of a block of vLLM's KV cache."""
-
-
-def kv_bytes_per_token(shape: ModelShape, *, tensor: int, itemsize: int) -> int:
-    """Keys and values of one token in all layers on one worker: 2 x layers x heads x head_dim x itemsize. A worker has
-    its share of the key-value heads, and one of them where there are fewer than workers."""
-    heads = tensor_share(shape, tensor, side="engine").kv_heads
-    return 2 * shape.num_layers * heads * shape.head_dim * itemsize
-
-
-def rollout_memory(setup: RolloutSetup) -> RolloutMemory:
-    """The memory of one engine worker, as vLLM divides it: its KV cache gets what the budget leaves after weights and
-    a profiling run (`determine_available_memory`). Raises ModelError where vLLM cannot split the model."""
-    shape = setup.shape
-    weights = engine_weight_elements(shape, setup.tensor) * setup.itemsize
-    width = 3 * tensor_share(shape, setup.tensor, side="engine").ffn_rows + 3 * shape.hidden_size
-    # Three copies: logits in float32, their log-softmax, and the sorted or scaled one in between.
-    working = setup.batched_tokens * width * setup.itemsize + 3 * setup.sequences * shape.vocab_size * _FLOAT32
-    cache = setup.budget - weights - working - CONTEXT_BYTES
-    per_token = kv_bytes_per_token(shape, tensor=setup.tensor, itemsize=setup.kv_itemsize)
-    blocks = max(0, cache) // (per_token * _KV_BLOCK_TOKENS)
-    return RolloutMemory(
-        budget=setup.budget,
-        weights=weights,
-        working=working,
-        context=CONTEXT_BYTES,
-        kv_cache=cache,
-        staging=weights if setup.staged else 0,
-        kv_bytes_per_token=per_token,
-        kv_tokens=blocks * _KV_BLOCK_TOKENS,
-        full_sequences=blocks // -(-setup.longest // _KV_BLOCK_TOKENS),
-    )

@@ -11,26 +11,22 @@ import torch.distributed as dist
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
-from megarl.models.memory import (
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError, ModelShape
+from megarl.objective.tokens import Controls
+from megarl.planning.policy_memory import (
     PolicyMemory,
     PolicySetup,
-    RolloutSetup,
     distinct_stages,
-    kv_bytes_per_token,
     layer_activations,
     policy_memory,
     recomputed_layer,
-    rollout_memory,
     saved_activations,
 )
-from megarl.models.shape import ModelError, ModelShape, read_model_shape
-from megarl.objective.tokens import Controls
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
 from tests.models.shapes import make_shape, real_shape
 from tests.policy.ranks import make_checkpoint, make_config, run_workers
-
-GIB = 2**30
 
 
 def make_setup(shape: ModelShape, **changes: Any) -> PolicySetup:
@@ -111,35 +107,6 @@ def test_stages_hold_as_many_micro_batches_as_come_before_their_first_backward()
 def test_an_impossible_split_is_refused() -> None:
     with pytest.raises(ModelError, match="4 attention heads"):
         policy_memory(make_setup(make_shape(), tensor=3), 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor", "bytes_per_token"),
-    [
-        ("llama-3-8b", 1, 2 * 32 * 8 * 128 * 2),
-        ("llama-3-70b", 8, 2 * 80 * 1 * 128 * 2),
-        ("qwen2.5-7b", 4, 2 * 28 * 1 * 128 * 2),
-        ("llama-3.1-405b", 16, 2 * 126 * 1 * 128 * 2),  # 8 heads for 16 workers
-    ],
-)
-def test_kv_cache_per_token(name: str, tensor: int, bytes_per_token: int) -> None:
-    assert kv_bytes_per_token(real_shape(name), tensor=tensor, itemsize=2) == bytes_per_token
-
-
-def test_kv_cache_is_what_weights_and_work_leave() -> None:
-    shape = real_shape("llama-3-8b")
-    setup = RolloutSetup(shape=shape, tensor=1, itemsize=2, kv_itemsize=2, budget=68 * GIB, longest=4100)
-    memory = rollout_memory(setup)
-    assert memory.weights == 2 * 8_030_261_248
-    assert memory.kv_cache == 68 * GIB - memory.weights - memory.working - memory.context
-    assert memory.kv_tokens == memory.kv_cache // (131072 * 16) * 16
-    # 4100 tokens take 257 blocks of 16.
-    assert memory.full_sequences == memory.kv_tokens // (257 * 16)
-    halved = rollout_memory(replace(setup, kv_itemsize=1))
-    assert halved.kv_tokens >= 2 * memory.kv_tokens
-    small = rollout_memory(replace(setup, budget=10 * GIB))
-    assert small.kv_cache < 0
-    assert (small.kv_tokens, small.full_sequences) == (0, 0)
 
 
 # The real worker.

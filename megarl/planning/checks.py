@@ -1,4 +1,4 @@
-"""What a run's layout and lengths ask of its model, before anything starts. Imports no torch.
+"""What a run's layout and lengths ask of its model.
 
 Invariant: every size that is advised was tried: with it the configuration loads, and the model splits.
 """
@@ -8,15 +8,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from megarl.config.dump import format_value
 from megarl.config.run import RunConfig
 from megarl.models.geometry import stage_counts, tensor_problems, tensor_sizes
 from megarl.models.shape import ModelShape
-
-Changes = Mapping[str, Any]
-"""Dotted path of a section's field -> new value."""
+from megarl.planning.changes import loads
 
 
 def check_layout(config: RunConfig, shape: ModelShape) -> Iterator[str]:
@@ -33,32 +29,6 @@ def check_layout(config: RunConfig, shape: ModelShape) -> Iterator[str]:
             f"rollout.max_prompt_tokens {prompt} + max_response_tokens {response} = {prompt + response} is longer than "
             f"the model's context of {shape.context_tokens} (max_position_embeddings); shorten one of them"
         )
-
-
-def changed(config: RunConfig, changes: Changes) -> RunConfig:
-    """The configuration with other values, unchecked."""
-    sections: dict[str, dict[str, Any]] = {}
-    for path, value in changes.items():
-        section, _, name = path.rpartition(".")
-        sections.setdefault(section, {})[name] = value
-    for section, values in sections.items():
-        config = _updated(config, section.split("."), values)
-    return config
-
-
-def loads(config: RunConfig, changes: Changes) -> bool:
-    """Whether the configuration with these changes keeps every rule that spans its sections."""
-    try:
-        # TOML has no null: what is absent is left out, as in a file.
-        RunConfig.model_validate(changed(config, changes).model_dump(exclude_none=True))
-    except ValidationError:
-        return False
-    return True
-
-
-def _updated(config: Any, path: list[str], values: Mapping[str, Any]) -> Any:
-    inner = values if not path else {path[0]: _updated(getattr(config, path[0]), path[1:], values)}
-    return config.model_copy(update=dict(inner))
 
 
 def _check_policy(config: RunConfig, shape: ModelShape) -> Iterator[str]:

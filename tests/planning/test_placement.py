@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarl.config.base import ConfigError
-from megarl.runtime.placement import (
+from megarl.planning.placement import (
     Node,
     PlacementPlan,
     ShortageError,

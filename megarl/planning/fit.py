@@ -1,20 +1,23 @@
-"""The policy's memory under a configuration, and the changes that make it fit."""
+"""The changes of a configuration that make its policy fit.
 
-import dataclasses
-import math
+Invariant: what is found was tried: with it the configuration loads, the model splits, and no stage needs more than the
+limit.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megarl.cli.plan_config import nodes_needed
-from megarl.config.dump import format_value
 from megarl.config.run import RunConfig
 from megarl.models.geometry import policy_splits, stage_counts
-from megarl.models.memory import PolicyMemory, PolicySetup, distinct_stages, policy_memory
-from megarl.models.preflight import Changes, changed, loads
 from megarl.models.shape import ModelShape
+from megarl.planning.changes import Changes, changed, loads
+from megarl.planning.nodes import nodes_needed
+from megarl.planning.policy_memory import policy_setup, stages_memory
+from megarl.planning.updates import longest_stream
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+LAYOUT = ("parallel.world_size", "parallel.tensor", "parallel.pipeline")
+"""Fields that change together: a part of such a change is no change that was tried."""
 _MOST_CHANGES = 40
 
 
@@ -22,61 +25,22 @@ _MOST_CHANGES = 40
 class Fit:
     """Changes with which the policy fits."""
 
-    arguments: tuple[str, ...]
-    """As `megarl plan` and, the options apart, every verb takes them."""
+    changes: Changes
     total_bytes: int
     """Of the fullest stage."""
 
 
-def longest_stream(config: RunConfig) -> int:
-    """Tokens of the longest sample in a packed micro-batch; its last token is only predicted."""
-    return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens - 1
-
-
-def micro_batches(config: RunConfig, stream: int) -> int:
-    """Micro-batches per data-parallel rank and update where every sample's stream has this length
-    (`plan_micro_batches` deals equal samples so)."""
-    samples = config.train.mini_batch_responses // config.parallel.data
-    return math.ceil(samples / max(1, config.policy.tokens_per_micro_batch // stream))
-
-
-def policy_setup(config: RunConfig, shape: ModelShape) -> PolicySetup:
-    """What the policy's memory depends on, at the longest sequences."""
-    parallel, policy = config.parallel, config.policy
-    tokens = max(policy.tokens_per_micro_batch, longest_stream(config))
-    multiple = parallel.tensor if parallel.sequence else 1
-    return PolicySetup(
-        shape=shape,
-        tensor=parallel.tensor,
-        pipeline=parallel.pipeline,
-        data=parallel.data,
-        itemsize=DTYPE_BYTES[config.model.dtype],
-        sequence=parallel.sequence,
-        distributed_optimizer=policy.distributed_optimizer,
-        recompute=policy.recompute,
-        fused_head=policy.head == "fused",
-        reference=config.objective.auxiliary.reads("reference"),
-        tokens=-(-tokens // multiple) * multiple,
-        micro_batches=micro_batches(config, longest_stream(config)),
-    )
-
-
-def stages_memory(setup: PolicySetup) -> tuple[PolicyMemory, ...]:
-    """The memory of the stages that differ."""
-    return tuple(policy_memory(setup, stage) for stage in distinct_stages(setup.pipeline))
-
-
 def find_fit(
-    config: RunConfig, shape: ModelShape, *, limit: int, publication: int, nodes_typed: bool = False
+    config: RunConfig, shape: ModelShape, *, limit: int, publication: int, nodes_chosen: bool = False
 ) -> Fit | None:
     """The changes with which no stage needs more than `limit` bytes: the one that spares most again and again, until
     one suffices, and the cheapest such; then without those that turn out not to be needed. None where that leads
     nowhere. With each of them the configuration loads and the model splits; nodes are added as they are needed, and
-    named where `nodes_typed` says that somebody chose their number."""
+    named where `nodes_chosen` says that somebody set their number."""
 
     def total(changes: Changes) -> int:
-        setup = policy_setup(changed(config, changes), shape)
-        return max(stage.total for stage in stages_memory(dataclasses.replace(setup, publication=publication)))
+        setup = policy_setup(changed(config, changes), shape, publication=publication)
+        return max(stage.total for stage in stages_memory(setup))
 
     changes: dict[str, Any] = {}
     best = total(changes)
@@ -89,31 +53,20 @@ def find_fit(
         if least >= best:
             return None
         best, changes = least, dict(more)
-    for path in [path for path in changes if path not in _LAYOUT]:
+    for path in [path for path in changes if path not in LAYOUT]:
         without = {key: value for key, value in changes.items() if key != path}
         if total(without) <= limit and _works(config, shape, without):
             changes = without
     if best > limit:
         return None
-    arguments = _arguments(changes | _cluster(config, changes, nodes_typed=nodes_typed))
-    return Fit(arguments=tuple(arguments), total_bytes=total(changes))
+    return Fit(changes=changes | _cluster(config, changes, nodes_chosen=nodes_chosen), total_bytes=total(changes))
 
 
-_LAYOUT = {"parallel.world_size": "--gpus", "parallel.tensor": "--tensor", "parallel.pipeline": "--pipeline"}
-
-
-def _arguments(changes: Changes) -> Iterator[str]:
-    yield from (f"{option} {changes[path]}" for path, option in _LAYOUT.items() if path in changes)
-    for path, value in changes.items():
-        if path not in _LAYOUT:
-            yield f"{path}={value if isinstance(value, str) else format_value(value)}"
-
-
-def _cluster(config: RunConfig, changes: Changes, *, nodes_typed: bool) -> dict[str, Any]:
+def _cluster(config: RunConfig, changes: Changes, *, nodes_chosen: bool) -> dict[str, Any]:
     """What more nodes ask for: their number where it was typed, and a transport that leaves a node."""
     nodes = nodes_needed(changed(config, changes))
     more: dict[str, Any] = {}
-    if nodes_typed and nodes > config.cluster.nodes:
+    if nodes_chosen and nodes > config.cluster.nodes:
         more["cluster.nodes"] = nodes
     if nodes > 1 and config.rollout.publish.transport == "shared_memory":
         more["rollout.publish.transport"] = "network"
@@ -128,7 +81,7 @@ def _works(config: RunConfig, shape: ModelShape, changes: Changes) -> bool:
     if now.world_size % (now.tensor * now.pipeline):
         return False
     nodes = {"cluster.nodes": max(config.cluster.nodes, nodes_needed(changed(config, changes)))}
-    return loads(config, {**changes, **nodes, **_cluster(config, changes, nodes_typed=False)})
+    return loads(config, {**changes, **nodes, **_cluster(config, changes, nodes_chosen=False)})
 
 
 def _moves(config: RunConfig, shape: ModelShape, changes: Changes) -> Iterator[Changes]:

@@ -1,0 +1,65 @@
+"""The nodes that a configuration takes of the cluster it describes, placed as a run places its workers."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megarl.config.run import RunConfig
+from megarl.parallel.grid import RankGrid
+from megarl.planning.placement import Node, PlacementPlan, Workers, plan_placement
+from megarl.reshard.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRun:
+    """Policy and engines on as many nodes of cluster.gpus_per_node as they take."""
+
+    config: RunConfig
+    nodes: tuple[Node, ...]
+    placement: PlacementPlan
+
+    @property
+    def num_nodes(self) -> int:
+        return self.placement.num_nodes
+
+    @property
+    def topology(self) -> Topology:
+        """Who is on which node, for the transfer's plan."""
+        rollout = self.config.rollout
+        return Topology(
+            grid=RankGrid.of(self.config.parallel),
+            engines=rollout.engines,
+            tensor=rollout.tensor,
+            policy_nodes=list(self.placement.rank_nodes),
+            worker_nodes=[node for node in self.placement.engine_nodes for _ in range(rollout.tensor)],
+        )
+
+    def find_problems(self) -> Iterator[str]:
+        """A tensor group on several nodes, as `megarl train` refuses it, and more nodes than there are."""
+        per_node = self.config.cluster.gpus_per_node
+        if (text := self.placement.describe_divided(self.nodes)) is not None:
+            yield (
+                f"parallel.tensor {self.placement.tensor}: {text} of {per_node} GPUs; choose a divisor of "
+                f"cluster.gpus_per_node {per_node}"
+            )
+        if self.num_nodes > self.config.cluster.nodes:
+            yield (
+                f"policy and engines take {self.num_nodes} nodes of {per_node} GPUs, since an engine of rollout.tensor "
+                f"{self.config.rollout.tensor} lies on one node, but cluster.nodes is {self.config.cluster.nodes}; "
+                "raise it, or choose a policy that leaves whole engines free"
+            )
+
+
+def place_run(config: RunConfig) -> PlacedRun:
+    """Place a configuration, on however many nodes it takes; `find_problems` says what is wrong with that."""
+    per_node, rollout = config.cluster.gpus_per_node, config.rollout
+    count = math.ceil(config.parallel.world_size / per_node)
+    count += math.ceil(rollout.engines / (per_node // rollout.tensor))
+    nodes = tuple(Node(str(index), {"CPU": per_node, "GPU": per_node}) for index in range(count))
+    workers = Workers.of(config, engines=rollout.engines, on_gpu=True)
+    return PlacedRun(config, nodes, plan_placement(nodes, workers))
+
+
+def nodes_needed(config: RunConfig) -> int:
+    """Nodes that a configuration takes, however many it names."""
+    return place_run(config).num_nodes

@@ -1,0 +1,120 @@
+"""Layout, memory, micro-batches and publication of a configuration, before it starts."""
+
+import math
+from dataclasses import dataclass
+
+from megarl.models.shape import ModelShape
+from megarl.models.table import hf_tensors
+from megarl.planning.engine_memory import GIB, RolloutMemory, find_engine, rollout_memory, rollout_setup
+from megarl.planning.fit import Fit, find_fit
+from megarl.planning.nodes import PlacedRun
+from megarl.planning.policy_memory import PolicyMemory, policy_setup, stages_memory
+from megarl.planning.transfer import Publication, plan_publication
+from megarl.planning.updates import Updates, plan_updates
+from megarl.reshard.plan import NUM_SLOTS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Who is where. Nodes are numbered from 0, as many as GPUs are needed."""
+
+    policy_gpus: int
+    tensor: int
+    data: int
+    pipeline: int
+    engines: int
+    engine_tensor: int
+    gpus_per_node: int
+    policy_nodes: tuple[int, int]
+    """First and last."""
+    engine_nodes: tuple[int, int]
+    nodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """The numbers of a layout that can work. Bytes are per GPU."""
+
+    family: str
+    dtype: str
+    parameters: int
+    gpu_memory_bytes: int
+    layout: Layout
+    policy: tuple[PolicyMemory, ...]
+    """The stages that differ."""
+    fit: Fit | None
+    """What to change where the policy does not fit; None too where nothing was found."""
+    rollout: RolloutMemory
+    engine_that_starts: int | None
+    """A number of workers per engine with which vLLM starts, where it does not; None too where none was found."""
+    updates: tuple[Updates, ...]
+    publication: Publication
+
+    @property
+    def worst(self) -> PolicyMemory:
+        """The fullest stage."""
+        return max(self.policy, key=lambda stage: stage.total)
+
+    @property
+    def policy_fits(self) -> bool:
+        return self.worst.total <= self.gpu_memory_bytes
+
+    @property
+    def rollout_fits(self) -> bool:
+        """Room for one sequence, without which vLLM does not start, and for the staging memory."""
+        return self.rollout.starts and self.rollout.budget + self.rollout.staging <= self.gpu_memory_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.policy_fits and self.rollout_fits
+
+
+def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nodes_chosen: bool = False) -> RunPlan:
+    """The numbers of a placed configuration in which nothing was found wrong (`checks`, `nodes`).
+
+    nodes_chosen: somebody set cluster.nodes, so that a change that needs more of them names it.
+    """
+    config, publish = placed.config, placed.config.rollout.publish
+    publication = plan_publication(
+        shape,
+        placed.topology,
+        itemsize=config.model.itemsize,
+        bucket_bytes=publish.bucket_mib << 20,
+        shared_memory=publish.transport == "shared_memory",
+    )
+    kept = NUM_SLOTS * (publish.bucket_mib << 20)
+    kept += publication.sent_max_bytes if publish.delta else 0
+    limit = int(gpu_memory_gib * GIB)
+    policy = stages_memory(policy_setup(config, shape, publication=kept))
+    fits = max(stage.total for stage in policy) <= limit
+    engine = rollout_setup(config, shape, gpu_memory_gib=gpu_memory_gib, tensor=config.rollout.tensor)
+    rollout = rollout_memory(engine)
+    return RunPlan(
+        family=shape.family,
+        dtype=config.model.dtype,
+        parameters=sum(math.prod(dims) for dims in hf_tensors(shape).values()),
+        gpu_memory_bytes=limit,
+        layout=_describe_layout(placed),
+        policy=policy,
+        fit=None if fits else find_fit(config, shape, limit=limit, publication=kept, nodes_chosen=nodes_chosen),
+        rollout=rollout,
+        engine_that_starts=None if rollout.starts else find_engine(config, shape, gpu_memory_gib=gpu_memory_gib),
+        updates=tuple(plan_updates(config)),
+        publication=publication,
+    )
+
+
+def _describe_layout(placed: PlacedRun) -> Layout:
+    topology = placed.topology
+    return Layout(
+        policy_gpus=topology.grid.world_size,
+        tensor=topology.grid.tensor,
+        data=topology.grid.data,
+        pipeline=topology.grid.pipeline,
+        engines=topology.engines,
+        engine_tensor=topology.tensor,
+        gpus_per_node=placed.config.cluster.gpus_per_node,
+        policy_nodes=(topology.policy_nodes[0], topology.policy_nodes[-1]),
+        engine_nodes=(topology.worker_nodes[0], topology.worker_nodes[-1]),
+        nodes=placed.num_nodes,
+    )

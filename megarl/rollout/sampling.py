@@ -1,0 +1,74 @@
+"""Responses of a running engine, with the log-probs under which they were sampled.
+
+Invariants: all tokens of a rollout were sampled under one version, for the caller holds back new weights meanwhile, and
+vLLM's own record of the version is compared per rollout; `behavior_logp` is the log-prob after temperature.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from megarl.config.rollout import RolloutConfig
+from megarl.records import Rollout, SampleRequest, StopReason, as_floats, as_tokens
+from megarl.rollout.arguments import build_sampling_params
+from megarl.rollout.failures import EngineError
+from megarl.rollout.vllm_versions import sampled_versions, weights_label
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_STOP_REASONS: dict[str, StopReason] = {"stop": "stop", "length": "length"}
+
+
+class Sampler:
+    """Asks one engine for responses; numbers its requests, which vLLM knows by name."""
+
+    def __init__(self, config: RolloutConfig, *, name: str, stop_token_ids: tuple[int, ...]) -> None:
+        """name: the engine, for messages."""
+        self._config, self._name, self._stop_token_ids = config, name, stop_token_ids
+        self._num_requests = 0
+
+    def check_prompts(self, requests: Sequence[SampleRequest]) -> None:
+        """ValueError for a prompt that is empty or longer than rollout.max_prompt_tokens."""
+        for position, request in enumerate(requests):
+            if not 0 < len(request.prompt) <= self._config.max_prompt_tokens:
+                raise ValueError(
+                    f"request {position} has a prompt of {len(request.prompt)} tokens; expected 1 .. "
+                    f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
+                )
+
+    async def sample(self, llm: "AsyncLLM", requests: Sequence[SampleRequest], *, version: int) -> list[Rollout]:
+        """One response per request, in order, under the weights `version`, which the engine has."""
+        tasks = [asyncio.create_task(self._sample_one(llm, request, version)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sample_one(self, llm: "AsyncLLM", request: SampleRequest, version: int) -> Rollout:
+        self._num_requests += 1
+        params = build_sampling_params(self._config, seed=request.seed, stop_token_ids=self._stop_token_ids)
+        prompt: Any = {"prompt_token_ids": list(request.prompt)}
+        output: Any = None
+        async for latest in llm.generate(prompt, params, request_id=str(self._num_requests)):
+            output = latest
+        completion = output.outputs[0]
+        self._check_completion(completion, version)
+        tokens = completion.token_ids
+        logps = [logprobs[token].logprob for token, logprobs in zip(tokens, completion.logprobs, strict=True)]
+        return Rollout(
+            prompt=as_tokens(request.prompt),
+            response=as_tokens(tokens),
+            behavior_logp=as_floats(logps),
+            stop_reason=_STOP_REASONS[completion.finish_reason],
+            policy_version=version,
+        )
+
+    def _check_completion(self, completion: Any, version: int) -> None:
+        if completion.finish_reason not in _STOP_REASONS:
+            raise EngineError(f"{self._name} ended a request with {completion.finish_reason!r}, not stop or length")
+        versions, expected = sampled_versions(completion), {weights_label(version)}
+        if versions - expected:
+            raise EngineError(f"{self._name} sampled under weight versions {versions}, expected {expected}")
