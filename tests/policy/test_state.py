@@ -93,6 +93,9 @@ def keep_or_go_on(
         worker.load_state_dict(start)
         assert_same(worker.state_dict(), start)
         assert_same(train(worker, shard, renew=worker._reference is not None), before)
+        # Over moments that are there.
+        worker.load_state_dict(torch.load(state, weights_only=True))
+        assert_same(worker.state_dict(), torch.load(state, weights_only=True))
     else:
         kept = torch.load(state, weights_only=True)
         assert differs(kept, worker.state_dict())
