@@ -1,7 +1,8 @@
 """The RL loop. One coroutine; it knows Protocols, not Ray.
 
 Step: propose prompts -> generate -> score -> advantages -> old and reference log-probs -> K mini-batch updates ->
-publish weights. `policy_version` is the number of finished steps whose updates the weights contain.
+publish weights. `policy_version` is the number of finished steps whose updates the weights contain. What one step hands
+to the next lies with the owners in `Parts` and with the policy ranks; `RunProgress` collects the former after a step.
 
 Who waits for whom, time from left to right:
 
@@ -14,7 +15,8 @@ Who waits for whom, time from left to right:
 
 A response is decoded when its group has come, and the rewards begin then. Long work of the driver's own runs in
 threads, so that the event loop hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the
-next step, in the order in which they may be believed: rollouts, metrics, state. The next step waits for them.
+next step, in the order in which they may be believed: rollouts, metrics, state, and a state only after the checkpoint
+that was due. The next step waits for them.
 """
 
 import asyncio
@@ -34,6 +36,7 @@ from megarl.controller.mismatch import (
     compute_mean_entropy,
 )
 from megarl.controller.parts import Parts
+from megarl.controller.progress import RunProgress
 from megarl.controller.publication import publish_weights
 from megarl.controller.reporting import StepRecord, rollouts_due
 from megarl.controller.sampling import Group, sample_groups
@@ -45,14 +48,25 @@ from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.stalls import StallWatch
 
 
-async def train(config: RunConfig, parts: Parts) -> None:
-    """Run `config.train.steps` steps; raises what a part raises."""
+async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None = None) -> None:
+    """Run to step `config.train.steps`; raises what a part raises.
+
+    progress: where an earlier run stopped; this one goes on as that would have, if the policy ranks have loaded their
+    states of then. ValueError where the parts refuse it.
+    """
     if (parts.experts is not None) != config.objective.auxiliary.reads("expert"):
         raise ValueError("Parts.experts holds the data set's answers where objective.auxiliary.guided is on, else None")
+    reached = progress or RunProgress()
+    if progress is not None:
+        progress.restore(parts.owners, steps=config.train.steps)
     try:
         async with StallWatch() as stalls:
-            for step in range(1, config.train.steps + 1):
-                await _train_and_report(step, config, parts, stalls)
+            if progress is not None and reached.step < config.train.steps:
+                # The engines have read the weights that the run began with.
+                with parts.reporter.start_up(f"weights of step {reached.step}"):
+                    await publish_weights(reached.policy_version, parts)
+            while reached.step < config.train.steps:
+                reached = await _train_and_report(reached, config, parts, stalls)
     except BaseException:
         # What ended the run is told, not what became of the last step's file for the same reason.
         with suppress(Exception):
@@ -61,15 +75,20 @@ async def train(config: RunConfig, parts: Parts) -> None:
     await parts.reporter.settle()
 
 
-async def _train_and_report(step: int, config: RunConfig, parts: Parts, stalls: StallWatch) -> None:
+async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Parts, stalls: StallWatch) -> RunProgress:
+    """The step after those reached; where the run is then."""
+    step, version = reached.step + 1, reached.policy_version + 1
     with parts.reporter.spans.measure("step"):
-        record = await train_step(step, config, parts)
+        record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
     record = replace(record, metrics=record.metrics | stalls.collect())
-    await parts.reporter.report(record, sampler=parts.sampler.state_dict(), controllers=parts.controller_state())
+    await parts.reporter.report(record)
     if export_due(step, config):
         await parts.policy.export_hf(str(parts.reporter.checkpoint_path(step)))
+    reached = RunProgress.collect(parts.owners, step=step, policy_version=version)
+    parts.reporter.commit(reached)
+    return reached
 
 
 def export_due(step: int, config: RunConfig) -> bool:
@@ -78,8 +97,8 @@ def export_due(step: int, config: RunConfig) -> bool:
     return step == config.train.steps or (every > 0 and step % every == 0)
 
 
-async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
-    """One step, from prompts to published weights."""
+async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int) -> StepRecord:
+    """One step, from prompts to weights published as `version`."""
     report = parts.reporter
     groups, sampled = await sample_groups(step, config, parts)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -97,9 +116,10 @@ async def train_step(step: int, config: RunConfig, parts: Parts) -> StepRecord:
     controls = parts.controllers.begin_step(step, mean_entropy)
     updates, traces = await _update(controls, config, parts)
     with report.phase("publish"):
-        published = await publish_weights(step, parts)
+        published = await publish_weights(version, parts)
     return StepRecord(
         step=step,
+        policy_version=version,
         items=[item for group in groups for item in group.items],
         rollouts=rollouts,
         samples=samples,

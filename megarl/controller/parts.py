@@ -1,8 +1,7 @@
 """What the loop is given: workers behind Protocols, data, and the state that goes on from step to step."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from megarl.controller.arrivals import Decode
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
@@ -13,6 +12,7 @@ from megarl.data.stops import StopConditions
 from megarl.objective.advantage import AdvantageHistory
 from megarl.objective.controllers import ControllerState
 from megarl.records import Prompt
+from megarl.telemetry.state import StateOwner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +38,12 @@ class Parts:
     stops: StopConditions = field(default_factory=StopConditions)
     """What ends a response, for messages."""
 
-    def controller_state(self) -> dict[str, Any]:
-        """JSON-able, for state.json: what the next step's numbers and advantages depend on."""
-        return {"objective": self.controllers.state_dict(), "advantage": self.history.state_dict()}
-
-    def load_controller_state(self, state: dict[str, Any]) -> None:
-        """Go on from `controller_state`. ValueError when it has other keys."""
-        if set(state) != {"objective", "advantage"}:
-            raise ValueError(f"controller state has keys {sorted(state)}, expected ['advantage', 'objective']")
-        self.controllers.load_state_dict(state["objective"])
-        self.history.load_state_dict(state["advantage"])
+    @property
+    def owners(self) -> Mapping[str, StateOwner]:
+        """Who remembers anything from one step to the next, by the names in `RunProgress`."""
+        return {
+            "sampler": self.sampler,
+            "controllers": self.controllers,
+            "history": self.history,
+            "reporter": self.reporter,
+        }

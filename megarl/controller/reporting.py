@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megarl.config.rollout_files import rollouts_interval
 from megarl.config.run import RunConfig
+from megarl.controller.progress import RunProgress
 from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.console import Console, Phase
@@ -19,6 +20,7 @@ from megarl.telemetry.rollouts import RolloutRow, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import Sinks
 from megarl.telemetry.spans import Spans
+from megarl.telemetry.state import check_keys
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ class StepRecord:
     """Everything one RL step produced; the sequences are parallel, one entry per response."""
 
     step: int
+    policy_version: int
+    """Of the weights after the step's updates."""
     items: Sequence[RewardItem]
     rollouts: Sequence[Rollout]
     samples: Sequence[Sample]
@@ -56,7 +60,7 @@ class StepReporter:
         self._config, self._directory, self._console = config, directory, console
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
-        self._finishing: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -85,24 +89,41 @@ class StepReporter:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""
         self._update_sinks.log(step, {"update": float(update), **to_values(metrics)})
 
-    async def report(self, record: StepRecord, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
-        """One finished RL step; `sampler` and `controllers` are the states after it.
-
-        Its files are written beside what comes next; `settle` waits for them, and raises what went wrong with them.
-        """
+    async def report(self, record: StepRecord) -> None:
+        """One RL step, whose rollouts and metrics are written beside what comes next; `settle` waits for them, and
+        raises what went wrong with them. The step counts as finished once it is committed."""
         await self.settle()
-        timings = self.spans.collect()
-        state = RunState(status="running", step=record.step, sampler=sampler, controllers=controllers)
-        self._finishing = asyncio.create_task(self._finish(record, timings, state))
+        self._writing = asyncio.create_task(self._write(record, self.spans.collect()))
+
+    def commit(self, progress: RunProgress) -> None:
+        """All that the step leaves is written, but for what was reported: when that is, state.json says `progress`."""
+        self._writing = asyncio.create_task(self._commit(progress, self._writing))
 
     async def settle(self) -> None:
         """Wait until all that was reported is written. A cancelled wait leaves the writing alone."""
-        if self._finishing is not None:
-            await asyncio.wait([self._finishing])
-            finished, self._finishing = self._finishing, None
-            finished.result()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+            written, self._writing = self._writing, None
+            written.result()
 
-    async def _finish(self, record: StepRecord, timings: Metrics, state: RunState) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: what the files lack. All else of a step is in them."""
+        return {"metrics": self._sinks.state_dict(), "updates": self._update_sinks.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`. ValueError when it has other keys."""
+        check_keys(state, self.state_dict(), what="reporter")
+        self._sinks.load_state_dict(state["metrics"])
+        self._update_sinks.load_state_dict(state["updates"])
+
+    async def _commit(self, progress: RunProgress, written: asyncio.Task[None] | None) -> None:
+        if written is not None:
+            await written
+        # What became of the step's own line is known only now.
+        progress = replace(progress, owners={**progress.owners, "reporter": self.state_dict()})
+        self._directory.write_state(RunState(status="running", step=progress.step, progress=progress.state_dict()))
+
+    async def _write(self, record: StepRecord, timings: Metrics) -> None:
         """Rollouts, then what speaks of them: nobody may read of a step whose responses are not yet there."""
         metrics = await asyncio.to_thread(_step_metrics, record, timings)
         if rollouts_due(record.step, self._config):
@@ -112,15 +133,14 @@ class StepReporter:
             self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=record.step)
             metrics |= declared({"timing_s/write": end_s - start_s})
         self._log(record.step, metrics)
-        self._directory.write_state(state)
 
     def report_sft(self, step: int, *, loss: float, metrics: Metrics, num_tokens: int) -> None:
-        """One finished supervised update; `loss` is the mean cross-entropy per answer token in nats."""
+        """One supervised update; `loss` is the mean cross-entropy per answer token in nats. It counts as finished once
+        it is committed."""
         timings = self.spans.collect()
         kept = {name: metrics[name] for name in ("actor/entropy", "actor/grad_norm", "actor/lr")}
         more = declared({"sft/loss": loss, "perf/tokens_per_s": _rate(num_tokens, timings)})
         self._log(step, {**kept, **timings, **more})
-        self._directory.write_state(RunState(status="running", step=step))
 
     def _log(self, step: int, metrics: Metrics) -> None:
         values = to_values(metrics)
@@ -135,7 +155,7 @@ def _step_metrics(record: StepRecord, timings: Metrics) -> Metrics:
         **reward_metrics(record.scores),
         **length_metrics(record.rollouts),
         **timings,
-        **declared({"perf/tokens_per_s": _rate(tokens, timings), "policy_version": record.step}),
+        **declared({"perf/tokens_per_s": _rate(tokens, timings), "policy_version": record.policy_version}),
     }
 
 

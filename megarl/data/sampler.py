@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from megarl.telemetry.state import check_keys
+
 
 class PromptSampler:
     """Endless batches of prompt indices. `draw` and `next_batch` are the only things that move it."""
@@ -55,8 +57,7 @@ class PromptSampler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` stopped; the batch size may differ, the data set and its order may not."""
         own = self.state_dict()
-        if set(state) != set(own):
-            raise ValueError(f"sampler state has keys {sorted(state)}, expected {sorted(own)}")
+        check_keys(state, own, what="sampler")
         names = {"num_prompts": "data set's number of prompts", "seed": "train.seed", "shuffle": "data.shuffle"}
         for key, name in names.items():
             if state[key] != own[key]:

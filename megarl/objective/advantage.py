@@ -58,7 +58,12 @@ class AdvantageHistory:
         return {problem: list(numbers) for problem, numbers in self._problems.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`'s numbers, exactly."""
+        """Go on from `state_dict`'s numbers, exactly. ValueError where a problem has others."""
+        for problem, numbers in state.items():
+            if not isinstance(numbers, Sequence) or len(numbers) != 3:
+                raise ValueError(
+                    f"history state of problem {problem!r} is {numbers!r}, expected visits, mean and variance"
+                )
         self._problems = {
             problem: (int(visits), float(mean), float(variance)) for problem, (visits, mean, variance) in state.items()
         }

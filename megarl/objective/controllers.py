@@ -14,6 +14,7 @@ from megarl.config.trust import FlexEcClip
 from megarl.objective.schedules import Line, flexec_lines, flexec_raises
 from megarl.objective.tokens import Controls
 from megarl.telemetry.metrics import Metrics, declared
+from megarl.telemetry.state import check_keys
 
 _SHOWN_PROBABILITY = 0.5
 """Where FlexEC's distances are logged; they are lines, so another probability says no more."""
@@ -106,9 +107,7 @@ class ControllerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step that `state` was saved after. ValueError when it has other keys."""
-        own = self.state_dict()
-        if set(state) != set(own):
-            raise ValueError(f"controller state has keys {sorted(state)}, expected {sorted(own)}")
+        check_keys(state, self.state_dict(), what="controller")
         start = state["entropy_start"]
         self._step = int(state["step"])
         self._entropy_start = None if start is None else float(start)

@@ -75,10 +75,15 @@ def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def optimizer_parts(optimizer: MegatronOptimizer) -> Sequence[MegatronOptimizer]:
+    """The optimizers that Megatron has chained, each with one of torch's within."""
+    parts: Sequence[MegatronOptimizer] = getattr(optimizer, "chained_optimizers", [optimizer])
+    return parts
+
+
 def forget_moments(optimizer: MegatronOptimizer) -> None:
     """Zero the means of gradients and squared gradients and their step count; the weights stay."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = part.optimizer
+    for inner in (part.optimizer for part in optimizer_parts(optimizer)):
         for state in inner.state.values():
             for name in ("exp_avg", "exp_avg_sq", "step"):
                 if isinstance(state.get(name), torch.Tensor):

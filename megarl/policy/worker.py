@@ -33,6 +33,7 @@ from megarl.policy.optimizer import (
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
 from megarl.policy.reports import MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
+from megarl.policy.state import RankState
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
     build_chunks,
@@ -77,6 +78,8 @@ class MegatronWorker:
         self._optimizer = build_optimizer(
             self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
         )
+        layout = {**self._grid.sizes, "rank": place.rank, "distributed_optimizer": distributed}
+        self._state = RankState(self._chunks, self._reference, self._optimizer, layout=layout)
         self._objective = ObjectivePasses(
             config.objective,
             Passes(device=self._device),
@@ -176,6 +179,21 @@ class MegatronWorker:
         for reference, chunk in zip(self._reference, self._chunks, strict=True):
             reference.load_state_dict(chunk.state_dict())
         forget_moments(self._optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's updates depend on beside the configuration, between two steps: see `policy.state`.
+
+        Its tensors are the rank's own memory: write or copy them before the next update.
+        """
+        return self._state.state_dict(updates=self._updates)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where this rank was when it gave `state`, in this process or another. A held batch is dropped.
+
+        ValueError, with what was expected and found, where the state is not of such a rank; then nothing was changed.
+        """
+        self._updates = self._state.load_state_dict(state)
+        self._held, self._scores = (), []
 
     def open_session(self) -> WeightEndpoint | None:
         """Let engines find the policy; rank 0 returns where. Ends an earlier session."""

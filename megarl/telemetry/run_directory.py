@@ -4,8 +4,8 @@
     config.source   the configuration file as the user wrote it, comments included; the fragments after it, in order,
                     are config.source.1-<name>, config.source.2-<name>, ... (overrides: the command in versions.json)
     versions.json   python, packages, git revision, host, command line
-    state.json      status, last finished step, sampler and controller state, and which process drives the run; replaced
-                    whole after every step, touched every half minute while the run lives
+    state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
+                    whole when everything of a step is written, touched every half minute while the run lives
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
 
 A run directory is made once and never reused for another run; a resumed run opens its own again.
@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -42,14 +42,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Where a run stands. `step` steps are finished; the next one is step + 1."""
+    """Where a run stands. `step` steps are finished and what they leave is on disk: rollouts, metrics, and the
+    checkpoint where one was due."""
 
     status: RunStatus
     step: int = 0
-    sampler: dict[str, Any] = field(default_factory=dict)
-    """JSON-able state from which the prompt sampler goes on."""
-    controllers: dict[str, Any] = field(default_factory=dict)
-    """JSON-able state from which the objective's controllers and the advantage's history go on."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    """JSON-able state of the driver after them (`controller.progress.RunProgress`); empty before the first."""
     message: str | None = None
     """Why it failed or was interrupted."""
 
@@ -158,9 +157,8 @@ class RunDirectory:
     def read_state(self) -> RunState:
         """The state of the last `write_state`, of this run's earlier process too."""
         facts = json.loads(self.state_path.read_text(encoding="utf-8"))
-        for name in ("updated", "driver"):
-            facts.pop(name, None)
-        return RunState(**facts)
+        # What else is in it is for other readers (`updated`, `driver`) or from another version of megarl.
+        return RunState(**{one.name: facts[one.name] for one in fields(RunState) if one.name in facts})
 
     def standing(self) -> tuple[Standing, str | None]:
         """(the run's status as it is now, why). state.json alone would say "running" of a run that was killed."""

@@ -127,6 +127,7 @@ class Sinks:
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = tuple(sinks)
         self._lost = [0] * len(self._sinks)
+        self._lost_before = [0] * len(self._sinks)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Give the step to every sink; what fails is logged as an error the first time."""
@@ -143,15 +144,26 @@ class Sinks:
                         step,
                     )
 
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: by its kind, how many steps each sink has lost in all."""
+        return {type(sink).__name__: lost for sink, lost in zip(self._sinks, self._lost_in_all(), strict=True)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Count on from `state`; other sinks than there were begin at none, as the run may be told to use others."""
+        self._lost_before = [int(state.get(type(sink).__name__, 0)) for sink in self._sinks]
+
     def close(self) -> None:
         """Close every sink and say how many steps each has lost."""
-        for sink, lost in zip(self._sinks, self._lost, strict=True):
+        for sink, lost in zip(self._sinks, self._lost_in_all(), strict=True):
             if lost:
                 _log.error("%s lost %d steps in all", type(sink).__name__, lost)
             try:
                 sink.close()
             except Exception:
                 _log.exception("%s failed to close", type(sink).__name__)
+
+    def _lost_in_all(self) -> list[int]:
+        return [before + now for before, now in zip(self._lost_before, self._lost, strict=True)]
 
 
 def build_sinks(config: RunConfig, *, run: RunDirectory) -> Sinks:

@@ -145,10 +145,11 @@ import sys
 from pathlib import Path
 from megarl.cli.session import run_session
 from megarl.config.loader import load_config
+from megarl.controller.progress import RunProgress
 from megarl.telemetry.columns import SFT_COLUMNS
 
 async def work(session):
-    report(session, 1)
+    await report(session, 1)
     room = open(session.directory.path / "checkpoints" / "filler", "wb", buffering=0)
     try:
         while room.write(bytes(1 << 12)):
@@ -156,12 +157,14 @@ async def work(session):
     except OSError:
         pass
     for step in range(2, 9):
-        report(session, step)
+        await report(session, step)
 
-def report(session, step):
+async def report(session, step):
     with session.reporter.spans.measure("step"):
         pass
     session.reporter.report_sft(step, loss=1.0, metrics=METRICS, num_tokens=1)
+    session.reporter.commit(RunProgress(step=step))
+    await session.reporter.settle()
 
 from megarl.telemetry.metrics import declared
 METRICS = declared({"actor/entropy": 1.0, "actor/grad_norm": 1.0, "actor/lr": 1.0})

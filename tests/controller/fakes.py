@@ -1,13 +1,14 @@
 """Parts of the loop that only note what is asked of them, and a configuration small enough to follow by hand."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.controller.progress import RunProgress
 from megarl.controller.protocols import Arrived
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
@@ -65,7 +66,7 @@ class Recorder:
         self.scored: list[list[BatchShard]] = []
         self.records: list[Any] = []
         self.reported_updates: list[tuple[int, int]] = []
-        self.states: list[dict[str, Any]] = []
+        self.reached: list[RunProgress] = []
         self.warnings: list[str] = []
         self.kl: float | None = 0.25
         self.spans = Spans()
@@ -163,9 +164,23 @@ class Recorder:
 
     async def settle(self) -> None: ...
 
-    async def report(self, record: Any, *, sampler: dict[str, Any], controllers: dict[str, Any]) -> None:
+    @contextmanager
+    def start_up(self, what: str) -> Iterator[None]:
+        self.calls.append(f"start up: {what}")
+        yield
+
+    async def report(self, record: Any) -> None:
         self.records.append(record)
-        self.states.append(controllers)
+
+    def commit(self, progress: RunProgress) -> None:
+        self.calls.append(f"commit {progress.step}")
+        self.reached.append(progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reported": len(self.records)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls.append(f"reporter of {state['reported']}")
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -209,5 +224,5 @@ def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
     return Parts(**(values | changes))
 
 
-def run(config: RunConfig, recorder: Any, **changes: Any) -> None:
-    asyncio.run(train(config, make_parts(config, recorder, **changes)))
+def run(config: RunConfig, recorder: Any, *, progress: RunProgress | None = None, **changes: Any) -> None:
+    asyncio.run(train(config, make_parts(config, recorder, **changes), progress=progress))

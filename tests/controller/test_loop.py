@@ -1,6 +1,5 @@
 """The loop's order, its groups, controllers and refusals, with parts that only note what is asked of them."""
 
-import json
 import math
 
 import pytest
@@ -10,7 +9,7 @@ from megarl.controller.reporting import rollout_rows
 from megarl.records import TokenScores
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import Metrics, to_values
-from tests.controller.fakes import Recorder, make_config, make_parts, run
+from tests.controller.fakes import Recorder, make_config, run
 
 
 def test_order_of_a_run() -> None:
@@ -19,10 +18,10 @@ def test_order_of_a_run() -> None:
     step = ["generate", "reward", "old_logp", "update 0", "update 1"]
     assert recorder.calls == [
         *step,
-        *("receive 1", "publish 1", "adopt 1"),
+        *("receive 1", "publish 1", "adopt 1", "commit 1"),
         *step,
         *("receive 2", "publish 2", "adopt 2"),
-        "export hf-2",
+        *("export hf-2", "commit 2"),
     ]
 
 
@@ -101,10 +100,10 @@ def test_the_reference_is_renewed_after_the_updates() -> None:
     recorder = Recorder()
     run(make_config(objective), recorder)
     assert recorder.calls.count("reset_reference") == 1
-    second = recorder.calls[recorder.calls.index("adopt 1") + 1 :]
+    second = recorder.calls[recorder.calls.index("commit 1") + 1 :]
     assert second == [
         *("generate", "reward", "old_logp", "update 0", "update 1", "reset_reference"),
-        *("receive 2", "publish 2", "adopt 2", "export hf-2"),
+        *("receive 2", "publish 2", "adopt 2", "export hf-2", "commit 2"),
     ]
 
 
@@ -155,25 +154,6 @@ def test_bonus_scale_follows_the_groups_accuracy() -> None:
     recorder = Recorder()
     run(make_config(steps=1), recorder)
     assert {sample.entropy_scale for sample in recorder.records[0].samples} == {1.0}
-
-
-def test_the_state_after_every_step_goes_on_exactly() -> None:
-    objective = {
-        "advantage": {"method": "smoothed"},
-        "clip": {"kind": "flexec", "schedule": "od"},
-    }
-    config = make_config(objective, steps=4, prompts_per_step=3)
-    recorder = Recorder(verify=lambda item: float((item.sample_index * 7 + item.prompt.index * 3) % 4))
-    run(config, recorder)
-    # Two steps are one epoch, so the second visits of all prompts follow.
-    restored = make_parts(config, recorder)
-    restored.load_controller_state(json.loads(json.dumps(recorder.states[1])))
-    assert restored.controller_state() == recorder.states[1]
-    assert {index: entry[0] for index, entry in recorder.states[1]["advantage"].items()} == dict.fromkeys("012345", 1)
-    assert {entry[0] for entry in recorder.states[3]["advantage"].values()} == {2}
-    assert recorder.states[3]["objective"]["step"] == 4
-    with pytest.raises(ValueError, match=r"controller state has keys \['objective'\]"):
-        restored.load_controller_state({"objective": {}})
 
 
 @pytest.mark.parametrize(("every", "traced"), [(1, [1, 2]), (2, [2]), (0, [])])

@@ -1,10 +1,10 @@
 """What a step leaves in the run directory."""
 
-import dataclasses
+import asyncio
 import io
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,14 +12,14 @@ import pytest
 
 from megarl.config.run import RunConfig
 from megarl.controller import reporting
-from megarl.controller.parts import Parts
+from megarl.controller.progress import RunProgress
 from megarl.controller.reporting import StepReporter
 from megarl.records import Rollout, SampleRequest
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.rollouts import RolloutRow, read_rollouts, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
-from megarl.telemetry.sinks import build_sinks, build_update_sinks
+from megarl.telemetry.sinks import JsonlSink, build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 from tests.controller.fakes import Recorder, make_config, make_parts, run
 
@@ -106,6 +106,63 @@ def test_a_file_that_cannot_be_written_ends_the_run_and_is_not_spoken_of(tmp_pat
     assert recorder.calls.count("generate") == 2
 
 
+def test_a_step_is_finished_when_its_checkpoint_is_there(tmp_path: Path) -> None:
+    """The last step's is always due."""
+    config, directory = make_run(tmp_path)
+    told: list[tuple[int, list[int]]] = []
+
+    class Exporting(Recorder):
+        async def export_hf(self, path: str) -> None:
+            while len(steps_told(directory)[1]) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            told.append(steps_told(directory))
+            await super().export_hf(path)
+
+    with open_reporter(config, directory) as reporter:
+        run(config, Exporting(), reporter=reporter)
+    assert told == [(1, [1, 2])]
+    assert steps_told(directory) == (2, [1, 2])
+
+
+def test_a_step_whose_checkpoint_failed_is_not_finished(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path)
+
+    class Failing(Recorder):
+        async def export_hf(self, path: str) -> None:
+            raise OSError("the disk is full")
+
+    with open_reporter(config, directory) as reporter, pytest.raises(OSError, match="disk is full"):
+        run(config, Failing(), reporter=reporter)
+    assert steps_told(directory) == (1, [1, 2])
+    progress = RunProgress.from_state(directory.read_state().progress)
+    assert (progress.step, progress.policy_version, progress.owners["controllers"]["step"]) == (1, 1, 1)
+    assert len(read_rollouts(directory.rollouts_path(2))) == 4
+
+
+def test_the_state_tells_what_the_metrics_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the very step that it speaks of."""
+    config, directory = make_run(tmp_path)
+    log = JsonlSink.log
+
+    def fail_at_the_second(sink: JsonlSink, step: int, values: Mapping[str, float]) -> None:
+        if step == 2 and "update" not in values:
+            raise OSError("no quota")
+        log(sink, step, values)
+
+    monkeypatch.setattr(JsonlSink, "log", fail_at_the_second)
+    with open_reporter(config, directory) as reporter:
+        run(config, Recorder(), reporter=reporter)
+    assert steps_told(directory) == (2, [1])
+    lost = {"metrics": {"JsonlSink": 1}, "updates": {"JsonlSink": 0}}
+    assert directory.read_state().progress["owners"]["reporter"] == lost
+    with open_reporter(config, directory) as reporter:
+        reporter.load_state_dict(lost)
+        assert reporter.state_dict() == lost
+        with pytest.raises(ValueError, match=r"reporter state has keys \['lost'\], expected \['metrics', 'updates'\]"):
+            reporter.load_state_dict({"lost": 1})
+
+
 def test_a_run_leaves_rows_metrics_and_the_state_to_go_on_from(tmp_path: Path) -> None:
     objective = {"advantage": {"method": "smoothed"}, "sampler": {"kind": "dynamic"}}
     config = make_config(objective, steps=2)
@@ -125,20 +182,20 @@ def test_a_run_leaves_rows_metrics_and_the_state_to_go_on_from(tmp_path: Path) -
     assert [(line["step"], line["update"]) for line in updates] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert {line["actor/entropy"] for line in updates} == {0.5}
     state = directory.read_state()
-    assert (state.status, state.step, state.sampler["num_drawn"]) == ("running", 2, 4)
-    parts: Parts = make_parts(config, recorder)
-    parts.load_controller_state(state.controllers)
-    assert parts.controller_state() == state.controllers
-    assert sorted(state.controllers["advantage"]) == ["0", "1", "2", "3"]
+    assert (state.status, state.step, state.progress["owners"]["sampler"]["num_drawn"]) == ("running", 2, 4)
+    assert sorted(state.progress["owners"]["history"]) == ["0", "1", "2", "3"]
+    progress = RunProgress.from_state(state.progress)
+    with open_reporter(config, directory) as reporter:
+        parts = make_parts(config, recorder, reporter=reporter)
+        progress.restore(parts.owners, steps=2)
+        assert RunProgress.collect(parts.owners, step=2, policy_version=2) == progress
     assert parts.controllers.begin_step(3, 1.0).step == 3
 
 
-def test_a_state_of_before_has_no_controllers(tmp_path: Path) -> None:
-    """state.json files that were written without the field still load."""
+def test_a_state_of_another_version_tells_where_the_run_is_and_is_no_progress(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    facts = dataclasses.asdict(RunState(status="finished", step=4))
-    del facts["controllers"]
+    facts = {"status": "finished", "step": 4, "sampler": {"num_drawn": 8}, "controllers": {}, "message": None}
     directory.state_path.write_text(json.dumps(facts))
     assert directory.read_state() == RunState(status="finished", step=4)
-    with pytest.raises(ValueError, match="controller state has keys"):
-        make_parts(make_config(), Recorder()).load_controller_state(directory.read_state().controllers)
+    with pytest.raises(ValueError, match=r"progress state has keys \[\], expected \['format', 'owners', 'policy_"):
+        RunProgress.from_state(directory.read_state().progress)

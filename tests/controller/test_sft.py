@@ -1,9 +1,13 @@
-"""The warm start: what it trains on, and where its loss comes from."""
+"""The warm start: what it trains on, where its loss comes from, and how it goes on."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
+from megarl.config.run import RunConfig
+from megarl.controller.progress import RunProgress
 from megarl.controller.sft import fine_tune
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import MiniBatch
@@ -21,9 +25,13 @@ class Recorder:
         self.spans = Spans()
         self.losses: list[float] = []
         self.tokens: list[int] = []
-        self.exported: list[str] = []
+        self.answers: list[list[int]] = []
+        self.calls: list[str] = []
+        self.reached: list[RunProgress] = []
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
+        targets = [batch.to("cpu").target_R.tolist() for mini in shards for batch in mini]
+        self.answers.append(sorted(token for tokens in targets for token in tokens))
         # The logged log-prob is another than the one that is meant: a loss is not made of what is logged.
         return UpdateResult(logp=Mean(-6.0, 3.0), kl=Mean(), metrics={"actor/logp": Mean(-1e9, 1.0)})
 
@@ -32,17 +40,61 @@ class Recorder:
         self.tokens.append(num_tokens)
 
     async def export_hf(self, path: str) -> None:
-        self.exported.append(path)
+        self.calls.append(f"export {path}")
 
     def checkpoint_path(self, step: int) -> str:
         return f"hf-{step}"
 
+    def commit(self, progress: RunProgress) -> None:
+        self.calls.append(f"commit {progress.step}")
+        self.reached.append(progress)
+
+    async def settle(self) -> None:
+        self.calls.append("settle")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def configure(*, steps: int, batch_examples: int) -> RunConfig:
+    config = make_config()
+    return config.model_validate(config.model_dump() | {"sft": {"steps": steps, "batch_examples": batch_examples}})
+
+
+def tune(config: RunConfig, pairs: Sequence[Any], progress: RunProgress | None = None) -> Any:
+    recorder: Any = Recorder()
+    asyncio.run(
+        fine_tune(config, config.sft, policy=recorder, pairs=pairs, reporter=recorder, progress=progress)  # type: ignore[arg-type]
+    )
+    return recorder
+
 
 def test_the_loss_is_the_answers_cross_entropy() -> None:
-    config = make_config()
-    config = config.model_validate(config.model_dump() | {"sft": {"steps": 2, "batch_examples": 2}})
-    recorder: Any = Recorder()
-    asyncio.run(fine_tune(config, config.sft, policy=recorder, pairs=PAIRS, reporter=recorder))
+    recorder = tune(configure(steps=2, batch_examples=2), PAIRS)
     assert recorder.losses == [2.0, 2.0]
     assert recorder.tokens == [6, 6]
-    assert recorder.exported == ["hf-2"]
+
+
+def test_a_step_is_finished_when_all_it_leaves_is_there() -> None:
+    recorder = tune(configure(steps=2, batch_examples=2), PAIRS)
+    assert recorder.calls == ["commit 1", "settle", "export hf-2", "commit 2", "settle"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_warm_start_goes_on_exactly(stop: int) -> None:
+    pairs = [((1, index), (10 + index,)) for index in range(5)]
+    config = configure(steps=5, batch_examples=3)
+    straight = tune(config, pairs)
+    assert len({tuple(answers) for answers in straight.answers}) > 3
+    second = tune(config, pairs, progress=straight.reached[stop - 1])
+    assert second.answers == straight.answers[stop:]
+    assert second.reached == straight.reached[stop:]
+    assert [call for call in second.calls if "export" in call] == ["export hf-5"]
+
+
+def test_a_warm_start_does_not_go_on_from_a_run_of_reinforcement_learning() -> None:
+    owners: dict[str, dict[str, Any]] = {"sampler": {}, "controllers": {}, "history": {}, "reporter": {}}
+    with pytest.raises(ValueError, match=r"run state has keys .*'history'.*, expected \['reporter', 'sampler'\]"):
+        tune(configure(steps=2, batch_examples=2), PAIRS, progress=RunProgress(step=1, owners=owners))

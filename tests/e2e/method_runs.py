@@ -28,7 +28,6 @@ from megarl.objective.tokens import Controls, Rule
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.policy.mini_batch import ObjectivePasses
-from megarl.policy.optimizer import forget_moments
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace
 from megarl.policy.reports import scores_by_sample
@@ -45,6 +44,7 @@ from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
+from tests.policy.ranks import copy_state
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, list[str]] = {
@@ -61,17 +61,13 @@ class LocalPolicy:
 
     def __init__(self, worker: MegatronWorker) -> None:
         self._worker, self._versions = worker, 0
-        model = worker._chunks[0].state_dict()
-        self._start = {name: value.clone() for name, value in model.items() if value is not None}
+        self._start = copy_state(worker.state_dict())
 
     def restart(self, config: RunConfig) -> None:
         """The first weights again, and another objective."""
         worker = self._worker
-        worker._chunks[0].load_state_dict(self._start, strict=False)
-        worker._optimizer.reload_model_params()
-        forget_moments(worker._optimizer)
-        worker._reference[0].load_state_dict(worker._chunks[0].state_dict())
-        worker._config, worker._updates = config, 0
+        worker.load_state_dict(self._start)
+        worker._config = config
         passes = Passes(device=worker._device)
         worker._objective = ObjectivePasses(
             config.objective, passes, device=worker._device, temperature=config.rollout.temperature

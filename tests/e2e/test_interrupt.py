@@ -33,7 +33,8 @@ def check_readable(run: Megarl) -> None:
     state = run.directory.read_state()
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert state.step == len(rows)
-    assert state.sampler["num_drawn"] == 4 * len(rows)
+    assert state.progress["step"] == len(rows)
+    assert state.progress["owners"]["sampler"]["num_drawn"] == 4 * len(rows)
     assert len(read_rollouts(run.directory.rollouts_path(len(rows)))) == 16
     assert run.directory.report_path.exists()
 

@@ -69,7 +69,11 @@ def test_the_directory_says_what_ran(ended: Ended, tiny_model_dir: Path) -> None
     state = directory.read_state()
     assert (state.status, state.step, state.message) == ("finished", 3, None)
     # 3 steps of 4 prompts.
-    assert state.sampler == {"num_prompts": 16, "seed": 0, "shuffle": True, "num_drawn": 12}
+    assert (state.progress["step"], state.progress["policy_version"]) == (3, 3)
+    owners = state.progress["owners"]
+    assert owners["sampler"] == {"num_prompts": 16, "seed": 0, "shuffle": True, "num_drawn": 12}
+    assert owners["controllers"]["step"] == 3
+    assert owners["reporter"] == {"metrics": {"JsonlSink": 0}, "updates": {"JsonlSink": 0}}
 
 
 def test_metrics_have_every_name_and_finite_values(ended: Ended) -> None:

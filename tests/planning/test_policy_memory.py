@@ -228,24 +228,18 @@ def count_state(worker: MegatronWorker, config: RunConfig, rank: int, shards: li
     shard = shards[worker._grid.position(rank).data]
     worker.score(shard)
     worker.train_mini_batch(0, Controls(step=1, seed=0, entropy_coefficient=0.0))
+    kept = worker.state_dict()
+    storages = [weight.untyped_storage() for weight in kept["weights"].values()]
     state: Counter[str] = Counter()
-    storages = {
-        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
-        for chunk in worker._chunks
-        for p in chunk.parameters()
-    }
-    state["weights"] = sum(storages.values())
-    reference = worker._reference or ()
-    state["reference"] = sum(parameter.nbytes for chunk in reference for parameter in chunk.parameters())
+    state["weights"] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    state["reference"] = sum(weight.nbytes for weight in (kept["reference"] or {}).values())
     state["gradients"] = sum(buffer.grad_data.nbytes for chunk in worker._ddp for buffer in chunk.buffers)
-    parts = getattr(worker._optimizer, "chained_optimizers", [worker._optimizer])
-    for inner in (part.optimizer for part in parts):
-        mains = [parameter for group in inner.param_groups for parameter in group["params"]]
-        assert {parameter.dtype for parameter in mains} == {torch.float32}
-        if config.model.dtype == "bfloat16":
-            state["optimizer"] += sum(parameter.nbytes for parameter in mains)
-        moments = [inner.state[parameter][name] for parameter in mains for name in ("exp_avg", "exp_avg_sq")]
-        state["optimizer"] += sum(moment.nbytes for moment in moments)
+    for share in kept["optimizer"].values():
+        assert (share["main"] is not None) == (config.model.dtype == "bfloat16")
+        mains = [] if share["main"] is None else [share["main"]]
+        for tensor in (*mains, share["moments"]["exp_avg"], share["moments"]["exp_avg_sq"]):
+            assert tensor.dtype == torch.float32
+            state["optimizer"] += tensor.nbytes
     return gather(worker._grid.position(rank).pipeline, dict(state))
 
 

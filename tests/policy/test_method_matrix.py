@@ -25,11 +25,18 @@ from megarl.objective.controllers import ControllerState
 from megarl.objective.token_sums import SUM_NAMES
 from megarl.objective.tokens import Controls, Rule
 from megarl.policy.mini_batch import ObjectivePasses
-from megarl.policy.optimizer import forget_moments
 from megarl.policy.passes import Passes
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
-from tests.policy.ranks import StepResult, make_checkpoint, make_config, make_samples, run_workers, take_step
+from tests.policy.ranks import (
+    StepResult,
+    copy_state,
+    make_checkpoint,
+    make_config,
+    make_samples,
+    run_workers,
+    take_step,
+)
 
 ROOT = Path(__file__).parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.toml"))
@@ -214,13 +221,10 @@ def run_methods(
     worker: MegatronWorker, config: RunConfig, rank: int, cases: dict[str, tuple[ObjectiveConfig, list[Sample]]]
 ) -> dict[str, StepResult | None]:
     """Every objective on its samples from the worker's first weights, one after another."""
-    start = {name: value.clone() for name, value in worker._chunks[0].state_dict().items() if value is not None}
+    start = copy_state(worker.state_dict())
     results = {}
     for name, (objective, samples) in cases.items():
-        worker._chunks[0].load_state_dict(start, strict=False)
-        worker._optimizer.reload_model_params()
-        forget_moments(worker._optimizer)
-        worker._updates = 0
+        worker.load_state_dict(start)
         worker._objective = ObjectivePasses(
             objective, Passes(device=worker._device), device=worker._device, temperature=config.rollout.temperature
         )

@@ -56,14 +56,8 @@ def distance(scored: Any) -> float:
 
 
 def moment_sizes(worker: MegatronWorker) -> list[float]:
-    optimizers = getattr(worker._optimizer, "chained_optimizers", [worker._optimizer])
-    states = [state for part in optimizers for state in part.optimizer.state.values()]
-    return [
-        float(torch.as_tensor(state[name]).abs().max())
-        for state in states
-        for name in ("exp_avg", "exp_avg_sq", "step")
-        if name in state
-    ]
+    shares = worker.state_dict()["optimizer"].values()
+    return [float(torch.as_tensor(moment).abs().max()) for share in shares for moment in share["moments"].values()]
 
 
 def test_no_reference_no_reset(tmp_path: Path) -> None:

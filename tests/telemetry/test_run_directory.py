@@ -89,11 +89,11 @@ def test_latest_points_at_the_newest_and_a_real_directory_of_that_name_is_left_a
 def test_state_round_trip_and_atomic_replacement(tmp_path: Path) -> None:
     run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
     assert run.read_state() == RunState(status="running")
-    state = RunState(status="interrupted", step=7, sampler={"epoch": 1, "order": [3, 1]}, message="SIGTERM")
+    state = RunState(status="interrupted", step=7, progress={"step": 7, "order": [3, 1]}, message="SIGTERM")
     run.write_state(state)
     assert RunDirectory.open(run.path).read_state() == state
     with pytest.raises(ValueError, match="not JSON compliant"):
-        run.write_state(RunState(status="running", step=8, sampler={"x": float("nan")}))
+        run.write_state(RunState(status="running", step=8, progress={"x": float("nan")}))
     assert run.read_state() == state
     assert json.loads(run.state_path.read_text())["updated"]
     assert [name for name in os.listdir(run.path) if "partial" in name] == []

@@ -77,6 +77,10 @@ class FlakySink:
         raise ConnectionError("still gone")
 
 
+class OtherSink(FlakySink):
+    """Another kind of destination."""
+
+
 def test_a_failing_sink_is_reported_once_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flaky = FlakySink({2, 3})
     sinks = Sinks([flaky, JsonlSink(tmp_path / "metrics.jsonl")])
@@ -89,6 +93,25 @@ def test_a_failing_sink_is_reported_once_and_the_others_go_on(tmp_path: Path, ca
     assert "FlakySink lost 2 steps in all" in caplog.text
     assert flaky.seen == [1, 4]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_lost_steps_are_counted_on_and_told_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = Sinks([FlakySink({2, 3}), JsonlSink(tmp_path / "metrics.jsonl")])
+    for step in (1, 2, 3):
+        first.log(step, {"x": 1.0})
+    state = json.loads(json.dumps(first.state_dict()))
+    assert state == {"FlakySink": 2, "JsonlSink": 0}
+    # The run goes on without metrics.jsonl and with another destination.
+    second = Sinks([OtherSink(set()), FlakySink({5})])
+    second.load_state_dict(state)
+    with caplog.at_level(logging.ERROR):
+        caplog.clear()
+        for step in (4, 5):
+            second.log(step, {"x": 1.0})
+        assert [record.message.split(";")[0] for record in caplog.records] == ["FlakySink failed at step 5"]
+        second.close()
+    assert "FlakySink lost 3 steps in all" in caplog.text
+    assert second.state_dict() == {"OtherSink": 0, "FlakySink": 3}
 
 
 FULL_DISK = """
