@@ -15,7 +15,7 @@ from megarl.reshard.session import WeightEndpoint
 from megarl.rollout.engine_process import EXIT_GRACE_S, EngineProcess
 from megarl.rollout.engine_state import EngineState, State
 from megarl.rollout.failures import EngineError
-from megarl.rollout.sampling import Sampler
+from megarl.rollout.sampling import Arrived, Sampler
 from megarl.rollout.weight_updates import Adoption, WeightUpdates, worker_call_limit_s
 
 
@@ -66,8 +66,10 @@ class RolloutEngine:
         await self._state.close()
         await self._process.end(grace_s=grace_s)
 
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
+    async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived | None = None) -> list[Rollout]:
         """One response per request, in order; the same prompt and seed give the same tokens under the same weights.
+
+        `arrived` is told of each as soon as it has come.
 
         Raises:
             ValueError: a prompt is empty or longer than rollout.max_prompt_tokens.
@@ -76,7 +78,7 @@ class RolloutEngine:
         """
         self._sampler.check_prompts(requests)
         async with self._state.sampling():
-            work = self._sampler.sample(self._process.llm, requests, version=self.policy_version)
+            work = self._sampler.sample(self._process.llm, requests, version=self.policy_version, arrived=arrived)
             return await self._process.alive(work, limit_s=None)
 
     async def connect(self, endpoint: WeightEndpoint) -> None:

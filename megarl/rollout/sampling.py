@@ -5,7 +5,7 @@ vLLM's own record of the version is compared per rollout; `behavior_logp` is the
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megarl.config.rollout import RolloutConfig
@@ -16,6 +16,9 @@ from megarl.rollout.vllm_versions import sampled_versions, weights_label
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
+
+Arrived = Callable[[int, Rollout], None]
+"""Told, on the event loop, which request has been answered, by its position, and how."""
 
 _STOP_REASONS: dict[str, StopReason] = {"stop": "stop", "length": "length"}
 
@@ -37,9 +40,18 @@ class Sampler:
                     f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
                 )
 
-    async def sample(self, llm: "AsyncLLM", requests: Sequence[SampleRequest], *, version: int) -> list[Rollout]:
+    async def sample(
+        self, llm: "AsyncLLM", requests: Sequence[SampleRequest], *, version: int, arrived: Arrived | None = None
+    ) -> list[Rollout]:
         """One response per request, in order, under the weights `version`, which the engine has."""
-        tasks = [asyncio.create_task(self._sample_one(llm, request, version)) for request in requests]
+
+        async def sample_one(index: int, request: SampleRequest) -> Rollout:
+            rollout = await self._sample_one(llm, request, version)
+            if arrived is not None:
+                arrived(index, rollout)
+            return rollout
+
+        tasks = [asyncio.create_task(sample_one(index, request)) for index, request in enumerate(requests)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
