@@ -284,6 +284,12 @@ class FakeWorkers:
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
     ) -> tuple[UpdateResult, list[TokenTrace]]:
+        return await self.apply_update(traced=traced)
+
+    async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
+        return await self.score(shards)
+
+    async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
         with self._own_work():
             traces = [self._trace(sample_id) for sample_id in traced]
         metrics: Metrics = {"actor/entropy": Mean(1.0, 1.0), "actor/grad_norm": Mean(1.0, 1.0)}

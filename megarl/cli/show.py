@@ -65,6 +65,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"{train.samples_per_prompt} samples",
             f"updates per step: {train.updates_per_step} = {train.responses_per_step} responses / "
             f"{train.mini_batch_responses}; {train.updates_per_step * train.steps} in {train.steps} steps",
+            f"old log-probs: {_scoring(config)}",
             f"responses per data-parallel rank and update: {per_rank:g}",
         ),
         **_survey_comment(config),
@@ -77,6 +78,15 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"engines {config.rollout.engines} x {config.rollout.tensor}",
         ),
     }
+
+
+def _scoring(config: RunConfig) -> str:
+    """Where the old log-probs come from, and why."""
+    if config.scores_in_update:
+        return "the update's own forward gives them; nothing needs them before, so they have no pass of their own"
+    if config.train.updates_per_step > 1:
+        return "a forward pass of their own before the first of several updates"
+    return "a forward pass of their own; the objective chooses tokens or sets numbers by it before the update"
 
 
 def _survey_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:

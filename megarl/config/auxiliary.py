@@ -125,6 +125,11 @@ class ControllerVariant(Variant):
     def effect(self) -> str:
         """What it does there, in words that name the key; two with the same effect cannot both be on."""
 
+    @property
+    @abstractmethod
+    def follows_entropy(self) -> bool:
+        """Whether what it sets for a step follows from the entropy before the step's first update."""
+
 
 class AdaptiveEntropyCoefficient(ControllerVariant):
     """Skywork-OR1 and TRL: each step the coefficient of auxiliary.entropy rises by `step` while the entropy is below
@@ -132,6 +137,7 @@ class AdaptiveEntropyCoefficient(ControllerVariant):
 
     acts_on: ClassVar[str] = "auxiliary.entropy"
     effect: ClassVar[str] = "moves objective.auxiliary.entropy.coefficient"
+    follows_entropy: ClassVar[bool] = True
     target: float = Field(0.2, gt=0)
     """Nats per token."""
     step: float = Field(1e-4, gt=0)
@@ -148,6 +154,7 @@ class AerStyleCoefficient(ControllerVariant):
 
     acts_on: ClassVar[str] = "auxiliary.entropy"
     effect: ClassVar[str] = "moves objective.auxiliary.entropy.coefficient"
+    follows_entropy: ClassVar[bool] = True
     target_ratio: float = Field(0.4, gt=0)
     """Target entropy relative to the starting entropy."""
     rate: float = Field(5e-3, gt=0)
@@ -162,6 +169,7 @@ class PositiveScaleController(ControllerVariant):
 
     acts_on: ClassVar[str] = "weights.positive_scale"
     effect: ClassVar[str] = "moves objective.weights.positive_scale.scale"
+    follows_entropy: ClassVar[bool] = True
     target: float = Field(0.3, gt=0)
     """Nats per token."""
     step: float = Field(0.05, gt=0, lt=1)
@@ -173,6 +181,7 @@ class ReferenceReset(ControllerVariant):
 
     acts_on: ClassVar[str] = "auxiliary.kl"
     effect: ClassVar[str] = "renews the reference of objective.auxiliary.kl"
+    follows_entropy: ClassVar[bool] = False
     every_steps: int | None = Field(None, ge=1)
     """After every so many steps."""
     kl_above: float | None = Field(None, gt=0)

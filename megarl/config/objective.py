@@ -87,6 +87,17 @@ class ObjectiveConfig(Config):
         return any(variant.needs_survey for variant in choosing)
 
     @property
+    def follows_entropy(self) -> bool:
+        """Whether a number of the step follows from the entropy before the step's first update."""
+        return self.clip.follows_entropy or any(on.follows_entropy for on in self.controllers.on.values())
+
+    @property
+    def scores_first(self) -> bool:
+        """Whether the old log-probs and entropies of a whole mini-batch must be known before its loss is computed: they
+        choose tokens, or set numbers of the step."""
+        return self.needs_survey or self.weights.reads_behavior or self.follows_entropy
+
+    @property
     def reads_behavior(self) -> bool:
         """Whether the loss compares with vLLM's log-probs."""
         return self.ratio.reads_behavior or self.weights.reads_behavior

@@ -121,6 +121,12 @@ class RunConfig(Config):
         """GPUs of policy and engines together: each has its own."""
         return self.parallel.world_size + self.rollout.engines * self.rollout.tensor
 
+    @property
+    def scores_in_update(self) -> bool:
+        """Whether the old log-probs are those of the update's own forward: in the only update of a step the policy is
+        the old one, so a pass of their own would compute the same numbers twice."""
+        return self.train.updates_per_step == 1 and not self.objective.scores_first
+
 
 def _check_ranks_and_batch(config: RunConfig) -> Iterator[str]:
     data_ranks: int | None = None

@@ -73,6 +73,11 @@ class ClipVariant(Variant):
         """Whether it reads statistics of the whole mini-batch under the current weights."""
 
     @property
+    @abstractmethod
+    def follows_entropy(self) -> bool:
+        """Whether its bounds of a step follow from the entropy before the step's first update."""
+
+    @property
     def rules(self) -> tuple[RuleName, ...]:
         """The rules that may act on tokens because of it."""
         return ("clip_low", "clip_high") if self.sets_bounds else ()
@@ -85,6 +90,7 @@ class NoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
 
 
 class ConstantClip(ClipVariant):
@@ -94,6 +100,7 @@ class ConstantClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
     """Clip-low: ratios below 1-low are clipped where A < 0. 1.0 turns it off."""
     high: Annotated[Unbounded, Distance("ratio")] = Field(0.2, ge=0)
@@ -107,6 +114,7 @@ class LogClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
     low: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
     """Distance of the log ratio below 0; inf turns clip-low off."""
     high: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
@@ -140,6 +148,10 @@ class FlexEcClip(ClipVariant):
     floor_ratio: float = Field(0.2, gt=0, lt=1)
     """The lower entropy threshold, relative to the starting entropy. Read by schedule od alone."""
 
+    @property
+    def follows_entropy(self) -> bool:
+        return self.schedule == "od"
+
     @model_validator(mode="after")
     def _lines_stay_above_zero(self) -> Self:
         for name in ("upper", "lower"):
@@ -160,6 +172,7 @@ class DcpoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
     low: float = Field(0.16, ge=0)
     """epsilon_low of the formula."""
     high: float = Field(0.2, ge=0)
@@ -178,6 +191,7 @@ class BapoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = False
     low_start: float = Field(0.6, ge=0, le=1)
     """First lower bound."""
     low_stop: Annotated[float, NotBelow("low_start")] = Field(0.8, ge=0, le=1)
@@ -202,6 +216,7 @@ class ArcherClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
     """Both distances of the other tokens."""
     high_entropy: float = Field(0.4, ge=0, le=1)

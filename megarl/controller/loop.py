@@ -9,7 +9,7 @@ Who waits for whom, time from left to right:
     engines     |generate ........|                                         |adopt|generate ...
     decoding,     |. . . . . . . . .|
     rewards       |. . . . . . . . .|                                                |. . .
-    policy                          |old_logp|update 0|update 1| .. |publish|
+    policy                          |old_logp|update 0|update 1| .. |publish|   (one update a step: no old_logp)
     driver                      pack|        |checks                              report|
     files       |step before: rollouts, metrics, state|                                 |this step's ...
 
@@ -20,31 +20,20 @@ that was due. The next step waits for them.
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 from megarl.config.run import RunConfig
-from megarl.controller.batching import shard_step
 from megarl.controller.experts import add_expert_logps
-from megarl.controller.mismatch import (
-    LogpDiff,
-    check_finite,
-    check_logp_diff,
-    compute_logp_diff,
-    compute_mean_entropy,
-)
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
 from megarl.controller.publication import publish_weights
-from megarl.controller.reporting import StepRecord, rollouts_due
+from megarl.controller.reporting import StepRecord
 from megarl.controller.sampling import Group, sample_groups
+from megarl.controller.updating import train_on
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
-from megarl.objective.tokens import Controls
-from megarl.objective.update_result import UpdateResult, merge_results
-from megarl.records import Rollout, Sample, TokenScores, TokenTrace
-from megarl.telemetry.metrics import Metrics
+from megarl.records import Rollout, Sample, TokenTrace
 from megarl.telemetry.stalls import StallWatch
 
 
@@ -103,18 +92,13 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
     groups, sampled = await sample_groups(step, config, parts)
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     samples = await asyncio.to_thread(make_samples, groups, config, parts.history)
-    with report.phase("old_logp"):
-        if parts.experts is not None:
-            prompts = [group.prompt for group in groups for _ in group.rollouts]
+    if parts.experts is not None:
+        prompts = [group.prompt for group in groups for _ in group.rollouts]
+        with report.phase("old_logp"):
             samples = await add_expert_logps(
                 samples, prompts, experts=parts.experts, policy=parts.policy, config=config
             )
-        scored = await parts.policy.score(await asyncio.to_thread(shard_step, samples, config))
-        token_scores = sorted(scored, key=lambda scores: scores.sample_id)
-    difference, mean_entropy = await asyncio.to_thread(_check_scores, rollouts, token_scores)
-    check_logp_diff(difference, step=step, config=config)
-    controls = parts.controllers.begin_step(step, mean_entropy)
-    updates, traces = await _update(controls, config, parts)
+    trained = await train_on(step, samples, rollouts, config=config, parts=parts)
     with report.phase("publish"):
         published = await publish_weights(version, parts)
     return StepRecord(
@@ -124,51 +108,16 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
         rollouts=rollouts,
         samples=samples,
         scores=[score for group in groups for score in group.scores],
-        token_scores=token_scores,
-        traces=traces,
-        token_texts=await asyncio.to_thread(_token_texts, rollouts, traces, parts),
-        metrics=updates | parts.controllers.metrics() | sampled | difference.metrics() | published,
+        token_scores=trained.token_scores,
+        traces=trained.traces,
+        token_texts=await asyncio.to_thread(_token_texts, rollouts, trained.traces, parts),
+        metrics=trained.metrics | parts.controllers.metrics() | sampled | trained.difference.metrics() | published,
     )
-
-
-def _check_scores(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> tuple[LogpDiff, float]:
-    """(the trainer's difference from vLLM, the mean entropy before the first update) of finite numbers."""
-    check_finite(rollouts, scores)
-    return compute_logp_diff(rollouts, scores), compute_mean_entropy(scores)
 
 
 def _token_texts(rollouts: Sequence[Rollout], traces: Sequence[TokenTrace], parts: Parts) -> dict[int, tuple[str, ...]]:
     ids = [trace.sample_id for trace in traces]
     return {id_: tuple(map(parts.token_text, rollouts[id_].response.tolist())) for id_ in ids}
-
-
-async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[Metrics, list[TokenTrace]]:
-    """The step's optimizer updates, and the reference's renewal where one is due after them."""
-    updates: list[UpdateResult] = []
-    traces: list[TokenTrace] = []
-    with parts.reporter.phase("update", total=config.train.updates_per_step) as phase:
-        for index in range(config.train.updates_per_step):
-            of_update, of_tokens = await parts.policy.train_mini_batch(
-                index, controls, traced=traced_ids(index, controls.step, config)
-            )
-            updates.append(of_update)
-            parts.reporter.report_update(controls.step, index, of_update.metrics)
-            traces += of_tokens
-            phase.advance(1)
-    merged = merge_results(updates)
-    if parts.controllers.end_step(merged.kl.value if merged.kl.count else None):
-        with parts.reporter.phase("reset_reference"):
-            await parts.policy.reset_reference()
-    return merged.metrics, traces
-
-
-def traced_ids(index: int, step: int, config: RunConfig) -> range:
-    """The samples of mini-batch `index` whose tokens are traced: its first ones, as many in every mini-batch, because
-    nothing is clipped in a step's first update and most in its last."""
-    size = config.train.mini_batch_responses
-    each = math.ceil(config.logging.traced_responses / config.train.updates_per_step)
-    start = index * size
-    return range(start, start + (min(each, size) if rollouts_due(step, config) else 0))
 
 
 def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:

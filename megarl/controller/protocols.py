@@ -29,6 +29,12 @@ class PolicyGroup(Protocol):
         """One optimizer update on mini-batch `index` of the held batch with the step's numbers; also what it did with
         the tokens of the samples whose id is in `traced`."""
 
+    async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
+        """What `score` returns, by the forward of the step's only update, whose gradients wait for `apply_update`."""
+
+    async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
+        """That update; returns what `train_mini_batch` returns."""
+
     async def reset_reference(self) -> None:
         """The reference becomes the current weights, and the optimizer's moments start anew."""
 

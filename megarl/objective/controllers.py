@@ -6,6 +6,7 @@ Numbers that no controller moves are those of the config.
 """
 
 import math
+from copy import copy
 from typing import Any
 
 from megarl.config.auxiliary import AdaptiveEntropyCoefficient, AerStyleCoefficient, ReferenceReset
@@ -64,6 +65,13 @@ class ControllerState:
             positive_scale=self._move_scale(entropy),
         )
         return self._controls
+
+    def foresee(self, step: int) -> Controls:
+        """What `begin_step` will set for the next step, whose entropy is not known yet; RuntimeError where a number
+        follows from it."""
+        if self._objective.follows_entropy:
+            raise RuntimeError("a number of the step follows from its entropy; measure it and call begin_step")
+        return copy(self).begin_step(step, 0.0)
 
     def end_step(self, kl: float | None) -> bool:
         """Whether the reference is to be renewed after this step; `kl` is the step's mean estimate of the KL to it,

@@ -1,18 +1,27 @@
-"""Layers that Megatron-core's local spec lacks: an RMSNorm that knows sequence parallelism, attention over packed rows.
+"""Layers that Megatron-core's local spec lacks: an RMSNorm that knows sequence parallelism, attention over packed rows,
+linear layers for CPUs without products of bfloat16.
 
 S = packed tokens of a micro-batch, N = query heads, G = key/value heads (both of this tensor rank), D = head dimension.
 """
 
 import functools
 import inspect
-import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megarl.parallel.linear import linear
+from megarl.parallel.packed_attention import attend_packed
 
 
 class RmsNorm(nn.Module):
@@ -32,11 +41,41 @@ class RmsNorm(nn.Module):
         return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
 
 
+class _Widened:
+    """Of a parallel linear layer: its product by `parallel.linear`, its collectives as Megatron's mappings."""
+
+    def _forward_impl(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        allreduce_dgrad: bool,
+        sequence_parallel: bool,
+        tp_group: Any,
+        **_: Any,
+    ) -> Tensor:
+        if sequence_parallel:
+            input = gather_from_sequence_parallel_region(input, group=tp_group)
+        elif allreduce_dgrad:
+            input = copy_to_tensor_model_parallel_region(input, group=tp_group)
+        product = linear(input, weight)
+        return product if bias is None else product + bias
+
+
+class WidenedColumnLinear(_Widened, ColumnParallelLinear):
+    """For CPUs without products of bfloat16."""
+
+
+class WidenedRowLinear(_Widened, RowParallelLinear):
+    """For CPUs without products of bfloat16."""
+
+
 class PackedAttention(nn.Module):
     """Causal attention within each sequence of a packed micro-batch.
 
-    CUDA: torch's variable-length flash attention, one call. CPU: `scaled_dot_product_attention`, one call per
-    sequence; nothing of size S x S is ever made.
+    CUDA: torch's variable-length flash attention, one call. CPU: `parallel.packed_attention`. Nothing of size S x S is
+    ever made.
     """
 
     def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
@@ -62,21 +101,8 @@ class PackedAttention(nn.Module):
         if query.is_cuda:
             attended = self._varlen(query, key, value, packed_seq_params)
         else:
-            attended = self._by_sequence(query, key, value, packed_seq_params.cu_seqlens_q)
+            attended = attend_packed(query, key, value, packed_seq_params.cu_seqlens_q, scale=self.scale)
         return attended.reshape(query.shape[0], -1)
-
-    def _by_sequence(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor) -> Tensor:
-        repeat = query.shape[1] // key.shape[1]
-        if repeat > 1:
-            # The CPU flash kernel wants as many key heads as query heads.
-            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-        bounds = cu_seqlens.tolist()
-        outputs = []
-        for start, stop in itertools.pairwise(bounds):
-            q, k, v = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-            outputs.append(out[0].transpose(0, 1))
-        return torch.cat(outputs)
 
     def _varlen(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn

@@ -104,23 +104,49 @@ class ObjectivePasses:
 
         def loss(at: int, batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, object]:
             scored = _without_rounding(scores[at], token) if first else scores[at]
-            tokens = make_token_batch(batch, scored, token)
-            result = compute_token_loss(self._objective, controls, tokens, choices[at])
-            return result.loss, (tokens.detach(), replace(result, loss=result.loss.detach()))
+            return self._loss(make_token_batch(batch, scored, token), choices[at], controls)
 
         return self._passes.run(ddp, batches, loss, temperature=self._temperature, backward=True, with_expected_q=True)
+
+    def score_and_differentiate(
+        self,
+        ddp: Sequence[DistributedDataParallel],
+        reference: Chunks | None,
+        batches: MiniBatch,
+        controls: Controls,
+    ) -> tuple[TokenParts, list[ScoredMicroBatch]]:
+        """`score` and `differentiate` of a step's only update by one forward: the policy is the old one, so its numbers
+        are the old ones. For objectives that choose nothing by them. ([], []) on inner stages."""
+        referred = [] if reference is None else self._look(reference, batches)
+
+        def loss(at: int, batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, object]:
+            scored = _scores_of(token, ref_logp_R=referred[at].logp_T if referred else None)
+            return self._loss(make_token_batch(batch, scored, token), Choices.none(scored.old_logp_R), controls)
+
+        parts: TokenParts = self._passes.run(
+            ddp, batches, loss, temperature=self._temperature, backward=True, with_expected_q=True
+        )
+        scores = [
+            ScoredMicroBatch(
+                old_logp_R=tokens.old_logp_T,
+                old_entropy_R=tokens.old_entropy_T,
+                ref_logp_R=tokens.ref_logp_T,
+                expected_q_R=None,
+            )
+            for tokens, _ in parts
+        ]
+        return parts, scores
+
+    def _loss(self, tokens: TokenBatch, choices: Choices, controls: Controls) -> tuple[Tensor, object]:
+        """(what to differentiate, the micro-batch's entry of `TokenParts`)."""
+        result = compute_token_loss(self._objective, controls, tokens, choices)
+        return result.loss, (tokens.detach(), replace(result, loss=result.loss.detach()))
 
     def imitate(self, ddp: Sequence[DistributedDataParallel], batches: MiniBatch) -> TokenParts:
         """Forward and backward of supervised batches: loss = -sum of weight * logp, at temperature 1."""
 
         def loss(_at: int, batch: PackedMicroBatch, token: TokenDistribution) -> tuple[Tensor, object]:
-            scored = ScoredMicroBatch(
-                old_logp_R=token.logp_T.detach(),
-                old_entropy_R=token.entropy_T.detach(),
-                ref_logp_R=None,
-                expected_q_R=None,
-            )
-            tokens = make_token_batch(batch, scored, token).detach()
+            tokens = make_token_batch(batch, _scores_of(token, ref_logp_R=None), token).detach()
             counted = compute_token_loss(_PLAIN, _UNCONTROLLED, tokens, Choices.none(tokens.logp_T))
             value = -(batch.weight_R * token.logp_T).sum()
             return value, (tokens, replace(counted, loss=value.detach()))
@@ -149,6 +175,16 @@ class ObjectivePasses:
         finally:
             for chunk, training in zip(model, was_training, strict=True):
                 chunk.train(training)
+
+
+def _scores_of(token: TokenDistribution, *, ref_logp_R: Tensor | None) -> ScoredMicroBatch:
+    """The policy's own numbers as the old ones."""
+    return ScoredMicroBatch(
+        old_logp_R=token.logp_T.detach(),
+        old_entropy_R=token.entropy_T.detach(),
+        ref_logp_R=ref_logp_R,
+        expected_q_R=None,
+    )
 
 
 def _without_rounding(scored: ScoredMicroBatch, token: TokenDistribution) -> ScoredMicroBatch:

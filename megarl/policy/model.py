@@ -33,10 +33,11 @@ from megarl.models.layout import RankLayout
 from megarl.models.rope import attention_scale, rope_inverse_frequencies
 from megarl.models.shape import ModelShape
 from megarl.parallel.batches import PackedMicroBatch
-from megarl.parallel.device import cuda_present
+from megarl.parallel.device import cuda_present, multiplies_bfloat16
 from megarl.parallel.fused_linear import fused_linear_logp_entropy
+from megarl.parallel.linear import linear
 from megarl.parallel.vocab import TokenDistribution, vocab_parallel_logp_entropy
-from megarl.policy.layers import PackedAttention, RmsNorm
+from megarl.policy.layers import PackedAttention, RmsNorm, WidenedColumnLinear, WidenedRowLinear
 
 _FREE_FIELDS = {
     "apply_rope_fusion",
@@ -142,7 +143,11 @@ def _block_spec(config: TransformerConfig, *, vp_stage: int | None) -> Transform
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     layer.submodules.input_layernorm = RmsNorm
     layer.submodules.pre_mlp_layernorm = RmsNorm
-    layer.submodules.self_attention.submodules.core_attention = PackedAttention
+    attention, mlp = layer.submodules.self_attention.submodules, layer.submodules.mlp.submodules
+    attention.core_attention = PackedAttention
+    if config.bf16 and not cuda_present() and not multiplies_bfloat16():
+        attention.linear_qkv = mlp.linear_fc1 = WidenedColumnLinear
+        attention.linear_proj = mlp.linear_fc2 = WidenedRowLinear
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RmsNorm)
 
 
@@ -200,7 +205,7 @@ class PolicyModel(GPTModel):
             hidden_R = gather_from_sequence_parallel_region(hidden_states)[self._response_index_R, 0]
         else:
             hidden_R = copy_to_tensor_model_parallel_region(hidden_states[self._response_index_R, 0])
-        return hidden_R if self._fused_head else F.linear(hidden_R, self._head_weight())
+        return hidden_R if self._fused_head else linear(hidden_R, self._head_weight())
 
     def _head_weight(self) -> Tensor:
         """The output weight's shard [V / T, H]; the embedding's where they are tied."""

@@ -88,6 +88,7 @@ class MegatronWorker:
         )
         self._held: BatchShard = ()
         self._scores: list[list[ScoredMicroBatch]] = []
+        self._differentiated: tuple[TokenParts, MiniBatch] | None = None
         self._store: Any = None
         self._sender: WeightSender | None = None
 
@@ -117,6 +118,22 @@ class MegatronWorker:
         choices = self._objective.choose(self._chunks, batches, scores, controls, first=index == 0)
         self._prepare_update()
         parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls, first=index == 0)
+        return self._finish_update(parts, batches, traced=traced)
+
+    def score_and_differentiate(self, shard: BatchShard, controls: Controls) -> list[list[MicroBatchScores]] | None:
+        """What `score` returns, by the forward of the step's only update, for whose gradients `apply_update` waits: no
+        weight changes before the caller has seen the scores. Nothing is held."""
+        (batches,) = shard
+        self._prepare_update()
+        parts, scores = self._objective.score_and_differentiate(self._ddp, self._reference, batches, controls)
+        self._differentiated = (parts, batches)
+        return [[scored.report() for scored in scores]] if self._reports else None
+
+    def apply_update(self, *, traced: range = range(0)) -> UpdateReport | None:
+        """The update whose gradients `score_and_differentiate` left; reports as `train_mini_batch` does."""
+        if self._differentiated is None:
+            raise RuntimeError("apply_update before score_and_differentiate: there are no gradients to apply")
+        (parts, batches), self._differentiated = self._differentiated, None
         return self._finish_update(parts, batches, traced=traced)
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:

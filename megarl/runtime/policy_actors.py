@@ -166,6 +166,11 @@ class RayPolicyGroup:
         results = await self._each("score", references, hold=hold)
         return await asyncio.to_thread(self._by_sample, shards, results)
 
+    async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
+        references = await asyncio.to_thread(self._per_replica, shards)
+        results = await self._each("score_and_differentiate", [(*of_rank, controls) for of_rank in references])
+        return await asyncio.to_thread(self._by_sample, shards, results)
+
     def _by_sample(self, shards: Sequence[BatchShard], results: Sequence[Any]) -> list[TokenScores]:
         return [
             scores
@@ -176,7 +181,12 @@ class RayPolicyGroup:
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
     ) -> tuple[UpdateResult, list[TokenTrace]]:
-        results = await self._all("train_mini_batch", index, controls, traced=traced)
+        return self._update_result(await self._all("train_mini_batch", index, controls, traced=traced))
+
+    async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
+        return self._update_result(await self._all("apply_update", traced=traced))
+
+    def _update_result(self, results: Sequence[Any]) -> tuple[UpdateResult, list[TokenTrace]]:
         traces = [trace for report in of_reporters(self._grid, results) for trace in report.traces]
         return self._merge(results), traces
 
@@ -229,6 +239,8 @@ async def _closed(worker: Worker) -> None:
 _DOING = {
     "score": "compute the log-probs of the step's responses",
     "train_mini_batch": "make an update",
+    "score_and_differentiate": "compute the log-probs and gradients of the step's responses",
+    "apply_update": "make an update",
     "sft_update": "make an update",
     "reset_reference": "renew the reference",
     "open_session": "let the engines find it",

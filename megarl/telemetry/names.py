@@ -147,7 +147,11 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "rollout/logp_diff_max": ("max", "largest |trainer - vLLM| log-prob of a response token, nats"),
     "timing_s/generate": ("sum", "seconds sampling responses; they are decoded and scored meanwhile"),
     "timing_s/reward": ("sum", "seconds that scoring took beyond the sampling"),
-    "timing_s/old_logp": ("sum", "seconds computing old_logp (trainer, before the first update) and ref_logp, if any"),
+    "timing_s/old_logp": (
+        "sum",
+        "seconds computing old_logp (trainer, before the first update) and ref_logp, if any; absent where the only "
+        "update's own forward gives them",
+    ),
     "timing_s/update": ("sum", "seconds in forward, backward and optimizer of all mini-batches"),
     "timing_s/reset_reference": ("sum", "seconds renewing the reference weights"),
     "timing_s/publish": ("sum", "seconds moving the new weights to the engines"),

@@ -53,6 +53,7 @@ def test_derived_numbers() -> None:
     assert comments["train"] == (
         "responses per step: 4096 = 512 prompts x 8 samples",
         "updates per step: 16 = 4096 responses / 256; 3200 in 200 steps",
+        "old log-probs: a forward pass of their own before the first of several updates",
         "responses per data-parallel rank and update: 32",
     )
     assert comments["rollout"][0] == "longest sequence: 6144 tokens"

@@ -14,7 +14,7 @@ from megarl.config.fields import section_types
 from megarl.config.gate import Gate, GateVariant, PpoGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.reward import RandomReward, RewardConfig, VerifierVariant
-from megarl.config.trust import Clip, ClipVariant, ConstantClip, RatioConfig
+from megarl.config.trust import Clip, ClipVariant, ConstantClip, FlexEcClip, RatioConfig
 from megarl.config.weight import (
     MaskedImportance,
     SequenceRejection,
@@ -29,11 +29,11 @@ PLUG_POINTS: dict[type[Variant], set[str]] = {
     SamplerVariant: {"needs_spread"},
     AdvantageVariant: {"compares_group"},
     ShapingVariant: {"tells_tokens_apart"},
-    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey"},
+    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "follows_entropy"},
     GateVariant: {"reads_bounds", "of_tokens", "bounds_first", "is_weight", "dual_bound", "rules"},
     WeightVariant: {"tells_tokens_apart", "needs_survey", "mismatch", "compares_updates", "rules"},
     AuxiliaryVariant: {"reads", "needs_survey", "compares_updates", "rules"},
-    ControllerVariant: {"acts_on", "effect"},
+    ControllerVariant: {"acts_on", "effect", "follows_entropy"},
     VerifierVariant: {"looks_at_answer", "always_equal", "reads_ground_truth", "only_source"},
 }
 
@@ -61,6 +61,7 @@ def test_the_refusal_says_what_to_do() -> None:
         class PositionClip(ClipVariant):
             kind: Literal["position"]
             needs_survey: ClassVar[bool] = False
+            follows_entropy: ClassVar[bool] = False
 
     assert str(caught.value) == (
         "class test_the_refusal_says_what_to_do.<locals>.PositionClip is a variant of ClipVariant and "
@@ -84,6 +85,7 @@ class PositionClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = True
 
 
 class CollarGate(GateVariant):
@@ -146,6 +148,7 @@ def test_a_new_clip_of_tokens_is_refused_where_there_is_a_ratio_per_response(lev
 def test_a_new_clip_is_read_wherever_its_kind_was_asked_for() -> None:
     objective = WiderObjective.model_validate({"clip": POSITION})
     assert objective.needs_survey
+    assert objective.follows_entropy
     assert possible_rules(objective) == Rule.CLIP_LOW | Rule.CLIP_HIGH | Rule.SATURATED
     (problem,) = problems(clip=POSITION, gate={"kind": "cispo"})
     assert problem.startswith('objective.gate.kind "cispo" reads no bounds, but objective.clip.kind is "position"')
@@ -243,6 +246,8 @@ def test_facts_that_depend_on_fields() -> None:
     normal = [RandomReward(kind="random", distribution="gaussian", std=std).always_equal for std in (0.0, 1.0)]
     assert (coin, normal) == ([True, False, True], [True, False])
     assert not RandomReward(kind="random", distribution="uniform", p=1.0).always_equal
+    schedules = get_args(FlexEcClip.model_fields["schedule"].annotation)
+    assert [name for name in schedules if FlexEcClip(kind="flexec", schedule=name).follows_entropy] == ["od"]
 
 
 def test_marks_stand_at_their_fields() -> None:

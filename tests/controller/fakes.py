@@ -136,6 +136,19 @@ class Recorder:
     ) -> tuple[UpdateResult, list[TokenTrace]]:
         self.calls.append(f"update {index}")
         self.controls.append(controls)
+        return self._updated(index, traced)
+
+    async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
+        self.calls.append("differentiate")
+        self.controls.append(controls)
+        self.scored.append(list(shards))
+        return self._token_scores(shards)
+
+    async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
+        self.calls.append("apply")
+        return self._updated(0, traced)
+
+    def _updated(self, index: int, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
         self.traced.append(traced)
         # The logged KL is another than the one that steers: nothing may be decided by what is logged.
         metrics: Metrics = {"actor/entropy": Mean(1.0, 2.0), "actor/kl_loss": Mean(1e9, 1.0)}

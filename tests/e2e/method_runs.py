@@ -83,6 +83,13 @@ class LocalPolicy:
         report = self._worker.train_mini_batch(index, controls, traced=traced)
         return merge_reports([report], rules=~Rule(0)), list(report.traces)
 
+    async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
+        return list(scores_by_sample(shards[0], self._worker.score_and_differentiate(shards[0], controls)))
+
+    async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
+        report = self._worker.apply_update(traced=traced)
+        return merge_reports([report], rules=~Rule(0)), list(report.traces)
+
     async def reset_reference(self) -> None:
         self._worker.reset_reference()
 

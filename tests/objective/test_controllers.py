@@ -38,6 +38,47 @@ def test_without_controllers_the_configs_numbers_stay() -> None:
     assert [(c.entropy_coefficient, c.positive_scale) for c in fixed] == [(0.01, 0.7)] * 2
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {},
+        {"auxiliary": {"entropy": {"coefficient": 0.01}}, "weights": {"positive_scale": {"scale": 0.7}}},
+        {"clip": {"kind": "flexec", "schedule": "did"}},
+        {**KL, "controllers": {"reference_reset": {"every_steps": 2}}},
+    ],
+)
+def test_numbers_that_no_entropy_moves_are_foreseen(objective: dict[str, Any]) -> None:
+    state = build(**objective)
+    for step, entropy in ((1, 0.7), (2, 0.1), (3, 2.0)):
+        before = state.state_dict()
+        foreseen = state.foresee(step)
+        assert state.state_dict() == before
+        assert foreseen == state.begin_step(step, entropy)
+        assert to_values(state.metrics())["actor/old_entropy"] == entropy
+    with pytest.raises(ValueError, match="controllers at step 3"):
+        state.foresee(3)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"clip": {"kind": "flexec", "schedule": "od"}},
+        {"auxiliary": {"entropy": {}}, "controllers": {"aer": {}}},
+        {"auxiliary": {"entropy": {}}, "controllers": {"entropy_coefficient": {}}},
+        {"weights": {"positive_scale": {}}, "controllers": {"positive_scale": {}}},
+    ],
+)
+def test_numbers_that_the_entropy_moves_are_not_foreseen(objective: dict[str, Any]) -> None:
+    """All that moves them says so: each of these numbers differs with the entropy, in one of two steps."""
+    moved = [
+        [(c.upper, c.lower, c.entropy_coefficient, c.positive_scale) for c in drive(build(**objective), entropies)]
+        for entropies in ([2.0, 0.05], [2.0, 1.9])
+    ]
+    assert moved[0] != moved[1]
+    with pytest.raises(RuntimeError, match="follows from its entropy"):
+        build(**objective).foresee(1)
+
+
 def test_adaptive_coefficient_moves_and_acts_only_below_the_target() -> None:
     state = build(
         auxiliary={"entropy": {"coefficient": 0.0}},
