@@ -210,7 +210,7 @@ class MegatronWorker:
         ValueError, with what was expected and found, where the state is not of such a rank; then nothing was changed.
         """
         self._updates = self._state.load_state_dict(state)
-        self._held, self._scores = (), []
+        self._held, self._scores, self._differentiated = (), [], None
 
     def open_session(self) -> WeightEndpoint | None:
         """Let engines find the policy; rank 0 returns where. Ends an earlier session."""
