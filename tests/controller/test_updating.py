@@ -22,10 +22,10 @@ def test_there_is_no_pass_for_the_scores() -> None:
     step = ["generate", "reward", "differentiate", "apply"]
     assert recorder.calls == [
         *step,
-        *("receive 1", "publish 1", "adopt 1"),
+        *("receive 1", "publish 1", "adopt 1", "commit 1"),
         *step,
         *("receive 2", "publish 2", "adopt 2"),
-        "export hf-2",
+        *("export hf-2", "commit 2"),
     ]
     assert recorder.reported_updates == [(1, 0), (2, 0)]
 
@@ -83,7 +83,7 @@ def test_the_step_is_the_same_with_a_pass(objective: dict[str, Any], monkeypatch
         told += [[record.traces, record.token_texts] for record in recorder.records]
         scores = [[(s.sample_id, s.old_logp.tolist()) for s in record.token_scores] for record in recorder.records]
         resets = recorder.calls.count("reset_reference")
-        return [told, scores, recorder.controls, recorder.traced, recorder.states, resets]
+        return [told, scores, recorder.controls, recorder.traced, recorder.reached, resets]
 
     without = steps()
     monkeypatch.setattr(RunConfig, "scores_in_update", False)
