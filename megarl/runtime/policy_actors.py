@@ -15,8 +15,8 @@ import ray.util
 from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
-from megarl.objective.token_sums import merge_token_sums, possible_rules, to_metrics
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.token_sums import possible_rules
+from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
@@ -28,9 +28,10 @@ from megarl.reshard.tally import PublishReport
 from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
+from megarl.runtime.merging import merge_publish_reports, merge_reports
 from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Mean, Metrics, declared, merge
+from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -269,38 +270,3 @@ async def _closed(worker: Worker[PolicyActor]) -> None:
         await worker.ask(PolicyActor.close)
     except ray.exceptions.RayError as error:
         _log.info("%s had ended before it was closed: %s", worker, error)
-
-
-def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> UpdateResult:
-    """One update from its replicas' reports: sums add up; gradient norm and rate are global already."""
-    sums = merge_token_sums(report.sums for report in reports)
-    metrics = to_metrics(sums, rules=rules)
-    metrics |= declared({"actor/grad_norm": reports[0].grad_norm, "actor/lr": reports[0].lr})
-    return UpdateResult.of(sums, metrics)
-
-
-def merge_publish_reports(reports: Sequence[PublishReport]) -> Metrics:
-    """Metrics of one publication from its ranks' reports; no shares where nothing was compared."""
-    of_shares = any(report.num_compared for report in reports)
-    return merge(*(_publish_metrics(report) | (_share_metrics(report) if of_shares else {}) for report in reports))
-
-
-def _publish_metrics(report: PublishReport) -> Metrics:
-    return declared(
-        {
-            "publish/bytes": float(report.bytes),
-            "publish/messages": float(report.messages),
-            "timing_s/publish_pack": report.pack_s,
-            "timing_s/publish_checksum": report.checksum_s,
-            "timing_s/publish_wire": report.wire_s,
-        }
-    )
-
-
-def _share_metrics(report: PublishReport) -> Metrics:
-    return declared(
-        {
-            "publish/changed_share": Mean(float(report.num_changed), float(report.num_compared)),
-            "publish/bytes_over_dense": Mean(float(report.bytes), float(report.dense_bytes)),
-        }
-    )

@@ -18,9 +18,10 @@ from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call
+from megarl.runtime.merging import merge_adoptions
 from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Metrics, declared, merge
+from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
@@ -158,19 +159,3 @@ async def _shut_down(worker: Worker[RolloutActor]) -> None:
         await worker.ask(RolloutActor.shutdown)
     except ray.exceptions.RayError as error:
         _log.info("%s had ended before it was closed: %s", worker, error)
-
-
-def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
-    """Metrics of one change of weights from its engines."""
-    return merge(
-        *(
-            declared(
-                {
-                    "timing_s/publish_drain": adoption.drain_s,
-                    "timing_s/publish_install": adoption.install_s,
-                    "timing_s/publish_resume": adoption.resume_s,
-                }
-            )
-            for adoption in adoptions
-        )
-    )
