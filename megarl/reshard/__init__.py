@@ -18,9 +18,9 @@ r"""Weights from Megatron's shards to vLLM's shards, without a tensor ever being
 
   each version
     sender    waits for ready/n-r of its workers                       receiver   puts ready/n-r, begins beside sampling
-    packer    elements of a place, rounded to the wire's dtype,
-              piece by piece (pack); their checksums beside it
-              (checksum, row_sums)
+    packer    elements of a place (pack, runs) and their checksums
+              (checksum), row after row in one compiled pass
+              (row_sums) unless they are rounded or on a GPU
     outlet    network: into a slot, changes only (delta), by the
               wire. shared_memory: into the worker's memory
     message   a sealed header by the wire: version, size,  -------->   reads the header; refuses what is not sealed

@@ -16,16 +16,18 @@ names it. This is the multilinear family of Lemire and Kaser, "Strongly universa
 Why halves and not whole words: bits that only reach the top of a 64-bit product are lost to it (two flipped signs would
 pass). Why not SHA-256 or GHASH: they read host memory only, so weights on a GPU would have to be copied to the host to
 be checked. Why compiled for the CPU (row_sums.py): one pass over memory takes as long as memory does, where tensor
-operations took four to five times as long.
+operations took four to five times as long, and a pass that packs can compute the sums beside copying.
 """
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from megarl.reshard.row_sums import Bytes, RowSums, compile_row_sums
+from megarl.reshard.row_sums import Numbers, RowSums
 from megarl.reshard.seal import Seal
 
 _ROW_WORDS = 1 << 10  # their weights, 16 KiB, stay in the first-level cache
@@ -40,37 +42,41 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 class Checksums:
-    """Computes the checksums of one session. The first of a process compiles, which takes a second."""
+    """Computes the checksums of one session. The first of a process compile, which takes a second."""
 
     def __init__(self, seal: Seal) -> None:
         self._seal = seal
         drawn = hashlib.shake_256(seal.of(b"weights of the checksum")).digest(2 * _ROW_WORDS * _WORD_BYTES)
         weights = torch.frombuffer(bytearray(drawn), dtype=torch.int64)
         self._weights = {torch.device("cpu"): weights}
-        self._on_cpu = RowSums(compile_row_sums(), weights.numpy())
+        self._on_cpu = RowSums(weights.numpy())
 
     def of(self, tensor: Tensor) -> int:
         """Of a tensor of any dtype, shape and device, in 0 .. 2**64 - 1. Only bytes count, not dtype and shape."""
-        (checksum,) = self.of_ranges(tensor, [(0, tensor.nbytes)])
+        (checksum,) = self.of_parts(tensor, [0, tensor.nbytes])
         return checksum
 
-    def of_ranges(self, tensor: Tensor, ranges: Iterable[tuple[int, int]]) -> list[int]:
-        """Of each range (first byte, last + 1) of a tensor's bytes."""
+    def of_parts(self, tensor: Tensor, bounds: Sequence[int]) -> list[int]:
+        """Of each part of a tensor's bytes, between two neighbours of `bounds`."""
         data = as_bytes(tensor)
-        return [self.seal(stop - start, self.sums(data[start:stop])) for start, stop in ranges]
+        if data.is_cuda:
+            ranges = itertools.pairwise(bounds)
+            return self._seal_parts(bounds, (self._sums_by_operations(data[start:stop]) for start, stop in ranges))
+        return self._seal_parts(bounds, self._on_cpu.of(data.numpy(), np.array(bounds, np.int64)))
 
-    def sums(self, data: Tensor) -> bytes:
-        """What `seal` needs of [nbytes] uint8. Of data in pieces it is theirs joined, if all but the last are rows."""
-        return self._sums_by_operations(data) if data.is_cuda else self._sums_compiled(data.numpy())
+    def of_copy(self, runs: Numbers, out: Tensor, bounds: Sequence[int]) -> list[int]:
+        """Fill `out`, contiguous in host memory, from `runs` (see RowSums.of_copy); its checksums, as `of_parts`."""
+        data = out.view(-1).view(torch.uint8).numpy()
+        return self._seal_parts(bounds, self._on_cpu.of_copy(runs, data, np.array(bounds, np.int64)))
 
-    def seal(self, num_bytes: int, sums: bytes) -> int:
+    def _seal_parts(self, bounds: Sequence[int], sums: Iterable[bytes]) -> list[int]:
+        sizes = (stop - start for start, stop in itertools.pairwise(bounds))
+        return [self._seal_sums(size, of_part) for size, of_part in zip(sizes, sums, strict=True)]
+
+    def _seal_sums(self, num_bytes: int, sums: bytes) -> int:
         """The checksum of so many bytes with these sums."""
         seal = self._seal.of(b"checksum", num_bytes.to_bytes(_WORD_BYTES, "little"), sums)
         return int.from_bytes(seal[:_WORD_BYTES], "little")
-
-    def _sums_compiled(self, data: Bytes) -> bytes:
-        whole = len(data) // _WORD_BYTES * _WORD_BYTES
-        return self._on_cpu.of(data[:whole]) + data[whole:].tobytes()
 
     def _sums_by_operations(self, data: Tensor) -> bytes:
         if data.data_ptr() % _WORD_BYTES or data.storage_offset() % _WORD_BYTES:

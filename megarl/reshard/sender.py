@@ -202,4 +202,3 @@ class WeightSender:
         self._wire.close()
         self._signals = None
         self._outlet.close()
-        self._packer.close()

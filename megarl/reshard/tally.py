@@ -22,9 +22,9 @@ class PublishReport:
     ready_s: float
     """Waiting for the workers to begin."""
     pack_s: float
-    """Copying out of the parameters, comparing, coding."""
+    """Copying out of the parameters, and checksums where one pass does both; comparing, coding."""
     checksum_s: float
-    """Waiting for the checksums of what is packed already; they are computed beside packing."""
+    """Checksums that are a pass of their own: on a GPU, or where elements were rounded."""
     wire_s: float
     """Waiting for room in flight and, at the end, for every worker to have taken and checked everything."""
 

@@ -6,11 +6,11 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import ray
 import ray.util
@@ -34,6 +34,7 @@ from megarl.runtime.leftovers import process_marks
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
+from megarl.runtime.workers import LIVENESS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
@@ -44,6 +45,9 @@ _INIT_TIMEOUT_S = 180.0
 _SHUTDOWN_TIMEOUT_S = 45.0
 
 _log = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Answering)
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,23 @@ def _place(
     return group if placed else None
 
 
-def start_actor(shell: Any, options: dict[str, Any], *args: Any, env_vars: dict[str, str] | None = None) -> Any:
-    """A Ray actor of `shell` (from `ray.remote`), marked as the run's. Returns its handle before the process is up."""
-    environment = {"env_vars": process_marks() | (env_vars or {})}
-    return shell.options(**options, runtime_env=environment).remote(*args)
+def start_worker(
+    name: WorkerName,
+    kind: Callable[P, A],
+    options: dict[str, Any],
+    env_vars: Mapping[str, str],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> Worker[A]:
+    """An actor of class `kind`, made with the arguments, marked as the run's. Returns before its process is up.
+
+    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` has a thread, or an event loop, of its
+    own.
+    """
+    environment = {"env_vars": {**process_marks(), **env_vars}}
+    return Worker(name, _remote(kind).options(**options, runtime_env=environment).remote(*args, **kwargs))
+
+
+@functools.cache
+def _remote(kind: Callable[..., Any]) -> Any:
+    return ray.remote(concurrency_groups={LIVENESS: 1})(kind)

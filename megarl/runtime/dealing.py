@@ -43,6 +43,14 @@ def by_rank(grid: RankGrid, values: Sequence[T]) -> list[T]:
     return [values[grid.position(rank).data] for rank in range(grid.world_size)]
 
 
-def of_reporters(grid: RankGrid, results: Sequence[T]) -> list[T]:
-    """Of one result per policy rank, in rank order, those of the replicas' reporters, in replica order."""
-    return [results[grid.reporter(data)] for data in range(grid.data)]
+def of_reporters(grid: RankGrid, results: Sequence[T | None]) -> list[T]:
+    """Of one result per policy rank, in rank order, those of the replicas' reporters, in replica order.
+
+    RuntimeError when one of these has none.
+    """
+    reporters = [grid.reporter(data) for data in range(grid.data)]
+    found = [result for rank in reporters if (result := results[rank]) is not None]
+    if len(found) < len(reporters):
+        silent = [rank for rank in reporters if results[rank] is None]
+        raise RuntimeError(f"policy ranks {silent} report for their replicas, and returned nothing")
+    return found

@@ -39,8 +39,8 @@ class Limit:
         return f"{self.seconds:g} s ({self.name})"
 
 
-async def call(worker: Worker, reference: Awaitable[T], *, doing: str, limit: Limit | None) -> T:
-    """Await a Ray reference. doing: what the worker was asked for, as an infinitive.
+async def call(worker: Worker[Any], reference: Awaitable[T], *, doing: str, limit: Limit | None) -> T:
+    """Await what `Worker.ask` returned. doing: what the worker was asked for, as an infinitive.
 
     limit: None only for work whose progress the worker itself watches; its process is watched in any case.
 
@@ -62,7 +62,7 @@ async def call(worker: Worker, reference: Awaitable[T], *, doing: str, limit: Li
         task.cancel()
 
 
-async def _translate(worker: Worker, reference: Awaitable[T]) -> T:
+async def _translate(worker: Worker[Any], reference: Awaitable[T]) -> T:
     """A failure becomes WorkerFailed; a ConfigError and a TransportError stay such."""
     try:
         return await reference
@@ -77,7 +77,7 @@ async def _translate(worker: Worker, reference: Awaitable[T]) -> T:
         raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
 
 
-async def call_together(workers: Sequence[Worker], calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+async def call_together(workers: Sequence[Worker[Any]], calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Results, in order, of calls to workers that need each other, one each; one failure fails all.
 
     When one fails, the others may fail within `BLAME_WAIT_S`: of those that do, a worker whose process is gone is the
@@ -101,7 +101,7 @@ async def call_together(workers: Sequence[Worker], calls: Iterable[Coroutine[Any
             task.cancel()
 
 
-async def _suspect(worker: Worker) -> None:
+async def _suspect(worker: Worker[Any]) -> None:
     """A peer has failed, and this worker has not said anything."""
     if not await worker.answers(within_s=BLAME_WAIT_S):
         worker.give_up(f"has not answered for {BLAME_WAIT_S:g} s, and another worker failed waiting for it")
@@ -120,7 +120,7 @@ def _first_line(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def _describe(worker: Worker, what: str) -> str:
+def _describe(worker: Worker[Any], what: str) -> str:
     log = worker.name.log
     lines = "".join(f"\n  | {line}" for line in tail(log, LOG_LINES).splitlines())
     return f"{worker} {what}\nEnd of {log}:{lines}"

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import ray
 import ray.exceptions
@@ -15,24 +15,30 @@ import ray.util
 from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
-from megarl.objective.token_sums import merge_token_sums, possible_rules, to_metrics
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.token_sums import possible_rules
+from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.policy.reports import UpdateReport, scores_by_sample
+from megarl.policy.reports import MicroBatchScores, UpdateReport, scores_by_sample
 from megarl.records import TokenScores, TokenTrace
 from megarl.reshard.seal import new_secret
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
-from megarl.runtime.cluster import Placement, start_actor
+from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
-from megarl.runtime.workers import Watch, Worker, WorkerName
+from megarl.runtime.merging import merge_publish_reports, merge_reports
+from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Mean, Metrics, declared, merge
+from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
+
+if TYPE_CHECKING:  # the driver imports no Megatron
+    from megarl.policy.worker import MegatronWorker
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 20.0
@@ -50,9 +56,9 @@ class PolicyActor:
         redirect_output(logs / f"policy-{rank}.log")
         setup_logging("policy", rank, logs)
         self._config, self._rank = config, rank
-        self._worker: Any = None
+        self._worker: MegatronWorker | None = None
 
-    @ray.method(concurrency_group="liveness")
+    @ray.method(concurrency_group=LIVENESS)
     def answer(self) -> ProcessMark:
         """That this process runs, beside whatever else it does."""
         return ProcessMark.of(os.getpid())
@@ -86,9 +92,44 @@ class PolicyActor:
             self._config, place, optimizer=optimizer, total_updates=total_updates, reference=reference
         )
 
-    def run(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call `method` of the worker."""
-        return getattr(self._worker, method)(*args, **kwargs)
+    @property
+    def _live(self) -> "MegatronWorker":
+        assert self._worker is not None, "setup comes first"
+        return self._worker
+
+    def score(self, shard: BatchShard, *, hold: bool) -> list[list[MicroBatchScores]] | None:
+        return self._live.score(shard, hold=hold)
+
+    def train_mini_batch(self, index: int, controls: Controls, *, traced: range) -> UpdateReport | None:
+        return self._live.train_mini_batch(index, controls, traced=traced)
+
+    def score_and_differentiate(self, shard: BatchShard, controls: Controls) -> list[list[MicroBatchScores]] | None:
+        return self._live.score_and_differentiate(shard, controls)
+
+    def apply_update(self, *, traced: range) -> UpdateReport | None:
+        return self._live.apply_update(traced=traced)
+
+    def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
+        return self._live.sft_update(batches)
+
+    def reset_reference(self) -> None:
+        self._live.reset_reference()
+
+    def open_session(self) -> WeightEndpoint | None:
+        return self._live.open_session()
+
+    def join_session(self, endpoint: WeightEndpoint) -> None:
+        self._live.join_session(endpoint)
+
+    def publish_weights(self, version: int) -> PublishReport:
+        return self._live.publish_weights(version)
+
+    def export_hf(self, path: str) -> None:
+        self._live.export_hf(path)
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
 
 
 class RayPolicyGroup:
@@ -99,36 +140,26 @@ class RayPolicyGroup:
         self._grid = RankGrid.of(config.parallel)
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        shell = ray.remote(concurrency_groups={"liveness": 1})(PolicyActor)
 
-        def start(rank: int) -> Any:
-            return start_actor(shell, placement.policy_rank(rank), config, rank, directory.logs, env_vars=threads)
+        def start(rank: int) -> Worker[PolicyActor]:
+            name = WorkerName("policy", rank, directory.log_path("policy", rank))
+            return start_worker(name, PolicyActor, placement.policy_rank(rank), threads, config, rank, directory.logs)
 
-        self._workers = [
-            Worker(WorkerName("policy", rank, directory.log_path("policy", rank)), start(rank))
-            for rank in range(self._grid.world_size)
-        ]
+        self._workers = [start(rank) for rank in range(self._grid.world_size)]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
         self._limit = Limit(config.policy.call_timeout_s, "policy.call_timeout_s; raise it if the work is that long")
 
     async def setup(self, *, optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
         """Meet, build the model, read the weights."""
         first = self._workers[0]
-        asked = first.actor.rendezvous.remote(self._config.policy.master_port)
-        master = await call(first, asked, doing="find a port to meet at", limit=self._start_limit)
+        port = first.ask(PolicyActor.rendezvous, self._config.policy.master_port)
+        master = await call(first, port, doing="find a port to meet at", limit=self._start_limit)
         secret = new_secret()
-        await call_together(
-            self._workers,
-            [
-                call(
-                    worker,
-                    worker.actor.setup.remote(master, secret, optimizer, total_updates, reference),
-                    doing="start",
-                    limit=self._start_limit,
-                )
-                for worker in self._workers
-            ],
-        )
+        asked = [
+            worker.ask(PolicyActor.setup, master, secret, optimizer, total_updates, reference)
+            for worker in self._workers
+        ]
+        await self._all(asked, doing="start", limit=self._start_limit)
 
     @property
     def _start_limit(self) -> Limit:
@@ -139,39 +170,34 @@ class RayPolicyGroup:
         waits_s = _SESSION_WAITS * self._config.rollout.publish.timeout_s
         return Limit(waits_s, f"{_SESSION_WAITS} waits of rollout.publish.timeout_s")
 
-    async def _all(self, method: str, *args: Any, limit: Limit | None = None, **kwargs: Any) -> list[Any]:
-        """The same call on every rank, results in rank order; the first failure is raised at once."""
-        return await self._each(method, [args] * len(self._workers), limit=limit, **kwargs)
-
-    async def _each(
-        self, method: str, args_of_rank: Sequence[Sequence[Any]], *, limit: Limit | None = None, **kwargs: Any
-    ) -> list[Any]:
-        refs = [
-            worker.actor.run.remote(method, *args, **kwargs)
-            for worker, args in zip(self._workers, args_of_rank, strict=True)
-        ]
-        calls = [
-            call(worker, ref, doing=_DOING[method], limit=limit or self._limit)
-            for worker, ref in zip(self._workers, refs, strict=True)
-        ]
+    async def _all(self, asked: Sequence[Awaitable[T]], *, doing: str, limit: Limit | None = None) -> list[T]:
+        """What every rank was asked for, in rank order; the first failure is raised at once."""
+        pairs = zip(self._workers, asked, strict=True)
+        calls = [call(worker, reply, doing=doing, limit=limit or self._limit) for worker, reply in pairs]
         return await call_together(self._workers, calls)
 
-    def _per_replica(self, values: Sequence[Any]) -> list[tuple[Any]]:
-        """One argument per data-parallel replica, put into the object store once, handed to each of its ranks."""
-        return [(ref,) for ref in by_rank(self._grid, [ray.put(value) for value in values])]
+    def _dealt(self, values: Sequence[T]) -> list[tuple[Worker[PolicyActor], T]]:
+        """Every rank with what it gets of one value per data-parallel replica. Each value is put into the object store
+        once: what is handed on is a reference, for which Ray gives the rank the value."""
+        references: list[T] = [ray.put(value) for value in values]
+        return list(zip(self._workers, by_rank(self._grid, references), strict=True))
 
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
         # In threads: a batch may be gigabytes, and the event loop has workers to hear meanwhile.
-        references = await asyncio.to_thread(self._per_replica, shards)
-        results = await self._each("score", references, hold=hold)
+        dealt = await asyncio.to_thread(self._dealt, shards)
+        asked = [worker.ask(PolicyActor.score, shard, hold=hold) for worker, shard in dealt]
+        results = await self._all(asked, doing="compute the log-probs of the step's responses")
         return await asyncio.to_thread(self._by_sample, shards, results)
 
     async def score_and_differentiate(self, shards: Sequence[BatchShard], controls: Controls) -> list[TokenScores]:
-        references = await asyncio.to_thread(self._per_replica, shards)
-        results = await self._each("score_and_differentiate", [(*of_rank, controls) for of_rank in references])
+        dealt = await asyncio.to_thread(self._dealt, shards)
+        asked = [worker.ask(PolicyActor.score_and_differentiate, shard, controls) for worker, shard in dealt]
+        results = await self._all(asked, doing="compute the log-probs and gradients of the step's responses")
         return await asyncio.to_thread(self._by_sample, shards, results)
 
-    def _by_sample(self, shards: Sequence[BatchShard], results: Sequence[Any]) -> list[TokenScores]:
+    def _by_sample(
+        self, shards: Sequence[BatchShard], results: Sequence[list[list[MicroBatchScores]] | None]
+    ) -> list[TokenScores]:
         return [
             scores
             for shard, of_shard in zip(shards, of_reporters(self._grid, results), strict=True)
@@ -181,38 +207,48 @@ class RayPolicyGroup:
     async def train_mini_batch(
         self, index: int, controls: Controls, *, traced: range
     ) -> tuple[UpdateResult, list[TokenTrace]]:
-        return self._update_result(await self._all("train_mini_batch", index, controls, traced=traced))
+        workers = self._workers
+        asked = [worker.ask(PolicyActor.train_mini_batch, index, controls, traced=traced) for worker in workers]
+        return self._update_result(await self._all(asked, doing="make an update"))
 
     async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
-        return self._update_result(await self._all("apply_update", traced=traced))
+        asked = [worker.ask(PolicyActor.apply_update, traced=traced) for worker in self._workers]
+        return self._update_result(await self._all(asked, doing="make an update"))
 
-    def _update_result(self, results: Sequence[Any]) -> tuple[UpdateResult, list[TokenTrace]]:
+    def _update_result(self, results: Sequence[UpdateReport | None]) -> tuple[UpdateResult, list[TokenTrace]]:
         traces = [trace for report in of_reporters(self._grid, results) for trace in report.traces]
         return self._merge(results), traces
 
     async def reset_reference(self) -> None:
-        await self._all("reset_reference")
+        asked = [worker.ask(PolicyActor.reset_reference) for worker in self._workers]
+        await self._all(asked, doing="renew the reference")
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
-        return self._merge(await self._each("sft_update", self._per_replica(shards)))
+        asked = [worker.ask(PolicyActor.sft_update, shard) for worker, shard in self._dealt(shards)]
+        return self._merge(await self._all(asked, doing="make an update"))
 
-    def _merge(self, results: Sequence[Any]) -> UpdateResult:
+    def _merge(self, results: Sequence[UpdateReport | None]) -> UpdateResult:
         return merge_reports(of_reporters(self._grid, results), rules=possible_rules(self._config.objective))
 
     async def open_session(self) -> WeightEndpoint:
         """Let engines find the policy; ends an earlier session."""
-        endpoint: WeightEndpoint = (await self._all("open_session", limit=self._session_limit))[0]
+        asked = [worker.ask(PolicyActor.open_session) for worker in self._workers]
+        endpoint, *_ = await self._all(asked, doing="let the engines find it", limit=self._session_limit)
+        assert endpoint is not None, "policy rank 0 opens it"
         return endpoint
 
     async def join_session(self, endpoint: WeightEndpoint) -> None:
         """Meet the engines, which connect meanwhile."""
-        await self._all("join_session", endpoint, limit=self._session_limit)
+        asked = [worker.ask(PolicyActor.join_session, endpoint) for worker in self._workers]
+        await self._all(asked, doing="meet the engines' workers", limit=self._session_limit)
 
     async def publish_weights(self, version: int) -> Metrics:
-        return merge_publish_reports(await self._all("publish_weights", version))
+        asked = [worker.ask(PolicyActor.publish_weights, version) for worker in self._workers]
+        return merge_publish_reports(await self._all(asked, doing="publish the weights"))
 
     async def export_hf(self, path: str) -> None:
-        await self._all("export_hf", path)
+        asked = [worker.ask(PolicyActor.export_hf, path) for worker in self._workers]
+        await self._all(asked, doing="export the checkpoint")
 
     def stop_watching(self) -> None:
         """Before Ray ends, however the run went."""
@@ -229,58 +265,8 @@ class RayPolicyGroup:
                 _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
 
 
-async def _closed(worker: Worker) -> None:
+async def _closed(worker: Worker[PolicyActor]) -> None:
     try:
-        await worker.actor.run.remote("close")
+        await worker.ask(PolicyActor.close)
     except ray.exceptions.RayError as error:
         _log.info("%s had ended before it was closed: %s", worker, error)
-
-
-_DOING = {
-    "score": "compute the log-probs of the step's responses",
-    "train_mini_batch": "make an update",
-    "score_and_differentiate": "compute the log-probs and gradients of the step's responses",
-    "apply_update": "make an update",
-    "sft_update": "make an update",
-    "reset_reference": "renew the reference",
-    "open_session": "let the engines find it",
-    "join_session": "meet the engines' workers",
-    "publish_weights": "publish the weights",
-    "export_hf": "export the checkpoint",
-}
-"""What each call asks a rank to do, for the text of a failure."""
-
-
-def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> UpdateResult:
-    """One update from its replicas' reports: sums add up; gradient norm and rate are global already."""
-    sums = merge_token_sums(report.sums for report in reports)
-    metrics = to_metrics(sums, rules=rules)
-    metrics |= declared({"actor/grad_norm": reports[0].grad_norm, "actor/lr": reports[0].lr})
-    return UpdateResult.of(sums, metrics)
-
-
-def merge_publish_reports(reports: Sequence[PublishReport]) -> Metrics:
-    """Metrics of one publication from its ranks' reports; no shares where nothing was compared."""
-    of_shares = any(report.num_compared for report in reports)
-    return merge(*(_publish_metrics(report) | (_share_metrics(report) if of_shares else {}) for report in reports))
-
-
-def _publish_metrics(report: PublishReport) -> Metrics:
-    return declared(
-        {
-            "publish/bytes": float(report.bytes),
-            "publish/messages": float(report.messages),
-            "timing_s/publish_pack": report.pack_s,
-            "timing_s/publish_checksum": report.checksum_s,
-            "timing_s/publish_wire": report.wire_s,
-        }
-    )
-
-
-def _share_metrics(report: PublishReport) -> Metrics:
-    return declared(
-        {
-            "publish/changed_share": Mean(float(report.num_changed), float(report.num_compared)),
-            "publish/bytes_over_dense": Mean(float(report.bytes), float(report.dense_bytes)),
-        }
-    )

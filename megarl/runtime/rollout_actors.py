@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import ray
 import ray.exceptions
@@ -15,14 +15,17 @@ from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
-from megarl.runtime.cluster import Placement, start_actor
+from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call
-from megarl.runtime.workers import Watch, Worker, WorkerName
+from megarl.runtime.merging import merge_adoptions
+from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
-from megarl.telemetry.metrics import Metrics, declared, merge
+from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _EXIT_GRACE_S = 10.0
@@ -50,7 +53,7 @@ class RolloutActor:
             log_path=logs / f"rollout-{index}.log",
         )
 
-    @ray.method(concurrency_group="liveness")
+    @ray.method(concurrency_group=LIVENESS)
     async def answer(self) -> ProcessMark:
         """That this process runs, and the engine's event loop in it."""
         if self._loop is not None:
@@ -83,26 +86,24 @@ class RayRolloutPool:
     def __init__(
         self, config: RunConfig, directory: RunDirectory, placement: Placement, *, stop_token_ids: tuple[int, ...]
     ) -> None:
-        shell = ray.remote(concurrency_groups={"liveness": 1})(RolloutActor)
-
-        def start(index: int) -> Any:
-            return start_actor(shell, placement.engine(index), config, index, stop_token_ids, directory.logs)
+        def start(index: int) -> Worker[RolloutActor]:
+            name = WorkerName("rollout", index, directory.log_path("rollout", index))
+            options = placement.engine(index)
+            return start_worker(name, RolloutActor, options, {}, config, index, stop_token_ids, directory.logs)
 
         self._config = config
-        self._workers = [
-            Worker(WorkerName("rollout", index, directory.log_path("rollout", index)), start(index))
-            for index in range(config.rollout.engines)
-        ]
+        self._workers = [start(index) for index in range(config.rollout.engines)]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
 
     async def setup(self) -> None:
         """Start every engine."""
         limit = Limit(self._config.rollout.start_timeout_s + _MARGIN_S, "above rollout.start_timeout_s")
-        await self._all("setup", doing="start", limit=limit)
+        await self._all([worker.ask(RolloutActor.setup) for worker in self._workers], doing="start", limit=limit)
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """Meet the policy, whose ranks join the session meanwhile."""
-        await self._all("connect", endpoint, doing="meet the policy", limit=self._weights_limit)
+        asked = [worker.ask(RolloutActor.connect, endpoint) for worker in self._workers]
+        await self._all(asked, doing="meet the policy", limit=self._weights_limit)
 
     @property
     def _weights_limit(self) -> Limit:
@@ -117,20 +118,20 @@ class RayRolloutPool:
 
         async def sample(deal: Deal) -> list[Rollout]:
             worker = self._workers[deal.engine]
-            reference = worker.actor.generate.remote([requests[index] for index in deal.indexes])
-            rollouts: list[Rollout] = await call(worker, reference, doing="sample", limit=None)
+            asked = worker.ask(RolloutActor.generate, [requests[index] for index in deal.indexes])
+            rollouts = await call(worker, asked, doing="sample", limit=None)
             arrived(deal.indexes, rollouts)
             return rollouts
 
         return restore_order(deals, await asyncio.gather(*map(sample, deals)))
 
     async def receive_weights(self, version: int) -> None:
-        await self._all("receive_weights", version, doing="begin to receive weights", limit=self._weights_limit)
+        asked = [worker.ask(RolloutActor.receive_weights, version) for worker in self._workers]
+        await self._all(asked, doing="begin to receive weights", limit=self._weights_limit)
 
     async def adopt_weights(self, version: int) -> Metrics:
-        return merge_adoptions(
-            await self._all("adopt_weights", version, doing="adopt weights", limit=self._weights_limit)
-        )
+        asked = [worker.ask(RolloutActor.adopt_weights, version) for worker in self._workers]
+        return merge_adoptions(await self._all(asked, doing="adopt weights", limit=self._weights_limit))
 
     async def close(self) -> None:
         """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
@@ -145,34 +146,16 @@ class RayRolloutPool:
                 task.cancel()
                 _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
 
-    async def _all(self, method: str, *args: Any, doing: str, limit: Limit) -> list[Any]:
-        references = [getattr(worker.actor, method).remote(*args) for worker in self._workers]
-        calls = (
-            call(worker, ref, doing=doing, limit=limit) for worker, ref in zip(self._workers, references, strict=True)
-        )
-        return await asyncio.gather(*calls)
+    async def _all(self, asked: Sequence[Awaitable[T]], *, doing: str, limit: Limit) -> list[T]:
+        """What every engine was asked for, in their order; the first failure is raised at once."""
+        pairs = zip(self._workers, asked, strict=True)
+        return await asyncio.gather(*(call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs))
 
 
-async def _shut_down(worker: Worker) -> None:
+async def _shut_down(worker: Worker[RolloutActor]) -> None:
     if worker.lost.done():
         return  # killed
     try:
-        await worker.actor.shutdown.remote()
+        await worker.ask(RolloutActor.shutdown)
     except ray.exceptions.RayError as error:
         _log.info("%s had ended before it was closed: %s", worker, error)
-
-
-def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
-    """Metrics of one change of weights from its engines."""
-    return merge(
-        *(
-            declared(
-                {
-                    "timing_s/publish_drain": adoption.drain_s,
-                    "timing_s/publish_install": adoption.install_s,
-                    "timing_s/publish_resume": adoption.resume_s,
-                }
-            )
-            for adoption in adoptions
-        )
-    )

@@ -1,14 +1,14 @@
-"""The run's worker processes as the driver sees them: a name, an actor, and whether its process still answers."""
+"""The run's worker processes as the driver sees them: a name, an actor to ask, and whether its process answers."""
 
 import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 import ray
 
@@ -17,6 +17,22 @@ from megarl.telemetry.process_mark import ProcessMark
 _START_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _PAUSE_S = 10.0
+
+LIVENESS = "liveness"
+"""Ray's concurrency group of `answer`."""
+
+
+class Answering(Protocol):
+    """What the class of every actor of the run has: in the concurrency group LIVENESS, so beside other work."""
+
+    def answer(self) -> ProcessMark:
+        """The mark of its process."""
+
+
+A = TypeVar("A", bound=Answering)
+"""An actor's class."""
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +47,12 @@ class WorkerName:
         return f"{self.role} rank {self.rank}"
 
 
-class Worker:
-    """One Ray actor of the run. Its class has a method `answer` that returns the process's mark, beside other work."""
+class Worker(Generic[A]):
+    """One Ray actor of the run, of class A."""
 
     def __init__(self, name: WorkerName, actor: Any) -> None:
-        """In the event loop on which it is called."""
-        self.name, self.actor = name, actor
+        """actor: Ray's handle. In the event loop on which it is called."""
+        self.name, self._actor = name, actor
         self.mark: ProcessMark | None = None
         """Of its process; None until it has answered once."""
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -45,9 +61,30 @@ class Worker:
     def __str__(self) -> str:
         return str(self.name)
 
+    @overload
+    def ask(
+        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Awaitable[T]: ...
+
+    @overload
+    def ask(self, method: Callable[Concatenate[A, P], T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+
+    def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the actor's class, given as `Class.method`: the one way to do so, with arguments and result
+        that mypy checks. The call is on its way at once; awaiting what is returned raises Ray's errors (failures.call
+        translates them)."""
+        return getattr(self._actor, method.__name__).remote(*args, **kwargs)
+
+    async def _ask_mark(self) -> ProcessMark | None:
+        """The mark of its process; None when that has ended, which whoever calls it is told by Ray."""
+        try:
+            return await self.ask(Answering.answer)
+        except ray.exceptions.RayError:
+            return None
+
     async def answers(self, *, within_s: float) -> bool:
         """Whether its process answers a question beside its work, or is known to have ended."""
-        asked = asyncio.ensure_future(_ask(self.actor))
+        asked = asyncio.ensure_future(self._ask_mark())
         silent_s = 0.0
         while not asked.done():
             before = time.monotonic()
@@ -69,7 +106,7 @@ class Worker:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(self.mark.pid, signal.SIGKILL)
         else:
-            ray.kill(self.actor)
+            ray.kill(self._actor)
 
     def _describe_process(self) -> str:
         if self.mark is None:
@@ -86,7 +123,7 @@ class Worker:
 class Watch:
     """Asks every worker again and again, for as long as the run lasts, whether its process answers."""
 
-    def __init__(self, workers: Sequence[Worker], *, silence_s: float) -> None:
+    def __init__(self, workers: Sequence[Worker[Any]], *, silence_s: float) -> None:
         """silence_s: cluster.worker_silence_s; a process that is starting has `_START_TIMEOUT_S` at least."""
         self._tasks = [asyncio.create_task(_watch(worker, silence_s)) for worker in workers]
 
@@ -95,7 +132,7 @@ class Watch:
             task.cancel()
 
 
-async def _watch(worker: Worker, silence_s: float) -> None:
+async def _watch(worker: Worker[Any], silence_s: float) -> None:
     within_s = max(silence_s, _START_TIMEOUT_S)
     while await worker.answers(within_s=within_s):
         if worker.mark is None:
@@ -106,14 +143,6 @@ async def _watch(worker: Worker, silence_s: float) -> None:
 
 
 _FIELD = " (cluster.worker_silence_s)"
-
-
-async def _ask(actor: Any) -> ProcessMark | None:
-    """The mark of its process; None when that has ended, which whoever calls it is told by Ray."""
-    try:
-        return await actor.answer.remote()
-    except ray.exceptions.RayError:
-        return None
 
 
 def _process_state(pid: int) -> str:

@@ -155,10 +155,13 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "timing_s/update": ("sum", "seconds in forward, backward and optimizer of all mini-batches"),
     "timing_s/reset_reference": ("sum", "seconds renewing the reference weights"),
     "timing_s/publish": ("sum", "seconds moving the new weights to the engines"),
-    "timing_s/publish_pack": ("max", "its seconds copying out of the policy's parameters, slowest rank"),
+    "timing_s/publish_pack": (
+        "max",
+        "its seconds copying out of the policy's parameters (on a CPU with checksums, one pass), slowest rank",
+    ),
     "timing_s/publish_checksum": (
         "max",
-        "its seconds waiting for the policy's checksums once all was packed, slowest rank",
+        "its seconds in the policy's checksums, where they are a pass of their own, slowest rank",
     ),
     "timing_s/publish_wire": ("max", "its seconds waiting for transfer and the workers' checks, slowest rank"),
     "timing_s/publish_drain": ("max", "its seconds until running requests had ended, slowest engine"),

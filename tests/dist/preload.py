@@ -2,6 +2,7 @@
 
 import megarl.policy.worker
 import megarl.reshard.receiver  # noqa: F401
-from megarl.reshard.row_sums import compile_row_sums
+from megarl.reshard.row_sums import compile_copy, compile_sums
 
-compile_row_sums()
+compile_sums()
+compile_copy()

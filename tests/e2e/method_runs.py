@@ -36,8 +36,7 @@ from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
 from megarl.reshard.seal import new_secret
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
-from megarl.runtime.policy_actors import merge_publish_reports, merge_reports
-from megarl.runtime.rollout_actors import merge_adoptions
+from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.metrics import Metrics

@@ -2,8 +2,10 @@
 
 import hashlib
 import hmac
+import itertools
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,6 +41,11 @@ def sums_by_hand(data: bytes) -> bytes:
     return sums
 
 
+def compiled_sums(checksums: Checksums, data: torch.Tensor) -> bytes:
+    (sums,) = checksums._on_cpu.of(data.numpy(), np.array([0, data.numel()]))
+    return sums
+
+
 def by_hand(data: bytes) -> int:
     rest = data[len(data) // 8 * 8 :]
     return int.from_bytes(seal(b"checksum", len(data).to_bytes(8, "little"), sums_by_hand(data) + rest)[:8], "little")
@@ -67,7 +74,7 @@ def test_tensor_operations_and_the_compiled_loop_agree(words: int, extreme: bool
     data = as_bytes(tensor)
     expected = sums_by_hand(data.numpy().tobytes())
     assert CHECKSUMS._sums_by_operations(data) == expected
-    assert CHECKSUMS._sums_compiled(data.numpy()) == expected
+    assert compiled_sums(CHECKSUMS, data) == expected
 
 
 @pytest.mark.parametrize("start", range(9))
@@ -76,15 +83,15 @@ def test_ranges_begin_and_end_at_any_byte(start: int, length: int) -> None:
     data = torch.randint(0, 255, (9 * ROW,), dtype=torch.uint8)
     piece = data[start : start + length]
     expected = by_hand(piece.numpy().tobytes())
-    assert CHECKSUMS.of_ranges(data, [(0, 0), (start, start + length)])[1] == expected
-    assert CHECKSUMS.seal(length, CHECKSUMS._sums_by_operations(piece)) == expected
+    assert CHECKSUMS.of_parts(data, [0, 0, start, start + length, data.numel()])[2] == expected
+    assert CHECKSUMS._seal_sums(length, CHECKSUMS._sums_by_operations(piece)) == expected
 
 
-def test_pieces_of_whole_rows_have_the_sums_of_the_whole() -> None:
-    data = torch.randint(0, 255, (5 * ROW_BYTES + 11,), dtype=torch.uint8)
-    for cut in (ROW_BYTES, 3 * ROW_BYTES):
-        sums = CHECKSUMS.sums(data[:cut]) + CHECKSUMS.sums(data[cut:])
-        assert CHECKSUMS.seal(data.numel(), sums) == CHECKSUMS.of(data)
+def test_parts_have_the_sums_of_each_alone() -> None:
+    data = torch.randint(0, 255, (9 * ROW_BYTES,), dtype=torch.uint8)
+    bounds = [0, ROW_BYTES, ROW_BYTES, ROW_BYTES + 3, 3 * ROW_BYTES - 1, 4 * ROW_BYTES + 7, 9 * ROW_BYTES]
+    alone = [CHECKSUMS.of(data[start:stop]) for start, stop in itertools.pairwise(bounds)]
+    assert CHECKSUMS.of_parts(data, bounds) == alone
 
 
 def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
@@ -94,8 +101,8 @@ def test_the_sums_of_one_half_are_spread_as_the_bound_says() -> None:
     found = set()
     for number in range(64):
         checksums = Checksums(Seal(f"{number:064x}", purpose="tests"))
-        assert checksums._sums_compiled(as_bytes(base).numpy()) == bytes(8)
-        sums = checksums._sums_compiled(as_bytes(changed).numpy())
+        assert compiled_sums(checksums, as_bytes(base)) == bytes(8)
+        sums = compiled_sums(checksums, as_bytes(changed))
         assert int.from_bytes(sums, "little") % 2**31 == 0
         found.add(sums)
     assert len(found) == 64

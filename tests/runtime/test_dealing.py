@@ -42,3 +42,10 @@ def test_every_rank_gets_its_replicas_part_and_the_reporters_are_heard() -> None
     grid = RankGrid(tensor=2, data=3, pipeline=2)
     assert by_rank(grid, "xyz") == list("xxyyzzxxyyzz")
     assert of_reporters(grid, range(12)) == [6, 8, 10]
+
+
+def test_a_reporter_that_returned_nothing_is_named() -> None:
+    grid = RankGrid(tensor=1, data=3, pipeline=2)
+    results = [None, None, None, "a", None, "c"]
+    with pytest.raises(RuntimeError, match=r"policy ranks \[4\] report for their replicas, and returned nothing"):
+        of_reporters(grid, results)

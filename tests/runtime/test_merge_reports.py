@@ -13,8 +13,7 @@ from megarl.objective.tokens import Choices, Controls, Rule
 from megarl.policy.reports import UpdateReport
 from megarl.reshard.tally import PublishReport
 from megarl.rollout.weight_updates import Adoption
-from megarl.runtime.policy_actors import merge_publish_reports, merge_reports
-from megarl.runtime.rollout_actors import merge_adoptions
+from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
 from megarl.telemetry.metrics import Max, Mean, Min
 from tests.objective.tokens import make_tokens
 

@@ -6,15 +6,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from megarl.runtime.cluster import start_worker
 from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_together
-from megarl.runtime.workers import Watch, Worker, WorkerName
+from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.process_mark import ProcessMark
 
 ENOUGH = Limit(600.0, "enough")
@@ -25,7 +26,7 @@ PATIENCE_S = 90.0
 class Sleeper:
     """Does one thing at a time, and answers beside it, as a policy rank."""
 
-    @ray.method(concurrency_group="liveness")
+    @ray.method(concurrency_group=LIVENESS)
     def answer(self) -> ProcessMark:
         return ProcessMark.of(os.getpid())
 
@@ -44,7 +45,7 @@ class Busy:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    @ray.method(concurrency_group="liveness")
+    @ray.method(concurrency_group=LIVENESS)
     async def answer(self) -> ProcessMark:
         if self._loop is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
@@ -67,9 +68,8 @@ def cluster() -> Iterator[None]:
 
 
 async def make_workers(count: int, kind: type = Sleeper, **options: int) -> list[Worker]:
-    shell = ray.remote(concurrency_groups={"liveness": 1})(kind)
     names = [WorkerName("policy", rank, Path(f"/nowhere/policy-{rank}.log")) for rank in range(count)]
-    workers = [Worker(name, shell.options(num_cpus=0, **options).remote()) for name in names]
+    workers = [start_worker(name, kind, {"num_cpus": 0, **options}, {}) for name in names]
     for worker in workers:
         assert await worker.answers(within_s=120.0)
     return workers
@@ -87,8 +87,8 @@ async def await_death(pid: int) -> None:
             await asyncio.sleep(0.1)
 
 
-def started(worker: Worker, method: str, seconds: float) -> Any:
-    return call(worker, getattr(worker.actor, method).remote(seconds), doing="sleep", limit=ENOUGH)
+def started(worker: Worker, method: Callable[..., Any], seconds: float) -> Any:
+    return call(worker, worker.ask(method, seconds), doing="sleep", limit=ENOUGH)
 
 
 def test_long_work_is_left_alone_and_has_one_thread(cluster: None) -> None:
@@ -97,7 +97,7 @@ def test_long_work_is_left_alone_and_has_one_thread(cluster: None) -> None:
     async def scenario() -> list[int]:
         (worker,) = await make_workers(1)
         watch = Watch([worker], silence_s=1.0)
-        threads = [await started(worker, "sleep", 4.0), await started(worker, "sleep", 0.0)]
+        threads = [await started(worker, Sleeper.sleep, 4.0), await started(worker, Sleeper.sleep, 0.0)]
         watch.end()
         assert not worker.lost.done()
         return threads
@@ -110,7 +110,7 @@ def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> 
     async def scenario() -> tuple[str, int]:
         (worker,) = await make_workers(1)
         watch = Watch([worker], silence_s=2.0)
-        pending = asyncio.ensure_future(started(worker, "sleep", 600.0))
+        pending = asyncio.ensure_future(started(worker, Sleeper.sleep, 600.0))
         await asyncio.sleep(0.5)
         pid = stop(worker)
         with pytest.raises(WorkerDied) as caught:
@@ -118,7 +118,7 @@ def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> 
         await await_death(pid)
         watch.end()
         with pytest.raises(WorkerDied):
-            await asyncio.wait_for(started(worker, "sleep", 0.0), PATIENCE_S)  # and so do later calls
+            await asyncio.wait_for(started(worker, Sleeper.sleep, 0.0), PATIENCE_S)  # and so do later calls
         return str(caught.value), pid
 
     text, pid = asyncio.run(scenario())
@@ -131,7 +131,7 @@ def test_a_stopped_worker_ends_its_call_by_name_and_is_killed(cluster: None) -> 
 def test_requests_that_ray_holds_back_do_not_silence_a_worker(cluster: None) -> None:
     async def scenario() -> None:
         (worker,) = await make_workers(1, Busy, max_concurrency=2)
-        pending = [asyncio.ensure_future(started(worker, "sleep", 600.0)) for _ in range(5)]
+        pending = [asyncio.ensure_future(started(worker, Busy.sleep, 600.0)) for _ in range(5)]
         await asyncio.sleep(1.0)
         assert await worker.answers(within_s=3.0)
         worker.give_up("is not needed any more")
@@ -143,8 +143,8 @@ def test_requests_that_ray_holds_back_do_not_silence_a_worker(cluster: None) -> 
 def test_an_event_loop_that_is_held_up_is_noticed(cluster: None) -> None:
     async def scenario() -> None:
         (worker,) = await make_workers(1, Busy)
-        await started(worker, "sleep", 0.0)
-        pending = asyncio.ensure_future(started(worker, "block", 600.0))
+        await started(worker, Busy.sleep, 0.0)
+        pending = asyncio.ensure_future(started(worker, Busy.block, 600.0))
         await asyncio.sleep(0.5)
         assert not await worker.answers(within_s=3.0)
         worker.give_up("has not answered")
@@ -157,10 +157,10 @@ def test_an_event_loop_that_is_held_up_is_noticed(cluster: None) -> None:
 def test_a_call_has_a_limit(cluster: None) -> None:
     async def scenario() -> None:
         (worker,) = await make_workers(1)
-        reference = worker.actor.sleep.remote(600.0)
+        asked = worker.ask(Sleeper.sleep, 600.0)
         limit = Limit(1.0, "policy.call_timeout_s")
         with pytest.raises(WorkerFailed, match=r"policy rank 0 did not sleep within 1 s \(policy.call_timeout_s\)"):
-            await call(worker, reference, doing="sleep", limit=limit)
+            await call(worker, asked, doing="sleep", limit=limit)
         worker.give_up("is not needed any more")
 
     asyncio.run(scenario())
@@ -173,7 +173,10 @@ def test_a_silent_peer_is_to_blame_and_not_who_waited_for_it(silent: int, cluste
     async def scenario() -> str:
         workers = await make_workers(2)
         stop(workers[silent])
-        calls = [started(worker, "sleep" if rank == silent else "fail", 1.0) for rank, worker in enumerate(workers)]
+        calls = [
+            started(worker, Sleeper.sleep if rank == silent else Sleeper.fail, 1.0)
+            for rank, worker in enumerate(workers)
+        ]
         with pytest.raises(WorkerDied) as caught:
             await asyncio.wait_for(call_together(workers, calls), PATIENCE_S)
         return str(caught.value)
@@ -184,7 +187,7 @@ def test_a_silent_peer_is_to_blame_and_not_who_waited_for_it(silent: int, cluste
 def test_a_busy_peer_is_not_to_blame(cluster: None) -> None:
     async def scenario() -> str:
         workers = await make_workers(2)
-        calls = [started(workers[0], "sleep", 600.0), started(workers[1], "fail", 0.5)]
+        calls = [started(workers[0], Sleeper.sleep, 600.0), started(workers[1], Sleeper.fail, 0.5)]
         with pytest.raises(WorkerFailed) as caught:
             await asyncio.wait_for(call_together(workers, calls), PATIENCE_S)
         workers[0].give_up("is not needed any more")
