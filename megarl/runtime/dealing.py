@@ -16,16 +16,19 @@ class Deal:
 
     engine: int
     indexes: tuple[int, ...]
-    """Of the requests, ascending."""
+    """Of the requests, prompt by prompt."""
 
 
 def deal_prompts(requests: Sequence[SampleRequest], *, engines: int) -> list[Deal]:
-    """The samples of a prompt go to one engine, which shares their prefix; prompts, in order of first appearance, are
-    dealt out in turn."""
+    """One deal for every engine that gets something. The samples of a prompt go to one engine, which shares their
+    prefix; prompts, in order of first appearance, are dealt out in turn."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(request.prompt, []).append(index)
-    return [Deal(position % engines, tuple(indexes)) for position, indexes in enumerate(groups.values())]
+    hands: list[list[int]] = [[] for _ in range(engines)]
+    for position, indexes in enumerate(groups.values()):
+        hands[position % engines] += indexes
+    return [Deal(engine, tuple(indexes)) for engine, indexes in enumerate(hands) if indexes]
 
 
 def restore_order(deals: Sequence[Deal], results: Sequence[Sequence[T]]) -> list[T]:

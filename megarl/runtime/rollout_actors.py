@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call
 from megarl.runtime.merging import merge_adoptions
+from megarl.runtime.streams import in_batches
 from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Metrics
@@ -30,6 +32,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _EXIT_GRACE_S = 10.0
 _CLOSE_TIMEOUT_S = 45.0
+_TOGETHER_S = 0.1
+"""Responses that end within so long are handed on together."""
 _MARGIN_S = 120.0
 """An engine keeps its own limits, and says what it waited for; the call to it waits so much longer."""
 
@@ -67,8 +71,10 @@ class RolloutActor:
     async def connect(self, endpoint: WeightEndpoint) -> None:
         await self._engine.connect(endpoint)
 
-    async def generate(self, requests: Sequence[SampleRequest]) -> list[Rollout]:
-        return await self._engine.generate(requests)
+    @ray.method(num_returns="streaming")
+    async def generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Rollout]]]:
+        async for batch in in_batches(partial(self._engine.generate, requests), every_s=_TOGETHER_S):
+            yield batch
 
     async def receive_weights(self, version: int) -> None:
         await self._engine.receive_weights(version)
@@ -113,15 +119,18 @@ class RayRolloutPool:
     async def generate(
         self, requests: Sequence[SampleRequest], arrived: Callable[[Sequence[int], Sequence[Rollout]], None]
     ) -> list[Rollout]:
-        """As `deal_prompts` deals them; `arrived` is told of those of a prompt when they have come."""
+        """As `deal_prompts` deals them; `arrived` is told of each when it has come, of several at a time."""
         deals = deal_prompts(requests, engines=len(self._workers))
 
         async def sample(deal: Deal) -> list[Rollout]:
             worker = self._workers[deal.engine]
-            asked = worker.ask(RolloutActor.generate, [requests[index] for index in deal.indexes])
-            rollouts = await call(worker, asked, doing="sample", limit=None)
-            arrived(deal.indexes, rollouts)
-            return rollouts
+            batches = worker.stream(RolloutActor.generate, [requests[index] for index in deal.indexes])
+            rollouts: dict[int, Rollout] = {}
+            while (batch := await call(worker, _next_of(batches), doing="sample", limit=None)) is not None:
+                come = {deal.indexes[position]: rollout for position, rollout in batch}
+                arrived(list(come), list(come.values()))
+                rollouts |= come
+            return [rollouts[index] for index in deal.indexes]
 
         return restore_order(deals, await asyncio.gather(*map(sample, deals)))
 
@@ -150,6 +159,12 @@ class RayRolloutPool:
         """What every engine was asked for, in their order; the first failure is raised at once."""
         pairs = zip(self._workers, asked, strict=True)
         return await asyncio.gather(*(call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs))
+
+
+async def _next_of(batches: AsyncIterator[Awaitable[T]]) -> T | None:
+    """What comes next; None at the end."""
+    reply = await anext(batches, None)
+    return None if reply is None else await reply
 
 
 async def _shut_down(worker: Worker[RolloutActor]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,13 @@ class Worker(Generic[A]):
         that mypy checks. The call is on its way at once; awaiting what is returned raises Ray's errors (failures.call
         translates them)."""
         return getattr(self._actor, method.__name__).remote(*args, **kwargs)
+
+    def stream(
+        self, method: Callable[Concatenate[A, P], AsyncIterator[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncIterator[Awaitable[T]]:
+        """`ask` for a method that yields: what it yields, as soon as it does."""
+        results: AsyncIterator[Awaitable[T]] = getattr(self._actor, method.__name__).remote(*args, **kwargs)
+        return results
 
     async def _ask_mark(self) -> ProcessMark | None:
         """The mark of its process; None when that has ended, which whoever calls it is told by Ray."""
