@@ -93,7 +93,8 @@ def keep_or_go_on(
         worker.load_state_dict(start)
         assert_same(worker.state_dict(), start)
         assert_same(train(worker, shard, renew=worker._reference is not None), before)
-        # Over moments that are there.
+        # Over other moments, which are there.
+        train(worker, shard)
         worker.load_state_dict(torch.load(state, weights_only=True))
         assert_same(worker.state_dict(), torch.load(state, weights_only=True))
     else:
