@@ -13,10 +13,10 @@ Who waits for whom, time from left to right:
     driver                      pack|        |checks                              report|
     files       |step before: rollouts, metrics, state|                                 |this step's ...
 
-A response is decoded and verified when it has come. Long work of the driver's own runs in threads, so that the event loop
-hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the next step, in the order in which
-they may be believed: rollouts, metrics, state, and a state only after the checkpoint that was due. The next step waits
-for them.
+A response is decoded and verified when it has come. Long work of the driver's own runs in threads, so that the event
+loop hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the next step, in the order in
+which they may be believed: rollouts, metrics, state, and a state only after the checkpoint that was due. The next step
+waits for them.
 """
 
 import asyncio
