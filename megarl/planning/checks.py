@@ -14,10 +14,14 @@ from megarl.models.geometry import stage_counts, tensor_problems, tensor_sizes
 from megarl.models.shape import ModelShape
 from megarl.planning.changes import loads
 
+_VIRTUAL = "virtual_pipeline_model_parallel_size"
+
 
 def check_layout(config: RunConfig, shape: ModelShape) -> Iterator[str]:
     """Problems between a model and the parallel layout, and with the context length; each says what to change."""
     yield from _check_policy(config, shape)
+    if _VIRTUAL in config.policy.megatron_overrides:
+        yield f"policy.megatron_overrides.{_VIRTUAL}: a policy rank has one model chunk as yet; remove it"
     tensor = config.rollout.tensor
     if problems := tensor_problems(shape, tensor, side="engine"):
         splitting = tensor_sizes(shape, at_most=config.cluster.gpus_per_node, side="engine")

@@ -167,6 +167,13 @@ def test_more_ranks_than_key_value_heads_is_fine(tmp_path: Path) -> None:
     check_files(load(tmp_path, make_model(tmp_path), "parallel.tensor=4", "parallel.world_size=4", "rollout.tensor=4"))
 
 
+def test_more_chunks_than_a_rank_has_are_refused(tmp_path: Path) -> None:
+    name = "policy.megatron_overrides.virtual_pipeline_model_parallel_size"
+    assert problems(load(tmp_path, make_model(tmp_path), f"{name}=2")) == [
+        f"{name}: a policy rank has one model chunk as yet; remove it"
+    ]
+
+
 def test_fused_rows(tmp_path: Path) -> None:
     # 24 ranks suit 24 heads and 2 groups, but with head_dim 2 there are (24 + 2 * 2) * 2 = 56 rows.
     model = make_model(tmp_path, head_dim=2, num_attention_heads=24, intermediate_size=48)
