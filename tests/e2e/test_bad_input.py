@@ -196,6 +196,7 @@ def test_a_busy_master_port(busy_port: int, tmp_path: Path, tiny_model_dir: Path
     assert "Traceback" not in refused.text
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start(tmp_path: Path, tiny_model_dir: Path) -> None:
     refused = refuse(tmp_path, tiny_model_dir, "rollout.cpu_kv_cache_gib=1e-6")
     assert refused.code == 1

@@ -53,7 +53,8 @@ def test_a_stopped_engine_actor_is_named(tmp_path: Path, tiny_model_dir: Path) -
     assert first.endswith("is stopped (by SIGSTOP)")
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_dir: Path) -> None:
     """Not the other one, which waits for it in a collective."""
     config = write_tiny_config(tmp_path, tiny_model_dir)

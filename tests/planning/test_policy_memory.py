@@ -154,10 +154,7 @@ LAYOUTS: list[dict[str, Any]] = [
 
 
 def test_activations_of_the_real_model(tmp_path: Path) -> None:
-    """The most that autograd holds during an update of five micro-batches, on every rank.
-
-    A rank has as many key-value as query heads: with fewer, the CPU's attention repeats them.
-    """
+    """The most that autograd holds during an update of five micro-batches, on every rank."""
     sizes = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 1000, "family": "llama", "tied": False}
     path = make_checkpoint(tmp_path / "model", num_attention_heads=8, num_key_value_heads=8, **sizes)
     shared = make_checkpoint(tmp_path / "shared", num_attention_heads=2, num_key_value_heads=1, **sizes)
@@ -176,16 +173,15 @@ def test_activations_of_the_real_model(tmp_path: Path) -> None:
             memory = policy_memory(setup, stage)
             formula, on_cpu = (saved_by_autograd(setup, memory, on_cpu=cpu) for cpu in (False, True))
             assert on_cpu == pytest.approx(peak, rel=0.005), config
-            assert 0.68 < formula / peak < 0.74, config
+            assert 0.70 < formula / peak < 0.77, config
 
 
 def saved_by_autograd(setup: PolicySetup, memory: PolicyMemory, *, on_cpu: bool) -> int:
-    """The most at once. On the CPU a layer saves beside: x / rms of its two norms, SwiGLU's two factors and, unless
-    the attention is recomputed, its output once more, since it is made sequence by sequence."""
+    """The most at once. On the CPU a layer saves beside: x / rms of its two norms and SwiGLU's two factors. (Attention
+    saves what it does on a GPU, but for a number per token and head: the sequences are short.)"""
     rows = setup.tokens // setup.tensor if setup.sequence else setup.tokens
     hidden = rows * setup.shape.hidden_size * setup.itemsize
     width = 2 * setup.shape.ffn_size
-    width += 0 if setup.recompute == "selective" else setup.shape.num_heads * setup.shape.head_dim
     extra = (2 * hidden + setup.tokens * width // setup.tensor * setup.itemsize) * on_cpu
     last = memory.stage == setup.pipeline - 1
     held = memory.in_flight * (saved_activations(setup, memory.stage) + hidden * on_cpu * last)

@@ -19,7 +19,7 @@ HOLD_MEANS = {
     "objective/update_result.py",
     "controller/mismatch.py",
     "controller/reporting.py",
-    "runtime/policy_actors.py",
+    "runtime/merging.py",
 }
 """Files that have sums with their counts."""
 COMPUTED_NAMES = {"objective/token_sums.py": "to_metrics", "telemetry/spans.py": "timing_s"}

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from bench_vocab_parallel import parse_arguments
 
+pytestmark = pytest.mark.slow
+
 TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_vocab_parallel.py"
 KEYS = {
     "implementation",
