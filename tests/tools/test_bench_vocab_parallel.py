@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from bench_vocab_parallel import parse_arguments
 
-pytestmark = pytest.mark.slow
-
 TOOL = Path(__file__).parent.parent.parent / "tools" / "bench_vocab_parallel.py"
 KEYS = {
     "implementation",
@@ -35,6 +33,7 @@ def rows() -> dict[tuple[str, str], dict]:
     return {(row["implementation"], row["dtype"]): row for row in results}
 
 
+@pytest.mark.slow
 def test_every_row_is_there(rows) -> None:
     names = {"core", "fused_linear", "megatron_plus_entropy", "floor"}
     assert set(rows) == {(name, dtype) for name in names for dtype in ("float32", "bfloat16")}
@@ -42,6 +41,7 @@ def test_every_row_is_there(rows) -> None:
     assert all(row["forward_ms"] > 0 and row["backward_ms"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_and_collectives(rows, dtype: str) -> None:
     def numbers(name: str) -> tuple[float, int, int]:
