@@ -202,6 +202,14 @@ class Recorder:
         return f"hf-{step}"
 
 
+class Forgetful(Recorder):
+    """Its engines sample on from weights that differ from the policy's once they have adopted some."""
+
+    async def adopt_weights(self, version: int) -> Metrics:
+        self._offset = 3.0
+        return await super().adopt_weights(version)
+
+
 def make_trace(sample_id: int) -> TokenTrace:
     """A trace of a response of two tokens."""
     two = (1.0, 1.0)

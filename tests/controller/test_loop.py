@@ -9,7 +9,7 @@ from megarl.controller.reporting import rollout_rows
 from megarl.records import TokenScores
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import Metrics, to_values
-from tests.controller.fakes import Recorder, make_config, run
+from tests.controller.fakes import Forgetful, Recorder, make_config, run
 
 
 def test_order_of_a_run() -> None:
@@ -58,11 +58,6 @@ def test_a_nan_is_refused_and_names_the_side() -> None:
 
 
 def test_a_publication_that_goes_wrong_is_refused_on_the_next_step() -> None:
-    class Forgetful(Recorder):
-        async def adopt_weights(self, version: int) -> Metrics:
-            self._offset = 3.0
-            return await super().adopt_weights(version)
-
     recorder = Forgetful()
     with pytest.raises(LogpMismatchError, match="suspect the publication"):
         run(make_config(), recorder)

@@ -9,8 +9,8 @@ from megarl.config.run import RunConfig
 from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
-from megarl.telemetry.metrics import Metrics, to_values
-from tests.controller.fakes import Recorder, make_config, make_parts, run
+from megarl.telemetry.metrics import to_values
+from tests.controller.fakes import Forgetful, Recorder, make_config, make_parts, run
 
 ONE_UPDATE = {"mini_batch_responses": 4}
 KL = {"auxiliary": {"kl": {}}, "controllers": {"reference_reset": {"every_steps": 2}}}
@@ -54,11 +54,6 @@ def test_nothing_is_applied_where_the_trainer_differs_from_vllm() -> None:
 
 
 def test_nothing_is_applied_after_a_publication_that_went_wrong() -> None:
-    class Forgetful(Recorder):
-        async def adopt_weights(self, version: int) -> Metrics:
-            self._offset = 3.0
-            return await super().adopt_weights(version)
-
     recorder = Forgetful()
     with pytest.raises(LogpMismatchError, match="suspect the publication"):
         run(make_config(**ONE_UPDATE), recorder)
