@@ -28,7 +28,7 @@ from megarl.models.families import read_model_shape
 from megarl.models.table import hf_tensors
 
 ROOT = Path(__file__).parents[1]
-POOL_ELEMENTS = 64 << 20
+POOL_ELEMENTS = 32 << 20
 """Random numbers of which every tensor is a part; prime numbers of rows apart, so that no two begin alike."""
 SAMPLE_S = 0.01
 EXAMPLES = """examples:
