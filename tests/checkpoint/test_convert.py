@@ -221,6 +221,14 @@ def test_mixed_dtypes_need_one(tmp_path):
     convert(tmp_path / "hf", tmp_path / "dist", dtype=torch.float32, check=True)
 
 
+def test_numbers_that_float16_does_not_have(tmp_path):
+    write_source(tmp_path / "hf")
+    replace_weights(tmp_path / "hf", lambda tensors: tensors["model.norm.weight"].fill_(7e4))
+    for options in ({"to": "hf"}, {"to": "dist"}):
+        words = r"norm\.weight has numbers that torch\.float16 does not"
+        assert_refused(tmp_path, "hf", words, dtype=torch.float16, **options)
+
+
 def test_a_layout_that_does_not_split_the_model(tmp_path):
     write_source(tmp_path / "hf")
     assert_refused(tmp_path, "hf", "4 attention heads are not a multiple", tensor=3)
