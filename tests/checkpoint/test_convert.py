@@ -96,17 +96,17 @@ def test_several_processes_write_the_same(tmp_path):
     done = convert(
         *(tmp_path / "hf", tmp_path / "dist"),
         tensor=2,
-        processes=3,
+        processes=2,
         check=True,
         listen=lambda *progress: heard.append(progress),
     )
-    convert(tmp_path / "dist", tmp_path / "back", processes=2, check=True)
+    convert(tmp_path / "dist", tmp_path / "back")
     assert contents(tmp_path / "back") == without_strangers(tmp_path / "hf")
     total = done.num_bytes
     assert total == alone.num_bytes == sum(t.numel() * 2 for t in load_file(tmp_path / "hf/model.safetensors").values())
     assert heard[0] == ("convert", 0, total)
     assert {("convert", total, total), ("compare", total, total)} <= set(heard)
-    assert done.peak_bytes > alone.peak_bytes + 3 * 50e6  # three more processes, and each has torch
+    assert done.peak_bytes > alone.peak_bytes + 2 * 50e6  # two more processes, and each has torch
 
 
 @pytest.mark.parametrize("name", ["float32", "float16"])
@@ -336,10 +336,10 @@ print(peak_resident_bytes() - before)
 
 
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
-    """A model of 0.7 GB in tensors of at most 17 MB; what torch itself has is there before, from a small one."""
+    """A model of 0.4 GB in tensors of at most 17 MB; what torch itself has is there before, from a small one."""
     write_random_checkpoint(tmp_path / "small", large_config(intermediate_size=256, num_hidden_layers=1))
-    size = write_random_checkpoint(tmp_path / "large", large_config(intermediate_size=8192, num_hidden_layers=12))
-    assert size > 650e6
+    size = write_random_checkpoint(tmp_path / "large", large_config(intermediate_size=8192, num_hidden_layers=8))
+    assert size > 430e6
     (tmp_path / "out").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *(str(tmp_path / name) for name in ("large", "out", "small"))],
@@ -347,7 +347,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
         text=True,
         check=True,
     )
-    assert int(done.stdout) < size / 2
+    assert int(done.stdout) < 0.4 * size
     first, back = (load_names(tmp_path / name) for name in ("large", "out/back"))
     assert first == back
 
