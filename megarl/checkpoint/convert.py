@@ -122,6 +122,8 @@ def find_checkpoint(path: Path) -> Path:
 
 def _model_directory(source: Path, kind: Kind, model: Path | None) -> Path:
     if model is not None:
+        if not (model / "config.json").is_file():
+            raise CheckpointError(f"expected config.json and the tokenizer in {model}, found none; correct --model")
         return model
     if kind == "hf":
         return source

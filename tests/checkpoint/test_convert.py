@@ -250,6 +250,7 @@ def test_distributed_input_that_is_damaged(tmp_path):
     assert_refused(tmp_path, "dist", r"missing: __1_0\.distcp, with ")
     shutil.rmtree(tmp_path / "dist" / "hf")
     assert_refused(tmp_path, "dist", r"expected config\.json and the tokenizer .*--model")
+    assert_refused(tmp_path, "dist", r"in .*nowhere, found none; correct --model", model=tmp_path / "nowhere")
 
 
 def test_distributed_input_that_is_not_the_model(tmp_path):
