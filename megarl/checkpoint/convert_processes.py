@@ -5,6 +5,7 @@ A process that fails or dies ends the others, and its error is the conversion's.
 
 import dataclasses
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -101,6 +102,8 @@ def _serve(job: Job, phase: Phase, index: int, count: int, connection: Connectio
     import torch
 
     torch.set_num_threads(1)
+    # A terminal's Ctrl-C reaches every process; the one that started this one ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         outcome = run_share(job, phase, index=index, count=count, advance=lambda size: connection.send(("bytes", size)))
         connection.send(("done", outcome))

@@ -193,7 +193,7 @@ class _HashedFile:
         self.name, self.position = path.name, 0
         self._digest = xxhash.xxh3_128()
         self._file = io.BufferedWriter(io.FileIO(path, "xb"), 1 << 20)
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -204,21 +204,21 @@ class _HashedFile:
         self.close()
 
     def write(self, content: Any) -> int:
-        view = memoryview(content).cast("B")
         try:
+            view = memoryview(content).cast("B")
             self._file.write(view)
-        except OSError as error:
+            self._digest.update(view)
+            self.position += len(view)
+        except BaseException as error:
             self._failure = error
             raise
-        self._digest.update(view)
-        self.position += len(view)
         return len(view)
 
     def save(self, content: Any) -> None:
-        """torch.save, which hides why it could not write behind an error of its own."""
+        """torch.save, which hides why it could not write, or what interrupted it, behind an error of its own."""
         try:
             torch.save(content, cast(IO[bytes], self))
-        except Exception:
+        except BaseException:
             if self._failure is not None:
                 raise self._failure from None
             raise

@@ -1,7 +1,7 @@
 """`megarl convert`: checkpoints from Hugging Face to torch.distributed.checkpoint and back."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ def run_convert(console: Console, source: Path, target: Path, options: ConvertOp
     if options.to == "hf" and (options.tensor is not None or options.pipeline is not None):
         raise ConfigError("megarl convert: --tensor and --pipeline lay out --to dist; a Hugging Face target has none")
     try:
-        with _ended_by_sigterm(), _progress() as listen:
+        with _ended_by_signals() as end, _progress(end) as listen:
             done = convert(
                 source,
                 target,
@@ -85,14 +85,15 @@ def _print(console: Console, source: Path, target: Path, done: Converted, option
 
 
 @contextmanager
-def _progress() -> Iterator[Listener]:
-    """A bar for each thing that is done, in bytes, on a terminal; no output elsewhere."""
+def _progress(end: Callable[[], None]) -> Iterator[Listener]:
+    """A bar for each thing that is done, in bytes, on a terminal; no output elsewhere. `end` is called with each."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def listen(what: str, done: int, total: int) -> None:
+            end()
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done)
@@ -101,14 +102,25 @@ def _progress() -> Iterator[Listener]:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that nothing half-written stays."""
+def _ended_by_signals() -> Iterator[Callable[[], None]]:
+    """Yield what ends the command where it is called after Ctrl-C or SIGTERM; a second signal ends it anywhere.
 
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    Not where the signal comes: libraries that call back into Python make errors of their own of an interrupt.
+    """
+    heard: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, end)
+    def hear(number: int, _: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            end()
+
+    def end() -> None:
+        if heard:
+            raise SystemExit(128 + heard[0])
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield end
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

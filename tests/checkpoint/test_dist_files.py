@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from megarl.checkpoint.dist_format import Chunk, Contents, StoredTensor, pickle_
 from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.dist_writer import DistWriter, Written, checksum_of, finish_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
+from tests.checkpoint.mounts import tmpfs
 
 
 def make_tensors() -> dict[str, torch.Tensor]:
@@ -139,6 +141,33 @@ def test_a_part_of_a_tensor_is_stored_without_the_rest(tmp_path):
     with DistWriter(tmp_path / "a", rank=0) as writer:
         writer.write("part", tensor[:1], shape=(1, 1000), offsets=(0, 0))
         assert writer.finish().num_bytes < 2 * 4000
+
+
+def test_a_full_disk_says_so(tmp_path):
+    with tmpfs(tmp_path / "disk", size="2m") as disk:
+        writer = DistWriter(disk, rank=0)
+        with pytest.raises(OSError, match="No space left on device"), writer:
+            writer.write("large", torch.zeros(2 << 20), shape=(2 << 20,), offsets=(0,))
+
+
+def test_ctrl_c_within_a_write_is_ctrl_c(tmp_path):
+    """torch.save makes a RuntimeError of it."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    class Interrupted:
+        def update(self, content):
+            signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with DistWriter(tmp_path, rank=0) as writer:
+            writer._open()._digest = Interrupted()
+            with pytest.raises(KeyboardInterrupt):
+                writer.write("a", torch.zeros(4), shape=(4,), offsets=(0,))
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_files_end_and_are_numbered_as_asked(tmp_path):
