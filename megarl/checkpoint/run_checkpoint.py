@@ -80,8 +80,8 @@ def _raise_faults(path: Path, faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise CheckpointError(
-            f"{path} is damaged: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. Use another checkpoint: remove or move this "
-            "directory, and the run goes on from the one before"
+            f"{path} is damaged: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. Use another checkpoint: remove or move "
+            "this directory, and the run goes on from the one before"
         )
 
 
