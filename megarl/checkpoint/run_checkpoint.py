@@ -118,7 +118,7 @@ def newest_checkpoint(directory: Path) -> RunCheckpoint | None:
 
 def clear_unfinished(directory: Path) -> None:
     """Remove what writings that were cut short have left."""
-    for path in directory.iterdir():
+    for path in directory.iterdir() if directory.is_dir() else ():
         if _PARTIAL.fullmatch(path.name):
             _remove(path)
 
@@ -127,6 +127,7 @@ class PendingCheckpoint:
     """A checkpoint that is being written. States: begun -> complete, or discarded."""
 
     def __init__(self, directory: Path, *, step: int) -> None:
+        self.step = step
         self._final = directory / checkpoint_name(step)
         self.path = directory / f".{self._final.name}.partial"
         """Where its files go."""

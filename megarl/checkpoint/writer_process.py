@@ -100,7 +100,9 @@ class WriterProcess:
         self.kill()
         assert self._process is not None
         code = self._process.returncode
-        return f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}; the rank's log says why"
+        if code < 0:
+            return f"by signal {signal.Signals(-code).name}"
+        return f"with exit code {code}; the rank's log says why"
 
     def kill(self) -> None:
         """End the process, whatever it does; a `write` that waits for it raises."""

@@ -130,12 +130,16 @@ class RankState:
         """The optimizer's of the parameter: the float32 copy where there is one, and both moments."""
         if share.is_copy:
             yield from self.main_pieces(name, share)
-        for moment in MOMENTS:
-            yield from self._flat(name, share, share.moments[moment], moment)
+        yield from self.moment_pieces(name, share)
 
     def main_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
         """The weights that are updated."""
         return self._flat(name, share, share.main.data, MAIN)
+
+    def moment_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
+        """Both moments."""
+        for moment in MOMENTS:
+            yield from self._flat(name, share, share.moments[moment], moment)
 
     def _flat(self, name: str, share: Share, tensor: Tensor, what: str) -> Iterator[StatePiece]:
         placed, flat = self._placed[name], tensor.view(-1)

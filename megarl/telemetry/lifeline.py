@@ -7,7 +7,7 @@ import select
 
 
 def die_with_parent(life_fd: int) -> None:
-    """Let the kernel end this process group when the other end of the pipe `life_fd` closes, which only the parent holds.
+    """Let the kernel end this process group when the pipe's other end closes, which the parent alone holds.
 
     The default action of SIGIO ends a process without asking the interpreter, so a call that hangs with the
     interpreter's lock held ends too. (PR_SET_PDEATHSIG would fire when the parent's *thread* ends.)
