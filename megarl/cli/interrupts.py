@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and SIGUSR1, at every moment of a run.
 
-SIGUSR1, and SIGTERM where the run saves itself, first ask it to finish its step, save and stop; that has a limit. Ctrl-C,
-and whatever comes where that is not possible or was asked before, stops at once: it cancels the work, so that its
-`finally` blocks end every worker. A second one says what is being waited for, a third ends everything at once.
+SIGUSR1, and SIGTERM where the run saves itself, first ask it to finish its step, save and stop; that has a limit.
+Ctrl-C, and whatever comes where that is not possible or was asked before, stops at once: it cancels the work, so that
+its `finally` blocks end every worker. A second one says what is being waited for, a third ends everything at once.
 Cancelling needs the event loop: where the loop is held up by a call that does not return, KeyboardInterrupt is raised
 out of it. The end itself has a limit, after which all is killed too.
 """

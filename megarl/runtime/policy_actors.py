@@ -55,8 +55,8 @@ _SESSION_WAITS = 6
 class PolicyActor:
     """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own.
 
-    `answer` has a thread of its own, and so have the methods that wait for a checkpoint beside training; everything else
-    runs in one other, in order.
+    `answer` has a thread of its own, and so have the methods that wait for a checkpoint beside training; everything
+    else runs in one other, in order.
     """
 
     def __init__(self, config: RunConfig, rank: int, logs: Path) -> None:
