@@ -90,6 +90,12 @@ def test_older_ones_go_when_a_newer_one_is_complete(tmp_path: Path) -> None:
     assert steps_below(tmp_path) == [2, 4]
 
 
+def test_a_best_that_no_step_has_is_said(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(configure(every_steps=4, keep_best="reward/men"), recorder, tmp_path)
+    assert recorder.warnings == ["checkpoint.keep_best: step 4 has no number reward/men, and cannot be the best"]
+
+
 @pytest.mark.parametrize("where", ["copy", "write"])
 def test_a_save_that_fails_is_told_and_costs_nothing_else(where: str, tmp_path: Path) -> None:
     class Failing(Recorder):
