@@ -20,6 +20,7 @@ from megarl.checkpoint.writer_messages import Done, Failed, Reply, WriteRequest,
 
 _STDERR_FD = 2
 _READ_BYTES = 1 << 20
+_KILL_S = 5.0
 _ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # The rank's sys.path first, so that megarl is found where the rank found it.
 _BOOTSTRAP = (
@@ -100,6 +101,8 @@ class WriterProcess:
         self.kill()
         assert self._process is not None
         code = self._process.returncode
+        if code is None:
+            return f"its answers and is not gone after {_KILL_S:g} s: it waits for the disk"
         if code < 0:
             return f"by signal {signal.Signals(-code).name}"
         return f"with exit code {code}; the rank's log says why"
@@ -110,7 +113,9 @@ class WriterProcess:
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            process.wait()
+            # One that waits for a disk that is gone cannot even be killed.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_S)
         life_fd, self._life_fd = self._life_fd, None
         if life_fd is not None:
             os.close(life_fd)
