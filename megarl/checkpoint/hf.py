@@ -23,7 +23,7 @@ from megarl.models.table import Box
 
 __all__ = ["CheckpointError", "HfCheckpoint", "open_hf_checkpoint", "save_hf_checkpoint"]
 
-MAPPED_BYTES = 256 << 20
+MAPPED_BYTES = 64 << 20
 """Read from mapped files before they are mapped anew."""
 
 COMPARED_ROWS = 16384
