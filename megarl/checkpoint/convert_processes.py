@@ -56,7 +56,8 @@ def run_shares(job: Job, phase: Phase, *, count: int, advance: Callable[[int], N
     if count == 1:
         return [run_share(job, phase, index=0, count=1, advance=advance)]
     context = multiprocessing.get_context("spawn")
-    processes, connections = [], {}
+    processes: list[Any] = []
+    connections: dict[Any, Any] = {}
     try:
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
@@ -73,11 +74,13 @@ def run_shares(job: Job, phase: Phase, *, count: int, advance: Callable[[int], N
 
 
 def _collect(connections: dict[Any, Any], advance: Callable[[int], None]) -> list[Outcome]:
-    outcomes, open_ones = [], set(connections)
+    outcomes: list[Outcome] = []
+    open_ones = set(connections)
     while open_ones:
+        ready: Any
         for ready in wait(list(open_ones)):
             try:
-                match ready.recv():  # type: ignore[union-attr]
+                match ready.recv():
                     case ("bytes", count):
                         advance(count)
                     case ("done", outcome):

@@ -10,7 +10,15 @@ from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from megarl.checkpoint.convert import Converted, Listener, convert
 from megarl.checkpoint.errors import CheckpointError
@@ -82,7 +90,7 @@ def _progress() -> Iterator[Listener]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def listen(what: str, done: int, total: int) -> None:
             if what not in tasks:

@@ -71,8 +71,8 @@ def test_a_directory_that_may_not_be_written(tmp_path, model):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ended_by_a_signal_it_leaves_nothing(tmp_path, number):
     config = json.loads((CONFIGS / "qwen2.5-7b.json").read_text())
-    sizes = {"hidden_size": 2048, "num_attention_heads": 16, "vocab_size": 4096, "num_hidden_layers": 6}
-    write_random_checkpoint(tmp_path / "model", config | sizes)
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "vocab_size": 4096}
+    write_random_checkpoint(tmp_path / "model", config | sizes | {"num_hidden_layers": 8})
     command = [sys.executable, "-m", "megarl.cli.main", "convert", str(tmp_path / "model"), str(tmp_path / "out")]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     partial, deadline = tmp_path / ".out.partial", time.monotonic() + 60
