@@ -1,7 +1,8 @@
 """The documents' commands work as printed, in a fresh clone: no models, no data, nobody's files.
 
 `megarl` runs as it is, but `train` and `sft` only as far as their configuration loads (`megarl show` with the same
-arguments), `convert` as far as it looks for its source, and `make` as a dry run: tests/e2e and the quickstart itself are their tests. No block goes unlooked at.
+arguments), `convert` as far as it looks for its source, and `make` as a dry run: tests/e2e and the quickstart itself
+are their tests. No block goes unlooked at.
 """
 
 import os
