@@ -134,10 +134,11 @@ def _ask(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> R
     assert process.stdin is not None
     assert process.stdout is not None
     asked, answered, line = process.stdin.fileno(), process.stdout.fileno(), b""
+    left = memoryview(request)
     try:
-        while request:
+        while left:
             _wait_for(asked, select.POLLOUT, deadline)
-            request = request[os.write(asked, request[:_CHUNK_BYTES]) :]
+            left = left[os.write(asked, left) :]
     except BrokenPipeError:  # it ended before it had read the request
         return None
     while not line.endswith(b"\n"):
