@@ -14,7 +14,7 @@ from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
-from megarl.data.decoding import build_decode
+from megarl.data.decoding import build_decode, build_token_text
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
 from megarl.runtime.closing import undisturbed
@@ -55,7 +55,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
                     prompts=data.prompts,
                     sampler=data.sampler,
                     decode=build_decode(model.tokenizer),
-                    token_text=functools.cache(lambda token: str(model.tokenizer.decode([token]))),
+                    token_text=build_token_text(model.tokenizer),
                     reporter=session.reporter,
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed
