@@ -33,6 +33,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
     """
     config = resolve_model_path(config)
     check_reward(config.reward)
+    config.checkpoint.ends_at()  # ConfigError where nobody can tell
     model = load_model_inputs(config)
     config = model.pin(config)
 
