@@ -11,6 +11,7 @@ from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path
 from megarl.cli.session import Session, run_session
 from megarl.config.run import RunConfig
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.data.decoding import build_decode, build_token_text
@@ -32,6 +33,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
     """
     config = resolve_model_path(config)
     check_reward(config.reward)
+    config.checkpoint.ends_at()  # ConfigError where nobody can tell
     model = load_model_inputs(config)
     config = model.pin(config)
 
@@ -59,6 +61,7 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed
                     ),
+                    checkpoints=Checkpoints(config, session.directory.checkpoints, stop=session.stop),
                     connect=functools.partial(_connect, policy, pool),
                     experts=data.experts,
                     stops=model.stops,

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from megarl.config.advantage import Advantage, DynamicSampling, Sampler
 from megarl.config.base import Config, ConfigError, raise_problems
+from megarl.config.checkpoint import CheckpointConfig
 from megarl.config.data import DataConfig
 from megarl.config.facts import join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
@@ -109,6 +110,7 @@ class RunConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     sft: SftConfig | None = None
+    checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     logging: LoggingConfig = LoggingConfig()
 

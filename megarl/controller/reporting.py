@@ -61,6 +61,8 @@ class StepReporter:
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
         self._writing: asyncio.Task[None] | None = None
+        self.logged: Mapping[str, float] = {}
+        """The metrics of the last step that was written."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -81,9 +83,18 @@ class StepReporter:
         logger.warning("%s", text)
         self._console.warn(text)
 
-    def checkpoint_path(self, step: int) -> Path:
+    def note(self, text: str) -> None:
+        """Something that a person may want to know, on the display and in the log."""
+        logger.debug("%s", text)
+        self._console.note(text)
+
+    def export_path(self, step: int) -> Path:
         """Directory of the Hugging Face checkpoint of a step."""
-        return self._directory.checkpoints / f"step-{step:06d}-hf"
+        return self._directory.exports / f"step-{step:06d}"
+
+    def positions(self) -> dict[str, Any]:
+        """JSON-able: what the run's files and sinks need to go on after what was reported so far."""
+        return {}
 
     def report_update(self, step: int, update: int, metrics: Metrics) -> None:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""
@@ -145,6 +156,7 @@ class StepReporter:
     def _log(self, step: int, metrics: Metrics) -> None:
         values = to_values(metrics)
         self._sinks.log(step, values)
+        self.logged = values
         self._console.step_line({"step": step, **values})
 
 

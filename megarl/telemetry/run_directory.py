@@ -6,7 +6,9 @@
     versions.json   python, packages, git revision, host, command line
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
-    metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
+    metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
+    checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
+    hf/             exported weights, a Hugging Face checkpoint each
 
 A run directory is made once and never reused for another run; a resumed run opens its own again.
 """
@@ -43,7 +45,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """Where a run stands. `step` steps are finished and what they leave is on disk: rollouts, metrics, and the
-    checkpoint where one was due."""
+    exported weights where they were due."""
 
     status: RunStatus
     step: int = 0
@@ -71,7 +73,7 @@ class RunDirectory:
         parent = Path(config.logging.directory).expanduser().resolve()
         parent.mkdir(parents=True, exist_ok=True)
         run = cls(make_numbered(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
-        for folder in (run.rollouts, run.checkpoints, run.logs, run.figures):
+        for folder in (run.rollouts, run.checkpoints, run.exports, run.logs, run.figures):
             folder.mkdir()
         run._write_config(config, source, fragments)
         facts = {
@@ -128,6 +130,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "hf"
 
     @property
     def logs(self) -> Path:
