@@ -11,9 +11,11 @@ from typing import Generic, ParamSpec, TypeVar
 
 from megarl.checkpoint.dist_writer import Written, finish_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.hf_files import add_hf_files
 from megarl.checkpoint.manifest import describe_model
 from megarl.checkpoint.rank_saver import WrittenPart
 from megarl.checkpoint.saved import SavedState, StagedNumbers
+from megarl.checkpoint.staging import DTYPES
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
 from megarl.models.global_space import extra_state_objects
@@ -80,6 +82,8 @@ def merge_written(saving: Saving, written: Sequence[Outcome[WrittenPart]], confi
         objects=extra_state_objects(shape),
         common={"megarl": numbers},
     )
+    # What makes a model of it that others load (`megarl convert`).
+    files |= add_hf_files(Path(config.model.path), saving.path, dtypes=[DTYPES[config.model.dtype]])
     distributed = {"distributed_optimizer": config.policy.distributed_optimizer, "dtype": config.model.dtype}
     return SavedState(
         **numbers,
