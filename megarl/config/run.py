@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from megarl.config.advantage import Advantage, DynamicSampling, Sampler
 from megarl.config.base import Config, ConfigError, raise_problems
+from megarl.config.checkpoint import CheckpointConfig
 from megarl.config.data import DataConfig
 from megarl.config.facts import MayChange, join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
@@ -109,6 +110,7 @@ class RunConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     sft: Annotated[SftConfig | None, MayChange()] = None
+    checkpoint: Annotated[CheckpointConfig, MayChange()] = CheckpointConfig()
     cluster: Annotated[ClusterConfig, MayChange()] = ClusterConfig()
     logging: Annotated[LoggingConfig, MayChange()] = LoggingConfig()
 

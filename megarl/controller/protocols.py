@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from megarl.checkpoint.saved import SavedState
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
@@ -49,6 +50,18 @@ class PolicyGroup(Protocol):
 
     async def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint."""
+
+    async def stage_checkpoint(self, path: str) -> None:
+        """Copy what every rank must save and begin to write it into the directory `path`; returns when it is copied
+        and training may go on. CheckpointError where that was not possible: nothing is being written then."""
+
+    async def finish_checkpoint(self) -> SavedState:
+        """What the ranks have written, when all have, and it is on the disk. CheckpointError, once nobody writes any
+        more, where one could not within `checkpoint.timeout_s`."""
+
+    async def load_checkpoint(self, path: str) -> None:
+        """Every rank becomes what the run's checkpoint in `path` says, whatever layout wrote it. CheckpointError,
+        naming file and tensor, where it is not of this model; no rank has changed then."""
 
 
 class RolloutPool(Protocol):

@@ -1,0 +1,123 @@
+"""What a run's checkpoint says of itself: `manifest.json`, the last of its files to be written.
+
+Invariant: what a manifest lists was complete and on the disk before the manifest was.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from megarl.checkpoint.errors import CheckpointError
+from megarl.config.dump import dump_config
+from megarl.config.run import RunConfig
+from megarl.telemetry.atomic_file import write_text_atomically
+
+FORMAT = 1
+"""Of the manifest and of what it says how to read; one of another is refused."""
+MANIFEST_FILE = "manifest.json"
+_NOT_FINITE = "float"
+"""JSON has no infinity and no NaN: {"float": "inf"} stands for one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A checkpoint's account of itself. All of it is JSON-able, but for numbers that are not finite."""
+
+    step: int
+    """Steps that were finished."""
+    policy_version: int
+    """Of the weights."""
+    updates: int
+    """Optimizer updates that they contain: the place in the learning rate's schedule."""
+    progress: dict[str, Any]
+    """`controller.progress.RunProgress.state_dict()`."""
+    layout: dict[str, Any]
+    """Of the policy that wrote it, for people: any other can read it."""
+    model: dict[str, Any]
+    """`ModelShape`, which must be equal where it is read."""
+    config: dict[str, Any]
+    """The resolved configuration, as its TOML holds it."""
+    config_digest: str
+    """sha256 of that TOML."""
+    versions: dict[str, Any]
+    """`telemetry.versions.collect_versions()`."""
+    telemetry: dict[str, Any]
+    """What the run's files and sinks need to go on after this step."""
+    metrics: dict[str, float]
+    """The step's, as metrics.jsonl has them; numbers that are finite."""
+    files: dict[str, dict[str, Any]]
+    """By name, every other file of the checkpoint: {"bytes", "checksum"}."""
+    format: int = FORMAT
+
+    def write(self, directory: Path) -> None:
+        """Into `directory`, whole or not at all, and on the disk when this returns."""
+        text = json.dumps(_to_json(asdict(self)), indent=1, allow_nan=False)
+        write_text_atomically(directory / MANIFEST_FILE, text + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Raises CheckpointError where there is none, or none that this version reads."""
+        path = directory / MANIFEST_FILE
+        try:
+            facts = _from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{path} is missing: the checkpoint was never complete, or is none of a run; use another"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from error
+        return cls._of(facts, path)
+
+    @classmethod
+    def _of(cls, facts: Any, path: Path) -> Self:
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            found = facts.get("format") if isinstance(facts, dict) else facts
+            raise CheckpointError(
+                f"{path} has format {found!r}, this version of megarl reads {FORMAT}; use the version that wrote it"
+            )
+        names = {one.name for one in fields(cls)}
+        if facts.keys() != names:
+            raise CheckpointError(
+                f"{path}: expected the keys {sorted(names)}, found {sorted(facts)}; it is damaged: use another "
+                "checkpoint"
+            )
+        return cls(**facts)
+
+
+def describe_config(config: RunConfig) -> tuple[dict[str, Any], str]:
+    """(the configuration as its TOML holds it, sha256 of that)."""
+    import tomllib
+
+    text = dump_config(config)
+    return tomllib.loads(text), hashlib.sha256(text.encode()).hexdigest()
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Those of the numbers that are."""
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _to_json(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _to_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_to_json(item) for item in value]
+        case float() if not math.isfinite(value):
+            return {_NOT_FINITE: repr(value)}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    match value:
+        case {"float": str(text), **rest} if not rest:
+            return float(text)
+        case dict():
+            return {key: _from_json(item) for key, item in value.items()}
+        case list():
+            return [_from_json(item) for item in value]
+    return value

@@ -1,0 +1,204 @@
+"""The checkpoints of a run: one directory each, complete or not there.
+
+    checkpoints/.step-000012.partial    one that is being written, or whose writing was cut short
+    checkpoints/step-000012             complete: renamed when everything in it was on the disk, the manifest last
+
+A directory is believed only by its manifest and the sizes it lists; `RunCheckpoint.verify` reads every byte.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from megarl.checkpoint.checksum import describe_file
+from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
+
+_NAME = re.compile(r"step-(\d{6,})")
+_PARTIAL = re.compile(r"\.step-\d{6,}\.(partial|replaced)")
+_READERS = 4
+_SHOWN_FAULTS = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint whose manifest and sizes are right. `path` is its directory."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Raises CheckpointError naming the file where the directory is no complete checkpoint; reads sizes only."""
+        checkpoint = cls(path, Manifest.read(path))
+        _raise_faults(path, list(checkpoint._size_faults()))
+        return checkpoint
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    def verify(self) -> None:
+        """Read every file. CheckpointError, naming each that is not as it was written."""
+        faults = list(self._size_faults())
+        names = [] if faults else sorted(self.manifest.files)
+        with ThreadPoolExecutor(_READERS) as pool:
+            faults += [fault for fault in pool.map(self._content_fault, names) if fault]
+        _raise_faults(self.path, faults)
+
+    def _size_faults(self) -> Iterator[str]:
+        for name, facts in sorted(self.manifest.files.items()):
+            try:
+                found = (self.path / name).stat().st_size
+            except OSError as error:
+                yield f"{name}: expected {facts['bytes']} bytes, found none ({error.strerror})"
+                continue
+            if found != facts["bytes"]:
+                yield f"{name}: expected {facts['bytes']} bytes, found {found}"
+
+    def _content_fault(self, name: str) -> str | None:
+        try:
+            found = describe_file(self.path / name)
+        except OSError as error:
+            return f"{name}: cannot be read ({error.strerror})"
+        expected = self.manifest.files[name]
+        if found == expected:
+            return None
+        return f"{name}: expected checksum {expected['checksum']}, found {found['checksum']}"
+
+
+def _raise_faults(path: Path, faults: list[str]) -> None:
+    if faults:
+        more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
+        raise CheckpointError(
+            f"{path} is damaged: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. Use another checkpoint: remove or move this "
+            "directory, and the run goes on from the one before"
+        )
+
+
+def checkpoint_name(step: int) -> str:
+    """step-000012: zero-padded so that names sort by step."""
+    return f"step-{step:06d}"
+
+
+def list_checkpoints(directory: Path) -> list[RunCheckpoint]:
+    """The complete ones below `directory`, by step. What has a checkpoint's name and is none is passed over, with a
+    warning that says why."""
+    found = []
+    for path in directory.iterdir() if directory.is_dir() else ():
+        match = _NAME.fullmatch(path.name)
+        if not match or not path.is_dir():
+            continue
+        try:
+            checkpoint = RunCheckpoint.open(path)
+            if checkpoint.step != int(match[1]):
+                raise CheckpointError(
+                    f"{path / MANIFEST_FILE} is of step {checkpoint.step}; was the directory renamed?"
+                )
+        except CheckpointError as error:
+            _log.warning("passed over: %s", error)
+        else:
+            found.append(checkpoint)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def newest_checkpoint(directory: Path) -> RunCheckpoint | None:
+    """The complete one of the latest step; None where there is none."""
+    return max(list_checkpoints(directory), key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def clear_unfinished(directory: Path) -> None:
+    """Remove what writings that were cut short have left."""
+    for path in directory.iterdir():
+        if _PARTIAL.fullmatch(path.name):
+            _remove(path)
+
+
+class PendingCheckpoint:
+    """A checkpoint that is being written. States: begun -> complete, or discarded."""
+
+    def __init__(self, directory: Path, *, step: int) -> None:
+        self._final = directory / checkpoint_name(step)
+        self.path = directory / f".{self._final.name}.partial"
+        """Where its files go."""
+
+    def begin(self) -> None:
+        """Make the directory, empty. Raises CheckpointError where that is not possible."""
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be made: {error.strerror or error}") from error
+
+    def complete(self, manifest: Manifest) -> RunCheckpoint:
+        """Write the manifest, which lists all the files, and give the directory its name.
+
+        Raises CheckpointError where a file is not there as the manifest has it, or the disk takes no more.
+        """
+        try:
+            manifest.write(self.path)
+            _flush(self.path)
+            RunCheckpoint.open(self.path)
+            with _moved_aside(self._final):
+                os.rename(self.path, self._final)
+            _flush(self._final.parent)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be completed: {error.strerror or error}") from error
+        return RunCheckpoint(self._final, manifest)
+
+    def discard(self) -> None:
+        """Remove what was written, as far as that is possible."""
+        _remove(self.path)
+
+
+@contextlib.contextmanager
+def _moved_aside(path: Path) -> Iterator[None]:
+    """While the block puts something in the place of `path`; what was there is then removed, or comes back."""
+    aside = path.with_name(f".{path.name}.replaced")
+    if not path.exists():
+        yield
+        return
+    _remove(aside)
+    os.rename(path, aside)
+    try:
+        yield
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """A directory that nobody may take for a checkpoint while it goes: renamed already, or never complete."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_checkpoint(checkpoint: RunCheckpoint) -> None:
+    """Remove it: first its name, so that half of one is never found. OSError where that is not possible."""
+    aside = checkpoint.path.with_name(f".{checkpoint.path.name}.replaced")
+    _remove(aside)
+    os.rename(checkpoint.path, aside)
+    _remove(aside)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def total_bytes(files: Mapping[str, Mapping[str, Any]]) -> int:
+    """Of a manifest's files."""
+    return sum(int(facts["bytes"]) for facts in files.values())

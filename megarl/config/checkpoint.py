@@ -1,0 +1,81 @@
+"""When a run saves itself, and which of its checkpoints it keeps."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from megarl.config.base import Config, ConfigError
+
+BATCH_JOB = "slurm"
+_JOB_END = "SLURM_JOB_END_TIME"
+
+
+class CheckpointConfig(Config):
+    """What `megarl train --resume` goes on from: model, optimizer, reference, and the state of the run. Written beside
+    training, below checkpoints/ of the run directory. One that fails is reported, and the run goes on."""
+
+    every_steps: int = Field(0, ge=0)
+    """Save after every so many steps; 0: not by steps."""
+    every_minutes: float = Field(0.0, ge=0)
+    """Save after the first step that ends so long after the last save began; 0: not by time."""
+    keep_last: int = Field(2, ge=1)
+    """The newest checkpoints that are kept; older ones are removed when a newer one is complete."""
+    keep_every_steps: int = Field(0, ge=0)
+    """Checkpoints after a multiple of so many steps are kept too; 0: none."""
+    keep_best: str | None = None
+    """A name in metrics.jsonl: the checkpoint after the best step by it is kept too."""
+    keep_best_by: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest value of `keep_best` is the best."""
+    end_time: str | None = None
+    """When the run must have ended: a time with its zone (2026-12-24T18:00:00+01:00), or "slurm" for the end of the job
+    it runs in. It stops, saved, after the last step that leaves room for another of the longest there was."""
+    end_margin_s: float = Field(120.0, ge=0)
+    """Seconds before `end_time` that are kept free for ending the workers, beyond what a step and a save take."""
+    stop_within_s: float = Field(600.0, gt=0)
+    """After SIGUSR1, and after SIGTERM where the run saves at all, it finishes its step, saves and stops. What is not
+    done after so many seconds is given up, and the run stops at once: less than whoever sends the signal waits."""
+    timeout_s: float = Field(1800.0, gt=0)
+    """A save that is not complete after this long has failed."""
+
+    @field_validator("end_time", mode="before")
+    @classmethod
+    def _check_end_time(cls, value: Any) -> Any:
+        """TOML has times of its own, which are taken as the text they are."""
+        text = value.isoformat() if isinstance(value, datetime) else value
+        if isinstance(text, str) and text != BATCH_JOB:
+            _parse_time(text)
+        return text
+
+    @property
+    def on(self) -> bool:
+        """Whether the run saves without being told to by a signal."""
+        return self.every_steps > 0 or self.every_minutes > 0 or self.end_time is not None
+
+    def ends_at(self, environment: Mapping[str, str] = os.environ) -> float | None:
+        """`end_time` in seconds since 1970; None where the run may last. ConfigError where "slurm" cannot be told."""
+        if self.end_time is None:
+            return None
+        if self.end_time != BATCH_JOB:
+            return _parse_time(self.end_time).timestamp()
+        text = environment.get(_JOB_END, "")
+        if not text.isdecimal():
+            found = f"is {text!r}" if text else "is not set"
+            raise ConfigError(
+                f'checkpoint.end_time is "{BATCH_JOB}", but {_JOB_END}, by which Slurm tells when a job ends, {found}; '
+                "start the run in a Slurm job, or give a time with its zone"
+            )
+        return float(text)
+
+
+def _parse_time(text: str) -> datetime:
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}+00:00"
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f'expected "{BATCH_JOB}" or a time such as {now}, found "{text}"') from None
+    if time.tzinfo is None:
+        raise ValueError(f'expected a time with its zone, such as {now}, found "{text}": add Z or +01:00 to it')
+    return time
