@@ -6,13 +6,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
 from megarl.cli.loading import load_beside
-from megarl.cli.paths import resolve_model_path
+from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.resume import Resumed, verify
 from megarl.cli.session import Session, run_session
+from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.controller.progress import RunProgress
 from megarl.data.decoding import build_decode
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
@@ -25,15 +29,19 @@ from megarl.telemetry.columns import RL_COLUMNS
 _TRIED_PROMPTS = 2
 
 
-def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
+def run_train(
+    config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = (), resumed: Resumed | None = None
+) -> int:
     """Check everything that can be checked, then train; returns the exit code.
 
-    replaced: what files took from each other, said at the start.
+    replaced: what files took from each other, said at the start. resumed: the run that goes on.
     """
     config = resolve_model_path(config)
     check_reward(config.reward)
     model = load_model_inputs(config)
     config = model.pin(config)
+    if resumed and resumed.checkpoint:
+        verify(resumed.checkpoint)
 
     async def work(session: Session) -> None:
         session.say(*replaced)
@@ -63,16 +71,37 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
                     experts=data.experts,
                     stops=model.stops,
                 )
+                progress = _find_progress(config, parts, resumed)
                 try:
-                    await _start_workers(session, policy, pool)
-                    await train(config, parts)
+                    await _start_workers(session, policy, pool, resumed.checkpoint if resumed else None)
+                    await train(config, parts, progress=progress)
                 finally:
                     policy.stop_watching()
                     # Also after a failure or a signal: killed with Ray, vLLM would leave its files behind.
                     await undisturbed(pool.close())
                 await policy.close()
 
-    return run_session(config, work, sources=sources, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
+    return run_session(
+        config,
+        work,
+        sources=sources,
+        verb="train",
+        steps=config.train.steps,
+        columns=RL_COLUMNS,
+        resumed=resumed,
+    )
+
+
+def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None) -> RunProgress | None:
+    """Where the run is, if the parts go on from there. ConfigError where they do not, before a worker starts."""
+    if resumed is None or resumed.checkpoint is None:
+        return None
+    try:
+        progress = RunProgress.from_state(resumed.checkpoint.manifest.progress)
+        progress.restore(parts.owners, steps=config.train.steps)
+    except ValueError as error:
+        raise ConfigError(f"the run cannot go on from {shown_path(resumed.checkpoint.path)}: {error}") from error
+    return progress
 
 
 @asynccontextmanager
@@ -84,8 +113,10 @@ async def _started_ray(session: Session) -> AsyncIterator[Placement]:
         yield placement
 
 
-async def _start_workers(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
-    await asyncio.gather(_start_policy(session, policy), _start_engines(session, pool))
+async def _start_workers(
+    session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, checkpoint: RunCheckpoint | None
+) -> None:
+    await asyncio.gather(_start_policy(session, policy, checkpoint), _start_engines(session, pool))
     with session.reporter.start_up("weight transfer"):
         await _connect(policy, pool)
 
@@ -96,7 +127,7 @@ async def _connect(policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
     await asyncio.gather(policy.join_session(endpoint), pool.connect(endpoint))
 
 
-async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
+async def _start_policy(session: Session, policy: RayPolicyGroup, checkpoint: RunCheckpoint | None) -> None:
     config = session.config
     with session.reporter.start_up("policy ranks"):
         await policy.setup(
@@ -104,6 +135,9 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
             total_updates=config.train.steps * config.train.updates_per_step,
             reference=config.objective.auxiliary.reads("reference"),
         )
+    if checkpoint is not None:
+        with session.reporter.start_up(f"state of step {checkpoint.step}"):
+            await policy.load_checkpoint(str(checkpoint.path))
 
 
 async def _start_engines(session: Session, pool: RayRolloutPool) -> None:

@@ -61,6 +61,7 @@ class StepReporter:
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
         self._writing: asyncio.Task[None] | None = None
+        self._positions = {**sinks.positions(), **update_sinks.positions()}
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -93,6 +94,7 @@ class StepReporter:
         """One RL step, whose rollouts and metrics are written beside what comes next; `settle` waits for them, and
         raises what went wrong with them. The step counts as finished once it is committed."""
         await self.settle()
+        self._positions |= self._update_sinks.positions()
         self._writing = asyncio.create_task(self._write(record, self.spans.collect()))
 
     def commit(self, progress: RunProgress) -> None:
@@ -105,6 +107,13 @@ class StepReporter:
             await asyncio.wait([self._writing])
             written, self._writing = self._writing, None
             written.result()
+
+    def positions(self) -> dict[str, Any]:
+        """JSON-able: the run's id, and how long its files are with the rows of the last step that is written and
+        without those of a later one. What they have is then on the disk."""
+        self._sinks.flush()
+        self._update_sinks.flush()
+        return {"id": self._directory.run_id, "bytes": dict(self._positions)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: what the files lack. All else of a step is in them."""
@@ -145,6 +154,7 @@ class StepReporter:
     def _log(self, step: int, metrics: Metrics) -> None:
         values = to_values(metrics)
         self._sinks.log(step, values)
+        self._positions |= self._sinks.positions()
         self._console.step_line({"step": step, **values})
 
 
