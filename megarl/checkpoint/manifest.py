@@ -33,6 +33,8 @@ class Manifest:
     """Of the weights."""
     updates: int
     """Optimizer updates that they contain: the place in the learning rate's schedule."""
+    optimizer_step: int
+    """The optimizer's own count, since its moments were last forgotten."""
     progress: dict[str, Any]
     """`controller.progress.RunProgress.state_dict()`."""
     layout: dict[str, Any]

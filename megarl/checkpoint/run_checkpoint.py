@@ -80,8 +80,8 @@ def _raise_faults(path: Path, faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
         raise CheckpointError(
-            f"{path} is damaged: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. Use another checkpoint: remove or move this "
-            "directory, and the run goes on from the one before"
+            f"{path} is damaged: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. Use another checkpoint: remove or move "
+            "this directory, and the run goes on from the one before"
         )
 
 
@@ -118,7 +118,7 @@ def newest_checkpoint(directory: Path) -> RunCheckpoint | None:
 
 def clear_unfinished(directory: Path) -> None:
     """Remove what writings that were cut short have left."""
-    for path in directory.iterdir():
+    for path in directory.iterdir() if directory.is_dir() else ():
         if _PARTIAL.fullmatch(path.name):
             _remove(path)
 
@@ -127,6 +127,7 @@ class PendingCheckpoint:
     """A checkpoint that is being written. States: begun -> complete, or discarded."""
 
     def __init__(self, directory: Path, *, step: int) -> None:
+        self.step = step
         self._final = directory / checkpoint_name(step)
         self.path = directory / f".{self._final.name}.partial"
         """Where its files go."""

@@ -5,11 +5,22 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StagedNumbers:
+    """What of a rank's state is no tensor, at the moment when the rest was copied."""
+
+    updates: int
+    """Optimizer updates that were made: the place in the learning rate's schedule."""
+    optimizer_step: int | None
+    """The optimizer's own count since its moments were last forgotten; None where the rank updates nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedState:
     """The files that hold the ranks' state, metadata included."""
 
     updates: int
-    """Optimizer updates that it contains."""
+    optimizer_step: int
+    """As in `StagedNumbers`, which are the same on all ranks."""
     layout: dict[str, Any]
     """Of the policy that wrote it."""
     model: dict[str, Any]

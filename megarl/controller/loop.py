@@ -12,11 +12,13 @@ Who waits for whom, time from left to right:
     policy                          |old_logp|update 0|update 1| .. |publish|   (one update a step: no old_logp)
     driver                      pack|        |checks                              report|
     files       |step before: rollouts, metrics, state|                                 |this step's ...
+    checkpoint  |of the step before, where one was due ......|                        |copy|write ...
 
 A response is decoded and verified when it has come. Long work of the driver's own runs in threads, so that the event
 loop hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the next step, in the order in
-which they may be believed: rollouts, metrics, state, and a state only after the checkpoint that was due. The next step
-waits for them.
+which they may be believed: rollouts, metrics, state, and a state only after the export that was due. The next step
+waits for them. A checkpoint holds a step whose files are written; the next step waits while the ranks' state is copied
+(`controller.checkpoints`).
 """
 
 import asyncio
@@ -38,7 +40,8 @@ from megarl.telemetry.stalls import StallWatch
 
 
 async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None = None) -> None:
-    """Run to step `config.train.steps`; raises what a part raises.
+    """Run to step `config.train.steps`; raises what a part raises, and RunStoppedError where the run was asked to stop
+    before.
 
     progress: where an earlier run stopped; this one goes on as that would have, if the policy ranks have loaded their
     states of then. ValueError where the parts refuse it.
@@ -48,6 +51,7 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
     reached = progress or RunProgress()
     if progress is not None:
         progress.restore(parts.owners, steps=config.train.steps)
+    await parts.checkpoints.listen()
     try:
         async with StallWatch() as stalls:
             if progress is not None and reached.step < config.train.steps:
@@ -56,12 +60,14 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
                     await publish_weights(reached.policy_version, parts)
             while reached.step < config.train.steps:
                 reached = await _train_and_report(reached, config, parts, stalls)
-    except BaseException:
-        # What ended the run is told, not what became of the last step's file for the same reason.
+    except BaseException as error:
+        # What ended the run is told, not what became of the last step's files for the same reason.
         with suppress(Exception):
             await parts.reporter.settle()
+        await (parts.checkpoints.settle() if isinstance(error, Exception) else parts.checkpoints.abandon())
         raise
     await parts.reporter.settle()
+    await parts.checkpoints.settle()
 
 
 async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Parts, stalls: StallWatch) -> RunProgress:
@@ -74,14 +80,20 @@ async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Part
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
     if export_due(step, config):
-        await parts.policy.export_hf(str(parts.reporter.checkpoint_path(step)))
-    reached = RunProgress.collect(parts.owners, step=step, policy_version=version)
+        await parts.policy.export_hf(str(parts.reporter.export_path(step)))
+    stop = parts.checkpoints.stop_reason()
+    if stop is not None or parts.checkpoints.due(step):
+        reached = await parts.checkpoints.save(step, version, parts)
+    else:
+        reached = RunProgress.collect(parts.owners, step=step, policy_version=version)
     parts.reporter.commit(reached)
+    if stop is not None and step < config.train.steps:
+        raise await parts.checkpoints.stopped(step, stop)
     return reached
 
 
 def export_due(step: int, config: RunConfig) -> bool:
-    """Whether a checkpoint is written after `step`: every train.export_every steps, and always after the last."""
+    """Whether the weights are exported after `step`: every train.export_every steps, and always after the last."""
     every = config.train.export_every
     return step == config.train.steps or (every > 0 and step % every == 0)
 

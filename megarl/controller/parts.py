@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megarl.controller.arrivals import Decode
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.data.sampler import PromptSampler
@@ -30,6 +31,7 @@ class Parts:
     """The text of one token alone, a special token's name included."""
     reporter: StepReporter
     controllers: ControllerState
+    checkpoints: Checkpoints
     connect: Callable[[], Awaitable[None]]
     """Connects policy and engines for publications, anew where they were connected."""
     history: AdvantageHistory = field(default_factory=AdvantageHistory)

@@ -59,9 +59,12 @@ class PolicyGroup(Protocol):
         """What the ranks have written, when all have, and it is on the disk. CheckpointError, once nobody writes any
         more, where one could not within `checkpoint.timeout_s`."""
 
-    async def load_checkpoint(self, path: str) -> None:
-        """Every rank becomes what the run's checkpoint in `path` says, whatever layout wrote it. CheckpointError,
-        naming file and tensor, where it is not of this model; no rank has changed then."""
+    async def load_checkpoint(self, path: str, *, weights_only: bool = False) -> None:
+        """Every rank becomes what the run's checkpoint in `path` says, whatever layout wrote it.
+
+        weights_only: a fresh optimizer, and the weights are the reference too. CheckpointError, naming file and tensor,
+        where it is not of this model or damaged.
+        """
 
 
 class RolloutPool(Protocol):

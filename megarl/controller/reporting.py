@@ -61,7 +61,8 @@ class StepReporter:
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
         self._writing: asyncio.Task[None] | None = None
-        self._positions = {**sinks.positions(), **update_sinks.positions()}
+        self.logged: Mapping[str, float] = {}
+        """The metrics of the last step that was written."""
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -82,9 +83,21 @@ class StepReporter:
         logger.warning("%s", text)
         self._console.warn(text)
 
-    def checkpoint_path(self, step: int) -> Path:
+    def note(self, text: str) -> None:
+        """Something that a person may want to know, on the display and in the log."""
+        logger.info("%s", text)
+        self._console.note(text)
+
+    def export_path(self, step: int) -> Path:
         """Directory of the Hugging Face checkpoint of a step."""
-        return self._directory.checkpoints / f"step-{step:06d}-hf"
+        return self._directory.exports / f"step-{step:06d}"
+
+    def positions(self) -> dict[str, Any]:
+        """JSON-able, between two steps when what was reported is settled: the run's id, and how many bytes its files of
+        rows have, which are on the disk then, if the disk takes them."""
+        for sinks in (self._sinks, self._update_sinks):
+            sinks.flush()
+        return {"id": self._directory.run_id, "bytes": self._sinks.positions() | self._update_sinks.positions()}
 
     def report_update(self, step: int, update: int, metrics: Metrics) -> None:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""
@@ -94,7 +107,6 @@ class StepReporter:
         """One RL step, whose rollouts and metrics are written beside what comes next; `settle` waits for them, and
         raises what went wrong with them. The step counts as finished once it is committed."""
         await self.settle()
-        self._positions |= self._update_sinks.positions()
         self._writing = asyncio.create_task(self._write(record, self.spans.collect()))
 
     def commit(self, progress: RunProgress) -> None:
@@ -107,13 +119,6 @@ class StepReporter:
             await asyncio.wait([self._writing])
             written, self._writing = self._writing, None
             written.result()
-
-    def positions(self) -> dict[str, Any]:
-        """JSON-able: the run's id, and how long its files are with the rows of the last step that is written and
-        without those of a later one. What they have is then on the disk."""
-        self._sinks.flush()
-        self._update_sinks.flush()
-        return {"id": self._directory.run_id, "bytes": dict(self._positions)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: what the files lack. All else of a step is in them."""
@@ -154,7 +159,7 @@ class StepReporter:
     def _log(self, step: int, metrics: Metrics) -> None:
         values = to_values(metrics)
         self._sinks.log(step, values)
-        self._positions |= self._sinks.positions()
+        self.logged = values
         self._console.step_line({"step": step, **values})
 
 

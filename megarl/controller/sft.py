@@ -41,7 +41,7 @@ async def fine_tune(
         # The mean log-prob of the answer tokens is minus their cross-entropy.
         reporter.report_sft(step, loss=-update.logp.value, metrics=update.metrics, num_tokens=num_tokens)
         if step == sft.steps:
-            await policy.export_hf(str(reporter.checkpoint_path(step)))
+            await policy.export_hf(str(reporter.export_path(step)))
         reporter.commit(RunProgress.collect(owners, step=step, policy_version=step))
         await reporter.settle()
 

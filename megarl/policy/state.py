@@ -1,37 +1,56 @@
-"""What a policy rank has to remember from one step to the next: weights, moments, reference, place in the schedule.
+"""What a policy rank has to remember from one step to the next, as pieces of the checkpoint's global space.
 
-A state is of one rank under one layout and is plain: tensors, numbers, text, lists and dictionaries, so that what
-`torch.save` made of it `torch.load(weights_only=True)` reads. Its tensors are the rank's own memory, not copies.
+    <key>                               the weights, in the model's dtype
+    reference.<key>                     the reference's; only where there is one
+    optimizer.state.exp_avg.<key>       the mean of gradients, and exp_avg_sq of their squares, float32
+    optimizer.state.fp32_param.<key>    the float32 weights that are updated, where the model's are not these
 
-    format      of this dictionary
-    layout      the grid, the rank, the optimizer's kind and whether it is distributed
-    updates     how many were made, which is the place in the learning rate's schedule
-    weights     by key of the transfer plans, in the model's dtype
-    reference   the same of the reference; None where there is none
-    optimizer   by the same keys the rank's share of the parameter (see `_Share`), where it has one
-    steps       each parameter group's own count of updates, where the optimizer counts by group
+Keys and places are those of `models.global_space`, in which nothing of a layout is left: any rank of any layout finds
+there what it holds. Beside the tensors there are two numbers: the updates that were made (the place in the learning
+rate's schedule) and the optimizer's own count since its moments were last forgotten. Pieces are views of the rank's own
+memory, not copies.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor, nn
 
+from megarl.checkpoint.staging import StatePiece
+from megarl.models.global_space import flat_pieces, global_tensors, rank_pieces
+from megarl.models.layout import RankLayout
+from megarl.models.shape import ModelShape
+from megarl.models.table import Spec
+from megarl.policy.moments import MOMENTS, Moments
 from megarl.policy.optimizer import optimizer_parts
 from megarl.policy.weights import named_parameters, shared_parameters
-from megarl.telemetry.state import check_keys
+from megarl.reshard.regions import parameter_key
 
-FORMAT = 1
-_SHOWN_FAULTS = 8
-_SHARE = ("start", "size", "main", "moments")
+MAIN = "fp32_param"
+
+
+def reference_key(key: str) -> str:
+    return f"reference.{key}"
+
+
+def optimizer_key(name: str, key: str) -> str:
+    """name: of `MOMENTS`, or `MAIN`."""
+    return f"optimizer.state.{name}.{key}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlace:
+    """Which of the ranks that hold the same part of the model this one is."""
+
+    rank: int
+    ranks: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
+class Share:
     """The elements of a parameter that this rank's optimizer updates: all, or a data rank's part of them."""
 
     start: int
@@ -40,40 +59,11 @@ class _Share:
     """float32, what is updated."""
     is_copy: bool
     """Beside the model's weights, which are in bfloat16; else a part of them."""
-    moments: dict[str, Any]
-    """The inner optimizer's state of `main`: empty before the first update."""
-
-    def state_dict(self) -> dict[str, Any]:
-        main = self.main.data if self.is_copy else None
-        return {"start": self.start, "size": self.main.numel(), "main": main, "moments": dict(self.moments)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if self.is_copy:
-            self.main.data.copy_(state["main"])
-        for name in self.moments.keys() - state["moments"].keys():
-            del self.moments[name]
-        for name, value in state["moments"].items():
-            if isinstance(held := self.moments.get(name), Tensor):
-                held.copy_(value)
-            else:
-                self.moments[name] = _own(value, like=self.main)
-
-    def faults(self, state: Mapping[str, Any]) -> Iterator[str]:
-        """What of the state's tensors could not be loaded; `_describe` has compared the rest."""
-        for name, value in {"main": state["main"], **state["moments"]}.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != self.main.shape:
-                yield f"{name}: expected {list(self.main.shape)}, found {list(value.shape)}"
-
-
-def _own(value: Any, *, like: Tensor) -> Any:
-    """A copy, on the device of `like` where it has its shape; a count of steps stays where the optimizer had it."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().to(like.device if value.shape == like.shape else value.device, copy=True)
+    moments: Moments
 
 
 class RankState:
-    """Reads and writes the state of a rank; `updates` is the rank's own to keep."""
+    """The state of one rank, in place: read its pieces, or fill them."""
 
     def __init__(
         self,
@@ -81,79 +71,118 @@ class RankState:
         reference: Sequence[nn.Module] | None,
         optimizer: MegatronOptimizer,
         *,
-        layout: Mapping[str, int | bool],
+        shape: ModelShape,
+        layout: RankLayout,
+        spec: Spec,
+        data: DataPlace,
     ) -> None:
-        """layout: what else must be equal where a state is to go on."""
-        self._keys = {parameter: key for key, parameter in named_parameters(chunks).items()}
-        self._weights = shared_parameters(chunks)
-        self._reference = None if reference is None else shared_parameters(reference)
+        self._names = {parameter: name for name, parameter in named_parameters(chunks).items()}
+        self.weights = shared_parameters(chunks)
+        self.reference = None if reference is None else shared_parameters(reference)
         self._optimizer = optimizer
-        kinds = sorted({type(part.optimizer).__name__ for part in optimizer_parts(optimizer)})
-        self._layout = {**layout, "optimizer": " and ".join(kinds)}
-
-    def state_dict(self, *, updates: int) -> dict[str, Any]:
-        """See the head of this module."""
-        return {
-            "format": FORMAT,
-            "layout": dict(self._layout),
-            "updates": updates,
-            "weights": dict(self._weights),
-            "reference": None if self._reference is None else dict(self._reference),
-            "optimizer": {key: share.state_dict() for key, share in self._shares().items()},
-            "steps": [group.get("step") for group in self._optimizer.param_groups],
+        self._shapes = {key: tensor.shape for key, tensor in global_tensors(shape).items()}
+        self._placed = {
+            parameter_key(chunk, name): placed
+            for (chunk, name), placed in rank_pieces(shape, layout, spec=spec).items()
         }
+        self._data = data
+        sizes = {name: tensor.nbytes for name, tensor in self.weights.items() if not self._placed[name].is_replica}
+        self._writers = deal(sizes, ranks=data.ranks)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> int:
-        """Become `state`; returns its updates. ValueError where it is not of such a rank, and nothing was changed."""
-        self._check(state)
-        for key, tensor in self._weights.items():
-            tensor.copy_(state["weights"][key])
-        for key, tensor in (self._reference or {}).items():
-            tensor.copy_(state["reference"][key])
-        for key, share in self._shares().items():
-            share.load_state_dict(state["optimizer"][key])
-        for group, step in zip(self._optimizer.param_groups, state["steps"], strict=True):
-            if step is not None:
-                group["step"] = step.clone() if isinstance(step, Tensor) else step
-            else:
-                group.pop("step", None)
-        return int(state["updates"])
+    def saved(self) -> list[StatePiece]:
+        """What this rank saves. Over all ranks of a policy every element comes once."""
+        mine = {name for name, rank in self._writers.items() if rank == self._data.rank}
+        pieces = [piece for name in mine for piece in self.weight_pieces(name)]
+        if self.reference is not None:
+            pieces += [piece for name in mine for piece in self.reference_pieces(name)]
+        for name, share in self.shares().items():
+            if name in self._writers and (name in mine or self._is_split):
+                pieces += self.share_pieces(name, share)
+        return sorted(pieces, key=lambda piece: (piece.key, piece.offsets))
 
-    def _check(self, state: Mapping[str, Any]) -> None:
-        own = self.state_dict(updates=0)
-        check_keys(state, own, what="policy rank")
-        expected, found = _describe(own), _describe(state)
-        faults = [
-            f"{name}: expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
-            for name in sorted(expected.keys() | found.keys())
-            if expected.get(name) != found.get(name)
-        ]
-        if not faults:
-            shares = self._shares().items()
-            faults = [f"{key} {fault}" for key, share in shares for fault in share.faults(state["optimizer"][key])]
-        if faults:
-            more = f"; and {len(faults) - _SHOWN_FAULTS} more" if len(faults) > _SHOWN_FAULTS else ""
-            raise ValueError(
-                f"the policy rank cannot go on from this state: {'; '.join(faults[:_SHOWN_FAULTS])}{more}. A state is "
-                "of one rank, under the model, layout, dtype and optimizer that it was taken under"
-            )
+    def held(self) -> Iterator[StatePiece]:
+        """Everything that this rank holds, what others hold too included."""
+        for name in self.weights:
+            yield from self.weight_pieces(name)
+            yield from self.reference_pieces(name) if self.reference is not None else ()
+        for name, share in self.shares().items():
+            yield from self.share_pieces(name, share)
 
-    def _shares(self) -> dict[str, _Share]:
-        storages = {tensor.untyped_storage().data_ptr() for tensor in self._weights.values()}
+    @property
+    def _is_split(self) -> bool:
+        """Whether each data rank has another share."""
+        return any(isinstance(part, DistributedOptimizer) for part in optimizer_parts(self._optimizer))
+
+    def weight_pieces(self, name: str) -> Iterator[StatePiece]:
+        """Of the parameter `name`, a key of the transfer plans."""
+        for piece in self._placed[name].pieces:
+            view = self.weights[name][piece.local].view(piece.sizes)
+            yield StatePiece(piece.key, self._shapes[piece.key], piece.offsets, view)
+
+    def reference_pieces(self, name: str) -> Iterator[StatePiece]:
+        """Likewise of the reference, which there must be."""
+        assert self.reference is not None
+        for piece in self._placed[name].pieces:
+            view = self.reference[name][piece.local].view(piece.sizes)
+            yield StatePiece(reference_key(piece.key), self._shapes[piece.key], piece.offsets, view)
+
+    def share_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
+        """The optimizer's of the parameter: the float32 copy where there is one, and both moments."""
+        if share.is_copy:
+            yield from self.main_pieces(name, share)
+        yield from self.moment_pieces(name, share)
+
+    def main_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
+        """The weights that are updated."""
+        return self._flat(name, share, share.main.data, MAIN)
+
+    def moment_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
+        """Both moments."""
+        for moment in MOMENTS:
+            yield from self._flat(name, share, share.moments[moment], moment)
+
+    def _flat(self, name: str, share: Share, tensor: Tensor, what: str) -> Iterator[StatePiece]:
+        placed, flat = self._placed[name], tensor.view(-1)
+        for piece in placed.pieces:
+            for part in flat_pieces(piece, placed.entry.shape, start=share.start, size=flat.numel()):
+                view = flat[part.start : part.start + part.num_elements].view(part.sizes)
+                yield StatePiece(optimizer_key(what, part.key), self._shapes[part.key], part.offsets, view)
+
+    @property
+    def optimizer_step(self) -> int | None:
+        """The optimizer's own count of updates; None where this rank has no share of any parameter."""
+        steps = {share.moments.step for share in self.shares().values()}
+        if len(steps) > 1:
+            raise RuntimeError(f"the optimizer has made {sorted(steps)} updates of its parameters; expected one number")
+        return next(iter(steps), None)
+
+    def shares(self) -> dict[str, Share]:
+        """By parameter; moments that the optimizer has not made yet are made, as its first update would."""
+        storages = {tensor.untyped_storage().data_ptr() for tensor in self.weights.values()}
         return {
-            self._keys[parameter]: _Share(
+            self._names[parameter]: Share(
                 start=start,
                 main=main,
                 is_copy=main.untyped_storage().data_ptr() not in storages,
-                moments=part.optimizer.state[main],
+                moments=Moments(part.optimizer, main),
             )
             for part in optimizer_parts(self._optimizer)
             for parameter, main, start in _updated(part)
         }
 
 
+def deal(sizes: Mapping[str, int], *, ranks: int) -> dict[str, int]:
+    """Which of `ranks` writes each, so that all write about as much; the same on every rank that is asked."""
+    loads, writers = [0] * ranks, {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        writers[name] = loads.index(min(loads))
+        loads[writers[name]] += sizes[name]
+    return writers
+
+
 def _updated(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, int]]:
     """(parameter, what the inner optimizer updates for it, the place of its first element in the parameter)."""
+    groups: Iterable[tuple[Sequence[nn.Parameter], Sequence[Tensor]]]
     if isinstance(part, DistributedOptimizer):
         groups = [
             *zip(part.model_float16_groups, part.shard_fp32_from_float16_groups, strict=True),
@@ -170,17 +199,3 @@ def _updated(part: MegatronOptimizer) -> Iterator[tuple[nn.Parameter, Tensor, in
         for parameter, main in zip(parameters, mains, strict=True):
             whole = not isinstance(part, DistributedOptimizer)
             yield parameter, main, 0 if whole else part._get_model_param_range_map(parameter)["param"].start
-
-
-def _describe(state: Mapping[str, Any]) -> dict[str, str]:
-    """What must agree, by name. Moments are left out: a rank has none before its first update."""
-    described = {name: str(value) for name, value in state["layout"].items()}
-    described |= {"format": str(state["format"]), "parameter groups": str(len(state["steps"]))}
-    for section in ("weights", "reference"):
-        for key, tensor in (state[section] or {}).items():
-            described[f"{section} {key}"] = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-    for key, share in state["optimizer"].items():
-        check_keys(share, _SHARE, what=f"optimizer's {key}")
-        beside = "" if share["main"] is None else " and their float32 copy"
-        described[f"optimizer {key}"] = f"{share['size']} elements from {share['start']}{beside}"
-    return described

@@ -33,7 +33,8 @@ def rank_layout(shape: ModelShape, *, grid: RankGrid, rank: int) -> RankLayout:
     )
 
 
-def _spec() -> Spec:
+def layer_spec() -> Spec:
+    """Which of Megatron's layer specs the models here are built with."""
     return "te" if uses_transformer_engine() else "local"
 
 
@@ -67,7 +68,7 @@ def load_hf_weights(
 ) -> None:
     """Fill every parameter of the chunks from its boxes; RuntimeError if table and model name different parameters."""
     parameters = named_parameters(chunks)
-    table = list_parameters(shape, layout, spec=_spec())
+    table = list_parameters(shape, layout, spec=layer_spec())
     entries = {parameter_key(entry.chunk, entry.name): entry for entry in table}
     if parameters.keys() != entries.keys():
         raise RuntimeError(
@@ -93,7 +94,7 @@ def _mark_tensor_parallel(parameter: nn.Parameter, entry: ParameterEntry) -> Non
 def plan_export(shape: ModelShape, *, grid: RankGrid, bucket_bytes: int, dtype: torch.dtype) -> GatherPlan:
     """Which rank of the first replica sends which boxes to rank 0."""
     entries = {
-        rank: list_parameters(shape, rank_layout(shape, grid=grid, rank=rank), spec=_spec())
+        rank: list_parameters(shape, rank_layout(shape, grid=grid, rank=rank), spec=layer_spec())
         for rank in grid.data_group(0)
     }
     return plan_gather(entries, hf_tensors(shape), bucket_bytes=bucket_bytes, dtype=dtype)
@@ -113,7 +114,7 @@ def make_offer(
         shape=shape,
         grid=grid,
         virtual=1,
-        spec=_spec(),
+        spec=layer_spec(),
         tensors=hf_tensors(shape),
         dtype=dtype,
         engines=config.rollout.engines,

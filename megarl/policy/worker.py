@@ -12,7 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.hf import save_hf_checkpoint
+from megarl.checkpoint.rank_saver import RankSaver, WrittenPart
+from megarl.checkpoint.run_checkpoint import RunCheckpoint
+from megarl.checkpoint.saved import StagedNumbers
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
@@ -21,6 +25,7 @@ from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
+from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel
 from megarl.policy.optimizer import (
@@ -33,11 +38,12 @@ from megarl.policy.optimizer import (
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
 from megarl.policy.reports import MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
-from megarl.policy.state import RankState
+from megarl.policy.state import DataPlace, RankState
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
     build_chunks,
     export_hf_weights,
+    layer_spec,
     make_offer,
     plan_export,
     rank_layout,
@@ -78,8 +84,16 @@ class MegatronWorker:
         self._optimizer = build_optimizer(
             self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
         )
-        layout = {**self._grid.sizes, "rank": place.rank, "distributed_optimizer": distributed}
-        self._state = RankState(self._chunks, self._reference, self._optimizer, layout=layout)
+        self._state = RankState(
+            self._chunks,
+            self._reference,
+            self._optimizer,
+            shape=self._shape,
+            layout=self._layout,
+            spec=layer_spec(),
+            data=DataPlace(rank=self._grid.position(place.rank).data, ranks=self._grid.data),
+        )
+        self._saver = RankSaver(place.rank, timeout_s=config.checkpoint.timeout_s)
         self._objective = ObjectivePasses(
             config.objective,
             Passes(device=self._device),
@@ -197,19 +211,36 @@ class MegatronWorker:
             reference.load_state_dict(chunk.state_dict())
         forget_moments(self._optimizer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the next step's updates depend on beside the configuration, between two steps: see `policy.state`.
+    def stage_checkpoint(self, directory: str) -> StagedNumbers:
+        """Copy what this rank must save and begin to write it into `directory`; updates may go on when this returns.
 
-        Its tensors are the rank's own memory: write or copy them before the next update.
+        Raises CheckpointError where there is no host memory for the copy: nothing is being written then.
         """
-        return self._state.state_dict(updates=self._updates)
+        self._saver.stage(self._state.saved(), Path(directory))
+        return StagedNumbers(updates=self._updates, optimizer_step=self._state.optimizer_step)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where this rank was when it gave `state`, in this process or another. A held batch is dropped.
+    def finish_checkpoint(self) -> WrittenPart:
+        """When all of it is on the disk; waits in whatever thread calls it, beside updates. CheckpointError, once this
+        rank writes no more, where it could not be written within checkpoint.timeout_s."""
+        return self._saver.finish()
 
-        ValueError, with what was expected and found, where the state is not of such a rank; then nothing was changed.
+    def abandon_checkpoint(self) -> None:
+        """Write no more of what is being written, if anything is."""
+        self._saver.abandon()
+
+    def load_checkpoint(self, directory: str, *, weights_only: bool = False) -> None:
+        """Become what the run's checkpoint in `directory` says, whatever layout wrote it. A held batch is dropped.
+
+        weights_only: with an optimizer and a schedule that begin, and a reference of these weights. Raises
+        CheckpointError, naming file and tensor, where it is not of this model or damaged.
         """
-        self._updates = self._state.load_state_dict(state)
+        manifest = RunCheckpoint.open(Path(directory)).manifest
+        with open_dist_checkpoint(directory, verify=True) as checkpoint:
+            if weights_only:
+                load_weights(self._state, checkpoint)
+            else:
+                load_state(self._state, checkpoint, step=manifest.optimizer_step)
+        self._updates = 0 if weights_only else manifest.updates
         self._held, self._scores, self._differentiated = (), [], None
 
     def open_session(self) -> WeightEndpoint | None:
@@ -250,6 +281,7 @@ class MegatronWorker:
 
     def close(self) -> None:
         """Leave the engines and the process groups."""
+        self._saver.close()
         self._leave_session()
         leave_policy_group()
 

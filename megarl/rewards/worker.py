@@ -5,10 +5,8 @@ gone, whatever it is busy with.
 """
 
 import contextlib
-import fcntl
 import os
 import resource
-import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,14 +28,15 @@ from megarl.rewards.messages import (
 )
 from megarl.rewards.user_function import describe_error
 from megarl.rewards.verifiers import Verify, build_answer_check, build_verifier
+from megarl.telemetry.lifeline import be_first_to_die_of_memory, die_with_parent
 
 _GIB = 2**30
 
 
 def main(data_fd: int, life_fd: int) -> None:
     """Serve until the parent closes `data_fd`; `life_fd` is the read end of a pipe that only the parent holds open."""
-    _die_with_parent(life_fd)
-    _be_first_to_die_of_memory()
+    die_with_parent(life_fd)
+    be_first_to_die_of_memory()
     os.set_inheritable(data_fd, False)
     connection: Connection[Any, Any] = Connection(data_fd)
     with contextlib.suppress(EOFError):  # the parent closed the socket: done
@@ -87,25 +86,6 @@ def _describe_failure(error: Exception) -> Failed:
             return Failed(str(error), "", kind="no number")
         case _:
             return Failed(describe_error(error), "".join(traceback.format_exception(error)))
-
-
-def _die_with_parent(life_fd: int) -> None:
-    """Let the kernel end this process group when the pipe's other end closes.
-
-    The default action of SIGIO ends a process without asking the interpreter, so a regular expression that hangs with
-    the interpreter's lock held ends too. (PR_SET_PDEATHSIG would fire when the parent's *thread* ends.)
-    """
-    os.set_inheritable(life_fd, False)
-    fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([life_fd], [], [], 0)[0]:  # the parent went before the signal was armed
-        os._exit(1)
-
-
-def _be_first_to_die_of_memory() -> None:
-    """An answer that eats the machine's memory must cost this process, not the trainer."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # Linux only
-        file.write("1000")
 
 
 def _limit_memory(gib: float) -> None:

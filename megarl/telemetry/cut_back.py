@@ -7,6 +7,7 @@ run died. What stays is untouched, byte for byte (timeline.json: event for event
 
 import json
 import re
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -33,6 +34,7 @@ def cut_back(run: RunDirectory, *, step: int) -> list[str]:
         *cut_rows(run.updates_path, step=step),
         *_cut_timeline(run.timeline_path, step=step),
         *_remove_files(run.rollouts, step=step),
+        *_remove_files(run.exports, step=step),
         *_cut_events(run.tensorboard, step=step),
     ]
 
@@ -77,13 +79,16 @@ def _step_of(event: dict[str, Any]) -> int:
 
 
 def _remove_files(folder: Path, *, step: int) -> Iterator[str]:
-    """Files named after a later step, and halves of files that a killed run left."""
+    """Files and directories named after a later step, and halves that a killed run left."""
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
         found = _FILE_STEP.match(path.name)
         if path.name.endswith(".partial") or (found and int(found[1]) > step):
-            path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
             yield f"{folder.name}/{path.name}"
 
 

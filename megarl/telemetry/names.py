@@ -172,6 +172,10 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "timing_s/publish_resume": ("max", "its seconds until sampling went on, slowest engine"),
     "timing_s/step": ("sum", "seconds of the whole step, up to its own files"),
     "timing_s/write_wait": ("sum", "its seconds waiting for the files of the step before"),
+    "timing_s/checkpoint": (
+        "sum",
+        "seconds between the step before and this one while the policy's state was copied for a checkpoint",
+    ),
     "timing_s/write": ("sum", "seconds writing this step's rollouts, beside the next step"),
     "publish/bytes": ("sum", "bytes of weights that the policy sent to the engines"),
     "publish/messages": ("sum", "messages in which they were sent"),

@@ -8,7 +8,9 @@
     versions.json   the run's id, python, packages, git revision, host, command line; the same of each time it went on
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
-    metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, checkpoints/, logs/, figures/
+    metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
+    checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
+    hf/             exported weights, a Hugging Face checkpoint each
 
 A run directory is made once and never reused for another run; a run that goes on opens its own again.
 """
@@ -46,7 +48,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """Where a run stands. `step` steps are finished and what they leave is on disk: rollouts, metrics, and the
-    checkpoint where one was due."""
+    exported weights where they were due."""
 
     status: RunStatus
     step: int = 0
@@ -74,7 +76,7 @@ class RunDirectory:
         parent = Path(config.logging.directory).expanduser().resolve()
         parent.mkdir(parents=True, exist_ok=True)
         run = cls(make_numbered(parent, f"{config.name}-{verb}-{started:%Y%m%dT%H%M%SZ}"))
-        for folder in (run.rollouts, run.checkpoints, run.logs, run.figures):
+        for folder in (run.rollouts, run.checkpoints, run.exports, run.logs, run.figures):
             folder.mkdir()
         run._write_config(config, source, fragments)
         facts = {"verb": verb, "id": secrets.token_hex(4), "started": started.isoformat(timespec="seconds")}
@@ -106,7 +108,7 @@ class RunDirectory:
         and who said that it may be, for versions.json.
         """
         self.write_state(state)
-        for folder in (self.rollouts, self.checkpoints, self.logs, self.figures):
+        for folder in (self.rollouts, self.checkpoints, self.exports, self.logs, self.figures):
             folder.mkdir(exist_ok=True)
         self._replace_config(config, step=state.step)
         source, *fragments = sources or (None,)
@@ -161,6 +163,10 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "hf"
 
     @property
     def tensorboard(self) -> Path:

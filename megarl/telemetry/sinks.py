@@ -183,10 +183,13 @@ class Sinks:
         return {sink.path.name: sink.position() for sink in self._sinks if isinstance(sink, JsonlSink)}
 
     def flush(self) -> None:
-        """Return when the rows are on the disk. OSError where they cannot be."""
+        """Return when the rows are on the disk; a disk that does not take them is logged."""
         for sink in self._sinks:
             if isinstance(sink, JsonlSink):
-                sink.flush()
+                try:
+                    sink.flush()
+                except OSError as error:
+                    _log.warning("%s is not on the disk: %s", sink.path, error)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: by its kind, how many steps each sink has lost in all."""

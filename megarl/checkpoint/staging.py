@@ -1,0 +1,114 @@
+"""Where a rank's state lies while it is written: memory that the rank fills and its writer process reads.
+
+A file without a name (memfd): it needs no room in /dev/shm and goes with the last process that has it, however that
+ends. It is made for the first save and kept for the next ones, because fresh pages cost as much time as the copy.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from megarl.checkpoint.errors import CheckpointError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Of a rank's state."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StatePiece:
+    """A rectangle of a tensor of the checkpoint, and the memory of a rank that holds it."""
+
+    key: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    offsets: tuple[int, ...]
+    tensor: Tensor
+    """A view, of the rectangle's sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedPiece:
+    """The same in staging memory, as the writer process is told of it."""
+
+    key: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    dtype: str
+    start: int
+    """First byte."""
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.sizes) * DTYPES[self.dtype].itemsize
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        lists = {name: tuple(fields[name]) for name in ("shape", "offsets", "sizes")}
+        return cls(**(fields | lists))
+
+
+def plan_staging(pieces: Iterable[StatePiece]) -> tuple[list[StagedPiece], int]:
+    """(a place for each piece, in order; bytes in all)."""
+    staged, end = [], 0
+    for piece in pieces:
+        name = _NAMES[piece.tensor.dtype]
+        staged.append(StagedPiece(piece.key, piece.shape, piece.offsets, tuple(piece.tensor.shape), name, end))
+        end += -(-piece.tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return staged, end
+
+
+class StagingMemory:
+    """Memory of `num_bytes` that a child process can open by `descriptor`."""
+
+    def __init__(self, num_bytes: int) -> None:
+        """Raises CheckpointError where there is not so much memory."""
+        self.num_bytes = num_bytes
+        self.descriptor = os.memfd_create("megarl-checkpoint", os.MFD_CLOEXEC)
+        try:
+            # Reserved now: memory that is not there is an error here and not a bus error in the copy.
+            os.posix_fallocate(self.descriptor, 0, num_bytes)
+        except OSError as error:
+            os.close(self.descriptor)
+            raise CheckpointError(
+                f"no host memory for the {num_bytes / 2**20:.0f} MiB that a policy rank copies before it goes on "
+                f"({error.strerror}); free memory, or spread the policy over more ranks"
+            ) from error
+        self._bytes = map_memory(self.descriptor, num_bytes)
+        if torch.cuda.is_available():
+            # Copies from a GPU run at full speed only into memory the driver knows.
+            torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), num_bytes, 0)
+
+    def fill(self, pieces: Sequence[StatePiece], staged: Sequence[StagedPiece]) -> None:
+        """Copy every piece to its place; it is there when this returns."""
+        for piece, place in zip(pieces, staged, strict=True):
+            view_staged(self._bytes, place).copy_(piece.tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def close(self) -> None:
+        """Give the memory back, once the writer process has ended too."""
+        if torch.cuda.is_available():
+            torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        os.close(self.descriptor)
+
+
+def map_memory(descriptor: int, num_bytes: int) -> Tensor:
+    """[num_bytes] of the memory behind an open descriptor."""
+    return torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=num_bytes, dtype=torch.uint8)
+
+
+def view_staged(memory: Tensor, piece: StagedPiece) -> Tensor:
+    """The piece as a tensor of its sizes, in staging memory."""
+    return memory[piece.start : piece.start + piece.num_bytes].view(DTYPES[piece.dtype]).view(piece.sizes)
