@@ -93,7 +93,7 @@ def test_an_earlier_checkpoint_is_gone_on_from_when_the_newer_ones_are_out_of_th
     [
         ("nowhere", "does not exist; expected a directory that `megarl train` made"),
         ("empty", r"is no run directory: it has no state\.json"),
-        ("stray", r"lies in no run directory; put it back .* or begin a new run from its weights with train\.init_from="),
+        ("stray", r"lies in no run directory; put it back .* or begin a new run from its weights with train\.init_from"),
     ],
 )
 def test_what_is_no_run_is_refused(name: str, said: str, tmp_path: Path) -> None:
