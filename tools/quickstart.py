@@ -46,7 +46,7 @@ def run(*command: str) -> None:
 
 def latest_checkpoint() -> Path:
     """The Hugging Face checkpoint of the run that just ended."""
-    checkpoints = sorted(Path("runs/latest").resolve().glob("checkpoints/*-hf"))
+    checkpoints = sorted(Path("runs/latest").resolve().glob("hf/step-*"))
     if not checkpoints:
         raise SystemExit("the warm start left no checkpoint; see its messages above")
     return checkpoints[-1].relative_to(Path.cwd())

@@ -14,6 +14,7 @@ from typing import Any, Self
 from megarl.checkpoint.errors import CheckpointError
 from megarl.config.dump import dump_config
 from megarl.config.run import RunConfig
+from megarl.models.shape import ModelShape
 from megarl.telemetry.atomic_file import write_text_atomically
 
 FORMAT = 1
@@ -40,7 +41,7 @@ class Manifest:
     layout: dict[str, Any]
     """Of the policy that wrote it, for people: any other can read it."""
     model: dict[str, Any]
-    """`ModelShape`, which must be equal where it is read."""
+    """`describe_model`, which must be equal where it is read."""
     config: dict[str, Any]
     """The resolved configuration, as its TOML holds it."""
     config_digest: str
@@ -96,6 +97,13 @@ def describe_config(config: RunConfig) -> tuple[dict[str, Any], str]:
 
     text = dump_config(config)
     return tomllib.loads(text), hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_model(shape: ModelShape) -> dict[str, Any]:
+    """What must be equal where a checkpoint is read: all of the shape but the dtype that its files were in."""
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(shape)))
+    del facts["hf_dtype"]
+    return facts
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

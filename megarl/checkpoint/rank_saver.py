@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.checkpoint.staging import StagedPiece, StagingMemory, StatePiece, plan_staging
-from megarl.checkpoint.writer_messages import WriteRequest, Written
+from megarl.checkpoint.writer_messages import Done, WriteRequest
 from megarl.checkpoint.writer_process import WriterProcess
 
 _POLL_S = 0.05
@@ -35,7 +35,7 @@ class RankSaver:
         self._memory: StagingMemory | None = None
         self._writer: WriterProcess | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="megarl-save")
-        self._writing: Future[Written] | None = None
+        self._writing: Future[Done] | None = None
 
     @property
     def writer_pid(self) -> int | None:
@@ -54,7 +54,7 @@ class RankSaver:
         memory.fill(pieces, staged)
         self._writing = self._thread.submit(self._write, writer, directory, staged)
 
-    def _write(self, writer: WriterProcess, directory: Path, staged: Sequence[StagedPiece]) -> Written:
+    def _write(self, writer: WriterProcess, directory: Path, staged: Sequence[StagedPiece]) -> Done:
         # The request is made here too: of a large model it is megabytes of text.
         request = WriteRequest(directory=str(directory), rank=self._rank, pieces=staged)
         return writer.write(request, timeout_s=self._timeout_s)
@@ -68,7 +68,7 @@ class RankSaver:
         return self._memory, self._writer
 
     def finish(self) -> WrittenPart:
-        """When all of it is on the disk. CheckpointError, once nobody writes any more, where it could not be written."""
+        """When all of it is on the disk. CheckpointError, once nobody writes any more, where that could not be."""
         if self._writing is None:
             raise RuntimeError("finish before stage")
         writing = self._writing

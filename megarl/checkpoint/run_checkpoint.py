@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from megarl.checkpoint.checksum import describe_file
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
 
@@ -66,14 +65,14 @@ class RunCheckpoint:
                 yield f"{name}: expected {facts['bytes']} bytes, found {found}"
 
     def _content_fault(self, name: str) -> str | None:
+        from megarl.checkpoint.dist_writer import checksum_of  # imports torch, which finding checkpoints needs not
+
+        expected = self.manifest.files[name]["checksum"]
         try:
-            found = describe_file(self.path / name)
+            found = checksum_of(self.path / name)
         except OSError as error:
             return f"{name}: cannot be read ({error.strerror})"
-        expected = self.manifest.files[name]
-        if found == expected:
-            return None
-        return f"{name}: expected checksum {expected['checksum']}, found {found['checksum']}"
+        return None if found == expected else f"{name}: expected checksum {expected}, found {found}"
 
 
 def _raise_faults(path: Path, faults: list[str]) -> None:

@@ -24,7 +24,7 @@ class SavedState:
     layout: dict[str, Any]
     """Of the policy that wrote it."""
     model: dict[str, Any]
-    """`ModelShape` as JSON."""
+    """`manifest.describe_model`."""
     files: dict[str, dict[str, Any]]
     """By name {"bytes", "checksum"}."""
     staged_bytes: int

@@ -7,13 +7,14 @@ whatever it is busy with. See `writer_process` for the rank's end.
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from megarl.checkpoint.dist_writer import DistWriter
 from megarl.checkpoint.staging import map_memory, view_staged
-from megarl.checkpoint.writer_messages import NotWritten, Reply, WriteRequest, Written, reply_line
+from megarl.checkpoint.writer_messages import Done, Failed, Reply, WriteRequest, reply_line
 from megarl.telemetry.lifeline import be_first_to_die_of_memory, die_with_parent
 
 
@@ -34,14 +35,13 @@ def _answer(request: WriteRequest, memory: torch.Tensor) -> Reply:
     try:
         with DistWriter(Path(request.directory), rank=request.rank) as writer:
             for piece in request.pieces:
-                writer.add(piece.key, view_staged(memory, piece), shape=piece.shape, offsets=piece.offsets)
-            return Written(writer.finish())
+                writer.write(piece.key, view_staged(memory, piece), shape=piece.shape, offsets=piece.offsets)
+            return Done(asdict(writer.finish()))
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return NotWritten(f"{where}{error.strerror or error}")
+        return Failed(f"{error.filename or request.directory}: {error.strerror or error}")
     except Exception as error:
         traceback.print_exc()
-        return NotWritten(f"{type(error).__name__}: {error}")
+        return Failed(f"{type(error).__name__}: {error}")
 
 
 def _send(descriptor: int, data: bytes) -> None:

@@ -1,7 +1,7 @@
 """What a rank and its writer process say to each other: one line of JSON each, so that neither can run the other's
 code.
 
-A pipe each way: the rank sends a `WriteRequest`, the process answers with a `Written` or a `NotWritten`.
+A pipe each way: the rank sends a `WriteRequest`, the process answers with a `Done` or a `Failed`.
 """
 
 import json
@@ -32,7 +32,7 @@ class WriteRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Done:
     """All of it is on the disk."""
 
     result: Any
@@ -40,29 +40,29 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class NotWritten:
+class Failed:
     """It could not be written; for a person."""
 
     error: str
 
 
-Reply = Written | NotWritten
+Reply = Done | Failed
 
 
 def reply_line(reply: Reply) -> bytes:
     match reply:
-        case Written(result=result):
+        case Done(result=result):
             return _line({"written": result})
-        case NotWritten(error=error):
+        case Failed(error=error):
             return _line({"error": error})
 
 
 def parse_reply(line: bytes) -> Reply:
     match json.loads(line):
         case {"written": result}:
-            return Written(result)
+            return Done(result)
         case {"error": str(error)}:
-            return NotWritten(error)
+            return Failed(error)
     raise ValueError(f"a checkpoint's writer process answered {line[:200]!r}")
 
 

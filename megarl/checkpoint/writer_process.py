@@ -1,8 +1,8 @@
 """The rank's end of the process that writes its part of a checkpoint while the rank trains on.
 
-A process of its own, started afresh and not forked: a fork would inherit the locks of the rank's threads (Ray's, gloo's,
-CUDA's) as they are at that moment. It sees the staging memory and nothing else of the rank, and ends with it. It stays
-for the next save; one that was killed is replaced by then.
+A process of its own, started afresh and not forked: a fork would inherit the locks of the rank's threads (Ray's,
+gloo's, CUDA's) as they are at that moment. It sees the staging memory and nothing else of the rank, and ends with it.
+It stays for the next save; one that was killed is replaced by then.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import time
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.staging import StagingMemory
-from megarl.checkpoint.writer_messages import NotWritten, Reply, WriteRequest, Written, parse_reply
+from megarl.checkpoint.writer_messages import Done, Failed, Reply, WriteRequest, parse_reply
 
 _STDERR_FD = 2
 _READ_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class WriterProcess:
         """Of the process that waits or writes now."""
         return None if self._process is None else self._process.pid
 
-    def write(self, request: WriteRequest, *, timeout_s: float) -> Written:
+    def write(self, request: WriteRequest, *, timeout_s: float) -> Done:
         """Have it written, and on the disk.
 
         Raises CheckpointError where it could not be, was not within the limit, or the process ended: then nobody
@@ -66,9 +66,9 @@ class WriterProcess:
                 "(checkpoint.timeout_s); is the disk slow, or gone?"
             ) from None
         match reply:
-            case Written():
+            case Done():
                 return reply
-            case NotWritten(error=error):
+            case Failed(error=error):
                 raise CheckpointError(f"policy rank {request.rank} could not write its part: {error}")
         raise CheckpointError(
             f"the process {process.pid} that writes the part of policy rank {request.rank} ended {self._describe_end()}"

@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM, at every moment of a run.
+"""Ctrl-C, SIGTERM and SIGUSR1, at every moment of a run.
 
-The first cancels the work, so that its `finally` blocks end every worker. A second says what is being waited for, a
-third ends everything at once. Cancelling needs the event loop: where the loop is held up by a call that does not
-return, KeyboardInterrupt is raised out of it. The end itself has a limit, after which all is killed too.
+SIGUSR1, and SIGTERM where the run saves itself, first ask it to finish its step, save and stop; that has a limit.
+Ctrl-C, and whatever comes where that is not possible or was asked before, stops at once: it cancels the work, so that
+its `finally` blocks end every worker. A second one says what is being waited for, a third ends everything at once.
+Cancelling needs the event loop: where the loop is held up by a call that does not return, KeyboardInterrupt is raised
+out of it. The end itself has a limit, after which all is killed too.
 """
 
 import asyncio
@@ -13,18 +15,22 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from megarl.controller.stopping import StopRequest
+
 _HELD_UP_S = 3.0
 CLOSE_LIMIT_S = 180.0
 """Longer than the limits of all that is closed, one after the other."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
     """The signals of one run. Used as `with interrupts.heard(): asyncio.run(interrupts.cancellable(work))`."""
 
-    def __init__(self, *, kill: Callable[[str], None]) -> None:
-        """kill: ends every process of the run at once and does not return; it is told why."""
+    def __init__(self, *, kill: Callable[[str], None], stop: StopRequest, stop_within_s: float) -> None:
+        """kill: ends every process of the run at once and does not return; it is told why. stop: whom the run's loop
+        asks after each step. stop_within_s: checkpoint.stop_within_s."""
         self._kill = kill
+        self._stop, self._stop_within_s = stop, stop_within_s
         self._count = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Future[None] | None = None
@@ -57,6 +63,8 @@ class Interrupts:
             if not self._reached.is_set():
                 raise KeyboardInterrupt
             return
+        if self._count == 0 and self._asked_to_stop(number):
+            return
         self._count += 1
         if self._count == 1:
             threading.Thread(target=self._see_to_it, args=(number,), name="megarl-stop", daemon=True).start()
@@ -69,6 +77,26 @@ class Interrupts:
             )
         else:
             self._kill("stopped by a third signal")
+
+    def _asked_to_stop(self, number: int) -> bool:
+        """Whether the run will stop by itself, saved: it was asked to now, for the first time."""
+        if number == signal.SIGINT or self._stop.reason is not None:
+            return False
+        name = signal.Signals(number).name
+        if not self._stop.ask(name, to_save=number == signal.SIGUSR1):
+            return False
+        say_at_once(
+            f"\n{name}: the run finishes its step, saves and stops, within {self._stop_within_s:g} s "
+            "(checkpoint.stop_within_s); once more stops it at once\n"
+        )
+        threading.Thread(target=self._limit_stop, args=(number,), name="megarl-stop-limit", daemon=True).start()
+        return True
+
+    def _limit_stop(self, number: int) -> None:
+        """In a thread of its own: what was asked for has an end."""
+        if not self._over.wait(self._stop_within_s) and self._count == 0:
+            say_at_once(f"\nnot done within {self._stop_within_s:g} s (checkpoint.stop_within_s): stopping at once\n")
+            os.kill(os.getpid(), number)
 
     def _cancel(self) -> None:
         self._reached.set()

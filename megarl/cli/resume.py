@@ -1,6 +1,7 @@
 """`megarl train --resume`: which run goes on, from where, and under which configuration.
 
-All of it is settled, and refused where it must be, before anything of the run is touched.
+All of it is settled, and refused where it must be, before anything of the run is touched. Of the checkpoint's files the
+sizes are looked at; what is in them is compared with its checksums by the ranks that read it.
 """
 
 import time
@@ -134,14 +135,6 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, RunCheckpoint | None]:
             f"on the next time; remove or move them first, or resume {shown_path(run.path)}"
         )
     return run, checkpoint
-
-
-def verify(checkpoint: RunCheckpoint) -> None:
-    """Read every byte of it. ConfigError naming each file that is not as it was written."""
-    try:
-        checkpoint.verify()
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _find_run(path: Path) -> tuple[RunDirectory, Path | None]:

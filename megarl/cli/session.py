@@ -21,6 +21,7 @@ from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
+from megarl.controller.stopping import RunStoppedError, StopRequest
 from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, marked_process
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
@@ -46,6 +47,8 @@ class Session:
     directory: RunDirectory
     console: Console
     reporter: StepReporter
+    stop: StopRequest
+    """Asked by a signal to end the run after the step under way."""
 
     def say(self, *lines: str) -> None:
         """Lines on what the run works with, on the display and in the log."""
@@ -89,9 +92,12 @@ def run_session(
         directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
     _clean_earlier()
-    interrupts = Interrupts(kill=functools.partial(_kill, directory))
+    stop = StopRequest()
+    interrupts = Interrupts(
+        kill=functools.partial(_kill, directory), stop=stop, stop_within_s=config.checkpoint.stop_within_s
+    )
     with marked_process(directory.path), interrupts.heard(), directory.pulse():
-        opened = _open_session(config, directory, steps=steps, columns=columns, resumed=resumed)
+        opened = _open_session(config, directory, stop, steps=steps, columns=columns, resumed=resumed)
         outcome = _work_to_the_end(config, directory, interrupts, work, opened, verb=verb)
         try:
             end_run_processes(grace_s=_END_GRACE_S)
@@ -117,12 +123,14 @@ def _work_to_the_end(
     try:
         with opened as session:
             session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
-            if note := describe_kept_weights(config, verb):
+            for note in filter(None, (describe_kept_weights(config, verb), describe_saves(config, verb))):
                 session.console.note(note)
             asyncio.run(interrupts.cancellable(work(session)))
         return _Outcome("finished", None, 0)
     except (asyncio.CancelledError, KeyboardInterrupt):
         return _Outcome("interrupted", _STOPPED, EXIT_INTERRUPTED)
+    except RunStoppedError as error:
+        return _Outcome("interrupted", str(error), EXIT_INTERRUPTED)
     except ConfigError as error:
         return _Outcome("failed", str(error), EXIT_CONFIG)
     except Exception as error:
@@ -144,6 +152,16 @@ def describe_kept_weights(config: RunConfig, verb: str) -> str | None:
     )
 
 
+def describe_saves(config: RunConfig, verb: str) -> str | None:
+    """That a run of RL steps does not save itself, where it does not."""
+    if verb != "train" or config.checkpoint.on:
+        return None
+    return (
+        "checkpoint.every_steps and every_minutes are 0: a run that is killed starts over; checkpoint.every_minutes=30 "
+        "saves it every half hour"
+    )
+
+
 def _clean_earlier() -> None:
     """What runs that were killed have left on this machine."""
     found = find_leftovers()
@@ -154,7 +172,13 @@ def _clean_earlier() -> None:
 
 @contextmanager
 def _open_session(
-    config: RunConfig, directory: RunDirectory, *, steps: int, columns: Sequence[Column], resumed: Resumed | None
+    config: RunConfig,
+    directory: RunDirectory,
+    stop: StopRequest,
+    *,
+    steps: int,
+    columns: Sequence[Column],
+    resumed: Resumed | None,
 ) -> Iterator[Session]:
     # Before a file is opened to be written on; after what the killed process left can write no more.
     cut = resumed.cut_back() if resumed else []
@@ -170,7 +194,7 @@ def _open_session(
                 update_sinks=update_sinks,
                 spans=spans,
             )
-            session = Session(config, directory, console, reporter)
+            session = Session(config, directory, console, reporter, stop)
             console.note(f"run  {shown_path(directory.path)}")
             session.say(*(resumed.about if resumed else ()), *cut)
             yield session
@@ -203,12 +227,12 @@ def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, ve
                 draw_figures(directory)
         except KeyboardInterrupt:
             print(f"figures  not drawn: {_STOPPED}; megarl report {shown_path(directory.path)} draws them")
-        print(_describe_checkpoints(config, directory, verb))
+        print(_describe_exports(config, directory, verb))
         print(f"run      {shown_path(directory.path)}", flush=True)
 
 
-def _describe_checkpoints(config: RunConfig, directory: RunDirectory, verb: str) -> str:
-    kept = sorted(path for path in directory.checkpoints.iterdir() if not path.name.startswith("."))
+def _describe_exports(config: RunConfig, directory: RunDirectory, verb: str) -> str:
+    kept = sorted(path for path in directory.exports.iterdir() if not path.name.startswith("."))
     if not kept:
         only = " (train.export_every is 0: they are written after the last step only)"
         return f"weights  none were kept{only if describe_kept_weights(config, verb) else ''}"

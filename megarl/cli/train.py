@@ -10,10 +10,11 @@ from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
 from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path, shown_path
-from megarl.cli.resume import Resumed, verify
+from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
@@ -40,8 +41,6 @@ def run_train(
     check_reward(config.reward)
     model = load_model_inputs(config)
     config = model.pin(config)
-    if resumed and resumed.checkpoint:
-        verify(resumed.checkpoint)
 
     async def work(session: Session) -> None:
         session.say(*replaced)
@@ -67,6 +66,7 @@ def run_train(
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed
                     ),
+                    checkpoints=Checkpoints(config, session.directory.checkpoints, stop=session.stop),
                     connect=functools.partial(_connect, policy, pool),
                     experts=data.experts,
                     stops=model.stops,

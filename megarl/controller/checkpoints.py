@@ -172,7 +172,7 @@ class Checkpoints:
             await asyncio.wait([self._writing])
 
     async def stopped(self, step: int, reason: str) -> RunStoppedError:
-        """What the run ends with that shall stop after `step`, which was being saved: when that is complete, or is not."""
+        """What a run ends with that shall stop after `step`: when the save of that is complete, or has failed."""
         await self.settle()
         if self._complete is not None and self._complete.step == step:
             return RunStoppedError(f"{reason}: stopped after step {step}, saved in {self._complete.path}")

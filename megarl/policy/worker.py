@@ -25,7 +25,7 @@ from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.policy.loading import load_state, load_weights
+from megarl.policy.loading import check_model, load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel
 from megarl.policy.optimizer import (
@@ -235,6 +235,7 @@ class MegatronWorker:
         CheckpointError, naming file and tensor, where it is not of this model or damaged.
         """
         manifest = RunCheckpoint.open(Path(directory)).manifest
+        check_model(manifest, self._shape, directory)
         with open_dist_checkpoint(directory, verify=True) as checkpoint:
             if weights_only:
                 load_weights(self._state, checkpoint)

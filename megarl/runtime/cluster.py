@@ -34,7 +34,7 @@ from megarl.runtime.leftovers import process_marks
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
-from megarl.runtime.workers import LIVENESS, Answering, Worker, WorkerName
+from megarl.runtime.workers import BESIDE, LIVENESS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
@@ -221,4 +221,4 @@ def start_worker(
 
 @functools.cache
 def _remote(kind: Callable[..., Any]) -> Any:
-    return ray.remote(concurrency_groups={LIVENESS: 1})(kind)
+    return ray.remote(concurrency_groups={LIVENESS: 1, BESIDE: 1})(kind)

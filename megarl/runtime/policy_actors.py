@@ -12,6 +12,9 @@ import ray
 import ray.exceptions
 import ray.util
 
+from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.rank_saver import WrittenPart
+from megarl.checkpoint.saved import SavedState, StagedNumbers
 from megarl.config.base import ConfigError
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
@@ -29,7 +32,8 @@ from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.merging import merge_publish_reports, merge_reports
-from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
+from megarl.runtime.saving import Outcome, Saving, merge_written, numbers_of, outcome, results
+from megarl.runtime.workers import BESIDE, LIVENESS, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
@@ -42,6 +46,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 20.0
+_SAVE_GRACE_S = 60.0
+"""The ranks see to checkpoint.timeout_s themselves, and end their writers then."""
 _SESSION_WAITS = 6
 """Waits for peers in a row, of rollout.publish.timeout_s each, while a session for publications is made."""
 
@@ -49,7 +55,8 @@ _SESSION_WAITS = 6
 class PolicyActor:
     """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own.
 
-    `answer` has a thread of its own; everything else runs in one other, in order.
+    `answer` has a thread of its own, and so have the methods that wait for a checkpoint beside training; everything
+    else runs in one other, in order.
     """
 
     def __init__(self, config: RunConfig, rank: int, logs: Path) -> None:
@@ -126,6 +133,20 @@ class PolicyActor:
 
     def export_hf(self, path: str) -> None:
         self._live.export_hf(path)
+
+    def stage_checkpoint(self, path: str) -> Outcome[StagedNumbers]:
+        return outcome(self._live.stage_checkpoint, path)
+
+    @ray.method(concurrency_group=BESIDE)
+    def finish_checkpoint(self) -> Outcome[WrittenPart]:
+        return outcome(self._live.finish_checkpoint)
+
+    @ray.method(concurrency_group=BESIDE)
+    def abandon_checkpoint(self) -> None:
+        self._live.abandon_checkpoint()
+
+    def load_checkpoint(self, path: str, *, weights_only: bool) -> Outcome[None]:
+        return outcome(self._live.load_checkpoint, path, weights_only=weights_only)
 
     def close(self) -> None:
         if self._worker is not None:
@@ -249,6 +270,27 @@ class RayPolicyGroup:
     async def export_hf(self, path: str) -> None:
         asked = [worker.ask(PolicyActor.export_hf, path) for worker in self._workers]
         await self._all(asked, doing="export the checkpoint")
+
+    async def stage_checkpoint(self, path: str) -> None:
+        asked = [worker.ask(PolicyActor.stage_checkpoint, path) for worker in self._workers]
+        staged = await self._all(asked, doing="copy its state for a checkpoint")
+        try:
+            self._saving = Saving(Path(path), numbers_of(staged))
+        except CheckpointError:
+            # Those that could copy theirs are writing.
+            stopping = [worker.ask(PolicyActor.abandon_checkpoint) for worker in self._workers]
+            await self._all(stopping, doing="stop writing a checkpoint")
+            raise
+
+    async def finish_checkpoint(self) -> SavedState:
+        asked = [worker.ask(PolicyActor.finish_checkpoint) for worker in self._workers]
+        limit = Limit(self._config.checkpoint.timeout_s + _SAVE_GRACE_S, "checkpoint.timeout_s")
+        written = await self._all(asked, doing="write its part of a checkpoint", limit=limit)
+        return await asyncio.to_thread(merge_written, self._saving, written, self._config)
+
+    async def load_checkpoint(self, path: str, *, weights_only: bool = False) -> None:
+        asked = [worker.ask(PolicyActor.load_checkpoint, path, weights_only=weights_only) for worker in self._workers]
+        results(await self._all(asked, doing="read the checkpoint", limit=self._start_limit))
 
     def stop_watching(self) -> None:
         """Before Ray ends, however the run went."""

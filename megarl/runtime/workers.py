@@ -21,6 +21,9 @@ _PAUSE_S = 10.0
 LIVENESS = "liveness"
 """Ray's concurrency group of `answer`."""
 
+BESIDE = "beside"
+"""Of what a worker waits for while it works on other things, one at a time."""
+
 
 class Answering(Protocol):
     """What the class of every actor of the run has: in the concurrency group LIVENESS, so beside other work."""

@@ -14,7 +14,7 @@ import pytest
 from megarl.checkpoint.manifest import Manifest, describe_config
 from megarl.checkpoint.run_checkpoint import PendingCheckpoint, RunCheckpoint
 from megarl.cli import resume as module
-from megarl.cli.resume import Arguments, Resumed, find_checkpoint, resume, verify
+from megarl.cli.resume import Arguments, Resumed, find_checkpoint, resume
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
@@ -93,7 +93,10 @@ def test_an_earlier_checkpoint_is_gone_on_from_when_the_newer_ones_are_out_of_th
     [
         ("nowhere", "does not exist; expected a directory that `megarl train` made"),
         ("empty", r"is no run directory: it has no state\.json"),
-        ("stray", r"lies in no run directory; put it back .* or begin a new run from its weights with train\.init_from"),
+        (
+            "stray",
+            r"lies in no run directory; put it back .* or begin a new run from its weights with train\.init_from",
+        ),
     ],
 )
 def test_what_is_no_run_is_refused(name: str, said: str, tmp_path: Path) -> None:
@@ -290,16 +293,15 @@ def test_it_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
     assert run.read_versions()["went_on"][0]["changes"] == ["train.steps: 30 -> 60"]
 
 
-def test_a_flipped_byte_is_named_before_anything_is_touched(tmp_path: Path) -> None:
-    run = make_run(tmp_path, 4)
-    file = run.checkpoints / "step-000004" / "weights"
-    data = bytearray(file.read_bytes())
-    data[3] ^= 1
-    file.write_bytes(data)
-    going = go_on(run.path)
-    assert going.checkpoint is not None
-    with pytest.raises(ConfigError, match=r"weights: expected checksum .*, found .*Use another checkpoint"):
-        verify(going.checkpoint)
+def test_a_file_that_was_cut_short_is_named_and_the_checkpoint_before_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = make_run(tmp_path, 4, 8)
+    file = next(run.checkpoints.glob("step-000008/*.distcp"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert go_on(run.path).step == 4
+    assert f"passed over: {run.checkpoints / 'step-000008'} is damaged: {file.name}: expected" in caplog.text
+    assert f"{file.name}: expected" in refusal(run.checkpoints / "step-000008")
 
 
 def ask(*arguments: str, cwd: Path) -> tuple[int, str]:

@@ -31,7 +31,7 @@ async def work(session):
     if mode == "fails":
         raise RuntimeError("it broke")
     if mode == "kept":
-        (session.directory.checkpoints / "step-000001-hf").mkdir()
+        (session.directory.exports / "step-000001").mkdir()
 
 source = parent / "run.toml"
 source.write_text("")

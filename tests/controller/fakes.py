@@ -198,7 +198,7 @@ class Recorder:
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def checkpoint_path(self, step: int) -> str:
+    def export_path(self, step: int) -> str:
         return f"hf-{step}"
 
 

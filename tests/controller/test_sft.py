@@ -42,7 +42,7 @@ class Recorder:
     async def export_hf(self, path: str) -> None:
         self.calls.append(f"export {path}")
 
-    def checkpoint_path(self, step: int) -> str:
+    def export_path(self, step: int) -> str:
         return f"hf-{step}"
 
     def commit(self, progress: RunProgress) -> None:

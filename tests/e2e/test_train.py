@@ -131,7 +131,7 @@ def test_the_exported_checkpoint_is_the_trained_model(ended: Ended, tiny_model_d
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = ended.directory.checkpoints / "step-000003-hf"
+    path = ended.directory.exports / "step-000003"
     trained = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, local_files_only=True, dtype=torch.float32)
     unchanged = [
@@ -196,7 +196,7 @@ def test_supervised_warm_start_then_training_from_it(tmp_path: Path, tiny_model_
     # A random model spreads its guesses over the vocabulary.
     assert losses[0] == pytest.approx(math.log(448), rel=0.1)
     assert warm.leftovers == []
-    checkpoint = warm.directory.checkpoints / "step-000020-hf"
+    checkpoint = warm.directory.exports / "step-000020"
     trained = run_to_end(tmp_path / "train", "train", checkpoint, "train.steps=2")
     first = trained.metrics[0]
     assert first["rollout/logp_diff_max"] < 1e-3

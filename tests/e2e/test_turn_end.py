@@ -31,7 +31,7 @@ def declare_only_endoftext(checkpoint: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_templates_end_of_turn_ends_a_base_models_responses(tmp_path: Path, tiny_model_dir: Path) -> None:
     warm = run_to_end(tmp_path / "sft", "sft", tiny_model_dir, *WARM_UP)
-    checkpoint = warm.directory.checkpoints / "step-000080-hf"
+    checkpoint = warm.directory.exports / "step-000080"
     declare_only_endoftext(checkpoint)
     trained = run_to_end(tmp_path / "train", "train", checkpoint, "train.steps=1", "train.prompts_per_step=16")
     (line,) = trained.metrics
