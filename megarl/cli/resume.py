@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import MANIFEST_FILE
 from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints
 from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.run_paths import find_run, open_checkpoint
 from megarl.config.base import ConfigError
 from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals, is_allowed
 from megarl.config.loader import load_config, source_files
@@ -21,7 +21,6 @@ from megarl.telemetry.cut_back import cut_back, find_gaps
 from megarl.telemetry.run_directory import PULSE_S, RunDirectory, RunState
 from megarl.telemetry.versions import collect_versions
 
-_LATEST, _CHECKPOINTS = "latest", "checkpoints"
 _SILENT_PULSES = 3
 """A run whose process cannot be looked up from here is over when it has given no sign of life for so many pulses."""
 _LOOK_EVERY_S = 1.0
@@ -115,50 +114,34 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, RunCheckpoint | None]:
 
     path: a run directory or a link to one, RUN/latest, RUN/checkpoints, or a checkpoint of a run.
     """
-    run, named = _find_run(path)
-    if (verb := run.read_versions()["verb"]) != "train":
-        raise ConfigError(
-            f"megarl train --resume {path}: {shown_path(run.path)} is a run of `megarl {verb}`, which saves only its "
-            "last weights; run it anew"
-        )
+    try:
+        run, named = find_run(path)
+        if run is None:
+            raise ConfigError(
+                f"this checkpoint lies in no run directory; put it back into RUN/checkpoints, or begin a new run from "
+                f"its weights with train.init_from={path}"
+            )
+        if (verb := run.read_versions()["verb"]) != "train":
+            raise ConfigError(
+                f"{shown_path(run.path)} is a run of `megarl {verb}`, which saves only its last weights; run it anew"
+            )
+        return run, _choose(run, named)
+    except ConfigError as error:
+        raise ConfigError(f"megarl train --resume {path}: {error}") from error
+
+
+def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
     complete = list_checkpoints(run.checkpoints)
     if named is None:
-        return run, complete[-1] if complete else None
-    try:
-        checkpoint = RunCheckpoint.open(named)
-    except CheckpointError as error:
-        raise ConfigError(f"megarl train --resume {path}: {error}") from error
+        return complete[-1] if complete else None
+    checkpoint = open_checkpoint(named)
     newer = [shown_path(other.path) for other in complete if other.step > checkpoint.step]
     if newer:
         raise ConfigError(
-            f"megarl train --resume {path}: the run has newer checkpoints ({', '.join(newer)}), from which it would go "
-            f"on the next time; remove or move them first, or resume {shown_path(run.path)}"
+            f"the run has newer checkpoints ({', '.join(newer)}), from which it would go on the next time; remove or "
+            f"move them first, or resume {shown_path(run.path)}"
         )
-    return run, checkpoint
-
-
-def _find_run(path: Path) -> tuple[RunDirectory, Path | None]:
-    """(the run, the checkpoint that was named or None)."""
-    given = path.expanduser().absolute()
-    found = given.resolve()
-    for run, named in (
-        (found, None),
-        (given.parent.resolve() if given.name == _LATEST else found, None),
-        (found.parent if found.name == _CHECKPOINTS else found, None),
-        (found.parent.parent if found.parent.name == _CHECKPOINTS else found, found),
-    ):
-        if (run / "state.json").is_file():
-            return RunDirectory(run), named
-    where = f"megarl train --resume {path}"
-    if (found / MANIFEST_FILE).is_file():
-        raise ConfigError(
-            f"{where}: this checkpoint lies in no run directory; put it back into RUN/{_CHECKPOINTS}, or begin a new "
-            f"run from its weights with train.init_from={path}"
-        )
-    what = "is no run directory: it has no state.json" if found.exists() else "does not exist"
-    raise ConfigError(
-        f"{where}: {what}; expected a directory that `megarl train` made, RUN/latest, or one of RUN/{_CHECKPOINTS}"
-    )
+    return checkpoint
 
 
 def _await_end(run: RunDirectory) -> None:

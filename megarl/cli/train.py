@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path, shown_path
 from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
+from megarl.cli.start_weights import find_start, pin_start
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
@@ -38,6 +39,9 @@ def run_train(
     replaced: what files took from each other, said at the start. resumed: the run that goes on.
     """
     config = resolve_model_path(config)
+    reached = resumed.checkpoint if resumed else None
+    start = None if reached else find_start(config)
+    config = pin_start(config, start)
     check_reward(config.reward)
     model = load_model_inputs(config)
     config = model.pin(config)
@@ -47,6 +51,8 @@ def run_train(
         await check_cluster(config)
         with session.reporter.start_up("data"):
             data = await load_beside(functools.partial(load_train_inputs, config, model), session.console)
+        if start is not None:
+            session.say(f"start  weights of {shown_path(start.path)} (train.init_from)")
         session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
         with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
@@ -71,9 +77,10 @@ def run_train(
                     experts=data.experts,
                     stops=model.stops,
                 )
-                progress = _find_progress(config, parts, resumed)
+                progress = _find_progress(parts, reached or start, steps=config.train.steps, begins=reached is None)
                 try:
-                    await _start_workers(session, policy, pool, resumed.checkpoint if resumed else None)
+                    load = functools.partial(_load, session, policy, reached or start, weights_only=reached is None)
+                    await _start_workers(session, policy, pool, load)
                     await train(config, parts, progress=progress)
                 finally:
                     policy.stop_watching()
@@ -92,15 +99,21 @@ def run_train(
     )
 
 
-def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None) -> RunProgress | None:
-    """Where the run is, if the parts go on from there. ConfigError where they do not, before a worker starts."""
-    if resumed is None or resumed.checkpoint is None:
+def _find_progress(parts: Parts, checkpoint: RunCheckpoint | None, *, steps: int, begins: bool) -> RunProgress | None:
+    """Where the run is: after the checkpoint's steps, if the parts take it from there, or where it only `begins` with
+    its weights, before all. None where it begins with those that the engines read.
+
+    ConfigError, before a worker starts, where the parts refuse it.
+    """
+    if checkpoint is None:
         return None
+    if begins:
+        return RunProgress.collect(parts.owners, step=0, policy_version=0)
     try:
-        progress = RunProgress.from_state(resumed.checkpoint.manifest.progress)
-        progress.restore(parts.owners, steps=config.train.steps)
+        progress = RunProgress.from_state(checkpoint.manifest.progress)
+        progress.restore(parts.owners, steps=steps)
     except ValueError as error:
-        raise ConfigError(f"the run cannot go on from {shown_path(resumed.checkpoint.path)}: {error}") from error
+        raise ConfigError(f"the run cannot go on from {shown_path(checkpoint.path)}: {error}") from error
     return progress
 
 
@@ -114,9 +127,10 @@ async def _started_ray(session: Session) -> AsyncIterator[Placement]:
 
 
 async def _start_workers(
-    session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, checkpoint: RunCheckpoint | None
+    session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, load: Callable[[], Awaitable[None]]
 ) -> None:
-    await asyncio.gather(_start_policy(session, policy, checkpoint), _start_engines(session, pool))
+    """load: what the ranks read before they meet the engines."""
+    await asyncio.gather(_start_policy(session, policy, load), _start_engines(session, pool))
     with session.reporter.start_up("weight transfer"):
         await _connect(policy, pool)
 
@@ -127,7 +141,7 @@ async def _connect(policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
     await asyncio.gather(policy.join_session(endpoint), pool.connect(endpoint))
 
 
-async def _start_policy(session: Session, policy: RayPolicyGroup, checkpoint: RunCheckpoint | None) -> None:
+async def _start_policy(session: Session, policy: RayPolicyGroup, load: Callable[[], Awaitable[None]]) -> None:
     config = session.config
     with session.reporter.start_up("policy ranks"):
         await policy.setup(
@@ -135,9 +149,15 @@ async def _start_policy(session: Session, policy: RayPolicyGroup, checkpoint: Ru
             total_updates=config.train.steps * config.train.updates_per_step,
             reference=config.objective.auxiliary.reads("reference"),
         )
+    await load()
+
+
+async def _load(
+    session: Session, policy: RayPolicyGroup, checkpoint: RunCheckpoint | None, *, weights_only: bool
+) -> None:
     if checkpoint is not None:
-        with session.reporter.start_up(f"state of step {checkpoint.step}"):
-            await policy.load_checkpoint(str(checkpoint.path))
+        with session.reporter.start_up("checkpoint"):
+            await policy.load_checkpoint(str(checkpoint.path), weights_only=weights_only)
 
 
 async def _start_engines(session: Session, pool: RayRolloutPool) -> None:

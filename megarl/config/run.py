@@ -31,6 +31,9 @@ class TrainConfig(Config):
     """Seeds the sampler, the rollouts and the random rewards."""
     export_every: Annotated[int, MayChange()] = Field(0, ge=0)
     """Write a Hugging Face checkpoint every so many steps; 0: only after the last."""
+    init_from: Annotated[str | None, MayChange()] = None
+    """A checkpoint of a run (RUN/checkpoints/step-000012, or RUN for its newest): this run begins with its weights and
+    an optimizer of its own. model.path still says what model it is, and has the tokenizer."""
 
     @property
     def responses_per_step(self) -> int:
