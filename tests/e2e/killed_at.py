@@ -1,6 +1,6 @@
 """`megarl ...` that is killed at a given moment of a given step, with all that it has started: as by a loss of power.
 
-    python -m tests.e2e.killed_at "update 1" 3 train run.toml
+    python tests/e2e/killed_at.py "update 1" 3 train run.toml
 
 The moments are places in the driver's calls; everything else is the real program.
 """

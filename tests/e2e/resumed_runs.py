@@ -58,7 +58,7 @@ def train_to_the_end(*arguments: str | Path, cwd: Path) -> str:
 
 def train_until_killed(moment: str, step: int, *arguments: str | Path, cwd: Path) -> str:
     """What `megarl train ...` said before it was killed at this moment of the step."""
-    program = [sys.executable, "-m", "tests.e2e.killed_at", moment, str(step)]
+    program = [sys.executable, ROOT / "tests" / "e2e" / "killed_at.py", moment, str(step)]
     with Megarl("train", *arguments, cwd=cwd, program=program) as run:
         assert run.wait(START_TIMEOUT_S) == -9, run.text
         return run.text
