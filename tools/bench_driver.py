@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,12 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from megarl.config.run import RunConfig
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
+from megarl.controller.stopping import StopRequest
 from megarl.data.decoding import build_decode
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
@@ -135,6 +138,7 @@ def measure(responses: int, *, mini_batch: int) -> dict[str, Any]:
                 token_text=lambda token: str(tokenizer.decode([token])),
                 reporter=reporter,
                 controllers=ControllerState(config.objective, total_steps=STEPS, seed=0),
+                checkpoints=Checkpoints(config, Path(scratch), stop=StopRequest()),
                 connect=workers.connect,
             )
             seconds, stall_s = asyncio.run(drive(config, parts, workers))

@@ -93,10 +93,13 @@ class Checkpoints:
         if failure is not None:
             await self._give_up(pending, failure, parts)
             return progress
+        metrics = finite(parts.reporter.logged)
+        if (best := self._config.checkpoint.keep_best) is not None and best not in metrics:
+            parts.reporter.warn(f"checkpoint.keep_best: step {step} has no number {best}, and cannot be the best")
         save = _Save(
             pending=pending,
             progress=progress,
-            metrics=finite(parts.reporter.logged),
+            metrics=metrics,
             telemetry=parts.reporter.positions(),
             began_s=began_s,
             held_s=time.time() - began_s,

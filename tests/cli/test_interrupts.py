@@ -11,6 +11,7 @@ import pytest
 SCRIPT = """
 import asyncio, os, sys, time
 from megarl.cli import interrupts as module
+from megarl.controller.stopping import StopRequest
 from megarl.runtime.closing import undisturbed
 
 mode = sys.argv[1]
@@ -26,14 +27,20 @@ async def close():
 
 async def work():
     try:
+        if mode in ("steps", "steps that save"):
+            stop.listen(saves=mode == "steps that save")
         print("working", flush=True)
         if mode == "blocked":
             time.sleep(60)
-        await asyncio.sleep(60)
+        while stop.reason is None or endless:
+            await asyncio.sleep(0.05)
+        print("stopped for", stop.reason, flush=True)
     finally:
         await undisturbed(close())
 
-heard = module.Interrupts(kill=kill)
+endless = sys.argv[3] != "60.0"
+stop = StopRequest()
+heard = module.Interrupts(kill=kill, stop=stop, stop_within_s=float(sys.argv[3]))
 with heard.heard():
     try:
         if mode == "before":
@@ -49,9 +56,9 @@ print("over", flush=True)
 
 
 class Run:
-    def __init__(self, mode: str, close_limit_s: float = 60.0) -> None:
+    def __init__(self, mode: str, close_limit_s: float = 60.0, stop_within_s: float = 60.0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, mode, str(close_limit_s)],
+            [sys.executable, "-c", SCRIPT, mode, str(close_limit_s), str(stop_within_s)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -71,7 +78,7 @@ class Run:
         return out.split("\n")[:-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("mode", ["waiting", "blocked"])
 def test_one_signal_closes_and_ends(mode: str, number: signal.Signals) -> None:
     """Also where the event loop is held up by a call that does not return."""
@@ -106,3 +113,40 @@ def test_closing_has_a_limit() -> None:
     run.signal(signal.SIGTERM)
     assert run.end() == ["killed: stopped by a signal; what ends the workers was not done within 1 s"]
     assert run.process.returncode == 130
+
+
+SAYS = "the run finishes its step, saves and stops, within 60 s (checkpoint.stop_within_s); once more stops it at once"
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [("steps", signal.SIGUSR1), ("steps that save", signal.SIGUSR1), ("steps that save", signal.SIGTERM)],
+)
+def test_a_run_with_steps_is_asked_to_stop_after_one(mode: str, number: signal.Signals) -> None:
+    run = Run(mode)
+    run.signal(number)
+    assert run.end() == ["", f"{number.name}: {SAYS}", f"stopped for {number.name}", "closed", "over"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [("steps", signal.SIGTERM), ("steps", signal.SIGINT), ("steps that save", signal.SIGINT)],
+)
+def test_a_run_that_saves_nothing_and_ctrl_c_stop_at_once(mode: str, number: signal.Signals) -> None:
+    run = Run(mode)
+    run.signal(number)
+    assert run.end() == ["closed", "interrupted", "over"]
+
+
+def test_asked_twice_a_run_stops_at_once() -> None:
+    run = Run("steps that save", stop_within_s=59.0)
+    run.signal(signal.SIGTERM, times=2)
+    assert run.end()[2:] == ["closed", "interrupted", "over"]
+
+
+def test_finishing_a_step_has_a_limit() -> None:
+    run = Run("steps", stop_within_s=1.0)
+    run.signal(signal.SIGUSR1)
+    assert run.end()[2:] == [
+        *("", "not done within 1 s (checkpoint.stop_within_s): stopping at once", "closed", "interrupted", "over")
+    ]

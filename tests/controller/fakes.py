@@ -1,15 +1,21 @@
 """Parts of the loop that only note what is asked of them, and a configuration small enough to follow by hand."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from megarl.checkpoint.dist_writer import write_file
+from megarl.checkpoint.saved import SavedState
 from megarl.config.run import RunConfig
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
 from megarl.controller.protocols import Arrived
+from megarl.controller.stopping import StopRequest
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
@@ -70,6 +76,10 @@ class Recorder:
         self.warnings: list[str] = []
         self.kl: float | None = 0.25
         self.spans = Spans()
+        self.notes: list[str] = []
+        self.logged = {"reward/mean": 0.5, "actor/kl_loss": math.nan}
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
         self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
 
     async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
@@ -165,6 +175,17 @@ class Recorder:
     async def export_hf(self, path: str) -> None:
         self.calls.append(f"export {path}")
 
+    async def stage_checkpoint(self, path: str) -> None:
+        self.calls.append(f"copy {Path(path).name}")
+        self._saved_to = Path(path)
+
+    async def finish_checkpoint(self) -> SavedState:
+        """What is written when `may_finish` is set."""
+        await self.may_finish.wait()
+        files = {"__0_0.distcp": write_file(self._saved_to / "__0_0.distcp", b"state")}
+        self.calls.append(f"written {self._saved_to.name}")
+        return SavedState(updates=2, optimizer_step=1, layout={}, model={}, files=files, staged_bytes=5)
+
     # the reporter's part
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Any:
@@ -197,6 +218,12 @@ class Recorder:
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def positions(self) -> dict[str, Any]:
+        return {"metrics.jsonl": len(self.records)}
 
     def export_path(self, step: int) -> str:
         return f"hf-{step}"
@@ -240,6 +267,7 @@ def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
         "token_text": lambda token: f"<{token}>",
         "reporter": recorder,
         "controllers": ControllerState(config.objective, total_steps=config.train.steps, seed=config.train.seed),
+        "checkpoints": Checkpoints(config, Path("unused"), stop=StopRequest()),
         "connect": recorder.connect,
     }
     return Parts(**(values | changes))

@@ -13,10 +13,12 @@ from typing import Any
 
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
+from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
+from megarl.controller.stopping import StopRequest
 from megarl.data.decoding import build_decode
 from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
@@ -43,7 +45,7 @@ from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
-from tests.policy.ranks import copy_state
+from tests.policy.states import keep_state, restore_state
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, list[str]] = {
@@ -60,12 +62,12 @@ class LocalPolicy:
 
     def __init__(self, worker: MegatronWorker) -> None:
         self._worker, self._versions = worker, 0
-        self._start = copy_state(worker.state_dict())
+        self._start = keep_state(worker)
 
     def restart(self, config: RunConfig) -> None:
         """The first weights again, and another objective."""
         worker = self._worker
-        worker.load_state_dict(self._start)
+        restore_state(worker, self._start)
         worker._config = config
         passes = Passes(device=worker._device)
         worker._objective = ObjectivePasses(
@@ -193,6 +195,7 @@ async def _run(
             token_text=lambda token: str(tokenizer.decode([token])),
             reporter=reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=0),
+            checkpoints=Checkpoints(config, directory.checkpoints, stop=StopRequest()),
             connect=connect,
             experts=load_pairs(config.data, tokenizer, stops=stops, **limits) if guided else None,
             stops=stops,

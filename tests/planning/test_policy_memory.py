@@ -23,6 +23,7 @@ from megarl.planning.policy_memory import (
     recomputed_layer,
     saved_activations,
 )
+from megarl.policy.moments import MOMENTS
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
 from tests.models.shapes import make_shape, real_shape
@@ -224,16 +225,16 @@ def count_state(worker: MegatronWorker, config: RunConfig, rank: int, shards: li
     shard = shards[worker._grid.position(rank).data]
     worker.score(shard)
     worker.train_mini_batch(0, Controls(step=1, seed=0, entropy_coefficient=0.0))
-    kept = worker.state_dict()
-    storages = [weight.untyped_storage() for weight in kept["weights"].values()]
+    kept = worker._state
+    storages = [weight.untyped_storage() for weight in kept.weights.values()]
     state: Counter[str] = Counter()
     state["weights"] = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    state["reference"] = sum(weight.nbytes for weight in (kept["reference"] or {}).values())
+    state["reference"] = sum(weight.nbytes for weight in (kept.reference or {}).values())
     state["gradients"] = sum(buffer.grad_data.nbytes for chunk in worker._ddp for buffer in chunk.buffers)
-    for share in kept["optimizer"].values():
-        assert (share["main"] is not None) == (config.model.dtype == "bfloat16")
-        mains = [] if share["main"] is None else [share["main"]]
-        for tensor in (*mains, share["moments"]["exp_avg"], share["moments"]["exp_avg_sq"]):
+    for share in kept.shares().values():
+        assert share.is_copy == (config.model.dtype == "bfloat16")
+        mains = [share.main] if share.is_copy else []
+        for tensor in (*mains, *(share.moments[name] for name in MOMENTS)):
             assert tensor.dtype == torch.float32
             state["optimizer"] += tensor.nbytes
     return gather(worker._grid.position(rank).pipeline, dict(state))

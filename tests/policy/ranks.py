@@ -1,6 +1,5 @@
 """Policy workers on gloo ranks: tiny checkpoints, batches, and what runs them."""
 
-import io
 import random
 import socket
 import tempfile
@@ -174,14 +173,6 @@ def take_step(
     if rank:
         return None
     return _merge(gathered, worker, weights)
-
-
-def copy_state(state: dict[str, Any]) -> dict[str, Any]:
-    """As a file would keep it: of plain tensors and numbers."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def export(worker: MegatronWorker) -> dict[str, torch.Tensor]:

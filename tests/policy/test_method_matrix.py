@@ -30,13 +30,13 @@ from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
 from tests.policy.ranks import (
     StepResult,
-    copy_state,
     make_checkpoint,
     make_config,
     make_samples,
     run_workers,
     take_step,
 )
+from tests.policy.states import keep_state, restore_state
 
 ROOT = Path(__file__).parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "methods").glob("*.toml"))
@@ -221,10 +221,10 @@ def run_methods(
     worker: MegatronWorker, config: RunConfig, rank: int, cases: dict[str, tuple[ObjectiveConfig, list[Sample]]]
 ) -> dict[str, StepResult | None]:
     """Every objective on its samples from the worker's first weights, one after another."""
-    start = copy_state(worker.state_dict())
+    start = keep_state(worker)
     results = {}
     for name, (objective, samples) in cases.items():
-        worker.load_state_dict(start)
+        restore_state(worker, start)
         worker._objective = ObjectivePasses(
             objective, Passes(device=worker._device), device=worker._device, temperature=config.rollout.temperature
         )

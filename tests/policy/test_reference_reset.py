@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard
+from megarl.policy.moments import MOMENTS
 from megarl.policy.worker import MegatronWorker
 from tests.policy.ranks import make_checkpoint, make_config, make_samples, run_workers
 
@@ -56,8 +56,9 @@ def distance(scored: Any) -> float:
 
 
 def moment_sizes(worker: MegatronWorker) -> list[float]:
-    shares = worker.state_dict()["optimizer"].values()
-    return [float(torch.as_tensor(moment).abs().max()) for share in shares for moment in share["moments"].values()]
+    moments = [share.moments for share in worker._state.shares().values()]
+    sizes = [float(of_share[name].abs().max()) for of_share in moments for name in MOMENTS]
+    return [*sizes, *(float(of_share.step) for of_share in moments)]
 
 
 def test_no_reference_no_reset(tmp_path: Path) -> None:

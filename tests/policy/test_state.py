@@ -1,6 +1,5 @@
-"""A fresh rank that loads the state of another goes on bit for bit as that one did."""
+"""A fresh rank that loads a checkpoint goes on bit for bit as the one that wrote it did."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megarl.checkpoint.errors import CheckpointError
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard
-from megarl.policy.state import RankState
+from megarl.policy.moments import MOMENTS, Moments
+from megarl.policy.optimizer import forget_moments
+from megarl.policy.state import deal
 from megarl.policy.worker import MegatronWorker
-from tests.policy.ranks import copy_state, make_checkpoint, make_config, make_samples, run_workers
+from tests.policy.ranks import make_checkpoint, make_config, make_samples, run_workers
+from tests.policy.states import Kept, keep_state, save_checkpoint
 
 KL: dict[str, Any] = {"auxiliary": {"kl": {"coefficient": 0.5}}}
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.1, "schedule": "cosine", "warmup_updates": 2, "clip_grad_norm": 0.5}
@@ -65,11 +68,11 @@ def check_layouts(layouts: dict[str, dict[str, Any]], directory: Path, *, tied: 
     jobs = []
     for number, layout in enumerate(layouts.values()):
         config = make_config(path, **({"policy__optimizer": OPTIMIZER} | layout))
-        states = directory / f"states-{number}"
-        states.mkdir()
+        saved = directory / f"saved-{number}"
+        saved.mkdir()
         shards = shard_step(make_samples(16), config)
         # A worker each, one after the other: the second knows nothing of the first but what lies in the files.
-        jobs += [(config, (shards, str(states), first)) for first in (True, False)]
+        jobs += [(config, (shards, str(saved), first)) for first in (True, False)]
     results = run_workers(jobs, keep_or_go_on, timeout_s=1500)
     for name, kept, gone_on in zip(layouts, results[::2], results[1::2], strict=True):
         assert kept == gone_on, name
@@ -81,32 +84,36 @@ def check_layouts(layouts: dict[str, dict[str, Any]], directory: Path, *, tied: 
 def keep_or_go_on(
     worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard], directory: str, first: bool
 ) -> list[tuple[float, float]] | None:
-    """The first worker trains, keeps its state, and trains on; the second goes on from there. (norm, rate) of the last
+    """The first worker trains, is saved, and trains on; the second goes on from there. (norm, rate) of the last
     updates."""
-    shard, state, after = shards[worker._grid.position(rank).data], f"{directory}/{rank}", f"{directory}/{rank}-after"
+    shard, after = shards[worker._grid.position(rank).data], f"{directory}/{rank}-after"
     if first:
-        start = copy_state(worker.state_dict())
-        before = train(worker, shard, renew=worker._reference is not None)
-        torch.save(worker.state_dict(), state)
+        train(worker, shard, renew=worker._reference is not None)
+        before, saved = keep_state(worker), str(save_checkpoint(worker, config, directory))
+        assert_same(keep_state(worker), before)  # saving changes nothing
         result = train(worker, shard)
-        torch.save({"result": result, "state": worker.state_dict()}, after)
-        worker.load_state_dict(start)
-        assert_same(worker.state_dict(), start)
-        assert_same(train(worker, shard, renew=worker._reference is not None), before)
+        torch.save({"result": result, "kept": as_plain(keep_state(worker))}, after)
         # Over other moments, which are there.
         train(worker, shard)
-        worker.load_state_dict(torch.load(state, weights_only=True))
-        assert_same(worker.state_dict(), torch.load(state, weights_only=True))
+        worker.load_checkpoint(saved)
+        assert_same(keep_state(worker), before)
+        assert_same(train(worker, shard), result)
     else:
-        kept = torch.load(state, weights_only=True)
-        assert differs(kept, worker.state_dict())
-        worker.load_state_dict(kept)
-        assert_same(worker.state_dict(), kept)
+        fresh = keep_state(worker)
+        worker.load_checkpoint(f"{directory}/step-000001")
+        assert any(
+            not torch.equal(one, other) for one, other in zip(keep_state(worker).tensors, fresh.tensors, strict=True)
+        )
         result = train(worker, shard)
-        assert_same({"result": result, "state": worker.state_dict()}, torch.load(after, weights_only=True))
+        expected = torch.load(after, weights_only=True)
+        assert_same({"result": result, "kept": as_plain(keep_state(worker))}, expected)
     gathered: list[Any] = [None] * config.parallel.world_size
     dist.all_gather_object(gathered, result["updates"])
     return [(norm, rate) for norm, rate, _ in next(filter(None, gathered))] if rank == 0 else None
+
+
+def as_plain(kept: Kept) -> dict[str, Any]:
+    return {"tensors": kept.tensors, "updates": kept.updates, "step": kept.step}
 
 
 def train(worker: MegatronWorker, shard: BatchShard, *, renew: bool = False) -> dict[str, Any]:
@@ -135,6 +142,8 @@ def assert_same(found: Any, expected: Any, *, where: str = "state") -> None:
     if isinstance(expected, torch.Tensor):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
         assert torch.equal(found, expected), where
+    elif isinstance(expected, Kept):
+        assert_same(as_plain(found), as_plain(expected), where=where)
     elif isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
@@ -147,117 +156,91 @@ def assert_same(found: Any, expected: Any, *, where: str = "state") -> None:
         assert found == expected, where
 
 
-def differs(found: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """In the weights of every parameter that this rank's optimizer updates."""
-    return all(not torch.equal(found["weights"][key], expected["weights"][key]) for key in found["optimizer"]) and bool(
-        found["optimizer"]
+def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    path, other = make_checkpoint(tmp_path / "model"), make_checkpoint(tmp_path / "deeper", num_hidden_layers=2)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    config, reference = make_config(path), make_config(path, objective=KL)
+    shards = shard_step(make_samples(16), config)
+    run_workers([(config, (shards, str(saved)))], train_and_save)
+    of_other, of_reference = run_workers(
+        [(make_config(other), (str(saved / "step-000001"),)), (reference, (str(saved / "step-000001"),))], refuse
     )
+    assert (
+        "is of another model than model.path: num_layers: expected 2, found 4. Use a checkpoint of this model"
+        in of_other
+    )
+    assert (
+        "does not hold what this run needs: reference.decoder.final_layernorm.weight: expected [96], found none; "
+        in (of_reference)
+    )
+    assert "and of a run with a reference where this one has a KL?" in of_reference
 
 
-def test_the_shares_of_data_ranks_make_up_the_parameters(tmp_path: Path) -> None:
-    """What the distributed optimizer keeps in parts is what the plain one keeps whole."""
-    path = make_checkpoint(tmp_path / "model")
-    unclipped = OPTIMIZER | {"clip_grad_norm": 1e6}
-    layouts: list[dict[str, Any]] = [{"parallel": {"world_size": 2}} | BFLOAT16 | plain for plain in ({}, PLAIN)]
-    configs = [make_config(path, policy__optimizer=unclipped, **layout) for layout in layouts]
-    jobs = [(config, (shard_step(make_samples(16), config),)) for config in configs]
-    parts, whole = run_workers(jobs, gather_shares)
-    assert parts.keys() == whole.keys()
-    several = 0
-    for key, shares in parts.items():
-        assert [share["start"] for share in whole[key]] == [0, 0]
-        several += len(shares) > 1
-        for name in ("main", "exp_avg", "exp_avg_sq"):
-            joined = torch.cat([share[name] for share in sorted(shares, key=lambda share: share["start"])])
-            assert joined == pytest.approx(whole[key][0][name].flatten(), rel=1e-5, abs=1e-9), f"{key} {name}"
-    assert several > 0
-
-
-def gather_shares(
-    worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard]
-) -> dict[str, list[dict[str, Any]]] | None:
-    """By parameter, what each data rank keeps of it."""
-    train(worker, shards[rank])
-    mine = {
-        key: {"start": share["start"], "main": share["main"], **share["moments"]}
-        for key, share in worker.state_dict()["optimizer"].items()
-    }
-    gathered: list[Any] = [None] * 2
-    dist.all_gather_object(gathered, mine)
-    keys = {key: None for shares in gathered for key in shares}
-    return {key: [shares[key] for shares in gathered if key in shares] for key in keys} if rank == 0 else None
-
-
-def test_a_state_of_another_rank_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path / "model")
-    config = make_config(path, objective=KL, **BFLOAT16)
-    messages = run_workers([(config, (shard_step(make_samples(16), config),))], refuse_states)[0]
-    expected = {
-        "no steps": r"policy rank state has keys \['format', .*'reference', 'up.*\], expected \['format', .*'steps', ",
-        "format": r"from this state: format: expected 1, found 2\.",
-        "layout": r"from this state: tensor: expected 1, found 2\. A state is of one rank",
-        "no weight": r": weights 0:decoder\.final_layernorm\.weight: expected bfloat16 \[96\], found none\.",
-        "dtype": r"final_layernorm\.weight: expected bfloat16 \[96\], found float32 \[96\]\.",
-        "no reference": r"reference 0:\S+: expected bfloat16 \[\d+.*\], found none; .*; and \d\d more\.",
-        "no main": r"norm\.weight: expected 96 elements from 0 and their float32 copy, found 96 elements from 0\.",
-        "share": r"final_layernorm\.weight: expected 96 elements from 0 and .*, found 96 elements from 48 and their",
-        "moment": r"0:decoder\.final_layernorm\.weight exp_avg: expected \[96\], found \[95\]\.",
-        "no start": r"optimizer's 0:decoder\.final_\S+ state has keys \['main', 'moments', 'size'\], expected",
-    }
-    assert messages.keys() == expected.keys()
-    for name, message in messages.items():
-        assert re.search(expected[name], message), f"{name}: {message}"
-
-
-def refuse_states(worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard]) -> dict[str, str]:
-    name = "0:decoder.final_layernorm.weight"
-    other = copy_state(worker.state_dict())
+def train_and_save(
+    worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard], directory: str
+) -> None:
     train(worker, shards[0])
-    good = copy_state(worker.state_dict())
-    share, norm = good["optimizer"][name], good["weights"][name]
-    wrong_moments = share["moments"] | {"exp_avg": share["moments"]["exp_avg"][1:]}
-    bad = {
-        "no steps": {key: value for key, value in other.items() if key != "steps"},
-        "format": other | {"format": 2},
-        "layout": other | {"layout": other["layout"] | {"tensor": 2}},
-        "no weight": other | {"weights": {key: value for key, value in other["weights"].items() if key != name}},
-        "dtype": other | {"weights": other["weights"] | {name: norm.float()}},
-        "no reference": other | {"reference": None},
-        "no main": with_share(other, name, share | {"main": None}),
-        "share": with_share(other, name, share | {"start": 48}),
-        "moment": with_share(other, name, share | {"moments": wrong_moments}),
-        "no start": with_share(other, name, {key: value for key, value in share.items() if key != "start"}),
-    }
-    messages = {}
-    for what, state in bad.items():
-        with pytest.raises(ValueError, match="state") as caught:
-            worker.load_state_dict(state)
-        messages[what] = str(caught.value)
-        assert_same(worker.state_dict(), good)
-    return messages
+    save_checkpoint(worker, config, directory)
 
 
-def with_share(state: dict[str, Any], name: str, share: dict[str, Any]) -> dict[str, Any]:
-    return state | {"optimizer": state["optimizer"] | {name: share}}
+def refuse(worker: MegatronWorker, config: RunConfig, rank: int, checkpoint: str) -> str:
+    before = keep_state(worker)
+    with pytest.raises(CheckpointError) as caught:
+        worker.load_checkpoint(checkpoint)
+    assert_same(keep_state(worker), before)
+    return str(caught.value)
+
+
+class Fused(torch.optim.Optimizer):
+    """Counts its updates by group, as fused optimizers on a GPU do."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {})
 
 
 @pytest.mark.parametrize("steps", [3, torch.tensor(3)])
 def test_updates_that_are_counted_by_group_are_state_too(steps: int | torch.Tensor) -> None:
-    """As fused optimizers on a GPU count them."""
-    fused, other = make_rank(), make_rank()
-    group = fused[1].param_groups[0]
-    group["step"] = steps
-    state = fused[0].state_dict(updates=3)
-    assert state["steps"] == [3]
-    assert other[0].load_state_dict(copy_state(state)) == 3
-    assert other[1].param_groups[0]["step"] == 3
-    fresh = make_rank()[0].state_dict(updates=0)
-    assert other[0].load_state_dict(fresh) == 0
-    assert "step" not in other[1].param_groups[0]
+    main = torch.nn.Parameter(torch.ones(2))
+    optimizer = Fused([main])
+    assert Moments(optimizer, main).step == 0
+    optimizer.param_groups[0]["step"] = steps
+    moments = Moments(optimizer, main)
+    assert moments.step == 3
+    moments.step = 5
+    assert int(optimizer.param_groups[0]["step"]) == 5
+    assert isinstance(optimizer.param_groups[0]["step"], type(steps))
+    forget_moments(SimpleNamespace(optimizer=optimizer, chained_optimizers=[SimpleNamespace(optimizer=optimizer)]))
+    assert moments.step == 0
 
 
-def make_rank() -> tuple[RankState, torch.optim.Optimizer]:
-    chunk = torch.nn.Linear(2, 2)
-    inner = torch.optim.AdamW(chunk.parameters())
-    optimizer: Any = SimpleNamespace(optimizer=inner, param_groups=inner.param_groups)
-    return RankState([chunk], None, optimizer, layout={}), inner
+def test_moments_that_are_made_ahead_are_those_of_the_first_update() -> None:
+    """An optimizer that was looked at before its first update makes the same updates."""
+    results = []
+    for ahead in (True, False):
+        main = torch.nn.Parameter(torch.arange(4.0))
+        optimizer = torch.optim.AdamW([main], lr=0.1)
+        if ahead:
+            assert Moments(optimizer, main).step == 0
+        for gradient in (1.0, -3.0):
+            main.grad = torch.full_like(main, gradient)
+            optimizer.step()
+        moments = Moments(optimizer, main)
+        assert moments.step == 2
+        results.append([main.detach(), *(moments[name] for name in MOMENTS)])
+    assert_same(*results)
+
+
+def test_what_nobody_would_save_is_refused() -> None:
+    main = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([main], amsgrad=True)
+    main.grad = torch.ones(2)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"AdamW keeps \['max_exp_avg_sq'\] of a parameter, which no checkpoint"):
+        Moments(optimizer, main)
+
+
+def test_data_ranks_write_about_as_much_each() -> None:
+    writers = deal({"a": 10, "b": 7, "c": 4, "d": 3, "e": 2}, ranks=2)
+    assert writers == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}  # 13 and 13
+    assert deal({"a": 1}, ranks=3) == {"a": 0}
