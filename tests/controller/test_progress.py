@@ -2,10 +2,13 @@
 
 import json
 import math
+import pickle
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megarl.config.run import RunConfig
@@ -183,6 +186,14 @@ def test_the_objectives_of_this_file_remember() -> None:
 def straight_of(objective: str) -> Living:
     run(configure(objective), living := Living())
     return living
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_driver_moves_no_generator(objective: str) -> None:
+    """So there is none to be saved with a run."""
+    before = random.getstate(), pickle.dumps(np.random.get_state())
+    run(configure(objective), Living())
+    assert (random.getstate(), pickle.dumps(np.random.get_state())) == before
 
 
 def test_the_engines_get_the_weights_before_anything_is_sampled() -> None:
