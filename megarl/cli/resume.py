@@ -14,7 +14,7 @@ from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints
 from megarl.cli.paths import resolve_model_path, shown_path
 from megarl.cli.run_paths import find_run, open_checkpoint
 from megarl.config.base import ConfigError
-from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals, is_allowed
+from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals
 from megarl.config.loader import load_config, source_files
 from megarl.config.run import RunConfig
 from megarl.telemetry.cut_back import cut_back, find_gaps
@@ -105,7 +105,7 @@ def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
         checkpoint=checkpoint,
         about=tuple(_describe(run, checkpoint, config, changes)),
         changes=tuple(map(str, changes)),
-        allowed=tuple(change.path for change in changes if change.effect is None and is_allowed(change, allowed)),
+        allowed=tuple(dict.fromkeys(allowed)),
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from megarl.checkpoint.run_checkpoint import RunCheckpoint
@@ -14,6 +15,7 @@ from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
 from megarl.cli.start_weights import find_start, pin_start
 from megarl.config.base import ConfigError
+from megarl.config.changes import allows_any
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
@@ -48,6 +50,9 @@ def run_train(
 
     async def work(session: Session) -> None:
         session.say(*replaced)
+        if reached and reached.step == config.train.steps:
+            session.say(f"all {reached.step} steps are done; a larger train.steps goes on")
+            return
         await check_cluster(config)
         with session.reporter.start_up("data"):
             data = await load_beside(functools.partial(load_train_inputs, config, model), session.console)
@@ -77,7 +82,7 @@ def run_train(
                     experts=data.experts,
                     stops=model.stops,
                 )
-                progress = _find_progress(parts, reached or start, steps=config.train.steps, begins=reached is None)
+                progress = _find_progress(config, parts, resumed, begins=start is not None)
                 try:
                     load = functools.partial(_load, session, policy, reached or start, weights_only=reached is None)
                     await _start_workers(session, policy, pool, load)
@@ -99,21 +104,25 @@ def run_train(
     )
 
 
-def _find_progress(parts: Parts, checkpoint: RunCheckpoint | None, *, steps: int, begins: bool) -> RunProgress | None:
-    """Where the run is: after the checkpoint's steps, if the parts take it from there, or where it only `begins` with
-    its weights, before all. None where it begins with those that the engines read.
+def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, begins: bool) -> RunProgress | None:
+    """Where the run is: after the steps of the checkpoint that it goes on from, if the parts take it from there; before
+    all where it `begins` with weights that the engines have not read; None where it begins with those that they have.
 
     ConfigError, before a worker starts, where the parts refuse it.
     """
-    if checkpoint is None:
-        return None
     if begins:
         return RunProgress.collect(parts.owners, step=0, policy_version=0)
+    if resumed is None or resumed.checkpoint is None:
+        return None
     try:
-        progress = RunProgress.from_state(checkpoint.manifest.progress)
-        progress.restore(parts.owners, steps=steps)
+        progress = RunProgress.from_state(resumed.checkpoint.manifest.progress)
+        if allows_any("data", resumed.allowed):
+            sampler = {**progress.owners.get("sampler", {}), "digest": parts.sampler.digest}
+            progress = replace(progress, owners={**progress.owners, "sampler": sampler})
+        progress.restore(parts.owners, steps=config.train.steps)
     except ValueError as error:
-        raise ConfigError(f"the run cannot go on from {shown_path(checkpoint.path)}: {error}") from error
+        where = shown_path(resumed.checkpoint.path)
+        raise ConfigError(f"the run cannot go on from {where}: {error}; other prompts: --allow-change data") from error
     return progress
 
 

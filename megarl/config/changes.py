@@ -60,6 +60,11 @@ def is_allowed(change: ConfigChange, allowed: Sequence[str]) -> bool:
     return any(change.path == path or change.path.startswith(f"{path}.") for path in allowed)
 
 
+def allows_any(section: str, allowed: Sequence[str]) -> bool:
+    """Whether the section, or something that is in it, is among those allowed."""
+    return any(path == section or path.startswith(f"{section}.") for path in allowed)
+
+
 def describe_effect(change: ConfigChange, config: RunConfig) -> str:
     """What becomes of the change in the run that goes on with `config`, in a few words."""
     match change.effect:

@@ -194,7 +194,7 @@ def test_others_are_refused_all_at_once_unless_they_are_allowed(tmp_path: Path) 
     ]
     going = go_on(run.path, *changes, allowed=("policy.optimizer", "objective.clip.low"))
     assert "change policy.optimizer.lr: 1e-06 -> 0.001 (allowed)" in going.about
-    assert going.allowed == ("policy.optimizer.lr", "objective.clip.low")
+    assert going.allowed == ("policy.optimizer", "objective.clip.low")
     assert "there is no such field" in refusal(run.path, allowed=("train.stepz",))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megarl.config.changes import describe_effect, find_changes, find_refusals
+from megarl.config.changes import allows_any, describe_effect, find_changes, find_refusals
 from megarl.config.run import RunConfig
 
 
@@ -90,6 +90,12 @@ def test_a_path_that_does_not_exist_is_no_permission() -> None:
         "--allow-change objective.clip.hihg: there is no such field; did you mean objective.clip.high?"
     ]
     assert find_refusals([], ["objective.clip.high", "policy.megatron_overrides"]) == []
+
+
+def test_a_section_is_allowed_by_what_is_in_it() -> None:
+    assert allows_any("data", ["train.seed", "data.train.path"])
+    assert allows_any("data", ["data"])
+    assert not allows_any("data", ["database.path", "train.data"])
 
 
 def test_the_number_of_steps_says_what_follows_from_it() -> None:
