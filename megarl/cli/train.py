@@ -117,13 +117,17 @@ def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, 
     try:
         progress = RunProgress.from_state(resumed.checkpoint.manifest.progress)
         if allows_any("data", resumed.allowed):
-            sampler = {**progress.owners.get("sampler", {}), "digest": parts.sampler.digest}
-            progress = replace(progress, owners={**progress.owners, "sampler": sampler})
+            progress = _with_other_prompts(progress, parts)
         progress.restore(parts.owners, steps=config.train.steps)
     except ValueError as error:
-        where = shown_path(resumed.checkpoint.path)
-        raise ConfigError(f"the run cannot go on from {where}: {error}; other prompts: --allow-change data") from error
+        raise ConfigError(f"the run cannot go on from {shown_path(resumed.checkpoint.path)}: {error}") from error
     return progress
+
+
+def _with_other_prompts(progress: RunProgress, parts: Parts) -> RunProgress:
+    """The same where the prompts may be others, as many as they were: --allow-change data."""
+    sampler = {**progress.owners.get("sampler", {}), "digest": parts.sampler.digest}
+    return replace(progress, owners={**progress.owners, "sampler": sampler})
 
 
 @asynccontextmanager

@@ -63,7 +63,7 @@ class PromptSampler:
         check_keys(state, own, what="sampler")
         names = {
             "num_prompts": "data set's number of prompts",
-            "digest": "digest of problems, answers and tokens",
+            "digest": "digest of problems, answers and tokens (--allow-change data takes others)",
             "seed": "train.seed",
             "shuffle": "data.shuffle",
         }
