@@ -280,7 +280,7 @@ def test_a_progress_that_does_not_fit_the_run_stops_it_before_anything() -> None
     owners = first.reached[0].owners
     others = {name: state for name, state in owners.items() if name != "history"}
     for bad, expected in (
-        ({"owners": others}, r"run state has keys \['controllers', 'reporter', 'sampler'\], expected"),
+        ({"owners": others}, r"run state has keys \['controllers', 'reporter', 'sampler', 'scorer'\], expected"),
         ({"owners": {**owners, "critic": {}}}, r"run state has keys .*'critic'.*, expected \['controllers', 'history'"),
         ({"owners": {**owners, "history": {"0": [1, 0.5]}}}, r"history state of problem '0' is \[1, 0\.5\], expected"),
         ({"owners": {**owners, "sampler": {"num_drawn": 2}}}, r"sampler state has keys \['num_drawn'\], expected"),
