@@ -6,10 +6,11 @@ file) goes through `columns_of` and needs no edit for a new one. Arrays have the
 made from, and cross process borders without a copy where pickling keeps buffers out of band.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,61 @@ class Rollout(ArrayRecord):
                 f"{len(self.response)} response tokens but {len(self.behavior_logp)} log-probs; was "
                 "SamplingParams(logprobs=0) passed to vLLM?"
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedRollouts:
+    """Responses as they cross a process border together: an array of every kind for all of them.
+
+    Each array of its own would be one more object to pickle, to make, and for the garbage collector to look at.
+    """
+
+    prompts: TokenIds
+    """One after the other."""
+    responses: TokenIds
+    prompt_ends: NDArray[np.int64]
+    """[rollouts]: where each ends."""
+    response_ends: NDArray[np.int64]
+    per_token: Mapping[str, NDArray[Any]]
+    """The columns of the response tokens, by name."""
+    stop_reasons: tuple[StopReason, ...]
+    policy_versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout]) -> Self:
+        """At least one."""
+        return cls(
+            prompts=np.concatenate([rollout.prompt for rollout in rollouts]),
+            responses=np.concatenate([rollout.response for rollout in rollouts]),
+            prompt_ends=np.cumsum([len(rollout.prompt) for rollout in rollouts]),
+            response_ends=np.cumsum([len(rollout.response) for rollout in rollouts]),
+            per_token={
+                one.name: np.concatenate([getattr(rollout, one.name) for rollout in rollouts])
+                for one in columns_of(Rollout)
+            },
+            stop_reasons=tuple(rollout.stop_reason for rollout in rollouts),
+            policy_versions=tuple(rollout.policy_version for rollout in rollouts),
+        )
+
+    def unpack(self) -> list[Rollout]:
+        """The responses, in order; their arrays are views."""
+        prompts, responses = _spans(self.prompt_ends), _spans(self.response_ends)
+        return [
+            Rollout(
+                prompt=self.prompts[prompt],
+                response=self.responses[response],
+                stop_reason=stop_reason,
+                policy_version=policy_version,
+                **{name: values[response] for name, values in self.per_token.items()},
+            )
+            for prompt, response, stop_reason, policy_version in zip(
+                prompts, responses, self.stop_reasons, self.policy_versions, strict=True
+            )
+        ]
+
+
+def _spans(ends: NDArray[np.int64]) -> list[slice]:
+    return [slice(start, end) for start, end in pairwise((0, *ends.tolist()))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

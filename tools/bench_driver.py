@@ -2,8 +2,9 @@
 
 The real loop (`controller.loop.train`), reporter, reward pool and tokenizer run two steps with fake workers: engines
 that answer with random tokens and policy ranks that answer with random log-probs. What would cross a process border is
-pickled with its arrays out of band and read back, as Ray does. Counted are decoding, scoring, packing, moving, metrics
-and parquet; not counted is what the fakes do in the workers' place. Every size runs in a process of its own.
+pickled with its arrays out of band and read back, as Ray does. Counted are decoding, scoring, packing, the driver's
+side of moving, metrics and parquet; not counted is what the fakes do in the workers' place, their side of moving
+included. Every size runs in a process of its own.
 
 seconds: wall time of a step, the mean of both, the last file's writing included. longest_stall_s: the longest time for
 which the event loop could do nothing else. Targets, on two cores: at most 0.3 s per million tokens, at most 1 GiB + 100
@@ -37,14 +38,14 @@ from megarl.controller.parts import Parts
 from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import StopRequest
-from megarl.data.decoding import build_decode
+from megarl.data.decoding import build_decode, build_token_text
 from megarl.data.sampler import PromptSampler
 from megarl.objective.controllers import ControllerState
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard
 from megarl.policy.reports import ScoredMicroBatch, scores_by_sample
-from megarl.records import Floats, Prompt, Rollout, SampleRequest, TokenScores, TokenTrace, as_tokens
+from megarl.records import Floats, PackedRollouts, Prompt, Rollout, SampleRequest, TokenScores, TokenTrace, as_tokens
 from megarl.rewards.pool import RewardPool
 from megarl.telemetry.console import Console
 from megarl.telemetry.metrics import Mean, Metrics, Sum
@@ -135,7 +136,7 @@ def measure(responses: int, *, mini_batch: int) -> dict[str, Any]:
                 prompts=workers.prompts,
                 sampler=PromptSampler(len(workers.prompts), config.train.prompts_per_step, seed=0, shuffle=False),
                 decode=build_decode(tokenizer),
-                token_text=lambda token: str(tokenizer.decode([token])),
+                token_text=build_token_text(tokenizer),
                 reporter=reporter,
                 controllers=ControllerState(config.objective, total_steps=STEPS, seed=0),
                 checkpoints=Checkpoints(config, Path(scratch), stop=StopRequest()),
@@ -216,11 +217,20 @@ def make_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def move(value: Any) -> Any:
-    """Over a process border and back: arrays out of band, everything else pickled."""
+Parcel = tuple[bytes, list[bytearray]]
+
+
+def send(value: Any) -> Parcel:
+    """What crosses a process border: arrays out of band, everything else pickled."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    return pickle.loads(pickled, buffers=[bytearray(buffer.raw()) for buffer in buffers])
+    return pickled, [bytearray(buffer.raw()) for buffer in buffers]
+
+
+def receive(parcel: Parcel) -> Any:
+    """As the other side has it."""
+    pickled, buffers = parcel
+    return pickle.loads(pickled, buffers=buffers)
 
 
 class FakeWorkers:
@@ -249,8 +259,8 @@ class FakeWorkers:
         rollouts: list[Rollout] = []
         for start in range(0, len(requests), GROUP):
             with self._own_work():
-                answers = [self._answer(request) for request in requests[start : start + GROUP]]
-            come: list[Rollout] = move(answers)
+                sent = send(PackedRollouts.of([self._answer(one) for one in requests[start : start + GROUP]]))
+            come: list[Rollout] = receive(sent).unpack()
             arrived(range(start, start + GROUP), come)
             rollouts += come
             await asyncio.sleep(0)
@@ -273,10 +283,12 @@ class FakeWorkers:
     def _score_all(self, shards: Sequence[BatchShard]) -> list[TokenScores]:
         scores: list[TokenScores] = []
         for shard in shards:
-            held = move(shard)
-            with self._own_work():
-                scored = [[self._score(batch).report() for batch in mini] for mini in held]
-            scores += scores_by_sample(shard, move(scored))
+            # One mini-batch after the other: what the ranks hold is not the driver's memory.
+            for mini in shard:
+                parcel = send(mini)
+                with self._own_work():
+                    reported = send([[self._score(batch).report() for batch in receive(parcel)]])
+                scores += scores_by_sample((mini,), receive(reported))
         return scores
 
     def _score(self, batch: Any) -> ScoredMicroBatch:
@@ -294,10 +306,13 @@ class FakeWorkers:
         return await self.score(shards)
 
     async def apply_update(self, *, traced: range) -> tuple[UpdateResult, list[TokenTrace]]:
-        with self._own_work():
-            traces = [self._trace(sample_id) for sample_id in traced]
+        traces = await asyncio.to_thread(self._send_traces, traced)
         metrics: Metrics = {"actor/entropy": Mean(1.0, 1.0), "actor/grad_norm": Mean(1.0, 1.0)}
-        return UpdateResult(logp=Mean(-1.0, 1.0), kl=Mean(), metrics=metrics), move(traces)
+        return UpdateResult(logp=Mean(-1.0, 1.0), kl=Mean(), metrics=metrics), receive(traces)
+
+    def _send_traces(self, traced: range) -> Parcel:
+        with self._own_work():
+            return send([self._trace(sample_id) for sample_id in traced])
 
     def _trace(self, sample_id: int) -> TokenTrace:
         def numbers() -> Floats:

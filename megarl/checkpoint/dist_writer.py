@@ -34,6 +34,7 @@ from megarl.checkpoint.dist_format import (
     pickle_contents,
 )
 from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.new_directory import flush
 
 FILE_BYTES = 4 << 30
 """A writer begins another file after so many bytes."""
@@ -139,12 +140,12 @@ def finish_dist_checkpoint(
     written: Iterable[Written],
     *,
     objects: Iterable[str] = (),
-    common: Mapping[str, Any] | None = None,
+    common: Mapping[str, Any] | bytes | None = None,
 ) -> dict[str, FileRecord]:
     """Make one checkpoint of what all writers wrote into `directory`; returns the record of every file in it.
 
     objects: names of objects that are None (`global_space.extra_state_objects`).
-    common: what Megatron's loader returns besides tensors; plain values and tensors.
+    common: what Megatron's loader returns besides tensors: plain values and tensors, or the content of a common.pt.
     Raises CheckpointError, and writes no `.metadata`, where the chunks of a tensor disagree or do not cover it once.
     """
     target = Path(directory)
@@ -160,7 +161,7 @@ def finish_dist_checkpoint(
         files[stream.name] = stream.finish()
     contents = {
         CONFIG_FILE: json.dumps(CONFIG).encode(),
-        COMMON_FILE: _saved(dict(common or {})),
+        COMMON_FILE: common if isinstance(common, bytes) else _saved(dict(common or {})),
         METADATA_FILE: pickle_contents(Contents(tensors, stored)),
     }
     for name, content in contents.items():
@@ -183,15 +184,6 @@ def checksum_of(file: Path) -> str:
         while count := stream.readinto(block):
             digest.update(block[:count])
     return str(digest.hexdigest())
-
-
-def flush(path: Path) -> None:
-    """The content of a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _HashedFile:

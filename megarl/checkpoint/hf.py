@@ -1,7 +1,8 @@
 """Reading Hugging Face checkpoints: safetensors, single or sharded.
 
 Invariants: `read` touches only the bytes of its box, in the dtype of the file; a checkpoint that passed `validate` has
-every expected tensor in the expected shape and nothing else that could change the model.
+every expected tensor in the expected shape and nothing else that could change the model. Files are mapped, and mapped
+anew before the pages that were read amount to much: a page counts as memory of the process until then.
 """
 
 import json
@@ -15,14 +16,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.hf_writer import INDEX_FILE, SINGLE_FILE, save_hf_checkpoint
+from megarl.checkpoint.hf_shards import FLOAT_DTYPES, INDEX_FILE, SINGLE_FILE
+from megarl.checkpoint.hf_writer import save_hf_checkpoint
 from megarl.models.family import EMBEDDING, OUTPUT
 from megarl.models.table import Box
 
 __all__ = ["CheckpointError", "HfCheckpoint", "open_hf_checkpoint", "save_hf_checkpoint"]
 
-FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
-"""safetensors' names of the dtypes weights may have; anything else is a quantised checkpoint."""
+MAPPED_BYTES = 64 << 20
+"""Read from mapped files before they are mapped anew."""
 
 COMPARED_ROWS = 16384
 """Rows of a tied lm_head compared at a time, to bound memory."""
@@ -37,18 +39,22 @@ def open_hf_checkpoint(path: str | Path) -> "HfCheckpoint":
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
     if index.exists():
         weight_map = _read_weight_map(index)
-        files = {name: _open_file(directory / name) for name in sorted(set(weight_map.values()))}
-        located = {name: files[file] for name, file in weight_map.items()}
-        absent = [f"{name} (in {weight_map[name]})" for name, file in located.items() if name not in set(file.keys())]
+        files = {name: set(_open_file(directory / name).keys()) for name in sorted(set(weight_map.values()))}
+        absent = [f"{name} (in {file})" for name, file in weight_map.items() if name not in files[file]]
         if absent:
             raise CheckpointError(
                 f"{index} lists tensors that its files do not hold: {', '.join(absent[:8])}; "
                 "download or export the checkpoint again"
             )
-        return HfCheckpoint(directory, located)
+        unlisted = [f"{name} (in {file})" for file, names in files.items() for name in names - weight_map.keys()]
+        if unlisted:
+            raise CheckpointError(
+                f"{index} does not list tensors that its files hold: {', '.join(sorted(unlisted)[:8])}; "
+                "download or export the checkpoint again"
+            )
+        return HfCheckpoint(directory, weight_map)
     if single.exists():
-        file = _open_file(single)
-        return HfCheckpoint(directory, dict.fromkeys(file.keys(), file))
+        return HfCheckpoint(directory, dict.fromkeys(_open_file(single).keys(), SINGLE_FILE))
     raise CheckpointError(
         f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weights(directory)}; convert the model "
         "to safetensors (transformers: from_pretrained, then save_pretrained)"
@@ -58,9 +64,12 @@ def open_hf_checkpoint(path: str | Path) -> "HfCheckpoint":
 class HfCheckpoint:
     """An open checkpoint. The files stay memory-mapped until `close` or the end of a `with` block."""
 
-    def __init__(self, directory: Path, located: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, located: Mapping[str, str]) -> None:
+        """located: the file of each tensor."""
         self.directory = directory
         self._located = dict(located)
+        self._files: dict[str, Any] = {}
+        self._read_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -73,6 +82,7 @@ class HfCheckpoint:
     def close(self) -> None:
         """Release the files; reading afterwards is an error."""
         self._located.clear()
+        self._files.clear()
 
     def names(self) -> tuple[str, ...]:
         """Names of all tensors in the files, sorted."""
@@ -80,6 +90,10 @@ class HfCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a checkpoint that passed `validate`."""
+        return FLOAT_DTYPES[self._slice(name).get_dtype()]
 
     def read(self, box: Box) -> Tensor:
         """The elements of `box`, of the box's shape and the file's dtype, on the CPU; only its bytes are read."""
@@ -91,6 +105,10 @@ class HfCheckpoint:
             values: Tensor = view[box.slices]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.directory}: reading {box} failed ({error}); restore the file") from error
+        self._read_bytes += values.nbytes
+        if self._read_bytes > MAPPED_BYTES:
+            self._files.clear()
+            self._read_bytes = 0
         return values
 
     def validate(self, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -129,17 +147,20 @@ class HfCheckpoint:
             return []  # reported as missing
         if self.shape(OUTPUT) != self.shape(EMBEDDING):
             return [f"unexpected: {OUTPUT} {self.shape(OUTPUT)} beside tied embeddings {self.shape(EMBEDDING)}"]
-        output, embedding = self._slice(OUTPUT), self._slice(EMBEDDING)
-        for low in range(0, self.shape(OUTPUT)[0], COMPARED_ROWS):
-            rows = slice(low, low + COMPARED_ROWS)
-            if not torch.equal(output[rows], embedding[rows]):
+        length, width = self.shape(OUTPUT)
+        for low in range(0, length, COMPARED_ROWS):
+            start, stop = (low, 0), (min(length, low + COMPARED_ROWS), width)
+            if not torch.equal(self.read(Box(OUTPUT, start, stop)), self.read(Box(EMBEDDING, start, stop))):
                 return [f"unexpected: {OUTPUT} differs from {EMBEDDING}, but tie_word_embeddings is true"]
         return []
 
     def _slice(self, name: str) -> Any:
         if name not in self._located:
             raise CheckpointError(f"{self.directory} has no tensor {name} (or was closed); run validate() first")
-        return self._located[name].get_slice(name)
+        file = self._located[name]
+        if file not in self._files:
+            self._files[file] = _open_file(self.directory / file)
+        return self._files[file].get_slice(name)
 
 
 def _open_file(file: Path) -> Any:
@@ -152,8 +173,22 @@ def _open_file(file: Path) -> Any:
     except (SafetensorError, OSError) as error:
         size = file.stat().st_size
         raise CheckpointError(
-            f"{file} ({size} bytes) is truncated or corrupt: {error}; download or export this file again"
+            f"{file} ({size} bytes) is truncated or corrupt: {error}{_lost_tensors(file, size)}; download or export "
+            "this file again"
         ) from error
+
+
+def _lost_tensors(file: Path, size: int) -> str:
+    """Which tensors a truncated file has lost, where its header can be read."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, size)))
+        ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return ""
+    lost = sorted(name for name, end in ends.items() if end > size)
+    return f" (lost: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''})" if lost else ""
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:

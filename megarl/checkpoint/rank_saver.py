@@ -1,7 +1,8 @@
 """The saves of one rank, one at a time: copy the state, then have it written while the rank trains on."""
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ class RankSaver:
         self._rank, self._timeout_s = rank, timeout_s
         self._memory: StagingMemory | None = None
         self._writer: WriterProcess | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="megarl-save")
         self._writing: Future[Done] | None = None
 
     @property
@@ -52,12 +52,20 @@ class RankSaver:
         staged, num_bytes = plan_staging(pieces)
         memory, writer = self._made(num_bytes)
         memory.fill(pieces, staged)
-        self._writing = self._thread.submit(self._write, writer, directory, staged)
+        self._writing = Future()
+        arguments = (self._writing, writer, directory, staged)
+        # A daemon: a rank that ends does not wait for it.
+        threading.Thread(target=self._write, args=arguments, name="megarl-save", daemon=True).start()
 
-    def _write(self, writer: WriterProcess, directory: Path, staged: Sequence[StagedPiece]) -> Done:
-        # The request is made here too: of a large model it is megabytes of text.
-        request = WriteRequest(directory=str(directory), rank=self._rank, pieces=staged)
-        return writer.write(request, timeout_s=self._timeout_s)
+    def _write(
+        self, written: Future[Done], writer: WriterProcess, directory: Path, staged: Sequence[StagedPiece]
+    ) -> None:
+        try:
+            # Made here, too: of a large model it is megabytes of text.
+            request = WriteRequest(directory=str(directory), rank=self._rank, pieces=staged)
+            written.set_result(writer.write(request, timeout_s=self._timeout_s))
+        except BaseException as error:
+            written.set_exception(error)
 
     def _made(self, num_bytes: int) -> tuple[StagingMemory, WriterProcess]:
         """Memory that is large enough, and the process that reads it."""
@@ -99,5 +107,4 @@ class RankSaver:
     def close(self) -> None:
         """End the process and give the memory back."""
         self.abandon()
-        self._thread.shutdown()
         self._release()

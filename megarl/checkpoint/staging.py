@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -74,17 +75,17 @@ class StagingMemory:
     def __init__(self, num_bytes: int) -> None:
         """Raises CheckpointError where there is not so much memory."""
         self.num_bytes = num_bytes
+        available = psutil.virtual_memory().available
+        if num_bytes > available:  # the kernel would end some process instead
+            raise _no_memory(num_bytes, f"{available / 2**20:.0f} MiB are available")
         self.descriptor = os.memfd_create("megarl-checkpoint", os.MFD_CLOEXEC)
         try:
             # Reserved now: memory that is not there is an error here and not a bus error in the copy.
             os.posix_fallocate(self.descriptor, 0, num_bytes)
-        except OSError as error:
+            self._bytes = map_memory(self.descriptor, num_bytes)
+        except (OSError, RuntimeError) as error:
             os.close(self.descriptor)
-            raise CheckpointError(
-                f"no host memory for the {num_bytes / 2**20:.0f} MiB that a policy rank copies before it goes on "
-                f"({error.strerror}); free memory, or spread the policy over more ranks"
-            ) from error
-        self._bytes = map_memory(self.descriptor, num_bytes)
+            raise _no_memory(num_bytes, str(error)) from error
         if torch.cuda.is_available():
             # Copies from a GPU run at full speed only into memory the driver knows.
             torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), num_bytes, 0)
@@ -102,6 +103,13 @@ class StagingMemory:
             torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
         self._bytes = torch.empty(0, dtype=torch.uint8)
         os.close(self.descriptor)
+
+
+def _no_memory(num_bytes: int, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"no host memory for the {num_bytes / 2**20:.0f} MiB that a policy rank copies before it goes on ({why}); free "
+        "memory, or spread the policy over more ranks"
+    )
 
 
 def map_memory(descriptor: int, num_bytes: int) -> Tensor:

@@ -19,7 +19,8 @@ from megarl.checkpoint.staging import StagingMemory
 from megarl.checkpoint.writer_messages import Done, Failed, Reply, WriteRequest, parse_reply
 
 _STDERR_FD = 2
-_READ_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+_KILL_S = 5.0
 _ON_A_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 # The rank's sys.path first, so that megarl is found where the rank found it.
 _BOOTSTRAP = (
@@ -38,6 +39,7 @@ class WriterProcess:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
         self._life_fd: int | None = None
+        self._is_running = False
 
     @property
     def pid(self) -> int | None:
@@ -53,12 +55,7 @@ class WriterProcess:
         deadline = time.monotonic() + timeout_s
         process = self._running()
         try:
-            assert process.stdin is not None
-            process.stdin.write(request.as_line())
-            process.stdin.flush()
-            reply = _await_reply(process, deadline)
-        except OSError:  # it ended before it had read the request
-            reply = None
+            reply = _ask(process, request.as_line(), deadline)
         except TimeoutError:
             self.kill()
             raise CheckpointError(
@@ -75,7 +72,7 @@ class WriterProcess:
         )
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._is_running and self._process.poll() is None:
             return self._process
         self.close()
         life_read, self._life_fd = os.pipe()
@@ -94,23 +91,30 @@ class WriterProcess:
             )
         finally:
             os.close(life_read)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._is_running = True
         return self._process
 
     def _describe_end(self) -> str:
         self.kill()
         assert self._process is not None
         code = self._process.returncode
+        if code is None:
+            return f"its answers and is not gone after {_KILL_S:g} s: it waits for the disk"
         if code < 0:
             return f"by signal {signal.Signals(-code).name}"
         return f"with exit code {code}; the rank's log says why"
 
     def kill(self) -> None:
         """End the process, whatever it does; a `write` that waits for it raises."""
-        process = self._process
+        process, self._is_running = self._process, False
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            process.wait()
+            # One that waits for a disk that is gone cannot even be killed.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KILL_S)
         life_fd, self._life_fd = self._life_fd, None
         if life_fd is not None:
             os.close(life_fd)
@@ -125,18 +129,31 @@ class WriterProcess:
                     pipe.close()
 
 
-def _await_reply(process: subprocess.Popen[bytes], deadline: float) -> Reply | None:
-    """None where the process ended without one. TimeoutError after the deadline."""
+def _ask(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> Reply | None:
+    """None where the process ended without an answer. TimeoutError after the deadline."""
+    assert process.stdin is not None
     assert process.stdout is not None
-    descriptor, line = process.stdout.fileno(), b""
-    # Not select: a rank may have more open files than that can count.
-    readable = select.poll()
-    readable.register(descriptor, select.POLLIN)
+    asked, answered, line = process.stdin.fileno(), process.stdout.fileno(), b""
+    left = memoryview(request)
+    try:
+        while left:
+            _wait_for(asked, select.POLLOUT, deadline)
+            left = left[os.write(asked, left) :]
+    except BrokenPipeError:  # it ended before it had read the request
+        return None
     while not line.endswith(b"\n"):
-        if not readable.poll(1000 * max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        data = os.read(descriptor, _READ_BYTES)
+        _wait_for(answered, select.POLLIN, deadline)
+        data = os.read(answered, _CHUNK_BYTES)
         if not data:
             return None
         line += data
     return parse_reply(line)
+
+
+def _wait_for(descriptor: int, event: int, deadline: float) -> None:
+    """Until the pipe can take or give something, or is broken. TimeoutError after the deadline."""
+    # Not select: a rank may have more open files than that can count.
+    waiting = select.poll()
+    waiting.register(descriptor, event)
+    if not waiting.poll(1000 * max(0.0, deadline - time.monotonic())):
+        raise TimeoutError

@@ -48,6 +48,9 @@ from megarl.config.preflight import weight_files
 from megarl.config.rollout_files import run_bytes
 from megarl.config.run import LoggingConfig, RunConfig
 from megarl.config.warnings import find_warnings
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError
+from megarl.planning.checkpoint_size import checkpoint_bytes, most_checkpoints
 
 
 def run_doctor(console: Console, path: Path | None = None, overrides: Sequence[str] = (), *, deep: bool = False) -> int:
@@ -122,6 +125,7 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
     yield check_disk(
         Path(directory),
         exports_gib=export_gib(config) if config else None,
+        checkpoints_gib=checkpoint_gib(config) if config else None,
         rollouts_gib=run_bytes(config) / 2**30 if config else 0.0,
     )
     yield from check_network(
@@ -133,7 +137,7 @@ def check_machine(installed: dict[str, str], config: RunConfig | None, *, deep: 
 
 
 def export_gib(config: RunConfig) -> float | None:
-    """Disk for the run's exported checkpoints, each as large as the model's weight files; None if unknown."""
+    """Disk for the run's exported weights, each time as large as the model's weight files; None if unknown."""
     directory = Path(config.model.path)
     try:
         files = weight_files(directory)
@@ -143,3 +147,12 @@ def export_gib(config: RunConfig) -> float | None:
     every = config.train.export_every
     exports = -(-config.train.steps // every) if every else 1
     return exports * sum(sizes) / 2**30 if sizes else None
+
+
+def checkpoint_gib(config: RunConfig) -> float | None:
+    """Disk for as many checkpoints as the run has at a time; None if unknown."""
+    try:
+        shape = read_model_shape(Path(config.model.path))
+    except (ModelError, OSError):
+        return None  # check_files reports it
+    return most_checkpoints(config) * checkpoint_bytes(shape, config) / 2**30

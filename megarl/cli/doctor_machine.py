@@ -63,18 +63,24 @@ def check_shared_memory(path: Path = Path("/dev/shm"), *, need_gib: float = 1.0)
     return Finding(name=name, level="ok", found=found)
 
 
-def check_disk(directory: Path, *, exports_gib: float | None, rollouts_gib: float) -> Finding:
-    """Room where run directories go. exports_gib: the run's exported checkpoints, None when unknown. rollouts_gib: its
-    rollouts, at most: if every response is as long as it may be."""
+def check_disk(
+    directory: Path, *, exports_gib: float | None, checkpoints_gib: float | None, rollouts_gib: float
+) -> Finding:
+    """Room where run directories go. exports_gib: the run's exported weights, checkpoints_gib: as many checkpoints as
+    there may be at a time, None when unknown. rollouts_gib: its rollouts, at most: if every response is as long as it
+    may be."""
     existing = nearest_directory(directory)
     name, free_gib = f"disk at {directory}", shutil.disk_usage(existing).free / _GIB
-    exports = 0.0 if exports_gib is None else exports_gib
-    needed = f"{exports:.1f} GiB for exported checkpoints and at most {rollouts_gib:.1f} GiB for rollouts"
-    if free_gib < exports:
+    exports, checkpoints = exports_gib or 0.0, checkpoints_gib or 0.0
+    needed = (
+        f"{exports:.1f} GiB for exported weights, {checkpoints:.1f} GiB for checkpoints and at most "
+        f"{rollouts_gib:.1f} GiB for rollouts"
+    )
+    if free_gib < exports + checkpoints:
         found = f"{free_gib:.1f} GiB free; the run needs {needed}"
-        action = "free space, set logging.directory elsewhere, or raise train.export_every"
+        action = "free space, set logging.directory elsewhere, raise train.export_every, or lower checkpoint.keep_last"
         return Finding(name=name, level="failure", found=found, action=action)
-    if free_gib < exports + rollouts_gib:
+    if free_gib < exports + checkpoints + rollouts_gib:
         found = f"{free_gib:.1f} GiB free; the run needs {needed}"
         action = "free space, set logging.directory elsewhere, or raise logging.rollouts_every"
         return Finding(name=name, level="warning", found=found, action=action)

@@ -21,7 +21,7 @@ from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
-from megarl.data.decoding import build_decode
+from megarl.data.decoding import build_decode, build_token_text
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
 from megarl.runtime.closing import undisturbed
@@ -72,7 +72,7 @@ def run_train(
                     prompts=data.prompts,
                     sampler=data.sampler,
                     decode=build_decode(model.tokenizer),
-                    token_text=functools.cache(lambda token: str(model.tokenizer.decode([token]))),
+                    token_text=build_token_text(model.tokenizer),
                     reporter=session.reporter,
                     controllers=ControllerState(
                         config.objective, total_steps=config.train.steps, seed=config.train.seed

@@ -77,6 +77,7 @@ async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Part
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
+    stalls.collect_garbage()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
     if export_due(step, config):

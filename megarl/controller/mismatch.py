@@ -83,7 +83,8 @@ def _shown(ids: Sequence[int]) -> str:
 
 
 def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> LogpDiff:
-    """The difference over all response tokens; ValueError where a response's log-probs are not one per token."""
+    """The difference over all response tokens, not finite where a log-prob is not; ValueError where a response's
+    log-probs are not one per token."""
     total, count, largest = 0.0, 0, 0.0
     for rollout, scored in zip(rollouts, scores, strict=True):
         if len(scored.old_logp) != len(rollout.response):
@@ -91,7 +92,8 @@ def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]
                 f"sample {scored.sample_id}: {len(rollout.response)} response tokens, "
                 f"{len(scored.old_logp)} trainer log-probs"
             )
-        differences = np.abs(scored.old_logp.astype(np.float64) - rollout.behavior_logp)
+        with np.errstate(invalid="ignore"):  # inf - inf
+            differences = np.abs(scored.old_logp.astype(np.float64) - rollout.behavior_logp)
         if len(differences):
             # One after the other: numpy's own sum depends on how it blocks them.
             total += float(differences.cumsum()[-1])

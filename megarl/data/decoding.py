@@ -1,40 +1,87 @@
-"""Responses to text, without special tokens: what `tokenizer.decode` gives, several times as fast.
+"""Tokens to text: what `tokenizer.decode` gives, several times as fast.
 
 A byte-level tokenizer (GPT-2's kind: Qwen, Llama 3, SmolLM2) writes every token as characters that stand for bytes, so
 a text is the bytes of its tokens, one after the other. That is a table; for every other kind the tokenizer is asked.
 """
 
+import functools
 import json
 import random
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megarl.records import TokenIds
 
 _PROBES = 64
 _PROBE_TOKENS = 48
+_AT_ONCE = 1 << 13
+"""Tokens that are looked up together: enough for numpy to be fast, few enough for a core's cache."""
 
 
 def build_decode(tokenizer: Any) -> Callable[[Sequence[TokenIds]], list[str]]:
-    """A function from responses to their texts, of a fast tokenizer. It may run in a thread."""
+    """A function from responses to their texts without special tokens, of a fast tokenizer. It may run in a thread."""
+    table = _byte_table(tokenizer)
+    if table is not None:
+        return table.decode
 
     def ask(responses: Sequence[TokenIds]) -> list[str]:
         return list(tokenizer.batch_decode([ids.tolist() for ids in responses], skip_special_tokens=True))
 
-    table = _byte_table(tokenizer)
-    if table is None:
-        return ask
-
-    def look_up(responses: Sequence[TokenIds]) -> list[str]:
-        return [b"".join(map(table.__getitem__, ids.tolist())).decode(errors="replace") for ids in responses]
-
-    return look_up
+    return ask
 
 
-def _byte_table(tokenizer: Any) -> Mapping[int, bytes] | None:
-    """The bytes of every token, none for a special one and for ids beyond the vocabulary; None where the tokenizer's
-    texts are not made so."""
+def build_token_text(tokenizer: Any) -> Callable[[int], str]:
+    """A function from a token to its text alone, a special token's name included; asked of the tokenizer once each."""
+    return functools.cache(lambda token: str(tokenizer.decode([token])))
+
+
+@dataclass(frozen=True, slots=True)
+class _ByteTable:
+    """The bytes of every token, those of token t at data[starts[t]:starts[t] + sizes[t]].
+
+    A special token has none, and neither has the last entry, which is for all ids beyond the vocabulary.
+    """
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tokens: Sequence[bytes]) -> Self:
+        sizes = np.array([*map(len, tokens), 0])
+        return cls(np.frombuffer(b"".join(tokens), np.uint8), sizes.cumsum() - sizes, sizes)
+
+    def decode(self, responses: Sequence[TokenIds]) -> list[str]:
+        texts: list[str] = []
+        some: list[TokenIds] = []
+        num_tokens = 0
+        for ids in responses:
+            some.append(ids)
+            num_tokens += len(ids)
+            if num_tokens >= _AT_ONCE:
+                texts += self._decode(some)
+                some, num_tokens = [], 0
+        return texts + self._decode(some) if some else texts
+
+    def _decode(self, responses: Sequence[TokenIds]) -> list[str]:
+        ids = np.minimum(np.concatenate(responses), len(self.sizes) - 1)
+        sizes = self.sizes[ids]
+        ends = np.append(0, sizes.cumsum())
+        # Where in `data` each byte of the texts is: the tokens' starts, and the bytes' places after them.
+        at = np.repeat(self.starts[ids] - ends[:-1], sizes)
+        at += np.arange(len(at))
+        data = self.data[at].tobytes()
+        cuts = ends[np.cumsum([0, *map(len, responses)])].tolist()
+        return [data[start:end].decode(errors="replace") for start, end in pairwise(cuts)]
+
+
+def _byte_table(tokenizer: Any) -> _ByteTable | None:
+    """None where the tokenizer's texts are not the bytes of its tokens."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder")
@@ -43,12 +90,14 @@ def _byte_table(tokenizer: Any) -> Mapping[int, bytes] | None:
     special = set(tokenizer.all_special_ids)
     special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     bytes_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    table: defaultdict[int, bytes] = defaultdict(bytes)
-    for text, index in tokenizer.get_vocab().items():
-        table[index] = b"" if index in special else _token_bytes(text, bytes_of)
+    vocabulary = tokenizer.get_vocab()
+    tokens = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for text, index in vocabulary.items():
+        tokens[index] = b"" if index in special else _token_bytes(text, bytes_of)
+    table = _ByteTable.of(tokens)
     draw = random.Random(0)
-    probes = [[draw.randrange(len(table) + 8) for _ in range(_PROBE_TOKENS)] for _ in range(_PROBES)]
-    made = [b"".join(table[index] for index in probe).decode(errors="replace") for probe in probes]
+    probes = [[draw.randrange(len(tokens) + 8) for _ in range(_PROBE_TOKENS)] for _ in range(_PROBES)]
+    made = table.decode([np.array(probe, np.int32) for probe in probes])
     return table if made == list(tokenizer.batch_decode(probes, skip_special_tokens=True)) else None
 
 

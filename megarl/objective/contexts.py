@@ -12,7 +12,7 @@ see RESOLUTION. T = response tokens of a rank's share of a mini-batch.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -83,13 +83,13 @@ def _number(classes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> list[
     )
     several = counts > 1
     numbers = np.where(several, several.cumsum() - 1, _ALONE)[class_of].astype(np.int32)
-    parts = np.split(numbers, np.cumsum([len(ids) for ids in classes])[:-1])
-    filled = []
-    for part, size in zip(parts, sizes, strict=False):
-        whole = np.full(size, _ALONE, dtype=np.int32)
-        whole[: len(part)] = part
-        filled.append(whole)
-    return filled
+    filled = np.full(sum(sizes), _ALONE, dtype=np.int32)
+    ends = [0, *accumulate(sizes)]
+    taken = 0
+    for start, of_sample in zip(ends, classes, strict=False):
+        filled[start : start + len(of_sample)] = numbers[taken : taken + len(of_sample)]
+        taken += len(of_sample)
+    return [filled[start:end] for start, end in pairwise(ends)]
 
 
 def share_values(

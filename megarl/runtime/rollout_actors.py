@@ -12,7 +12,7 @@ import ray
 import ray.exceptions
 
 from megarl.config.run import RunConfig
-from megarl.records import Rollout, SampleRequest
+from megarl.records import PackedRollouts, Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
@@ -72,9 +72,11 @@ class RolloutActor:
         await self._engine.connect(endpoint)
 
     @ray.method(num_returns="streaming")
-    async def generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[list[tuple[int, Rollout]]]:
+    async def generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[tuple[list[int], PackedRollouts]]:
+        """Responses as they come, after their positions among the requests."""
         async for batch in in_batches(partial(self._engine.generate, requests), every_s=_TOGETHER_S):
-            yield batch
+            positions, rollouts = zip(*batch, strict=True)
+            yield list(positions), PackedRollouts.of(rollouts)
 
     async def receive_weights(self, version: int) -> None:
         await self._engine.receive_weights(version)
@@ -127,8 +129,10 @@ class RayRolloutPool:
             batches = worker.stream(RolloutActor.generate, [requests[index] for index in deal.indexes])
             rollouts: dict[int, Rollout] = {}
             while (batch := await call(worker, _next_of(batches), doing="sample", limit=None)) is not None:
-                come = {deal.indexes[position]: rollout for position, rollout in batch}
-                arrived(list(come), list(come.values()))
+                positions, packed = batch
+                indexes = [deal.indexes[position] for position in positions]
+                come = dict(zip(indexes, packed.unpack(), strict=True))
+                arrived(indexes, list(come.values()))
                 rollouts |= come
             return [rollouts[index] for index in deal.indexes]
 

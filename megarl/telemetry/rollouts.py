@@ -154,6 +154,7 @@ SCHEMA = pa.schema(
 """Columns of the file, in their order."""
 
 _FLOATS = [f"{one.name}.list.element" for one in SCHEMA if one.type == _NUMBERS]
+_SCALARS = [one.name for one in SCHEMA if not pa.types.is_list(one.type)]
 _CODED = [
     *("prompt_text", "failure", "stop_reason"),
     *(f"{one.name}.list.element" for one in SCHEMA if one.type in (_TOKENS, _TEXTS)),
@@ -169,7 +170,13 @@ def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
     with (
         replace_atomically(path) as partial,
         pq.ParquetWriter(
-            partial, SCHEMA, compression="zstd", use_dictionary=_CODED, use_byte_stream_split=_FLOATS
+            partial,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=_CODED,
+            use_byte_stream_split=_FLOATS,
+            # Of tokens they would say nothing: rows are found by their numbers.
+            write_statistics=_SCALARS,
         ) as writer,
     ):
         for group in _by_tokens(rows):

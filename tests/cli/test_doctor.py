@@ -185,11 +185,16 @@ def test_shared_memory(tmp_path: Path) -> None:
 
 def test_disk(tmp_path: Path) -> None:
     deep = tmp_path / "runs" / "deep"
-    assert machine.check_disk(deep, exports_gib=1e-6, rollouts_gib=0.0).level in ("ok", "warning")
-    full = machine.check_disk(tmp_path / "runs", exports_gib=1e9, rollouts_gib=2.0)
+    few = machine.check_disk(deep, exports_gib=1e-6, checkpoints_gib=None, rollouts_gib=0.0)
+    assert few.level in ("ok", "warning")
+    full = machine.check_disk(tmp_path / "runs", exports_gib=1e9, checkpoints_gib=3.0, rollouts_gib=2.0)
     assert full.level == "failure"
-    assert "1000000000.0 GiB for exported checkpoints and at most 2.0 GiB for rollouts" in full.found
-    crowded = machine.check_disk(tmp_path / "runs", exports_gib=None, rollouts_gib=1e9)
+    needed = "1000000000.0 GiB for exported weights, 3.0 GiB for checkpoints and at most 2.0 GiB for rollouts"
+    assert needed in full.found
+    saved = machine.check_disk(tmp_path / "runs", exports_gib=None, checkpoints_gib=1e9, rollouts_gib=2.0)
+    assert saved.level == "failure"
+    assert "lower checkpoint.keep_last" in saved.action
+    crowded = machine.check_disk(tmp_path / "runs", exports_gib=None, checkpoints_gib=None, rollouts_gib=1e9)
     assert crowded.level == "warning"
     assert "raise logging.rollouts_every" in crowded.action
 

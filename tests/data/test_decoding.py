@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from megarl.data.decoding import _byte_table, build_decode
+from megarl.data.decoding import _AT_ONCE, _byte_table, build_decode, build_token_text
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,21 @@ def test_the_table_gives_the_tokenizers_texts(byte_level: PreTrainedTokenizerFas
     assert texts == by_tokenizer(byte_level, [*responses, spelled])
     assert texts[-1].rstrip() == "x = 3 ≈ not bytes<tool> é 漢字"
     assert any("\N{REPLACEMENT CHARACTER}" in text for text in texts)
+
+
+def test_responses_longer_than_what_is_looked_up_together(byte_level: PreTrainedTokenizerFast) -> None:
+    draw = np.random.default_rng(2)
+    sizes = (_AT_ONCE + 7, 0, 3, _AT_ONCE - 3, 0)
+    responses = [draw.integers(0, len(byte_level), size, dtype=np.int32) for size in sizes]
+    assert build_decode(byte_level)(responses) == by_tokenizer(byte_level, responses)
+    assert build_decode(byte_level)([]) == []
+
+
+def test_a_token_alone_has_its_name_and_is_asked_for_once(byte_level: PreTrainedTokenizerFast) -> None:
+    token_text = build_token_text(byte_level)
+    special = byte_level.convert_tokens_to_ids("<|im_end|>")
+    assert token_text(special) == "<|im_end|>"
+    assert token_text(special) is token_text(special)
 
 
 def test_another_kind_of_tokenizer_is_asked() -> None:

@@ -19,7 +19,7 @@ from megarl.controller.parts import Parts
 from megarl.controller.protocols import Arrived
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import StopRequest
-from megarl.data.decoding import build_decode
+from megarl.data.decoding import build_decode, build_token_text
 from megarl.data.prompts import load_prompts
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import load_pairs
@@ -192,7 +192,7 @@ async def _run(
             prompts=prompts,
             sampler=PromptSampler(len(prompts), config.train.prompts_per_step, seed=0, shuffle=True),
             decode=build_decode(tokenizer),
-            token_text=lambda token: str(tokenizer.decode([token])),
+            token_text=build_token_text(tokenizer),
             reporter=reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=0),
             checkpoints=Checkpoints(config, directory.checkpoints, stop=StopRequest()),

@@ -1,6 +1,6 @@
 """The global space against the table of weights: every element of every layout and spec, by brute force.
 
-That it is Megatron-core's own space is shown in test_megatron_space.py.
+That it is Megatron-core's own space is shown in tests/checkpoint/test_megatron_space.py.
 """
 
 import itertools

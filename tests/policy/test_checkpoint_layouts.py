@@ -11,6 +11,7 @@ from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.parallel.batches import BatchShard
+from megarl.planning.checkpoint_size import checkpoint_bytes
 from megarl.policy.worker import MegatronWorker
 from tests.policy.ranks import make_checkpoint, make_config, make_samples, run_workers
 from tests.policy.states import assemble, hash_elements, keep_state, save_checkpoint
@@ -93,6 +94,8 @@ def train_and_save(
     assert hash_elements(found) == hashes
     moments = [tensor for key, tensor in whole.items() if key.startswith("optimizer.state.exp_avg_sq.")]
     assert all(bool((tensor > 0).any()) for tensor in moments)
+    size = sum(tensor.nbytes for tensor in whole.values())
+    assert size == checkpoint_bytes(worker._shape, config)
     assert len(moments) == sum(not key.startswith(("optimizer.", "reference.")) for key in whole)
     return {"hashes": hashes, "updates": worker._updates, "step": worker._state.optimizer_step}
 

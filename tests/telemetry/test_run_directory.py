@@ -29,7 +29,7 @@ def test_create_lays_out_the_run(tmp_path: Path) -> None:
     assert run.path.name.startswith("tiny-train-20")
     assert {entry.name for entry in run.path.iterdir()} == {
         *("config.toml", "config.source", "versions.json", "state.json"),
-        *("rollouts", "checkpoints", "logs", "figures"),
+        *("rollouts", "checkpoints", "hf", "logs", "figures"),
     }
     assert (run.path / "config.source").read_text() == source.read_text()
     assert load_config(run.config_path) == config  # inf included

@@ -1,0 +1,56 @@
+"""Directories that appear complete or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megarl.checkpoint.errors import CheckpointError
+
+
+@contextmanager
+def new_directory(destination: Path, *, num_bytes: int = 0) -> Iterator[Path]:
+    """Yield a directory beside `destination`; after the block it is flushed to the disk and gets that name.
+
+    When the block raises it is removed. num_bytes: what will be written, which the disk must have free.
+    Raises CheckpointError where `destination` exists and is not empty, or the disk is full, before or meanwhile.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} exists and is not empty; remove it or write to another path")
+    # One fixed name: what a killed run left is overwritten by the next, not collected.
+    partial = destination.with_name(f".{destination.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(partial).free
+        if num_bytes > free:
+            raise CheckpointError(
+                f"{destination}: {num_bytes / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
+                "free some, or write to another disk"
+            )
+        yield partial
+        for path in partial.rglob("*"):
+            flush(path)
+        flush(partial)
+        os.replace(partial, destination)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(f"{destination}: the disk is full ({error.strerror}); nothing was left there") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    flush(destination.parent)
+
+
+def flush(path: Path) -> None:
+    """The content of a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
