@@ -11,10 +11,10 @@ from megarl.telemetry.versions import collect_versions
 FILE = "__0_0.distcp"
 
 
-def make_manifest(directory: Path, config: RunConfig, *, step: int, **changes: Any) -> Manifest:
+def make_manifest(directory: Path, made_with: RunConfig, *, step: int, **changes: Any) -> Manifest:
     """Of a checkpoint in `directory` with one file, which is made; `changes` replace what the manifest says."""
     (directory / FILE).write_bytes(b"tensors")
-    table, digest = describe_config(config)
+    table, digest = describe_config(made_with)
     facts: dict[str, Any] = {
         "step": step,
         "policy_version": step,

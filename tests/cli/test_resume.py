@@ -36,10 +36,10 @@ def make_run(parent: Path, *steps: int, config: RunConfig | None = None) -> RunD
     return run
 
 
-def save(run: RunDirectory, step: int, config: RunConfig, **changes: Any) -> RunCheckpoint:
+def save(run: RunDirectory, step: int, made_with: RunConfig, **changes: Any) -> RunCheckpoint:
     pending = PendingCheckpoint(run.checkpoints, step=step)
     pending.begin()
-    return pending.complete(make_manifest(pending.path, config, step=step, **changes))
+    return pending.complete(make_manifest(pending.path, made_with, step=step, **changes))
 
 
 def go_on(path: Path, *overrides: str, allowed: tuple[str, ...] = (), config: Path | None = None) -> Resumed:

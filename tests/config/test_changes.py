@@ -35,7 +35,7 @@ def test_equal_configurations_differ_in_nothing() -> None:
         ({"train": {"steps": 200, "export_every": 5}}, {"train.steps": "length", "train.export_every": "none"}),
         ({"parallel": {"tensor": 2, "world_size": 2}}, {"parallel.tensor": "rounding"}),
         ({"logging": {"tensorboard": True}, "name": "other"}, {"name": "none", "logging.tensorboard": "none"}),
-        ({"cluster": {"nodes": 2}}, {"cluster.nodes": "none"}),
+        ({"cluster": {"gpus_per_node": 4}}, {"cluster.gpus_per_node": "none"}),
         ({"rollout": {"engines": 2, "publish": {"bucket_mib": 8}}},
          {"rollout.engines": "rounding", "rollout.publish.bucket_mib": "none"}),
         ({"policy": {"distributed_optimizer": False, "call_timeout_s": 60.0}},
