@@ -41,11 +41,14 @@ class Moment:
 
         train_step = loop.train_step
 
-        async def follow(step: int, *arguments: Any, **named: Any) -> Any:
+        async def follow(step: int, config: Any, parts: Any, **named: Any) -> Any:
             self._now = step
-            if name == "between steps" and self._here:
-                die()
-            return await train_step(step, *arguments, **named)
+            if self._here:
+                # So that it is known from where the run goes on; a tiny step is over before its save is complete.
+                await parts.checkpoints.settle()
+                if name == "between steps":
+                    die()
+            return await train_step(step, config, parts, **named)
 
         loop.train_step = follow  # type: ignore[assignment]
         MOMENTS[name](self)
