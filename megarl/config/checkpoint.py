@@ -1,16 +1,21 @@
 """When a run saves itself, and which of its checkpoints it keeps."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from megarl.config.base import Config, ConfigError
+from megarl.config.base import Config, ConfigError, raise_problems
 
 BATCH_JOB = "slurm"
 _JOB_END = "SLURM_JOB_END_TIME"
+
+
+def _time_text(value: Any) -> Any:
+    """TOML has times of its own, which are taken as the text they are."""
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 class CheckpointConfig(Config):
@@ -33,7 +38,7 @@ class CheckpointConfig(Config):
     """A name in metrics.jsonl: the checkpoint after the best step by it is kept too."""
     keep_best_by: Literal["max", "min"] = "max"
     """Whether the largest or the smallest value of `keep_best` is the best."""
-    end_time: str | None = None
+    end_time: Annotated[str | None, BeforeValidator(_time_text)] = None
     """When the run must have ended: a time with its zone (2026-12-24T18:00:00+01:00), or "slurm" for the end of the job
     it runs in. It stops, saved, after the last step that leaves room for another of the longest there was."""
     end_margin_s: float = Field(120.0, ge=0)
@@ -44,14 +49,9 @@ class CheckpointConfig(Config):
     timeout_s: float = Field(1800.0, gt=0)
     """A save that is not complete after this long has failed."""
 
-    @field_validator("end_time", mode="before")
-    @classmethod
-    def _check_end_time(cls, value: Any) -> Any:
-        """TOML has times of its own, which are taken as the text they are."""
-        text = value.isoformat() if isinstance(value, datetime) else value
-        if isinstance(text, str) and text != BATCH_JOB:
-            _parse_time(text)
-        return text
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        return raise_problems(self, (_check_end_time,))
 
     @property
     def on(self) -> bool:
@@ -63,7 +63,7 @@ class CheckpointConfig(Config):
         if self.end_time is None:
             return None
         if self.end_time != BATCH_JOB:
-            return _parse_time(self.end_time).timestamp()
+            return datetime.fromisoformat(self.end_time).timestamp()
         text = environment.get(_JOB_END, "")
         if not text.isdecimal():
             found = f"is {text!r}" if text else "is not set"
@@ -74,12 +74,15 @@ class CheckpointConfig(Config):
         return float(text)
 
 
-def _parse_time(text: str) -> datetime:
+def _check_end_time(config: CheckpointConfig) -> Iterator[str]:
+    text = config.end_time
+    if text is None or text == BATCH_JOB:
+        return
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}+00:00"
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f'expected "{BATCH_JOB}" or a time such as {now}, found "{text}"') from None
+        yield f'checkpoint.end_time: expected "{BATCH_JOB}" or a time such as {now}, found "{text}"'
+        return
     if time.tzinfo is None:
-        raise ValueError(f'expected a time with its zone, such as {now}, found "{text}": add Z or +01:00 to it')
-    return time
+        yield f'checkpoint.end_time: expected a time with its zone, such as {now}, found "{text}"; add Z or +01:00 to it'

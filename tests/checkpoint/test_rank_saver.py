@@ -210,5 +210,5 @@ def test_messages_come_back() -> None:
     assert WriteRequest.parse(request.as_line()) == replace(request, pieces=list(staged))
     for reply in (Done({"files": {}}), Failed("no room")):
         assert parse_reply(reply_line(reply)) == reply
-    with pytest.raises(ValueError, match=r"a checkpoint's writer process answered b'\{\"x\": 1\}'"):
+    with pytest.raises(ValueError, match=r"a checkpoint's writer process answered b'.\"x\": 1\}"):
         parse_reply(b'{"x": 1}\n')

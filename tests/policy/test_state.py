@@ -1,5 +1,6 @@
 """A fresh rank that loads a checkpoint goes on bit for bit as the one that wrote it did."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,10 +171,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing(tmp_path:
         "is of another model than model.path: num_layers: expected 2, found 4. Use a checkpoint of this model"
         in of_other
     )
-    assert (
-        "does not hold what this run needs: reference.decoder.final_layernorm.weight: expected [96], found none; "
-        in (of_reference)
-    )
+    missing = r"does not hold what this run needs: reference\.\S+: expected \[.*\], found none; .*; and \d more\. Is it"
+    assert re.search(missing, of_reference), of_reference
     assert "and of a run with a reference where this one has a KL?" in of_reference
 
 
