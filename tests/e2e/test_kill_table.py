@@ -96,15 +96,18 @@ def test_kill_table(name: str, tmp_path: Path, tiny_model_dir: Path, capsys: pyt
         cwd.mkdir()
         (cwd / "controlled.toml").write_text(CONTROLLED)
     config = write_tiny_config(tmp_path, tiny_model_dir)
-    arguments = (*(part for part in CONFIGURATIONS[name]), *COMMON)
+    arguments = (*CONFIGURATIONS[name], *COMMON)
     train_to_the_end(config, *arguments, cwd=straight)
-    lines = list(kill_one_after_the_other(arguments, config, killed))
-    run, expected = latest(killed), latest(straight)
-    equal = metrics_of(run) == metrics_of(expected)
+    lines = []
     with capsys.disabled():
         print(f"\n\n{name}: {STEPS} steps, saved after every second\n")
         print(f"{'killed in':<34} {'':<10} {'went on after':<12}  earlier rows")
-        print(*lines, sep="\n")
+        for line in kill_one_after_the_other(arguments, config, killed):
+            print(line, flush=True)
+            lines.append(line)
+    run, expected = latest(killed), latest(straight)
+    equal = metrics_of(run) == metrics_of(expected)
+    with capsys.disabled():
         print(f"metrics and updates of all {STEPS} steps: {'identical' if equal else 'DIFFERENT'}\n")
     assert [line.moment for line in lines if not line.untouched] == []
     assert metrics_of(run) == metrics_of(expected)
