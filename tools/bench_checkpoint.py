@@ -34,7 +34,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DP2, distributed optimizer": {"parallel": {"world_size": 2}},
-    "TP2": {"parallel": {"tensor": 2, "world_size": 2}},
+    "PP2": {"parallel": {"pipeline": 2, "world_size": 2}},
 }
 SHAPE = {
     "vocab_size": 49152,

@@ -85,4 +85,4 @@ def _check_end_time(config: CheckpointConfig) -> Iterator[str]:
         yield f'checkpoint.end_time: expected "{BATCH_JOB}" or a time such as {now}, found "{text}"'
         return
     if time.tzinfo is None:
-        yield f'checkpoint.end_time: expected a time with its zone, such as {now}, found "{text}"; add Z or +01:00 to it'
+        yield f'checkpoint.end_time: expected a time with its zone, such as {now}, found "{text}"; add Z or +01:00'

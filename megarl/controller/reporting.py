@@ -85,7 +85,7 @@ class StepReporter:
 
     def note(self, text: str) -> None:
         """Something that a person may want to know, on the display and in the log."""
-        logger.info("%s", text)
+        logger.debug("%s", text)
         self._console.note(text)
 
     def export_path(self, step: int) -> Path:

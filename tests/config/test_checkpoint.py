@@ -36,7 +36,7 @@ def test_an_end_time_is_text_or_one_of_tomls(value: str, tmp_path: Path) -> None
     [
         ('"soon"', 'expected "slurm" or a time such as 2'),
         ('"2027-01-15T09:00:00"', "expected a time with its zone, such as 2"),
-        ("2027-01-15T09:00:00", 'found "2027-01-15T09:00:00"; add Z or +01:00 to it'),
+        ("2027-01-15T09:00:00", 'found "2027-01-15T09:00:00"; add Z or +01:00'),
         ("7", "expected"),
     ],
 )

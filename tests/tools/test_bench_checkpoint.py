@@ -24,9 +24,9 @@ def test_a_save_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_medians_leave_the_first_save_out() -> None:
     saves = [{"held_up_s": float(seconds), "bytes": 7} for seconds in (9, 1, 2, 3)]
-    row = summarise("TP2", {"ranks": 2, "saves": saves})
+    row = summarise("PP2", {"ranks": 2, "saves": saves})
     assert row == {
-        "layout": "TP2",
+        "layout": "PP2",
         "ranks": 2,
         "saves": 3,
         "first_held_up_s": 9.0,
@@ -38,7 +38,7 @@ def test_medians_leave_the_first_save_out() -> None:
 def test_the_table_has_every_figure() -> None:
     names = ("held_up_s", "first_held_up_s", "slowed_s", "total_s", "share_of_disk")
     sizes = ("bytes", "staged_bytes_per_rank", "writer_bytes_per_rank")
-    row = {"layout": "TP2"} | {name: 0.25 * number for number, name in enumerate(names, 1)}
+    row = {"layout": "PP2"} | {name: 0.25 * number for number, name in enumerate(names, 1)}
     row |= {name: 1e9 * number for number, name in enumerate(sizes, 1)}
     text = io.StringIO()
     print_table(Console(file=text, width=200), [row])
