@@ -57,6 +57,9 @@ def test_plan_promises(lengths: list[int], data_ranks: int, max_tokens: int) -> 
     totals = _totals(plan, lengths)
     largest = max(sum(lengths[i] for i in micro_batch) for micro_batch in micro_batches)
     assert max(totals) - min(totals) <= largest
+    for rank in plan:
+        sizes = [sum(lengths[i] for i in micro_batch) for micro_batch in rank]
+        assert sizes == sorted(sizes, reverse=True)
     assert plan == plan_micro_batches(lengths, data_ranks=data_ranks, max_tokens=max_tokens)
 
 
