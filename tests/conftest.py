@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 MACHINE = (
     "e2e/",
     "runtime/test_leftovers.py",
+    "cli/test_resumed_session.py",
     "cli/test_session.py",
     "cli/test_session_signals.py",
     "cli/test_report.py",

@@ -106,6 +106,21 @@ def describe_model(shape: ModelShape) -> dict[str, Any]:
     return facts
 
 
+def check_model(manifest: Manifest, shape: ModelShape, directory: str) -> None:
+    """CheckpointError, with what differs, where the checkpoint in `directory` is of another model than this."""
+    own, found = describe_model(shape), manifest.model
+    faults = [
+        f"{name}: expected {own.get(name)}, found {found.get(name)}"
+        for name in sorted(own.keys() | found.keys())
+        if own.get(name) != found.get(name)
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{directory} is of another model than model.path: {'; '.join(faults)}. Use a checkpoint of this model, or "
+            "the model that it is of"
+        )
+
+
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Those of the numbers that are."""
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}

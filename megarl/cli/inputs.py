@@ -104,7 +104,11 @@ def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | 
     )
     prompts = check_answers(config, prompts, listen)
     sampler = PromptSampler(
-        len(prompts), config.train.prompts_per_step, seed=config.train.seed, shuffle=config.data.shuffle
+        len(prompts),
+        config.train.prompts_per_step,
+        seed=config.train.seed,
+        shuffle=config.data.shuffle,
+        digest=prompts.digest,
     )
     guided = config.objective.auxiliary.reads("expert")
     experts = load_sft_inputs(config, model, listen).by_prompt_index() if guided else None

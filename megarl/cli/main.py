@@ -6,6 +6,7 @@ Nothing heavy is imported here: a verb imports what it runs. A ConfigError ends 
 import importlib.metadata
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,19 +75,64 @@ def _megarl(
         "megarl train configs/quickstart.toml train.steps=10 objective.clip.high=inf",
         "megarl train configs/quickstart.toml configs/methods/flexec-id.toml configs/methods/tis.toml name=flexec",
         "megarl train configs/quickstart.toml model.path=models/Qwen2.5-1.5B-Instruct cluster.ray_address=auto",
+        "megarl train --resume runs/latest",
+        "megarl train --resume runs/latest train.steps=60 parallel.tensor=1",
+        "megarl train --resume runs/latest policy.optimizer.lr=1e-6 --allow-change policy.optimizer.lr",
     )
 )
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+def train(
+    config: OptionalConfigPath = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that stopped: its directory (runs/latest is the newest), or one of its checkpoints. "
+            "CONFIG is then the run's own, unless one is given.",
+        ),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-change",
+            metavar="a.b",
+            help="With --resume: a field or table that may be other than it was, though the run is then another one.",
+        ),
+    ] = None,
+) -> None:
     """Train by reinforcement learning with verifiable rewards."""
+    if resume is not None:
+        raise typer.Exit(_go_on(resume, config, overrides or (), allow_change or ()))
+    if allow_change:
+        raise ConfigError("megarl train --allow-change: there is nothing to change without --resume RUN")
+    if config is None:
+        raise ConfigError(
+            "megarl train: expected a CONFIG file or --resume RUN; e.g. megarl train configs/quickstart.toml"
+        )
     from megarl.cli.preflight import check_files
+    from megarl.cli.start_weights import find_start_problems
     from megarl.config.loader import load_config, source_files
 
     run_config = load_config(config, overrides or ())
-    check_files(run_config)
+    check_files(run_config, find_start_problems(run_config))
     from megarl.cli.train import run_train
 
     sources = [config, *source_files(overrides or ())]
     raise typer.Exit(run_train(run_config, sources=sources, replaced=_replaced(config, overrides)))
+
+
+def _go_on(path: Path, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]) -> int:
+    from megarl.cli.preflight import check_files
+    from megarl.cli.resume import Arguments, resume
+    from megarl.cli.start_weights import find_start_problems
+
+    arguments = Arguments.of(config, overrides, allowed)
+    run_config, resumed = resume(path, arguments)
+    check_files(run_config, () if resumed.checkpoint else find_start_problems(run_config))
+    from megarl.cli.train import run_train
+
+    return run_train(run_config, sources=arguments.sources, resumed=resumed)
 
 
 @app.command(

@@ -1,6 +1,6 @@
 """What `train`, `sft` and `doctor` check in a moment, before anything heavy is imported: all problems in one error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megarl.cli.machine_paths import find_path_problems
@@ -12,10 +12,10 @@ from megarl.models.shape import ModelError
 from megarl.planning.checks import check_layout
 
 
-def check_files(config: RunConfig) -> None:
+def check_files(config: RunConfig, others: Iterable[str] = ()) -> None:
     """Raise one ConfigError with everything wrong with the run's files, with the layout for its model, and with where
-    it writes."""
-    problems = [*find_file_problems(config), *_check_model(config), *find_path_problems(config)]
+    it writes. others: problems that only this verb has."""
+    problems = [*find_file_problems(config), *_check_model(config), *find_path_problems(config), *others]
     if problems:
         raise ConfigError("\n".join(problems), problems)
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from megarl.cli.interrupts import Interrupts, say_at_once
 from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
+from megarl.cli.resume import Resumed
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
@@ -69,15 +70,26 @@ Work = Callable[[Session], Awaitable[None]]
 
 
 def run_session(
-    config: RunConfig, work: Work, *, sources: Sequence[Path], verb: str, steps: int, columns: Sequence[Column]
+    config: RunConfig,
+    work: Work,
+    *,
+    sources: Sequence[Path],
+    verb: str,
+    steps: int,
+    columns: Sequence[Column],
+    resumed: Resumed | None = None,
 ) -> int:
     """Run `work` in a new run directory to its end, a failure or Ctrl-C; returns the exit code.
 
     sources: the configuration file and the fragments after it, which the directory keeps word for word.
+    resumed: a run that goes on, in its own directory and by the rules of a new one.
     The directory is readable in every case: state.json says finished, interrupted or failed, and why; a run that was
     killed is recognised by its process (`RunDirectory.standing`). Afterwards no process of the run is left here.
     """
-    directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
+    if resumed:
+        directory = resumed.open(config, sources=sources)
+    else:
+        directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
     setup_logging("controller", 0, directory.logs)
     _clean_earlier()
     stop = StopRequest()
@@ -85,7 +97,8 @@ def run_session(
         kill=functools.partial(_kill, directory), stop=stop, stop_within_s=config.checkpoint.stop_within_s
     )
     with marked_process(directory.path), interrupts.heard(), directory.pulse():
-        outcome = _work_to_the_end(config, directory, interrupts, stop, work, verb=verb, steps=steps, columns=columns)
+        opened = _open_session(config, directory, stop, steps=steps, columns=columns, resumed=resumed)
+        outcome = _work_to_the_end(config, directory, interrupts, work, opened, verb=verb)
         try:
             end_run_processes(grace_s=_END_GRACE_S)
         except KeyboardInterrupt:
@@ -102,16 +115,13 @@ def _work_to_the_end(
     config: RunConfig,
     directory: RunDirectory,
     interrupts: Interrupts,
-    stop: StopRequest,
     work: Work,
+    opened: AbstractContextManager[Session],
     *,
     verb: str,
-    steps: int,
-    columns: Sequence[Column],
 ) -> _Outcome:
     try:
-        with _open_session(config, directory, stop, steps=steps, columns=columns) as session:
-            session.console.note(f"run  {shown_path(directory.path)}")
+        with opened as session:
             session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
             for note in filter(None, (describe_kept_weights(config, verb), describe_saves(config, verb))):
                 session.console.note(note)
@@ -162,9 +172,18 @@ def _clean_earlier() -> None:
 
 @contextmanager
 def _open_session(
-    config: RunConfig, directory: RunDirectory, stop: StopRequest, *, steps: int, columns: Sequence[Column]
+    config: RunConfig,
+    directory: RunDirectory,
+    stop: StopRequest,
+    *,
+    steps: int,
+    columns: Sequence[Column],
+    resumed: Resumed | None,
 ) -> Iterator[Session]:
-    sinks, update_sinks = build_sinks(config, run=directory), build_update_sinks(run=directory)
+    # Before a file is opened to be written on; after what the killed process left can write no more.
+    cut = resumed.cut_back() if resumed else []
+    sinks = build_sinks(config, run=directory, after_step=resumed.step if resumed else 0)
+    update_sinks = build_update_sinks(run=directory)
     try:
         with Console(steps=steps, columns=columns) as console, Spans(directory.timeline_path) as spans:
             reporter = StepReporter(
@@ -175,7 +194,10 @@ def _open_session(
                 update_sinks=update_sinks,
                 spans=spans,
             )
-            yield Session(config, directory, console, reporter, stop)
+            session = Session(config, directory, console, reporter, stop)
+            console.note(f"run  {shown_path(directory.path)}")
+            session.say(*(resumed.about if resumed else ()), *cut)
+            yield session
     finally:
         sinks.close()
         update_sinks.close()

@@ -12,12 +12,15 @@ from rich.text import Text
 from megarl.cli.show_texts import describe_texts
 from megarl.config.base import Config
 from megarl.config.dump import dump_config, format_value
+from megarl.config.facts import MayChange
 from megarl.config.fields import FieldEntry, describe_type, iter_fields, section_types, union_tag
 from megarl.config.layers import Replacement
 from megarl.config.loader import find_replacements, load_config
 from megarl.config.rollout_files import describe_rollout_files
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
+
+_MAY_CHANGE = "may change when the run goes on"
 
 
 def print_config(console: Console, path: Path, arguments: Sequence[str] = ()) -> None:
@@ -127,13 +130,20 @@ def render_field(entry: FieldEntry) -> Text:
         text = Text(f"\n[{entry.path}]", style="bold magenta")
         about = describe_field(entry)
         text.append(f"  {about}" if about else "", style="not bold")
+        text.append(f"  ({_MAY_CHANGE})" if _may_change(entry) else "", style="not bold yellow")
         return text.append("  (absent: off)" if entry.is_optional_section else "", style="not bold yellow")
     text = Text(entry.path, style="bold cyan")
     text.append(f" = {_default(entry)}", style="green")
     text.append(f"  ({describe_type(entry.info)})", style="dim")
+    text.append(f"  ({_MAY_CHANGE})" if _may_change(entry) else "", style="yellow")
     if entry.when and not entry.when.startswith(f"{entry.path} ="):
         text.append(f"\n    with {entry.when}", style="yellow")
     return text.append(f"\n    {describe_field(entry)}")
+
+
+def _may_change(entry: FieldEntry) -> bool:
+    """Whether the field itself says so, or the table for all that is in it."""
+    return any(isinstance(mark, MayChange) for mark in entry.info.metadata)
 
 
 def describe_field(entry: FieldEntry) -> str:

@@ -2,18 +2,25 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
 from megarl.cli.loading import load_beside
-from megarl.cli.paths import resolve_model_path
+from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
+from megarl.cli.start_weights import find_start, pin_start
+from megarl.config.base import ConfigError
+from megarl.config.changes import allows_any
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
+from megarl.controller.progress import RunProgress
 from megarl.data.decoding import build_decode, build_token_text
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
@@ -26,12 +33,17 @@ from megarl.telemetry.columns import RL_COLUMNS
 _TRIED_PROMPTS = 2
 
 
-def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
+def run_train(
+    config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = (), resumed: Resumed | None = None
+) -> int:
     """Check everything that can be checked, then train; returns the exit code.
 
-    replaced: what files took from each other, said at the start.
+    replaced: what files took from each other, said at the start. resumed: the run that goes on.
     """
     config = resolve_model_path(config)
+    reached = resumed.checkpoint if resumed else None
+    start = None if reached else find_start(config)
+    config = pin_start(config, start)
     check_reward(config.reward)
     config.checkpoint.ends_at()  # ConfigError where nobody can tell
     model = load_model_inputs(config)
@@ -39,9 +51,14 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
 
     async def work(session: Session) -> None:
         session.say(*replaced)
+        if reached and reached.step == config.train.steps:
+            session.say(f"all {reached.step} steps are done; a larger train.steps goes on")
+            return
         await check_cluster(config)
         with session.reporter.start_up("data"):
             data = await load_beside(functools.partial(load_train_inputs, config, model), session.console)
+        if start is not None:
+            session.say(f"start  weights of {shown_path(start.path)} (train.init_from)")
         session.say(*model.describe(), f"data   {data.prompts.about}")
         longest = config.rollout.max_response_tokens
         with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
@@ -66,16 +83,52 @@ def run_train(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[
                     experts=data.experts,
                     stops=model.stops,
                 )
+                progress = _find_progress(config, parts, resumed, begins=start is not None)
                 try:
-                    await _start_workers(session, policy, pool)
-                    await train(config, parts)
+                    load = functools.partial(_load, session, policy, reached or start, weights_only=reached is None)
+                    await _start_workers(session, policy, pool, load)
+                    await train(config, parts, progress=progress)
                 finally:
                     policy.stop_watching()
                     # Also after a failure or a signal: killed with Ray, vLLM would leave its files behind.
                     await undisturbed(pool.close())
                 await policy.close()
 
-    return run_session(config, work, sources=sources, verb="train", steps=config.train.steps, columns=RL_COLUMNS)
+    return run_session(
+        config,
+        work,
+        sources=sources,
+        verb="train",
+        steps=config.train.steps,
+        columns=RL_COLUMNS,
+        resumed=resumed,
+    )
+
+
+def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, begins: bool) -> RunProgress | None:
+    """Where the run is: after the steps of the checkpoint that it goes on from, if the parts take it from there; before
+    all where it `begins` with weights that the engines have not read; None where it begins with those that they have.
+
+    ConfigError, before a worker starts, where the parts refuse it.
+    """
+    if begins:
+        return RunProgress.collect(parts.owners, step=0, policy_version=0)
+    if resumed is None or resumed.checkpoint is None:
+        return None
+    try:
+        progress = RunProgress.from_state(resumed.checkpoint.manifest.progress)
+        if allows_any("data", resumed.allowed):
+            progress = _with_other_prompts(progress, parts)
+        progress.restore(parts.owners, steps=config.train.steps)
+    except ValueError as error:
+        raise ConfigError(f"the run cannot go on from {shown_path(resumed.checkpoint.path)}: {error}") from error
+    return progress
+
+
+def _with_other_prompts(progress: RunProgress, parts: Parts) -> RunProgress:
+    """The same where the prompts may be others, as many as they were: --allow-change data."""
+    sampler = {**progress.owners.get("sampler", {}), "digest": parts.sampler.digest}
+    return replace(progress, owners={**progress.owners, "sampler": sampler})
 
 
 @asynccontextmanager
@@ -87,8 +140,11 @@ async def _started_ray(session: Session) -> AsyncIterator[Placement]:
         yield placement
 
 
-async def _start_workers(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
-    await asyncio.gather(_start_policy(session, policy), _start_engines(session, pool))
+async def _start_workers(
+    session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, load: Callable[[], Awaitable[None]]
+) -> None:
+    """load: what the ranks read before they meet the engines."""
+    await asyncio.gather(_start_policy(session, policy, load), _start_engines(session, pool))
     with session.reporter.start_up("weight transfer"):
         await _connect(policy, pool)
 
@@ -99,7 +155,7 @@ async def _connect(policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
     await asyncio.gather(policy.join_session(endpoint), pool.connect(endpoint))
 
 
-async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
+async def _start_policy(session: Session, policy: RayPolicyGroup, load: Callable[[], Awaitable[None]]) -> None:
     config = session.config
     with session.reporter.start_up("policy ranks"):
         await policy.setup(
@@ -107,6 +163,15 @@ async def _start_policy(session: Session, policy: RayPolicyGroup) -> None:
             total_updates=config.train.steps * config.train.updates_per_step,
             reference=config.objective.auxiliary.reads("reference"),
         )
+    await load()
+
+
+async def _load(
+    session: Session, policy: RayPolicyGroup, checkpoint: RunCheckpoint | None, *, weights_only: bool
+) -> None:
+    if checkpoint is not None:
+        with session.reporter.start_up("checkpoint"):
+            await policy.load_checkpoint(str(checkpoint.path), weights_only=weights_only)
 
 
 async def _start_engines(session: Session, pool: RayRolloutPool) -> None:

@@ -5,7 +5,7 @@ its answer in its own body: a `ClassVar`, or a property where the answer depends
 open is refused where it is defined, and answers are not inherited: a variant made from another one says again what it
 is. So the rules over combinations ask for facts and never for names.
 
-Facts of one field (`NotBelow`, `LargestWeight`, `Distance`) stand at the field.
+Facts of one field (`NotBelow`, `LargestWeight`, `Distance`, `MayChange`) stand at the field.
 """
 
 from collections.abc import Iterator
@@ -136,6 +136,21 @@ class Distance:
     """At a field: how far a bound is away; between 1 and 2 it is probably meant as the bound itself."""
 
     of: Literal["ratio", "log ratio"]
+
+
+Effect = Literal["none", "rounding", "length"]
+"""Of a changed field on the numbers of the steps to come. rounding: equal but for rounding, as under another layout.
+length: what follows from the number of steps, as a schedule does, is from then on that of the new number."""
+
+
+@dataclass(frozen=True, slots=True)
+class MayChange:
+    """At a field, or at a table for all that is in it: a run that goes on (`megarl train --resume`) takes other values.
+
+    Where neither says so they are refused: the run would go on as another one.
+    """
+
+    effect: Effect = "none"
 
 
 Mark = TypeVar("Mark", NotBelow, LargestWeight, Distance)

@@ -92,6 +92,11 @@ class ObjectiveConfig(Config):
         return self.clip.follows_entropy or any(on.follows_entropy for on in self.controllers.on.values())
 
     @property
+    def follows_length(self) -> tuple[str, ...]:
+        """The fields of the run by which a step's numbers depend on how many steps it has."""
+        return ("objective.clip",) if self.clip.follows_length else ()
+
+    @property
     def scores_first(self) -> bool:
         """Whether the old log-probs and entropies of a whole mini-batch must be known before its loss is computed: they
         choose tokens, or set numbers of the step."""

@@ -1,11 +1,12 @@
 """The trained model, how it is split over ranks, and its optimizer."""
 
 import math
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from megarl.config.base import Config, ConfigError
+from megarl.config.facts import MayChange
 
 
 class ModelConfig(Config):
@@ -84,22 +85,22 @@ class PolicyConfig(Config):
     """Megatron-core policy workers."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
-    distributed_optimizer: bool = True
+    distributed_optimizer: Annotated[bool, MayChange("rounding")] = True
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    recompute: Annotated[Literal["none", "selective", "full"], MayChange("rounding")] = "none"
     """Activation recomputation: nothing, the core attention, or every layer."""
-    head: Literal["logits", "fused"] = "logits"
+    head: Annotated[Literal["logits", "fused"], MayChange("rounding")] = "logits"
     """Output head: logits of a micro-batch's response tokens at once (fastest), or fused with the loss so that
     [tokens, vocabulary] never exists (least memory, one more matrix product)."""
-    tokens_per_micro_batch: int = Field(8192, ge=1)
+    tokens_per_micro_batch: Annotated[int, MayChange("rounding")] = Field(8192, ge=1)
     """Packed tokens a micro-batch may hold; one longer sequence makes a micro-batch of its own."""
-    master_port: int = Field(0, ge=0, le=65535)
+    master_port: Annotated[int, MayChange()] = Field(0, ge=0, le=65535)
     """Port of the policy's rendezvous on its first node; 0 picks a free one."""
-    collective_timeout_s: float = Field(600.0, gt=0)
+    collective_timeout_s: Annotated[float, MayChange()] = Field(600.0, gt=0)
     """A collective among policy ranks that takes longer fails with a message; Megatron's groups round up to minutes."""
-    start_timeout_s: float = Field(1800.0, gt=0)
+    start_timeout_s: Annotated[float, MayChange()] = Field(1800.0, gt=0)
     """Policy ranks that have not met and read the weights after this long have failed to start."""
-    call_timeout_s: float = Field(7200.0, gt=0)
+    call_timeout_s: Annotated[float, MayChange()] = Field(7200.0, gt=0)
     """A policy rank that works longer than this on one thing (log-probs of a step's batch, an update, a publication, an
     export) hangs: the run ends with its name."""
     megatron_overrides: dict[str, Any] = {}

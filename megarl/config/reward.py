@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, assert_never
 from pydantic import Field
 
 from megarl.config.base import Config
-from megarl.config.facts import Variant
+from megarl.config.facts import MayChange, Variant
 
 
 class VerifierVariant(Variant):
@@ -177,12 +177,12 @@ class RewardConfig(Config):
     truncated_factor: float = Field(1.0, ge=0, le=1)
     """What a response cut off at the limit keeps of its lead over a wrong answer (ProRLv2's stop-properly penalty:
     0)."""
-    timeout_s: float = Field(10.0, gt=0)
+    timeout_s: Annotated[float, MayChange()] = Field(10.0, gt=0)
     """Time limit of one answer; over it the answer is wrong and reward/timeouts counts it."""
-    workers: int = Field(2, ge=1)
+    workers: Annotated[int, MayChange()] = Field(2, ge=1)
     """Processes that score answers."""
-    spare_workers: int = Field(30, ge=0)
+    spare_workers: Annotated[int, MayChange()] = Field(30, ge=0)
     """Processes that may run besides while answers take more than a tenth of timeout_s: those that hang are waited for
     side by side. 0 keeps to `workers`, for functions whose answers rightly take long and need the machine."""
-    memory_gib: float = Field(4.0, gt=0)
+    memory_gib: Annotated[float, MayChange()] = Field(4.0, gt=0)
     """Memory that a scoring process may take beyond what it needs to start; an answer that wants more is a crash."""

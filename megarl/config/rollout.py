@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from megarl.config.base import Config, Unbounded
+from megarl.config.facts import MayChange
 
 
 class PublishConfig(Config):
@@ -27,9 +28,9 @@ class PublishConfig(Config):
 class RolloutConfig(Config):
     """vLLM engines and sampling."""
 
-    engines: int = Field(1, ge=1)
+    engines: Annotated[int, MayChange("rounding")] = Field(1, ge=1)
     """vLLM engines, one Ray actor each."""
-    tensor: int = Field(1, ge=1)
+    tensor: Annotated[int, MayChange("rounding")] = Field(1, ge=1)
     """Tensor-parallel ranks of each engine."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; the policy divides its logits by the same number."""
@@ -44,18 +45,18 @@ class RolloutConfig(Config):
     """Texts that end a response, for turns that end with no token of their own. The tokens that spell one are kept:
     they are what the policy sampled, so they are in the loss and in the text that the verifier reads; a last token that
     says more than the text stays whole."""
-    memory_fraction: float = Field(0.85, gt=0, le=1)
+    memory_fraction: Annotated[float, MayChange("rounding")] = Field(0.85, gt=0, le=1)
     """CUDA only: share of a GPU's memory for an engine (vLLM's gpu_memory_utilization)."""
-    cpu_kv_cache_gib: float = Field(1.0, gt=0)
+    cpu_kv_cache_gib: Annotated[float, MayChange("rounding")] = Field(1.0, gt=0)
     """CPU only: KV cache of an engine."""
-    max_logp_diff: Unbounded = Field(0.1, gt=0)
+    max_logp_diff: Annotated[Unbounded, MayChange()] = Field(0.1, gt=0)
     """The run stops when a step's mean |trainer - vLLM| log-prob over tokens is above this; inf never stops it.
     Measured: 1e-6 in float32, 0.01 to 0.05 in bfloat16; 0.14 and more where one side's temperature is 0.7, not 1."""
-    start_timeout_s: float = Field(600.0, gt=0)
+    start_timeout_s: Annotated[float, MayChange()] = Field(600.0, gt=0)
     """An engine that is not ready after this long has failed to start."""
-    stall_timeout_s: float = Field(300.0, gt=0)
+    stall_timeout_s: Annotated[float, MayChange()] = Field(300.0, gt=0)
     """An engine that samples no token for this long while it has requests, or one of whose processes is stopped for
     this long, ends the run with its name."""
-    publish: PublishConfig = PublishConfig()
+    publish: Annotated[PublishConfig, MayChange()] = PublishConfig()
     vllm_overrides: dict[str, Any] = {}
     """vLLM engine arguments to set verbatim; unknown names are an error."""

@@ -1,7 +1,7 @@
 """The whole configuration of a run, and the rules that span sections."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from megarl.config.advantage import Advantage, DynamicSampling, Sampler
 from megarl.config.base import Config, ConfigError, raise_problems
 from megarl.config.checkpoint import CheckpointConfig
 from megarl.config.data import DataConfig
-from megarl.config.facts import join_or, tags_where
+from megarl.config.facts import MayChange, join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
 from megarl.config.reward import RewardConfig, Verifier
@@ -19,7 +19,7 @@ from megarl.config.rollout import RolloutConfig
 class TrainConfig(Config):
     """Sizes and length of the RL run."""
 
-    steps: int = Field(100, ge=1)
+    steps: Annotated[int, MayChange("length")] = Field(100, ge=1)
     """RL steps: one batch of rollouts each."""
     prompts_per_step: int = Field(512, ge=1)
     """Prompts of one batch of rollouts."""
@@ -29,8 +29,11 @@ class TrainConfig(Config):
     """Responses per optimizer update; prompts x samples / this = updates per rollout batch."""
     seed: int = Field(0, ge=0)
     """Seeds the sampler, the rollouts and the random rewards."""
-    export_every: int = Field(0, ge=0)
+    export_every: Annotated[int, MayChange()] = Field(0, ge=0)
     """Write a Hugging Face checkpoint every so many steps; 0: only after the last."""
+    init_from: Annotated[str | None, MayChange()] = None
+    """A checkpoint of a run (RUN/checkpoints/step-000012, or RUN for its newest): this run begins with its weights and
+    an optimizer of its own. model.path still says what model it is, and has the tokenizer."""
 
     @property
     def responses_per_step(self) -> int:
@@ -99,20 +102,20 @@ class LoggingConfig(Config):
 class RunConfig(Config):
     """One file configures `megarl sft` and `megarl train`; what a verb does not need it does not read."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Annotated[str, MayChange()] = Field(pattern=r"^[\w.-]+$")
     """Names the run directory."""
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Annotated[ParallelConfig, MayChange("rounding")] = ParallelConfig()
     policy: PolicyConfig = PolicyConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
-    sft: SftConfig | None = None
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    logging: LoggingConfig = LoggingConfig()
+    sft: Annotated[SftConfig | None, MayChange()] = None
+    checkpoint: Annotated[CheckpointConfig, MayChange()] = CheckpointConfig()
+    cluster: Annotated[ClusterConfig, MayChange()] = ClusterConfig()
+    logging: Annotated[LoggingConfig, MayChange()] = LoggingConfig()
 
     @model_validator(mode="after")
     def _rules_across_sections(self) -> Self:
@@ -122,6 +125,12 @@ class RunConfig(Config):
     def gpus_needed(self) -> int:
         """GPUs of policy and engines together: each has its own."""
         return self.parallel.world_size + self.rollout.engines * self.rollout.tensor
+
+    @property
+    def follows_length(self) -> tuple[str, ...]:
+        """The fields by which a step's numbers depend on train.steps."""
+        cosine = self.policy.optimizer.schedule == "cosine"
+        return (*(["policy.optimizer.schedule"] if cosine else []), *self.objective.follows_length)
 
     @property
     def scores_in_update(self) -> bool:

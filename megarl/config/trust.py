@@ -78,6 +78,11 @@ class ClipVariant(Variant):
         """Whether its bounds of a step follow from the entropy before the step's first update."""
 
     @property
+    @abstractmethod
+    def follows_length(self) -> bool:
+        """Whether its bounds of a step depend on how many steps the run has."""
+
+    @property
     def rules(self) -> tuple[RuleName, ...]:
         """The rules that may act on tokens because of it."""
         return ("clip_low", "clip_high") if self.sets_bounds else ()
@@ -91,6 +96,7 @@ class NoClip(ClipVariant):
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
 
 
 class ConstantClip(ClipVariant):
@@ -101,6 +107,7 @@ class ConstantClip(ClipVariant):
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
     """Clip-low: ratios below 1-low are clipped where A < 0. 1.0 turns it off."""
     high: Annotated[Unbounded, Distance("ratio")] = Field(0.2, ge=0)
@@ -115,6 +122,7 @@ class LogClip(ClipVariant):
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
     low: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
     """Distance of the log ratio below 0; inf turns clip-low off."""
     high: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
@@ -152,6 +160,10 @@ class FlexEcClip(ClipVariant):
     def follows_entropy(self) -> bool:
         return self.schedule == "od"
 
+    @property
+    def follows_length(self) -> bool:
+        return self.schedule in ("id", "did", "od")
+
     @model_validator(mode="after")
     def _lines_stay_above_zero(self) -> Self:
         for name in ("upper", "lower"):
@@ -173,6 +185,7 @@ class DcpoClip(ClipVariant):
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
     low: float = Field(0.16, ge=0)
     """epsilon_low of the formula."""
     high: float = Field(0.2, ge=0)
@@ -192,6 +205,7 @@ class BapoClip(ClipVariant):
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
     low_start: float = Field(0.6, ge=0, le=1)
     """First lower bound."""
     low_stop: Annotated[float, NotBelow("low_start")] = Field(0.8, ge=0, le=1)
@@ -217,6 +231,7 @@ class ArcherClip(ClipVariant):
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
     """Both distances of the other tokens."""
     high_entropy: float = Field(0.4, ge=0, le=1)

@@ -73,7 +73,7 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
 async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Parts, stalls: StallWatch) -> RunProgress:
     """The step after those reached; where the run is then."""
     step, version = reached.step + 1, reached.policy_version + 1
-    with parts.reporter.spans.measure("step"):
+    with parts.reporter.spans.measure("step", step=step):
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()

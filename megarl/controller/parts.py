@@ -47,5 +47,6 @@ class Parts:
             "sampler": self.sampler,
             "controllers": self.controllers,
             "history": self.history,
+            "scorer": self.scorer,
             "reporter": self.reporter,
         }

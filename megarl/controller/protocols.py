@@ -10,6 +10,7 @@ from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem, Verdict
 from megarl.telemetry.metrics import Metrics
+from megarl.telemetry.state import StateOwner
 
 Arrived = Callable[[Sequence[int], Sequence[Rollout]], None]
 """Told, on the event loop, which requests have been answered, by their positions, and how."""
@@ -80,8 +81,8 @@ class RolloutPool(Protocol):
         """Install `version`, which the policy has published."""
 
 
-class Scorer(Protocol):
-    """The rewards."""
+class Scorer(StateOwner, Protocol):
+    """The rewards. Its state is what it has learned at the start of the run."""
 
     async def verify(self, items: Sequence[RewardItem], *, step: int) -> list[Verdict]:
         """One verdict per item, in order, whatever the others are."""

@@ -93,8 +93,11 @@ class StepReporter:
         return self._directory.exports / f"step-{step:06d}"
 
     def positions(self) -> dict[str, Any]:
-        """JSON-able: what the run's files and sinks need to go on after what was reported so far."""
-        return {}
+        """JSON-able, between two steps when what was reported is settled: the run's id, and how many bytes its files of
+        rows have, which are on the disk then, if the disk takes them."""
+        for sinks in (self._sinks, self._update_sinks):
+            sinks.flush()
+        return {"id": self._directory.run_id, "bytes": self._sinks.positions() | self._update_sinks.positions()}
 
     def report_update(self, step: int, update: int, metrics: Metrics) -> None:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""

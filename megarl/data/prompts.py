@@ -3,6 +3,7 @@
 Prompts are made when they are read, the same each time; what every one of them must be is checked once, at load.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, overload
 
@@ -17,15 +18,19 @@ from megarl.data.prompt_checks import PromptChecks
 from megarl.records import Prompt
 
 _BATCH_PROMPTS = 1024
+_DIGEST_BYTES = 8
 
 
 class PromptSet(Sequence[Prompt]):
     """The prompts of a data source that are kept, in its order. Build it with `load_prompts`."""
 
-    def __init__(self, problems: Problems, encoder: PromptEncoder, kept: Sequence[int], *, about: str) -> None:
-        """kept: positions in the data set, which are the prompts' `index`. about: a line on what was read."""
+    def __init__(
+        self, problems: Problems, encoder: PromptEncoder, kept: Sequence[int], *, about: str, digest: str = ""
+    ) -> None:
+        """kept: positions in the data set, which are the prompts' `index`. about: a line on what was read. digest: the
+        same for the same problems, answers and tokens, and for no others."""
         self._problems, self._encoder, self._kept = problems, encoder, kept
-        self.about = about
+        self.about, self.digest = about, digest
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -54,7 +59,7 @@ class PromptSet(Sequence[Prompt]):
     def without(self, indexes: Collection[int], *, why: str) -> "PromptSet":
         """These prompts but those of `indexes`; `why` goes into the line on what was read."""
         kept = [index for index in self._kept if index not in indexes]
-        return PromptSet(self._problems, self._encoder, kept, about=f"{self.about}; {why}")
+        return PromptSet(self._problems, self._encoder, kept, about=f"{self.about}; {why}", digest=self.digest)
 
     def place(self, index: int) -> str:
         """Where the problem of `index` comes from, for messages: file and row, or the task that made it."""
@@ -95,7 +100,11 @@ def load_prompts(
     checks = PromptChecks(config, tokenizer, max_prompt_tokens=max_prompt_tokens, embedding_rows=embedding_rows)
     firsts = np.unique(problems.first_of).tolist()
     every = report_progress(encoder.encode_all(problems, firsts), len(firsts), what="prompts checked", listen=listen)
+    digest = hashlib.blake2b(np.asarray(problems.first_of, dtype=np.int64).tobytes(), digest_size=_DIGEST_BYTES)
     for index, (problem, encoded) in zip(firsts, every, strict=True):
         checks.add(index, problem, encoded)
+        digest.update(np.asarray(encoded.token_ids, dtype=np.int32).tobytes())
+        digest.update(problem.answer.encode(errors="surrogatepass") + b"\0")
     kept = np.flatnonzero(np.isin(problems.first_of, checks.finish(problems.place))).tolist()
-    return PromptSet(problems, encoder, kept, about="; ".join(filter(None, (checks.describe(), problems.about))))
+    about = "; ".join(filter(None, (checks.describe(), problems.about)))
+    return PromptSet(problems, encoder, kept, about=about, digest=digest.hexdigest())

@@ -14,13 +14,15 @@ from megarl.telemetry.state import check_keys
 class PromptSampler:
     """Endless batches of prompt indices. `draw` and `next_batch` are the only things that move it."""
 
-    def __init__(self, num_prompts: int, batch: int, *, seed: int, shuffle: bool = True) -> None:
+    def __init__(self, num_prompts: int, batch: int, *, seed: int, shuffle: bool = True, digest: str = "") -> None:
+        """digest: of the prompts, by which a run that goes on knows that they are the same."""
         if num_prompts < 1 or batch < 1:
             raise ValueError(f"expected at least one prompt and a batch of one, found {num_prompts} and {batch}")
         self._num_prompts = num_prompts
         self._batch = batch
         self._seed = seed
         self._shuffle = shuffle
+        self.digest = digest
         self._num_drawn = 0
         self._cached: tuple[int, np.ndarray] | None = None
 
@@ -49,6 +51,7 @@ class PromptSampler:
         """Plain numbers; with `load_state_dict` the next batch is the one that would have come."""
         return {
             "num_prompts": self._num_prompts,
+            "digest": self.digest,
             "seed": self._seed,
             "shuffle": self._shuffle,
             "num_drawn": self._num_drawn,
@@ -58,7 +61,12 @@ class PromptSampler:
         """Continue where `state` stopped; the batch size may differ, the data set and its order may not."""
         own = self.state_dict()
         check_keys(state, own, what="sampler")
-        names = {"num_prompts": "data set's number of prompts", "seed": "train.seed", "shuffle": "data.shuffle"}
+        names = {
+            "num_prompts": "data set's number of prompts",
+            "digest": "digest of problems, answers and tokens (--allow-change data takes others)",
+            "seed": "train.seed",
+            "shuffle": "data.shuffle",
+        }
         for key, name in names.items():
             if state[key] != own[key]:
                 raise ValueError(

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from megarl.checkpoint.dist_reader import DistCheckpoint
 from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.manifest import Manifest, describe_model
 from megarl.checkpoint.staging import StatePiece
-from megarl.models.shape import ModelShape
 from megarl.policy.moments import MOMENTS
 from megarl.policy.state import MAIN, RankState, optimizer_key
 
@@ -26,21 +24,6 @@ class _Fill:
 
     piece: StatePiece
     key: str
-
-
-def check_model(manifest: Manifest, shape: ModelShape, directory: str) -> None:
-    """CheckpointError, with what differs, where the checkpoint in `directory` is of another model than this."""
-    own, found = describe_model(shape), manifest.model
-    faults = [
-        f"{name}: expected {own.get(name)}, found {found.get(name)}"
-        for name in sorted(own.keys() | found.keys())
-        if own.get(name) != found.get(name)
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{directory} is of another model than model.path: {'; '.join(faults)}. Use a checkpoint of this model, or "
-            "the model that it is of"
-        )
 
 
 def load_state(state: RankState, checkpoint: DistCheckpoint, *, step: int) -> None:

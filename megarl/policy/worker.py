@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.hf import save_hf_checkpoint
+from megarl.checkpoint.manifest import check_model
 from megarl.checkpoint.rank_saver import RankSaver, WrittenPart
 from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.checkpoint.saved import StagedNumbers
@@ -25,7 +26,7 @@ from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.policy.loading import check_model, load_state, load_weights
+from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel
 from megarl.policy.optimizer import (

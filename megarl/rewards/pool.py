@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from megarl.config.base import ConfigError
 from megarl.config.data import DataConfig
@@ -23,6 +23,7 @@ from megarl.rewards.overlong import compute_overlong_penalty
 from megarl.rewards.random_draw import draw_random_reward
 from megarl.rewards.turns import Turns
 from megarl.rewards.verifiers import check_reward, describe_verifier
+from megarl.telemetry.state import check_keys
 
 logger = logging.getLogger(__name__)
 _EXCERPT_CHARACTERS = 400
@@ -114,6 +115,16 @@ class RewardPool:
             self._make_score(item, verdict, floors[item.prompt_index])
             for item, verdict in zip(items, verdicts, strict=True)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: what `try_out` has learned, which a function might answer otherwise the next time."""
+        return {"wrong": self.wrong}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`; what the configuration says stays. ValueError when it has other keys."""
+        check_keys(state, self.state_dict(), what="scorer")
+        if self._config.wrong is None:
+            self.wrong = float(state["wrong"])
 
     def close(self) -> None:
         """End all processes, also in the middle of `verify`. Safe to call twice."""

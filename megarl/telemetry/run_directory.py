@@ -3,19 +3,22 @@
     config.toml     the resolved configuration; loading it gives the same RunConfig
     config.source   the configuration file as the user wrote it, comments included; the fragments after it, in order,
                     are config.source.1-<name>, config.source.2-<name>, ... (overrides: the command in versions.json)
-    versions.json   python, packages, git revision, host, command line
+                    a run that went on under another configuration keeps the one before as config.step-000012.toml: it
+                    held up to that step
+    versions.json   the run's id, python, packages, git revision, host, command line; the same of each time it went on
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
     hf/             exported weights, a Hugging Face checkpoint each
 
-A run directory is made once and never reused for another run; a resumed run opens its own again.
+A run directory is made once and never reused for another run; a run that goes on opens its own again.
 """
 
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -76,13 +79,8 @@ class RunDirectory:
         for folder in (run.rollouts, run.checkpoints, run.exports, run.logs, run.figures):
             folder.mkdir()
         run._write_config(config, source, fragments)
-        facts = {
-            "verb": verb,
-            "started": started.isoformat(timespec="seconds"),
-            "source": str(source) if source else None,
-            "fragments": [str(fragment) for fragment in fragments],
-        }
-        write_text_atomically(run.versions_path, json.dumps(facts | collect_versions(), indent=2) + "\n")
+        facts = {"verb": verb, "id": secrets.token_hex(4), "started": started.isoformat(timespec="seconds")}
+        run._write_versions(facts | _describe_sources(source, fragments) | collect_versions())
         run.write_state(RunState(status="running"))
         _point_latest(parent / "latest", run.path.name)
         return run
@@ -94,6 +92,41 @@ class RunDirectory:
         if not run.state_path.is_file():
             raise FileNotFoundError(f"{path} is no run directory: it has no state.json; expected one that megarl made")
         return run
+
+    def go_on(
+        self,
+        config: RunConfig,
+        *,
+        state: RunState,
+        sources: Sequence[Path] = (),
+        changes: Sequence[str] = (),
+        allowed: Sequence[str] = (),
+    ) -> None:
+        """Open the run again after `state.step` of its steps, which this process drives from now on.
+
+        config: of the steps to come. sources: the files it was read from. changes, allowed: what is other than it was
+        and who said that it may be, for versions.json.
+        """
+        self.write_state(state)
+        for folder in (self.rollouts, self.checkpoints, self.exports, self.logs, self.figures):
+            folder.mkdir(exist_ok=True)
+        self._replace_config(config, step=state.step)
+        source, *fragments = sources or (None,)
+        facts = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "after_step": state.step,
+            "changes": list(changes),
+            "allowed": list(allowed),
+            **_describe_sources(source, fragments),
+        }
+        versions = {"id": secrets.token_hex(4)} | self.read_versions()  # an earlier version of megarl gave none
+        self._write_versions(versions | {"went_on": [*versions.get("went_on", ()), facts | collect_versions()]})
+        _point_latest(self.path.parent / "latest", self.path.name)
+
+    @property
+    def run_id(self) -> str:
+        """Eight hexadecimal digits that no other run has, for others who must know it again."""
+        return str(self.read_versions()["id"])
 
     @property
     def config_path(self) -> Path:
@@ -136,6 +169,10 @@ class RunDirectory:
         return self.path / "hf"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
@@ -171,8 +208,12 @@ class RunDirectory:
         state = self.read_state()
         if state.status != "running":
             return state.status, state.message
-        driver = json.loads(self.state_path.read_text(encoding="utf-8")).get("driver")
-        return judge_running(driver, age_s=time.time() - self.state_path.stat().st_mtime)
+        return judge_running(self.driver(), age_s=time.time() - self.state_path.stat().st_mtime)
+
+    def driver(self) -> ProcessMark | None:
+        """The process that drives the run, or drove it last; None where state.json does not say."""
+        mark = json.loads(self.state_path.read_text(encoding="utf-8")).get("driver")
+        return None if mark is None else ProcessMark.from_json(mark)
 
     @contextmanager
     def pulse(self) -> Iterator[None]:
@@ -192,8 +233,22 @@ class RunDirectory:
             ended.set()
 
     def read_versions(self) -> dict[str, Any]:
-        """What `create` noted: verb, started, source, fragments and `collect_versions()`."""
-        return json.loads(self.versions_path.read_text(encoding="utf-8"))
+        """What `create` noted: verb, id, started, source, fragments and `collect_versions()`; and by "went_on" what
+        `go_on` did, each time."""
+        versions: dict[str, Any] = json.loads(self.versions_path.read_text(encoding="utf-8"))
+        return versions
+
+    def _write_versions(self, facts: dict[str, Any]) -> None:
+        write_text_atomically(self.versions_path, json.dumps(facts, indent=2) + "\n")
+
+    def _replace_config(self, config: RunConfig, *, step: int) -> None:
+        before, text = self.config_path.read_text(encoding="utf-8"), dump_config(config)
+        if text == before:
+            return
+        kept = self.path / f"config.step-{step:06d}.toml"
+        if step and not kept.exists():  # else no step was made under it
+            write_text_atomically(kept, before)
+        write_text_atomically(self.config_path, text)
 
     def _write_config(self, config: RunConfig, source: Path | None, fragments: Sequence[Path]) -> None:
         write_text_atomically(self.config_path, dump_config(config))
@@ -204,9 +259,8 @@ class RunDirectory:
             write_text_atomically(self.path / name, fragment.read_text(encoding="utf-8"))
 
 
-def judge_running(driver: dict[str, Any] | None, *, age_s: float) -> tuple[Standing, str | None]:
-    """(status, why) of a run whose state says that it runs; age_s: since it was last touched."""
-    mark = None if driver is None else ProcessMark.from_json(driver)
+def judge_running(mark: ProcessMark | None, *, age_s: float) -> tuple[Standing, str | None]:
+    """(status, why) of a run whose state says that it runs, driven by `mark`; age_s: since it was last touched."""
     match mark.standing(age_s=age_s) if mark else "elsewhere":
         case "alive":
             return "running", None
@@ -217,6 +271,10 @@ def judge_running(driver: dict[str, Any] | None, *, age_s: float) -> tuple[Stand
     if age_s < _SILENT_S:
         return "running", None
     return "killed", f"{where} has given no sign of life for {age_s / 60:.0f} minutes; it cannot be looked up from here"
+
+
+def _describe_sources(source: Path | None, fragments: Sequence[Path]) -> dict[str, Any]:
+    return {"source": str(source) if source else None, "fragments": [str(fragment) for fragment in fragments]}
 
 
 def make_numbered(parent: Path, name: str) -> Path:

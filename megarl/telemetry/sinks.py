@@ -3,7 +3,7 @@
 metrics.jsonl holds one valid JSON object per line: the step, the timestamp (seconds since 1970, UTC) and the metrics.
 What differs between runs of one configuration and seed is the timestamp and what is under timing_s/, perf/ and memory/;
 all else is equal (tests/e2e/test_equal_runs.py). JSON has no NaN and no infinity, so both are written as null: the
-name was logged and had no finite value. When a resumed run repeats a step, the later line counts (`read_metrics`).
+name was logged and had no finite value. A run that goes on after a step finds no rows beyond it (`cut_back`).
 A sink that fails does not stop the run: it is reported once, tried again at every step, and counted at the end.
 """
 
@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         """`path` is continued when it exists, after dropping a last line that was cut in half."""
+        self.path = path
         self._file = path.open("ab", buffering=0)
         self._end = _end_of_last_line(path)
         self._file.truncate(self._end)
@@ -56,14 +58,27 @@ class JsonlSink:
             raise
         self._end += len(data)
 
+    def position(self) -> int:
+        """Bytes that the file has."""
+        return self._end
+
+    def flush(self) -> None:
+        """Return when all of it is on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
 
 class WandbSink:
-    """Weights & Biases, files in the run directory. Offline when nobody is logged in; `wandb sync` sends it later."""
+    """Weights & Biases, files in the run directory. Offline when nobody is logged in; `wandb sync` sends it later.
 
-    def __init__(self, *, project: str, run: RunDirectory, config: Mapping[str, Any]) -> None:
+    A run that goes on is the same run there. Online its steps are logged on; those that it repeats, and that the server
+    has, are left out by W&B: they are equal. Offline, where wandb cannot go on with a file, a new one is begun with the
+    rows that metrics.jsonl has, and the earlier ones are removed: one file holds the run, to be sent as any other.
+    """
+
+    def __init__(self, *, project: str, run: RunDirectory, config: Mapping[str, Any], after_step: int) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -71,16 +86,30 @@ class WandbSink:
                 "logging.wandb_project is set but wandb is not installed: pip install 'megarl[wandb]' or remove the key"
             ) from error
         online = wandb.setup().settings.mode == "online" and wandb.login(prompt=False, verify=False)
+        earlier = list((run.path / "wandb").glob("offline-run-*"))
         self._run = wandb.init(
             project=project,
+            id=run.run_id,
             name=run.path.name,
             dir=str(run.path),
             config=_finite(config),
             mode="online" if online else "offline",
+            resume="allow" if online else None,
+            allow_val_change=True,
         )
         self._offline, self._later = not online, sync_command(self._run.dir)
         if self._offline:
+            self._log_again(run.metrics_path, after_step)
+            for directory in set(earlier) - {Path(self._run.dir).parent}:
+                shutil.rmtree(directory)
             _log.info("not logged in to Weights & Biases; to send this run later: %s", self._later)
+
+    def _log_again(self, path: Path, after_step: int) -> None:
+        """The rows of the steps up to `after_step`, as far as JSON has kept them: what was not finite is NaN."""
+        for row in read_metrics(path) if after_step else ():
+            step = int(row.pop("step") or 0)
+            del row["timestamp"]
+            self.log(step, {name: math.nan if value is None else value for name, value in row.items()})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -99,9 +128,9 @@ class WandbSink:
 class TensorboardSink:
     """TensorBoard event files, written by tensorboard itself: neither torch nor tensorflow is needed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, after_step: int) -> None:
         try:
-            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.summary_pb2 import Summary
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
@@ -111,6 +140,11 @@ class TensorboardSink:
             ) from error
         self._event, self._summary = Event, Summary
         self._writer = EventFileWriter(str(directory))
+        if after_step:
+            # A TensorBoard that is running has read steps that were cut from the files: this makes it forget them.
+            begun = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(step=after_step + 1, wall_time=time.time(), session_log=begun))
+            self._writer.flush()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         scalars = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
@@ -144,6 +178,19 @@ class Sinks:
                         step,
                     )
 
+    def positions(self) -> dict[str, int]:
+        """By its name, how many bytes each file of rows has."""
+        return {sink.path.name: sink.position() for sink in self._sinks if isinstance(sink, JsonlSink)}
+
+    def flush(self) -> None:
+        """Return when the rows are on the disk; a disk that does not take them is logged."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonlSink):
+                try:
+                    sink.flush()
+                except OSError as error:
+                    _log.warning("%s is not on the disk: %s", sink.path, error)
+
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: by its kind, how many steps each sink has lost in all."""
         return {type(sink).__name__: lost for sink, lost in zip(self._sinks, self._lost_in_all(), strict=True)}
@@ -166,13 +213,16 @@ class Sinks:
         return [before + now for before, now in zip(self._lost_before, self._lost, strict=True)]
 
 
-def build_sinks(config: RunConfig, *, run: RunDirectory) -> Sinks:
-    """The sinks `config.logging` asks for. One that cannot start raises: better now than a run nobody can see."""
+def build_sinks(config: RunConfig, *, run: RunDirectory, after_step: int = 0) -> Sinks:
+    """The sinks `config.logging` asks for. One that cannot start raises: better now than a run nobody can see.
+
+    after_step: of a run that goes on, whose files are cut back to it.
+    """
     sinks: list[Sink] = [JsonlSink(run.metrics_path)]
-    if config.logging.wandb_project is not None:
-        sinks.append(WandbSink(project=config.logging.wandb_project, run=run, config=config.model_dump()))
+    if (project := config.logging.wandb_project) is not None:
+        sinks.append(WandbSink(project=project, run=run, config=config.model_dump(), after_step=after_step))
     if config.logging.tensorboard:
-        sinks.append(TensorboardSink(run.path / "tensorboard"))
+        sinks.append(TensorboardSink(run.tensorboard, after_step=after_step))
     return Sinks(sinks)
 
 

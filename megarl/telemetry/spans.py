@@ -17,6 +17,8 @@ from typing import Any, Self
 
 from megarl.telemetry.metrics import Metrics, declared
 
+TIMELINE_HEAD = "[\n"
+
 
 class Spans:
     """Collects spans; `collect()` empties the step's totals, `close()` ends the file. Safe to use from threads."""
@@ -114,9 +116,9 @@ def read_timeline(path: Path) -> list[dict[str, Any]]:
 def _make_appendable(path: Path) -> None:
     """Leave `path` as '[' and complete events, each with its comma."""
     if not path.exists() or path.stat().st_size == 0:
-        path.write_text("[\n", encoding="utf-8")
+        path.write_text(TIMELINE_HEAD, encoding="utf-8")
         return
     events = read_timeline(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text("[\n" + "".join(json.dumps(event) + ",\n" for event in events), encoding="utf-8")
+    partial.write_text(TIMELINE_HEAD + "".join(json.dumps(event) + ",\n" for event in events), encoding="utf-8")
     os.replace(partial, path)

@@ -121,6 +121,10 @@ def test_fields_lists_every_field_with_default_and_meaning() -> None:
     assert tis.endswith("(absent: off)")
     assert not next(line for line in lines if line.startswith("[objective.weights]")).endswith("off)")
     assert "sft.optimizer.lr = 1e-05  (a number > 0)" in lines
+    changing = "(may change when the run goes on)"
+    assert f"train.steps = 100  (an integer >= 1)  {changing}" in lines
+    assert next(line for line in lines if line.startswith("[logging]")).endswith(changing)
+    assert "train.seed = 0  (an integer >= 0)" in lines
 
 
 def test_config_error_is_plain_and_exits_2(tmp_path: Path) -> None:

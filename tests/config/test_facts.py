@@ -29,7 +29,7 @@ PLUG_POINTS: dict[type[Variant], set[str]] = {
     SamplerVariant: {"needs_spread"},
     AdvantageVariant: {"compares_group"},
     ShapingVariant: {"tells_tokens_apart"},
-    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "follows_entropy"},
+    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "follows_entropy", "follows_length"},
     GateVariant: {"reads_bounds", "of_tokens", "bounds_first", "is_weight", "dual_bound", "rules"},
     WeightVariant: {"tells_tokens_apart", "needs_survey", "mismatch", "compares_updates", "rules"},
     AuxiliaryVariant: {"reads", "needs_survey", "compares_updates", "rules"},
@@ -62,6 +62,7 @@ def test_the_refusal_says_what_to_do() -> None:
             kind: Literal["position"]
             needs_survey: ClassVar[bool] = False
             follows_entropy: ClassVar[bool] = False
+            follows_length: ClassVar[bool] = False
 
     assert str(caught.value) == (
         "class test_the_refusal_says_what_to_do.<locals>.PositionClip is a variant of ClipVariant and "
@@ -86,6 +87,7 @@ class PositionClip(ClipVariant):
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
     follows_entropy: ClassVar[bool] = True
+    follows_length: ClassVar[bool] = False
 
 
 class CollarGate(GateVariant):
@@ -248,6 +250,11 @@ def test_facts_that_depend_on_fields() -> None:
     assert not RandomReward(kind="random", distribution="uniform", p=1.0).always_equal
     schedules = get_args(FlexEcClip.model_fields["schedule"].annotation)
     assert [name for name in schedules if FlexEcClip(kind="flexec", schedule=name).follows_entropy] == ["od"]
+    assert [name for name in schedules if FlexEcClip(kind="flexec", schedule=name).follows_length] == [
+        "id",
+        "did",
+        "od",
+    ]
 
 
 def test_marks_stand_at_their_fields() -> None:

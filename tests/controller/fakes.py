@@ -229,6 +229,19 @@ class Recorder:
         return f"hf-{step}"
 
 
+class Scores:
+    """The recorder's verdicts, which remember nothing."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.verify, self.conclude = recorder.verify, recorder.conclude
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
+
 class Forgetful(Recorder):
     """Its engines sample on from weights that differ from the policy's once they have adopted some."""
 
@@ -260,7 +273,7 @@ def make_parts(config: RunConfig, recorder: Any, **changes: Any) -> Parts:
     values: dict[str, Any] = {
         "policy": recorder,
         "pool": recorder,
-        "scorer": recorder,
+        "scorer": Scores(recorder),
         "prompts": PROMPTS,
         "sampler": PromptSampler(len(PROMPTS), config.train.prompts_per_step, seed=0, shuffle=False),
         "decode": lambda responses: [" ".join(map(str, ids)) for ids in responses],

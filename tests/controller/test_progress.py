@@ -2,10 +2,13 @@
 
 import json
 import math
+import pickle
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megarl.config.run import RunConfig
@@ -185,6 +188,14 @@ def straight_of(objective: str) -> Living:
     return living
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_driver_moves_no_generator(objective: str) -> None:
+    """So there is none to be saved with a run."""
+    before = random.getstate(), pickle.dumps(np.random.get_state())
+    run(configure(objective), Living())
+    assert (random.getstate(), pickle.dumps(np.random.get_state())) == before
+
+
 def test_the_engines_get_the_weights_before_anything_is_sampled() -> None:
     config = make_config(steps=3)
     run(config, first := Living())
@@ -269,7 +280,7 @@ def test_a_progress_that_does_not_fit_the_run_stops_it_before_anything() -> None
     owners = first.reached[0].owners
     others = {name: state for name, state in owners.items() if name != "history"}
     for bad, expected in (
-        ({"owners": others}, r"run state has keys \['controllers', 'reporter', 'sampler'\], expected"),
+        ({"owners": others}, r"run state has keys \['controllers', 'reporter', 'sampler', 'scorer'\], expected"),
         ({"owners": {**owners, "critic": {}}}, r"run state has keys .*'critic'.*, expected \['controllers', 'history'"),
         ({"owners": {**owners, "history": {"0": [1, 0.5]}}}, r"history state of problem '0' is \[1, 0\.5\], expected"),
         ({"owners": {**owners, "sampler": {"num_drawn": 2}}}, r"sampler state has keys \['num_drawn'\], expected"),

@@ -65,6 +65,7 @@ def test_without_shuffle_prompts_come_in_order() -> None:
         (PromptSampler(9, 2, seed=0), "number of prompts was 8 .* is 9 now"),
         (PromptSampler(8, 2, seed=1), r"train\.seed was 0 .* is 1 now"),
         (PromptSampler(8, 2, seed=0, shuffle=False), r"data\.shuffle was True"),
+        (PromptSampler(8, 2, seed=0, digest="0b"), r"digest of problems, answers and tokens .* was  .* is 0b now"),
     ],
 )
 def test_resume_with_other_data_is_an_error(other: PromptSampler, expected: str) -> None:

@@ -241,3 +241,22 @@ def test_reasoning_gym_errors_list_what_is_valid(
     config = DataConfig(train=ReasoningGymData(task=task, size=5, options=options))
     with pytest.raises(ConfigError, match=expected):
         load_prompts(config, tokenizer, max_prompt_tokens=100)
+
+
+def test_the_digest_is_of_what_the_model_and_the_verifier_see(tmp_path: Path, tokenizer: Any) -> None:
+    def digest(rows: list[dict[str, Any]], **options: Any) -> str:
+        return load(write_jsonl(tmp_path / "rows.jsonl", rows), "prompt_answer", tokenizer, **options).digest
+
+    rows = [{"prompt": "1 + 1", "answer": "2"}, {"prompt": "2 + 2", "answer": "4"}]
+    first = digest(rows)
+    assert len(first) == 16
+    assert digest([{**row, "source": "another column"} for row in rows]) == first
+    changed = [
+        digest([rows[0], {"prompt": "2 + 3", "answer": "4"}]),
+        digest([rows[0], {"prompt": "2 + 2", "answer": "5"}]),
+        digest(rows[::-1]),
+        digest([*rows, rows[0]]),
+        digest(rows[:1]),
+        digest(rows, instruction="Think."),
+    ]
+    assert len({first, *changed}) == 7

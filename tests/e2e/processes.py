@@ -30,8 +30,8 @@ WATCH_EVERY_S = 0.25
 class Megarl:
     """One `megarl VERB ...` in a process of its own; leaving the `with` block ends its whole process tree."""
 
-    def __init__(self, *arguments: str | Path, cwd: Path) -> None:
-        """Start it in `cwd`; its output goes to two files there."""
+    def __init__(self, *arguments: str | Path, cwd: Path, program: Sequence[str | Path] = (MEGARL,)) -> None:
+        """Start it in `cwd`; its output goes to two files there. program: what stands for the command."""
         self.cwd = cwd
         # Short, because sockets are made below it; its own, so that what stays behind is the run's.
         self.scratch = Path(tempfile.mkdtemp(prefix="megarl-e2e-", dir="/tmp"))
@@ -48,7 +48,7 @@ class Megarl:
         self.environment = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self._process = subprocess.Popen(
-                [str(MEGARL), *map(str, arguments)],
+                [*map(str, program), *map(str, arguments)],
                 cwd=cwd,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -135,3 +135,17 @@ def test_the_trial_tells_what_a_wrong_answer_gets() -> None:
     assert try_out("minus_one_to_one") == -1.0
     assert try_out("five_to_ten") == 5.0
     assert try_out("minus_one_to_one", wrong=-3.0) == -3.0
+
+
+def test_a_run_that_goes_on_keeps_what_its_trial_told() -> None:
+    """A judge may answer otherwise the next time; what the configuration says is not asked."""
+    verifier = FunctionReward(kind="function", path=f"{MODULE}:five_to_ten")
+    for wrong, expected in ((None, 4.5), (-3.0, -3.0)):
+        with RewardPool(
+            RewardConfig(verifier=verifier, wrong=wrong, workers=1), DATA, max_response_tokens=8, seed=0
+        ) as pool:
+            assert pool.state_dict() == {"wrong": 0.0 if wrong is None else wrong}
+            pool.load_state_dict({"wrong": 4.5})
+            assert pool.wrong == expected
+            with pytest.raises(ValueError, match="scorer state has keys"):
+                pool.load_state_dict({})

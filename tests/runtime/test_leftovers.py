@@ -270,7 +270,7 @@ def test_another_machine_of_this_name_is_not_this_one_before_a_restart(run: str,
     up_s = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert twin.standing(age_s=up_s / 2) == "elsewhere"
     assert twin.standing(age_s=up_s + 60) == "dead"
-    assert judge_running(twin.as_json(), age_s=min(5.0, up_s / 2)) == ("running", None)
+    assert judge_running(twin, age_s=min(5.0, up_s / 2)) == ("running", None)
     lease = make_lease(twin, run, [])
     assert of_run(find_leftovers(), run) == []
     before_s = time.time() - up_s - 60

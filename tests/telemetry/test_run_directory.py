@@ -142,7 +142,7 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_run_on_another_machine_is_judged_by_its_last_sign_of_life() -> None:
-    elsewhere = replace(ProcessMark.of(os.getpid()), host="another", boot="another").as_json()
+    elsewhere = replace(ProcessMark.of(os.getpid()), host="another", boot="another")
     assert judge_running(elsewhere, age_s=300.0) == ("running", None)
     status, message = judge_running(elsewhere, age_s=7200.0)
     assert status == "killed"
@@ -162,3 +162,48 @@ def test_the_pulse_touches_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyP
         while run.state_path.stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.02)
     assert run.state_path.stat().st_mtime > 0
+
+
+def test_a_run_goes_on_in_its_own_directory(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = RunDirectory.create(config, source=None, verb="train")
+    run.write_state(RunState(status="failed", step=5, message="the disk is full"))
+    other = RunDirectory.create(config, source=None, verb="train")
+    was = run.config_path.read_text()
+    state = RunState(status="running", step=4, progress={"step": 4})
+    run.go_on(config, state=state)
+    assert run.read_state() == state
+    assert run.standing() == ("running", None)
+    assert run.driver() == ProcessMark.of(os.getpid())
+    assert RunDirectory.open(tmp_path / "latest").path == run.path
+    assert run.config_path.read_text() == was
+    assert [entry.name for entry in run.path.glob("config.*")] == ["config.toml"]
+    versions = run.read_versions()
+    assert versions["id"] == run.run_id != other.run_id
+    assert [(facts["after_step"], facts["changes"]) for facts in versions["went_on"]] == [(4, [])]
+    assert versions["went_on"][0]["command"]
+    assert versions["went_on"][0]["packages"]["megarl"]
+
+
+def test_a_configuration_that_held_up_to_a_step_is_kept(tmp_path: Path) -> None:
+    configs = [make_config(tmp_path, train={"steps": steps}) for steps in (10, 20, 30)]
+    run = RunDirectory.create(configs[0], source=None, verb="train")
+    state = RunState(status="running", step=4)
+    run.go_on(configs[1], state=state, changes=["train.steps: 10 -> 20"], sources=[tmp_path / "b.toml"])
+    assert load_config(run.config_path) == configs[1]
+    assert load_config(run.path / "config.step-000004.toml") == configs[0]
+    # It died before the next checkpoint: no step was made under the second one.
+    run.go_on(configs[2], state=state)
+    assert load_config(run.config_path) == configs[2]
+    assert load_config(run.path / "config.step-000004.toml") == configs[0]
+    went_on = run.read_versions()["went_on"]
+    assert [facts["changes"] for facts in went_on] == [["train.steps: 10 -> 20"], []]
+    assert [facts["source"] for facts in went_on] == [str(tmp_path / "b.toml"), None]
+
+
+def test_a_run_that_starts_over_has_no_earlier_configuration(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    shutil.rmtree(run.rollouts)
+    run.go_on(make_config(tmp_path, train={"steps": 20}), state=RunState(status="running"))
+    assert [entry.name for entry in run.path.glob("config.*")] == ["config.toml"]
+    assert run.rollouts.is_dir()

@@ -214,3 +214,61 @@ def test_a_sink_that_is_not_installed_is_a_configuration_error(
     run = RunDirectory.create(config, source=None, verb="train")
     with pytest.raises(ConfigError, match=rf"logging\.{key} is .* but {module} is not installed: pip install"):
         build_sinks(config, run=run)
+
+
+WANDB_GOES_ON = """
+import logging, sys
+from pathlib import Path
+from megarl.telemetry.cut_back import cut_back
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import build_sinks
+from tests.telemetry.runs import make_config
+directory, after_step = Path(sys.argv[1]), int(sys.argv[2])
+config = make_config(directory, logging={"directory": str(directory), "wandb_project": "tiny"})
+run = RunDirectory.open(directory / "latest") if after_step else RunDirectory.create(config, source=None, verb="train")
+cut_back(run, step=after_step)
+sinks = build_sinks(config, run=run, after_step=after_step)
+for step in range(after_step + 1, after_step + 3):
+    sinks.log(step, {"reward/mean": 0.125 * step, "actor/entropy": float("nan") if step == 1 else 1.0})
+sinks.close()
+print(run.run_id)
+"""
+
+
+def wandb_rows(log: Path) -> list[tuple[int, float]]:
+    """(step, reward/mean) of a file of wandb's: LevelDB's log format, a record of protobuf in one or more pieces."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, position, pieces, rows = log.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        pieces += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            record = Record.FromString(pieces)
+            pieces = b""
+            for item in record.history.item:
+                if "reward/mean" in (item.key, *item.nested_key):
+                    rows.append((record.history.step.num, float(item.value_json)))
+    return rows
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_the_whole_run_in_one_file(tmp_path: Path) -> None:
+    """Its steps after it went on twice, without a gap or a doubled one, and under its own id."""
+    pytest.importorskip("wandb")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    root = Path(__file__).parents[2]
+    for after_step in (0, 1, 2):
+        command = [sys.executable, "-c", WANDB_GOES_ON, str(tmp_path / "runs"), str(after_step)]
+        done = subprocess.run(
+            command, env=environment, check=True, timeout=120, cwd=root, capture_output=True, text=True
+        )
+        (log,) = (tmp_path / "runs").glob("tiny-train-*/wandb/offline-run-*/run-*.wandb")
+        assert log.name == f"run-{done.stdout.split()[-1]}.wandb"
+        assert wandb_rows(log) == [(step, 0.125 * step) for step in range(1, after_step + 3)]

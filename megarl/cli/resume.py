@@ -1,0 +1,217 @@
+"""`megarl train --resume`: which run goes on, from where, and under which configuration.
+
+All of it is settled, and refused where it must be, before anything of the run is touched. Of the checkpoint's files the
+sizes are looked at; what is in them is compared with its checksums by the ranks that read it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megarl.checkpoint.manifest import MANIFEST_FILE
+from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints
+from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.run_paths import find_run, open_checkpoint
+from megarl.config.base import ConfigError
+from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals
+from megarl.config.loader import load_config, source_files
+from megarl.config.run import RunConfig
+from megarl.telemetry.cut_back import cut_back, find_gaps
+from megarl.telemetry.run_directory import PULSE_S, RunDirectory, RunState
+from megarl.telemetry.versions import collect_versions
+
+_SILENT_PULSES = 3
+"""A run whose process cannot be looked up from here is over when it has given no sign of life for so many pulses."""
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """A run that goes on."""
+
+    directory: RunDirectory
+    checkpoint: RunCheckpoint | None
+    """From which; None: there is no complete one, and it starts over."""
+    about: tuple[str, ...]
+    """Lines for a person: from where it goes on, and what is other than it was."""
+    changes: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Steps that are finished."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def open(self, config: RunConfig, *, sources: Sequence[Path]) -> RunDirectory:
+        """The run's directory, which this process drives from now on."""
+        progress = self.checkpoint.manifest.progress if self.checkpoint else {}
+        self.directory.go_on(
+            config,
+            state=RunState(status="running", step=self.step, progress=progress),
+            sources=sources,
+            changes=self.changes,
+            allowed=self.allowed,
+        )
+        return self.directory
+
+    def cut_back(self) -> list[str]:
+        """Take away what the run's files have of later steps; lines that say so, and what they lack of earlier ones."""
+        cut = [f"cut    {line}" for line in cut_back(self.directory, step=self.step)]
+        told = self.checkpoint.manifest.telemetry if self.checkpoint else {}
+        return cut + [f"warning: {line}" for line in find_gaps(self.directory, told, step=self.step)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What follows `megarl train --resume RUN`."""
+
+    config: Path | None
+    """None: the run's own configuration."""
+    overrides: tuple[str, ...]
+    allowed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]) -> "Arguments":
+        """Without CONFIG the command line has the first override in its place, which is told by its "="."""
+        if config is not None and "=" in config.name and not config.exists():
+            config, overrides = None, [str(config), *overrides]
+        return cls(config=config, overrides=tuple(overrides), allowed=tuple(allowed))
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that were given."""
+        return [*([self.config] if self.config else []), *source_files(self.overrides)]
+
+
+def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
+    """(the configuration of the steps to come, how the run goes on). ConfigError where it cannot, with the reason."""
+    run, checkpoint = find_checkpoint(path)
+    _await_end(run)
+    config = _load(run, arguments)
+    old = _earlier_config(run, checkpoint)
+    changes = find_changes(old, config)
+    allowed = [*arguments.allowed, *_allowed_before(run, after_step=checkpoint.step if checkpoint else 0)]
+    problems = find_refusals(changes, allowed) if checkpoint else []
+    if checkpoint and checkpoint.step > config.train.steps:
+        problems.append(
+            f"train.steps {config.train.steps}: the run has finished step {checkpoint.step}; raise it, or go on from "
+            f"an earlier checkpoint in {shown_path(checkpoint.path.parent)}"
+        )
+    if problems:
+        raise ConfigError("\n".join([f"megarl train --resume {path}:", *problems]), problems)
+    return config, Resumed(
+        directory=run,
+        checkpoint=checkpoint,
+        about=tuple(_describe(run, checkpoint, config, changes)),
+        changes=tuple(map(str, changes)),
+        allowed=tuple(dict.fromkeys(allowed)),
+    )
+
+
+def find_checkpoint(path: Path) -> tuple[RunDirectory, RunCheckpoint | None]:
+    """The run that `path` means, and the checkpoint that it goes on from: the one that was named, else the newest.
+
+    path: a run directory or a link to one, RUN/latest, RUN/checkpoints, or a checkpoint of a run.
+    """
+    try:
+        run, named = find_run(path)
+        if run is None:
+            raise ConfigError(
+                f"this checkpoint lies in no run directory; put it back into RUN/checkpoints, or begin a new run from "
+                f"its weights with train.init_from={path}"
+            )
+        if (verb := run.read_versions()["verb"]) != "train":
+            raise ConfigError(
+                f"{shown_path(run.path)} is a run of `megarl {verb}`, which saves only its last weights; run it anew"
+            )
+        return run, _choose(run, named)
+    except ConfigError as error:
+        raise ConfigError(f"megarl train --resume {path}: {error}") from error
+
+
+def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
+    complete = list_checkpoints(run.checkpoints)
+    if named is None:
+        return complete[-1] if complete else None
+    checkpoint = open_checkpoint(named)
+    newer = [shown_path(other.path) for other in complete if other.step > checkpoint.step]
+    if newer:
+        raise ConfigError(
+            f"the run has newer checkpoints ({', '.join(newer)}), from which it would go on the next time; remove or "
+            f"move them first, or resume {shown_path(run.path)}"
+        )
+    return checkpoint
+
+
+def _await_end(run: RunDirectory) -> None:
+    """ConfigError while the run's process lives. One that cannot be looked up from here is listened to: it touches
+    state.json as long as it lives."""
+    if run.standing()[0] != "running":
+        return
+    driver = run.driver()
+    until = time.monotonic() + _SILENT_PULSES * PULSE_S
+    touched = run.state_path.stat().st_mtime
+    if driver is not None and driver.standing() == "elsewhere":
+        print(f"waiting {_SILENT_PULSES * PULSE_S:g} s for a sign of life of process {driver.pid} on {driver.host}")
+        while time.monotonic() < until and run.state_path.stat().st_mtime == touched:
+            time.sleep(_LOOK_EVERY_S)
+        if run.state_path.stat().st_mtime == touched:
+            return
+    where = f" (process {driver.pid} on {driver.host})" if driver else ""
+    raise ConfigError(f"{shown_path(run.path)} is still running{where}; stop it first")
+
+
+def _load(run: RunDirectory, arguments: Arguments) -> RunConfig:
+    """With the day that the run's prompts show, where nobody says another."""
+    config = resolve_model_path(load_config(arguments.config or run.config_path, arguments.overrides))
+    if config.data.date is None:
+        date = load_config(run.config_path).data.date
+        config = config.model_copy(update={"data": config.data.model_copy(update={"date": date})})
+    return config
+
+
+def _earlier_config(run: RunDirectory, checkpoint: RunCheckpoint | None) -> RunConfig:
+    if checkpoint is None:
+        return load_config(run.config_path)
+    try:
+        return RunConfig.model_validate(checkpoint.manifest.config)
+    except ValueError as error:
+        raise ConfigError(
+            f"{checkpoint.path / MANIFEST_FILE} has a configuration that this version of megarl does not read; go on "
+            f"with the version that wrote it ({checkpoint.manifest.versions.get('git')}): {error}"
+        ) from error
+
+
+def _allowed_before(run: RunDirectory, *, after_step: int) -> list[str]:
+    """What was allowed when the run went on from this checkpoint or a later one: nobody has to say it twice."""
+    earlier = run.read_versions().get("went_on", ())
+    return [path for facts in earlier if facts["after_step"] >= after_step for path in facts["allowed"]]
+
+
+def _describe(
+    run: RunDirectory, checkpoint: RunCheckpoint | None, config: RunConfig, changes: Sequence[ConfigChange]
+) -> list[str]:
+    if checkpoint is None:
+        return [
+            f"resume no complete checkpoint in {shown_path(run.checkpoints)}: the run starts over at step 1, in the "
+            "same directory",
+            *(f"change {change}" for change in changes),
+        ]
+    about = f"resume after step {checkpoint.step} of {config.train.steps}, from {shown_path(checkpoint.path)}"
+    return [
+        about,
+        *(f"change {change} ({describe_effect(change, config)})" for change in changes),
+        *_describe_versions(checkpoint),
+    ]
+
+
+def _describe_versions(checkpoint: RunCheckpoint) -> list[str]:
+    """Packages that can change numbers, and are others than those that wrote the checkpoint."""
+    before, now = checkpoint.manifest.versions.get("packages", {}), collect_versions()["packages"]
+    return [
+        f"warning: {name} was {before.get(name, 'absent')} when the checkpoint was written and is "
+        f"{now.get(name, 'absent')}: the run may not go on exactly"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]

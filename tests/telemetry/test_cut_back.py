@@ -1,0 +1,146 @@
+"""Going on after a step: what is beyond it goes, what is not stays byte for byte."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from megarl.telemetry.cut_back import cut_back, cut_rows, find_gaps
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import JsonlSink, build_sinks, build_update_sinks, read_metrics
+from megarl.telemetry.spans import Spans, read_timeline
+from tests.telemetry.runs import make_config
+
+
+def make_run(tmp_path: Path, **logging: object) -> RunDirectory:
+    """A run killed in step 4: what it leaves of steps 1 to 3, and of half of the next."""
+    config = make_config(tmp_path, logging={"directory": str(tmp_path), **logging})
+    run = RunDirectory.create(config, source=None, verb="train")
+    sinks, updates = build_sinks(config, run=run), build_update_sinks(run=run)
+    with Spans(run.timeline_path) as spans:
+        for step in (1, 2, 3):
+            with spans.measure("step", step=step), spans.measure("generate"):
+                pass
+            for update in (0, 1):
+                updates.log(step, {"update": float(update)})
+            sinks.log(step, {"reward/mean": 0.1 * step, "actor/entropy": math.nan})
+            # The file of a step is drawn when it is written: in the middle of the next one.
+            spans.record("write", start_s=1.0, end_s=2.0, lane="files", step=step)
+            run.rollouts_path(step).write_text("rows")
+    updates.log(4, {"update": 0.0})
+    sinks.close()
+    updates.close()
+    (run.rollouts / ".step-000004.parquet.0a1b2c3d.partial").write_text("half")
+    return run
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_what_is_beyond_the_step_goes_and_the_rest_stays_as_it_is(step: int, tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    before = {path: path.read_bytes() for path in (run.metrics_path, run.updates_path)}
+    cut = cut_back(run, step=step)
+    assert steps_of(run.metrics_path) == list(range(1, step + 1))
+    assert steps_of(run.updates_path) == [number for number in range(1, step + 1) for _ in (0, 1)]
+    for path, was in before.items():
+        assert was.startswith(path.read_bytes())
+    assert sorted(path.name for path in run.rollouts.iterdir()) == [
+        f"step-{number:06d}.parquet" for number in range(1, step + 1)
+    ]
+    drawn = [event for event in read_timeline(run.timeline_path) if event["ph"] == "X"]
+    assert [(event["name"], event["args"]["step"]) for event in drawn if "args" in event] == [
+        (name, number) for number in range(1, step + 1) for name in ("step", "write")
+    ]
+    assert sum(event["name"] == "generate" for event in drawn) == step
+    assert any(line.startswith("updates.jsonl: ") for line in cut)
+    assert cut_back(run, step=step) == []  # nothing is left to cut
+
+
+def test_the_timeline_goes_on_after_it_was_cut(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    cut_back(run, step=2)
+    with Spans(run.timeline_path) as spans, spans.measure("step", step=3):
+        pass
+    events = json.loads(run.timeline_path.read_text())
+    assert [event["args"]["step"] for event in events if event["name"] == "step"] == [1, 2, 3]
+
+
+def test_a_row_that_was_cut_in_half_goes_with_what_follows_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "x": 1.0}\n{"step": 2, "x"')
+    assert list(cut_rows(path, step=5)) == ["metrics.jsonl: 1 rows beyond step 5"]
+    assert path.read_bytes() == b'{"step": 1, "x": 1.0}\n'
+    assert list(cut_rows(path, step=5)) == []
+
+
+def test_files_that_are_not_there_are_not_missed(tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    assert cut_back(run, step=3) == []
+
+
+def test_rows_that_the_checkpoint_had_and_that_are_gone_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    cut_back(run, step=2)
+    told = {"bytes": {"metrics.jsonl": run.metrics_path.stat().st_size, "updates.jsonl": 10_000, "gone.jsonl": 1}}
+    size = run.updates_path.stat().st_size
+    why = "when the checkpoint was written: it was edited, or rows were lost with the machine"
+    assert find_gaps(run, told, step=2) == [
+        f"updates.jsonl has {size} bytes of the steps up to 2, but had 10000 {why}",
+        f"gone.jsonl has 0 bytes of the steps up to 2, but had 1 {why}",
+    ]
+    assert find_gaps(run, {}, step=2) == []
+
+
+def test_a_file_says_how_long_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.log(1, {"x": 1.0})
+    assert sink.position() == path.stat().st_size
+    sink.flush()
+    sink.close()
+    assert JsonlSink(path).position() == path.stat().st_size
+
+
+def test_tensorboard_goes_on_without_a_gap_or_a_doubled_step(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = make_run(tmp_path, tensorboard=True)
+    (first,) = run.tensorboard.iterdir()
+    was = first.read_bytes()
+    with first.open("ab") as file:
+        file.write(was[-20:-5])  # half an event, as a killed run leaves it
+    cut = cut_back(run, step=2)
+    assert sum(line.startswith("tensorboard/") for line in cut) == 1
+    assert was.startswith(first.read_bytes())
+    config = make_config(tmp_path, logging={"directory": str(tmp_path), "tensorboard": True})
+    sinks = build_sinks(config, run=run, after_step=2)
+    for step in (3, 4):
+        sinks.log(step, {"reward/mean": 0.1 * step})
+    sinks.close()
+    assert len(list(run.tensorboard.iterdir())) == 2
+    events = accumulator.EventAccumulator(str(run.tensorboard))
+    events.Reload()
+    scalars = [(event.step, round(event.value, 3)) for event in events.Scalars("reward/mean")]
+    assert scalars == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    # Back to before the second file: it goes whole.
+    cut_back(run, step=1)
+    assert [path.name for path in run.tensorboard.iterdir()] == [first.name]
+    assert [row["step"] for row in read_metrics(run.metrics_path)] == [1]
+
+
+def test_a_tensorboard_that_is_open_forgets_what_was_cut(tmp_path: Path) -> None:
+    """It has read on to step 3 in a file that is then cut, and hears of it in the next one."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    run = make_run(tmp_path, tensorboard=True)
+    cut_back(run, step=2)
+    config = make_config(tmp_path, logging={"directory": str(tmp_path), "tensorboard": True})
+    build_sinks(config, run=run, after_step=2).close()
+    newest = max(run.tensorboard.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    begun = [event for event in EventFileLoader(str(newest)).Load() if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in begun] == [(3, SessionLog.START)]
