@@ -42,7 +42,8 @@ def add_hf_files(source: Path, checkpoint: Path, *, dtypes: Iterable[torch.dtype
     for path in (*files, directory):
         flush(path)
     return {
-        f"{HF_DIRECTORY}/{file.name}": {"bytes": file.stat().st_size, "checksum": checksum_of(file)} for file in files
+        file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "checksum": checksum_of(file)}
+        for file in files
     }
 
 
