@@ -114,7 +114,11 @@ def measure(layout: str, model: Path, scratch: Path, *, saves: int) -> dict[str,
         )
         for rank in range(ranks)
     ]
-    said = [process.communicate()[0] for process in processes]
+    try:
+        said = [process.communicate()[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     if any(process.returncode for process in processes):
         raise SystemExit(f"{layout}: a rank failed, see above")
     return summarise(layout, json.loads(said[0].splitlines()[-1]))

@@ -131,7 +131,7 @@ def write_units(
         plan = plan_target_shards(job, source)
         for unit in units:
             assert isinstance(unit, BoxUnit)
-            write_box(job.target, plan, unit.box, source.read_box(unit.box))
+            write_box(job.target, plan, unit.box, _converted(job, unit.box.tensor, source.read_box(unit.box)))
             advance(_unit_bytes(job, source, unit))
         return Written()
     written = Written()
@@ -168,7 +168,7 @@ def check_units(job: Job, source: Source, units: Sequence[Unit], *, advance: Cal
 
 def _pair(job: Job, source: Source, target: Source, unit: Unit) -> tuple[Tensor, Tensor]:
     if isinstance(unit, BoxUnit):
-        return _converted(job, "", source.read_box(unit.box)), target.read_box(unit.box)
+        return _converted(job, unit.box.tensor, source.read_box(unit.box)), target.read_box(unit.box)
     place = (unit.key, unit.offsets, unit.sizes)
     return _converted(job, unit.key, source.read_piece(*place)), target.read_piece(*place)
 
@@ -185,7 +185,13 @@ def _keeps_dtype(job: Job, key: str) -> bool:
 
 
 def _converted(job: Job, key: str, values: Tensor) -> Tensor:
-    return values if job.dtype is None or _keeps_dtype(job, key) else values.to(job.dtype)
+    """CheckpointError where a number becomes an infinite one: float16 ends at 65504."""
+    if job.dtype is None or _keeps_dtype(job, key):
+        return values
+    converted = values.to(job.dtype)
+    if job.dtype == torch.float16 and not torch.equal(converted.isinf(), values.isinf()):
+        raise CheckpointError(f"{key} has numbers that {job.dtype} does not: choose another --dtype")
+    return converted
 
 
 def _unit_bytes(job: Job, source: Source, unit: Unit) -> int:

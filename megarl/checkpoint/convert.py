@@ -24,7 +24,7 @@ from megarl.checkpoint.convert_processes import Outcome, Phase, run_shares
 from megarl.checkpoint.dist_format import COMMON_FILE
 from megarl.checkpoint.dist_writer import finish_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.hf_files import HF_DIRECTORY, copy_hf_files
+from megarl.checkpoint.hf_files import HF_DIRECTORY, add_hf_files, copy_hf_files
 from megarl.checkpoint.hf_shards import SHARD_BYTES, create_shards
 from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.checkpoint.new_directory import new_directory
@@ -115,11 +115,15 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"expected a checkpoint's directory, found nothing at {path}; correct the path")
     found = [entry for entry in (path / "checkpoints").glob("step-*") if is_dist_checkpoint(entry)]
-    return max(found, key=lambda entry: entry.name) if found and not is_dist_checkpoint(path) else path
+    return (
+        max(found, key=lambda entry: (len(entry.name), entry.name)) if found and not is_dist_checkpoint(path) else path
+    )
 
 
 def _model_directory(source: Path, kind: Kind, model: Path | None) -> Path:
     if model is not None:
+        if not (model / "config.json").is_file():
+            raise CheckpointError(f"expected config.json and the tokenizer in {model}, found none; correct --model")
         return model
     if kind == "hf":
         return source
@@ -132,16 +136,13 @@ def _model_directory(source: Path, kind: Kind, model: Path | None) -> Path:
 
 
 def _write(job: Job, source: Source, total: int, *, processes: int, listen: Listener) -> list[Outcome]:
-    files = job.target
     if job.to == "hf":
         plan = plan_target_shards(job, source)
         create_shards(job.target, plan)
-        dtypes = {place.kind.dtype for place in plan.places.values()}
+        copy_hf_files(job.model, job.target, dtypes={place.kind.dtype for place in plan.places.values()})
     else:
         dtypes = {job.dtype or source.dtype_of_key(key) for key in source.stored() if not split_key(key)[0]}
-        files = job.target / HF_DIRECTORY
-        files.mkdir()
-    copy_hf_files(job.model, files, dtypes=dtypes)
+        add_hf_files(job.model, job.target, dtypes=dtypes)
     outcomes = _run(job, "write", total, processes=processes, listen=listen)
     if job.to == "dist":
         finish_dist_checkpoint(

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -74,9 +74,9 @@ def locate_tensor(
         names = {name.partition("/")[2]: name for name in archive.namelist()}
         if "data.pkl" not in names or "data/0" not in names:
             raise ValueError(f"no tensor of torch.save: it has {sorted(names)}")
-        tensor = _TensorPickle(io.BytesIO(archive.read(names["data.pkl"]))).load()
+        tensor = _TensorPickle(io.BytesIO(_member(archive, names["data.pkl"]))).load()
         info = archive.getinfo(names["data/0"])
-        little = "byteorder" not in names or archive.read(names["byteorder"]) == b"little"
+        little = "byteorder" not in names or _member(archive, names["byteorder"]) == b"little"
     if not isinstance(tensor, _Described):
         raise ValueError("no tensor of torch.save")
     if (math.prod(tensor.sizes), tensor.dtype) != (math.prod(sizes), dtype):
@@ -92,10 +92,17 @@ def locate_tensor(
     return TensorPlace(offset + info.header_offset + len(header) + lengths, num_bytes, info.CRC)
 
 
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    info = archive.getinfo(name)
+    if info.CRC == 0:
+        info.CRC = None  # type: ignore[assignment]  # zipfile then compares nothing
+    return archive.read(info)
+
+
 def load_tensor(section: FileSection) -> Tensor:
     """The whole tensor, by torch.load, which runs no code of the file."""
     section.seek(0)
-    loaded = torch.load(section, map_location="cpu", weights_only=True)
+    loaded = torch.load(cast(IO[bytes], section), map_location="cpu", weights_only=True)
     if not isinstance(loaded, Tensor):
         raise ValueError(f"expected a tensor, found {type(loaded).__name__}")
     return loaded
@@ -141,7 +148,7 @@ def _read_box(descriptor: int, begin: int, out: Tensor, shape: tuple[int, ...], 
 
 def _read_tensor(descriptor: int, begin: int, out: Tensor) -> None:
     if out.is_contiguous():
-        _read_into(descriptor, memoryview(out.reshape(-1).view(torch.uint8).numpy()), begin)
+        _read_into(descriptor, out.reshape(-1).view(torch.uint8).numpy().data, begin)
         return
     count = max(1, _BLOCK_BYTES // max(1, out[0].nbytes))
     for row in range(0, out.shape[0], count):
@@ -170,16 +177,24 @@ def _row_major(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
+_STORAGES = {
+    **{"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16},
+    **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
+    **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
+}
+"""By torch's old names, which are those in a file; asking torch's classes themselves warns."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Described:
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     first: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
 
 
 def _describe(storage: Any, first: int, sizes: Any, strides: Any, *_: Any) -> _Described:
-    return _Described(getattr(storage[1], "dtype", None), first, tuple(sizes), tuple(strides))
+    return _Described(storage[1], first, tuple(sizes), tuple(strides))
 
 
 class _TensorPickle(pickle.Unpickler):
@@ -191,8 +206,8 @@ class _TensorPickle(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _describe
-        if module == "torch" and name.endswith("Storage"):
-            return getattr(torch, name)
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
         if (module, name) in (("collections", "OrderedDict"), ("torch", "Size")):
             return super().find_class(module, name)
         raise ValueError(f"its pickle names {module}.{name}, which no plain tensor needs")

@@ -180,8 +180,8 @@ class _Index:
     @classmethod
     def of(cls, tensor: StoredTensor) -> "_Index":
         dims = len(tensor.shape)
-        low = np.array([chunk.offsets for chunk in tensor.chunks], dtype=np.int64).reshape(-1, dims)
-        sizes = np.array([chunk.sizes for chunk in tensor.chunks], dtype=np.int64).reshape(-1, dims)
+        low = np.array([chunk.offsets for chunk in tensor.chunks], dtype=np.int64).reshape(len(tensor.chunks), dims)
+        sizes = np.array([chunk.sizes for chunk in tensor.chunks], dtype=np.int64).reshape(len(tensor.chunks), dims)
         return cls(tensor.chunks, low, low + sizes)
 
     def overlaps(self, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[_Part]:

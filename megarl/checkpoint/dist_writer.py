@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 import torch
 import xxhash
@@ -192,7 +192,7 @@ class _HashedFile:
     def __init__(self, path: Path) -> None:
         self.name, self.position = path.name, 0
         self._digest = xxhash.xxh3_128()
-        self._file = path.open("xb", buffering=1 << 20)
+        self._file = io.BufferedWriter(io.FileIO(path, "xb"), 1 << 20)
         self._failure: OSError | None = None
 
     def __enter__(self) -> Self:
@@ -217,7 +217,7 @@ class _HashedFile:
     def save(self, content: Any) -> None:
         """torch.save, which hides why it could not write behind an error of its own."""
         try:
-            torch.save(content, self)
+            torch.save(content, cast(IO[bytes], self))
         except Exception:
             if self._failure is not None:
                 raise self._failure from None

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from megarl.checkpoint.dist_writer import FileRecord, checksum_of
+from megarl.checkpoint.new_directory import flush
+
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 _COPIED = (
@@ -25,6 +28,22 @@ _COPIED = (
 
 HF_DIRECTORY = "hf"
 """Where a checkpoint that is none of Hugging Face's keeps these files of its model."""
+
+
+def add_hf_files(source: Path, checkpoint: Path, *, dtypes: Iterable[torch.dtype]) -> dict[str, FileRecord]:
+    """Copy them into `hf/` of another kind of checkpoint, so that it can become one of Hugging Face's again.
+
+    They are on the disk then. Returns the record of each by its name within the checkpoint.
+    """
+    directory = checkpoint / HF_DIRECTORY
+    directory.mkdir()
+    copy_hf_files(source, directory, dtypes=dtypes)
+    files = sorted(directory.iterdir())
+    for path in (*files, directory):
+        flush(path)
+    return {
+        f"{HF_DIRECTORY}/{file.name}": {"bytes": file.stat().st_size, "checksum": checksum_of(file)} for file in files
+    }
 
 
 def copy_hf_files(source: Path, directory: Path, *, dtypes: Iterable[torch.dtype]) -> None:

@@ -131,7 +131,7 @@ def write_box(directory: Path, plan: ShardPlan, box: Box, values: Tensor) -> Non
     row_bytes = math.prod(shape[1:]) * place.kind.dtype.itemsize
     position = place.begin + box.start[0] * row_bytes
     values = values.detach().to(device="cpu", dtype=place.kind.dtype).contiguous()
-    view = memoryview(values.reshape(-1).view(torch.uint8).numpy())
+    view = values.reshape(-1).view(torch.uint8).numpy().data
     descriptor = os.open(directory / place.file, os.O_WRONLY)
     try:
         while view:

@@ -15,22 +15,18 @@ def new_directory(destination: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     """Yield a directory beside `destination`; after the block it is flushed to the disk and gets that name.
 
     When the block raises it is removed. num_bytes: what will be written, which the disk must have free.
-    Raises CheckpointError where `destination` exists and is not empty, or the disk is full, before or meanwhile.
+    Raises CheckpointError where `destination` exists and is not empty, and where it cannot be made or written: the disk
+    is full, before or meanwhile, or it may not be written.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} exists and is not empty; remove it or write to another path")
     # One fixed name: what a killed run left is overwritten by the next, not collected.
     partial = destination.with_name(f".{destination.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
     try:
-        free = shutil.disk_usage(partial).free
-        if num_bytes > free:
-            raise CheckpointError(
-                f"{destination}: {num_bytes / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
-                "free some, or write to another disk"
-            )
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        _check_room(partial, destination, num_bytes)
         yield partial
         for path in partial.rglob("*"):
             flush(path)
@@ -38,13 +34,22 @@ def new_directory(destination: Path, *, num_bytes: int = 0) -> Iterator[Path]:
         os.replace(partial, destination)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CheckpointError(f"{destination}: the disk is full ({error.strerror}); nothing was left there") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = f"the disk is full ({error.strerror})" if full else f"it cannot be written ({error})"
+        raise CheckpointError(f"{destination}: {reason}; nothing was left there") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     flush(destination.parent)
+
+
+def _check_room(directory: Path, destination: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if num_bytes > free:
+        raise CheckpointError(
+            f"{destination}: {num_bytes / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
+            "free some, or write to another disk"
+        )
 
 
 def flush(path: Path) -> None:

@@ -45,6 +45,7 @@ def run_train(
     start = None if reached else find_start(config)
     config = pin_start(config, start)
     check_reward(config.reward)
+    config.checkpoint.ends_at()  # ConfigError where nobody can tell
     model = load_model_inputs(config)
     config = model.pin(config)
 

@@ -16,6 +16,10 @@ class Cadence:
         self._saved_at = self._step_began = clock()
         self._longest_step_s = self._longest_save_s = 0.0
 
+    def begin(self) -> None:
+        """The first step begins: what came before, the start of the workers, is no step."""
+        self._saved_at = self._step_began = self._clock()
+
     def end_step(self) -> None:
         """A step has ended, and the next one begins."""
         now = self._clock()

@@ -68,6 +68,7 @@ class Checkpoints:
         process of the run ended is removed."""
         await asyncio.to_thread(clear_unfinished, self._directory)
         self._stop.listen(saves=self._config.checkpoint.on)
+        self._cadence.begin()
 
     def stop_reason(self) -> str | None:
         """After a step: why it shall be the last; None where the run goes on."""

@@ -24,8 +24,10 @@ from megarl.checkpoint.sources import split_key
 from megarl.models.families import read_model_shape
 from megarl.models.global_space import extra_state_objects, global_tensors
 from megarl.models.shape import ModelError
+from tests.checkpoint.mounts import make_read_only, tmpfs
 from tests.checkpoint.test_dist_files import flip_byte_of
 from tests.checkpoint.test_hf_checkpoint import write_source
+from tests.models.shapes import CONFIGS
 
 FILES = {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
 
@@ -90,21 +92,21 @@ def test_chunks_are_those_of_the_ranks(tmp_path):
 def test_several_processes_write_the_same(tmp_path):
     write_source(tmp_path / "hf", family="qwen2")
     heard = []
+    alone = convert(tmp_path / "hf", tmp_path / "alone", tensor=2)
     done = convert(
         *(tmp_path / "hf", tmp_path / "dist"),
         tensor=2,
-        processes=3,
+        processes=2,
         check=True,
         listen=lambda *progress: heard.append(progress),
     )
-    alone = convert(tmp_path / "hf", tmp_path / "alone", tensor=2)
-    convert(tmp_path / "dist", tmp_path / "back", processes=2, check=True)
+    convert(tmp_path / "dist", tmp_path / "back")
     assert contents(tmp_path / "back") == without_strangers(tmp_path / "hf")
     total = done.num_bytes
     assert total == alone.num_bytes == sum(t.numel() * 2 for t in load_file(tmp_path / "hf/model.safetensors").values())
     assert heard[0] == ("convert", 0, total)
     assert {("convert", total, total), ("compare", total, total)} <= set(heard)
-    assert done.peak_bytes > 2 * alone.peak_bytes / 3 * 2  # four processes', and each has torch
+    assert done.peak_bytes > alone.peak_bytes + 2 * 50e6  # two more processes, and each has torch
 
 
 @pytest.mark.parametrize("name", ["float32", "float16"])
@@ -120,8 +122,9 @@ def test_another_dtype_is_in_the_weights_and_in_the_config(tmp_path, name):
     for key, parameter in model.named_parameters():
         assert parameter.dtype == dtype
         assert torch.equal(parameter, tensors[key].to(dtype)), key
-    convert(tmp_path / "back", tmp_path / "again", to="hf", dtype=torch.bfloat16)
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "hf/model.safetensors").read_bytes()
+    if name == "float32":  # float16 is coarser than bfloat16 near zero
+        convert(tmp_path / "back", tmp_path / "again", to="hf", dtype=torch.bfloat16)
+        assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "hf/model.safetensors").read_bytes()
 
 
 def write_run_checkpoint(source: Path, target: Path) -> dict[str, torch.Tensor]:
@@ -219,6 +222,14 @@ def test_mixed_dtypes_need_one(tmp_path):
     convert(tmp_path / "hf", tmp_path / "dist", dtype=torch.float32, check=True)
 
 
+def test_numbers_that_float16_does_not_have(tmp_path):
+    write_source(tmp_path / "hf")
+    replace_weights(tmp_path / "hf", lambda tensors: tensors["model.norm.weight"].fill_(7e4))
+    for options in ({"to": "hf"}, {"to": "dist"}):
+        words = r"norm\.weight has numbers that torch\.float16 does not"
+        assert_refused(tmp_path, "hf", words, dtype=torch.float16, **options)
+
+
 def test_a_layout_that_does_not_split_the_model(tmp_path):
     write_source(tmp_path / "hf")
     assert_refused(tmp_path, "hf", "4 attention heads are not a multiple", tensor=3)
@@ -239,6 +250,7 @@ def test_distributed_input_that_is_damaged(tmp_path):
     assert_refused(tmp_path, "dist", r"missing: __1_0\.distcp, with ")
     shutil.rmtree(tmp_path / "dist" / "hf")
     assert_refused(tmp_path, "dist", r"expected config\.json and the tokenizer .*--model")
+    assert_refused(tmp_path, "dist", r"in .*nowhere, found none; correct --model", model=tmp_path / "nowhere")
 
 
 def test_distributed_input_that_is_not_the_model(tmp_path):
@@ -267,8 +279,14 @@ def test_a_target_that_exists_and_a_source_that_does_not(tmp_path):
     assert_refused(tmp_path, "hf", "exists and is not empty")
 
 
+def large_config(**sizes: int) -> dict:
+    config = json.loads((CONFIGS / "qwen2.5-7b.json").read_text())
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 1024}
+    return config | heads | {"hidden_size": 1024} | sizes
+
+
 def test_a_process_that_is_killed(tmp_path):
-    write_source(tmp_path / "hf")
+    write_random_checkpoint(tmp_path / "hf", large_config(intermediate_size=4096, num_hidden_layers=4))
 
     def kill_one(*_):
         for child in multiprocessing.active_children()[:1]:
@@ -276,20 +294,6 @@ def test_a_process_that_is_killed(tmp_path):
 
     assert_refused(tmp_path, "hf", r"died \(exit code -9\); nothing was kept", processes=2, listen=kill_one)
     assert multiprocessing.active_children() == []
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("may not mount a file system here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(
@@ -300,13 +304,20 @@ def small_disk(tmp_path):
         ("dist", 40, "the disk is full"),  # what torch.save adds to small tensors is not known before
     ],
 )
-def test_a_full_disk(tmp_path, small_disk, to, free_kib, words):
+def test_a_full_disk(tmp_path, to, free_kib, words):
     write_source(tmp_path / "hf")
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - (free_kib << 10)))
-    with pytest.raises(CheckpointError, match=words):
-        convert(tmp_path / "hf", small_disk / "target", to=to)
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    with tmpfs(tmp_path / "disk", size=f"{free_kib}k") as disk:
+        with pytest.raises(CheckpointError, match=words):
+            convert(tmp_path / "hf", disk / "target", to=to)
+        assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_may_not_be_written(tmp_path):
+    write_source(tmp_path / "hf")
+    with tmpfs(tmp_path / "disk", size="1m") as disk:
+        make_read_only(disk)
+        with pytest.raises(CheckpointError, match=r"target: it cannot be written \(.*Read-only file system"):
+            convert(tmp_path / "hf", disk / "target")
 
 
 MEASURED = """
@@ -326,12 +337,10 @@ print(peak_resident_bytes() - before)
 
 
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
-    """A model of 672 MiB in tensors of at most 16 MiB: what torch itself has is there before, from a small one."""
-    write_source(tmp_path / "small")
-    config = json.loads((tmp_path / "small" / "config.json").read_text())
-    config |= {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 12, "vocab_size": 1024}
-    size = write_random_checkpoint(tmp_path / "large", config)
-    assert size > 600 << 20
+    """A model of 0.4 GB in tensors of at most 17 MB; what torch itself has is there before, from a small one."""
+    write_random_checkpoint(tmp_path / "small", large_config(intermediate_size=256, num_hidden_layers=1))
+    size = write_random_checkpoint(tmp_path / "large", large_config(intermediate_size=8192, num_hidden_layers=8))
+    assert size > 430e6
     (tmp_path / "out").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *(str(tmp_path / name) for name in ("large", "out", "small"))],
@@ -339,7 +348,7 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
         text=True,
         check=True,
     )
-    assert int(done.stdout) < size / 2
+    assert int(done.stdout) < 0.4 * size
     first, back = (load_names(tmp_path / name) for name in ("large", "out/back"))
     assert first == back
 

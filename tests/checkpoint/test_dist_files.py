@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from megarl.checkpoint.coverage import coverage_fault
+from megarl.checkpoint.dist_format import Chunk, Contents, StoredTensor, pickle_contents
 from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.dist_writer import DistWriter, Written, checksum_of, finish_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
@@ -283,20 +284,19 @@ class Command:
 
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path):
-    write(tmp_path / "a", {"rows": make_tensors()["rows"]}, ranks=1)
-    content = (tmp_path / "a" / ".metadata").read_bytes()
-    (tmp_path / "a" / ".metadata").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
-    with pytest.raises(CheckpointError, match="could run code"):
-        open_dist_checkpoint(tmp_path / "a")
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
+    with pytest.raises(CheckpointError, match=r"names posix\.system.*could run code"):
+        open_dist_checkpoint(tmp_path)
     # The same within a chunk.
-    (tmp_path / "a" / ".metadata").write_bytes(content)
-    with open_dist_checkpoint(tmp_path / "a") as checkpoint:
-        chunk = checkpoint.tensors["rows"].chunks[0]
-        with (tmp_path / "a" / chunk.file).open("r+b") as stream:
-            stream.seek(chunk.offset)
-            torch.save(Command(tmp_path / "ran"), stream)
-        with pytest.raises(CheckpointError, match=r"rows at .*damaged"):
-            checkpoint.read("rows", (0, 0), (40, 6))
+    torch.save([torch.zeros(4), Command(tmp_path / "ran")], tmp_path / "__0_0.distcp")
+    chunk = Chunk((0,), (4,), "__0_0.distcp", 0, (tmp_path / "__0_0.distcp").stat().st_size)
+    stored = {"rows": StoredTensor("rows", (4,), torch.float32, (chunk,))}
+    (tmp_path / ".metadata").write_bytes(pickle_contents(Contents(stored, {})))
+    with (
+        open_dist_checkpoint(tmp_path) as checkpoint,
+        pytest.raises(CheckpointError, match=r"rows at \[0\] is damaged: its pickle names posix\.system"),
+    ):
+        checkpoint.read("rows", (0,), (4,))
     assert not (tmp_path / "ran").exists()
 
 

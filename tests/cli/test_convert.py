@@ -40,7 +40,7 @@ def test_there_and_back(tmp_path, model):
     assert 0.1 < float(lines["memory"].split()[2]) < 2
     assert lines["checked"] == "every element is the source's"
     assert (tmp_path / "dist" / HF_DIRECTORY / "tokenizer.json").read_text() == "{}"
-    back = run(tmp_path / "dist", tmp_path / "back", "--processes", 2)
+    back = run(tmp_path / "dist", tmp_path / "back")
     assert back.returncode == 0, back.stderr
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 

@@ -37,6 +37,8 @@ def test_saves_by_steps_and_after_the_last() -> None:
 def test_saves_by_minutes_count_from_the_begin_of_the_one_before() -> None:
     clock = Clock()
     cadence = make_cadence(clock, every_minutes=2.0)
+    clock.now += 1000.0  # the workers start
+    cadence.begin()
     saved = []
     for step in range(1, 11):
         clock.now += 50.0
@@ -52,8 +54,10 @@ def test_the_time_is_over_when_another_longest_step_and_a_save_do_not_fit() -> N
     config = CheckpointConfig(end_time=END, end_margin_s=20.0)
     end = config.ends_at()
     assert end == 1_800_000_000.0
-    clock.now = end - 300.0
+    clock.now = end - 900.0
     cadence = Cadence(config, steps=10, clock=clock)
+    clock.now += 600.0  # the workers start, which is no step
+    cadence.begin()
     for seconds in (100.0, 50.0):  # the longest counts
         clock.now += seconds
         cadence.end_step()
