@@ -21,6 +21,7 @@ def wait_for_checkpoints(run: Megarl, count: int) -> None:
     run.wait_for(lambda: len(list_checkpoints(directory)) >= count, START_TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_a_run_saves_itself_and_stops_saved(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = write_tiny_config(tmp_path, tiny_model_dir)
     with Megarl("train", config, ENDLESS, *EVERY_STEP, cwd=tmp_path) as run:

@@ -31,6 +31,7 @@ def stop_and_wait(run: Megarl, victim: psutil.Process) -> str:
     return state.message
 
 
+@pytest.mark.slow
 def test_a_stopped_engine_core_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     with Megarl("train", write_tiny_config(tmp_path, tiny_model_dir), ENDLESS, *SHORT, cwd=tmp_path) as run:
         wait_for_steps(run)
