@@ -115,6 +115,11 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"expected a checkpoint's directory, found nothing at {path}; correct the path")
     found = [entry for entry in (path / "checkpoints").glob("step-*") if is_dist_checkpoint(entry)]
+    if not found and (path / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{path} is a run without a complete checkpoint (`[checkpoint]` says when one is saved); its exported "
+            f"weights, which are Hugging Face checkpoints, are in {path / 'hf'}"
+        )
     return (
         max(found, key=lambda entry: (len(entry.name), entry.name)) if found and not is_dist_checkpoint(path) else path
     )

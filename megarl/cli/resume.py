@@ -133,6 +133,12 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, RunCheckpoint | None]:
 def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
     complete = list_checkpoints(run.checkpoints)
     if named is None:
+        if not complete and run.read_state().status == "finished":
+            # Nothing that ended well is begun again, and so taken away, by a command that was meant to go on with it.
+            raise ConfigError(
+                f"{shown_path(run.path)} is finished, and saved nothing to go on from (`[checkpoint]`): its files stay "
+                f"as they are. Begin a new run from its weights with model.path={_exported(run)}"
+            )
         return complete[-1] if complete else None
     checkpoint = open_checkpoint(named)
     newer = [shown_path(other.path) for other in complete if other.step > checkpoint.step]
@@ -142,6 +148,12 @@ def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
             f"move them first, or resume {shown_path(run.path)}"
         )
     return checkpoint
+
+
+def _exported(run: RunDirectory) -> str:
+    """The last weights that it exported."""
+    exports = sorted(run.exports.glob("step-*"))
+    return shown_path(exports[-1] if exports else run.exports)
 
 
 def _await_end(run: RunDirectory) -> None:

@@ -361,3 +361,9 @@ def load_names(directory: Path) -> dict[str, int]:
             for name in opened.keys():  # noqa: SIM118  (not a mapping)
                 sums[name] = opened.get_tensor(name).view(torch.int16).sum(dtype=torch.int64).item()
     return sums
+
+
+def test_a_run_that_saved_nothing_says_where_its_weights_are(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"is a run without a complete checkpoint .* are in .*run/hf$"):
+        convert(tmp_path / "run", tmp_path / "target")

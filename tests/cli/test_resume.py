@@ -126,6 +126,18 @@ def test_without_a_complete_checkpoint_it_starts_over_and_says_so(tmp_path: Path
     assert run.read_state() == RunState(status="running", step=0)
 
 
+def test_a_finished_run_that_saved_nothing_is_not_begun_again(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_metrics(run.metrics_path, [make_row(1), make_row(2)])
+    rows = run.metrics_path.read_bytes()
+    (run.exports / "step-000002").mkdir(parents=True)
+    run.write_state(RunState(status="finished", step=2))
+    said = refusal(run.path, "train.steps=31")
+    assert "is finished, and saved nothing to go on from" in said
+    assert said.endswith(f"with model.path={run.exports / 'step-000002'}")
+    assert run.metrics_path.read_bytes() == rows
+
+
 # Whose it is
 
 
