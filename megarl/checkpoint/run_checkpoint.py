@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
+from megarl.checkpoint.new_directory import flush
 
 _NAME = re.compile(r"step-(\d{6,})")
 _PARTIAL = re.compile(r"\.step-\d{6,}\.(partial|replaced)")
@@ -147,11 +148,11 @@ class PendingCheckpoint:
         """
         try:
             manifest.write(self.path)
-            _flush(self.path)
+            flush(self.path)
             RunCheckpoint.open(self.path)
             with _moved_aside(self._final):
                 os.rename(self.path, self._final)
-            _flush(self._final.parent)
+            flush(self._final.parent)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be completed: {error.strerror or error}") from error
         return RunCheckpoint(self._final, manifest)
@@ -189,14 +190,6 @@ def remove_checkpoint(checkpoint: RunCheckpoint) -> None:
     _remove(aside)
     os.rename(checkpoint.path, aside)
     _remove(aside)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def total_bytes(files: Mapping[str, Mapping[str, Any]]) -> int:

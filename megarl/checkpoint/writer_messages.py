@@ -50,6 +50,7 @@ Reply = Done | Failed
 
 
 def reply_line(reply: Reply) -> bytes:
+    """What the writer process sends."""
     match reply:
         case Done(result=result):
             return _line({"written": result})
@@ -58,6 +59,7 @@ def reply_line(reply: Reply) -> bytes:
 
 
 def parse_reply(line: bytes) -> Reply:
+    """What the rank makes of it. ValueError for a line that is no reply."""
     match json.loads(line):
         case {"written": result}:
             return Done(result)

@@ -33,6 +33,7 @@ MAIN = "fp32_param"
 
 
 def reference_key(key: str) -> str:
+    """Of the reference's weight that has `key` in the model."""
     return f"reference.{key}"
 
 

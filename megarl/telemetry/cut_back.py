@@ -5,7 +5,6 @@ run died. What stays is untouched, byte for byte (timeline.json: event for event
 `sinks.WandbSink`, which needs the files that stay.
 """
 
-import json
 import re
 import shutil
 import struct
@@ -14,9 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.run_directory import RunDirectory
-from megarl.telemetry.spans import TIMELINE_HEAD, read_timeline
+from megarl.telemetry.spans import read_timeline, write_timeline
 
 _ROW_STEP = re.compile(rb'\{"step": (\d+)[,}]')
 _FILE_STEP = re.compile(r"step-(\d+)\D*")
@@ -68,8 +66,7 @@ def _cut_timeline(path: Path, *, step: int) -> Iterator[str]:
     # Names of processes and lanes ("M") stay: a span that stays may be drawn there.
     kept = events[:end] + [event for event in events[end:] if event["ph"] == "M" or 0 < _step_of(event) <= step]
     if len(kept) < len(events):
-        text = TIMELINE_HEAD + "".join(json.dumps(event) + ",\n" for event in kept)
-        write_text_atomically(path, text)
+        write_timeline(path, kept)
         yield f"{path.name}: {len(events) - len(kept)} events beyond step {step}"
 
 

@@ -9,15 +9,16 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.metrics import Metrics, declared
 
-TIMELINE_HEAD = "[\n"
+_HEAD = "[\n"
 
 
 class Spans:
@@ -113,12 +114,11 @@ def read_timeline(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line.rstrip().rstrip(",")) for line in complete]
 
 
+def write_timeline(path: Path, events: Iterable[dict[str, Any]]) -> None:
+    """Replace `path` by a timeline of these events, to which more can be appended."""
+    write_text_atomically(path, _HEAD + "".join(json.dumps(event) + ",\n" for event in events))
+
+
 def _make_appendable(path: Path) -> None:
     """Leave `path` as '[' and complete events, each with its comma."""
-    if not path.exists() or path.stat().st_size == 0:
-        path.write_text(TIMELINE_HEAD, encoding="utf-8")
-        return
-    events = read_timeline(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(TIMELINE_HEAD + "".join(json.dumps(event) + ",\n" for event in events), encoding="utf-8")
-    os.replace(partial, path)
+    write_timeline(path, read_timeline(path) if path.exists() and path.stat().st_size else ())
