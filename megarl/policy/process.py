@@ -3,6 +3,7 @@
 import datetime
 import math
 import os
+import socket
 from dataclasses import dataclass, field
 
 import psutil
@@ -15,7 +16,7 @@ from megarl.parallel.device import collective_backend, prepare_process
 from megarl.parallel.grid import RankGrid
 from megarl.policy.sealed_objects import seal_objects, unseal_objects
 from megarl.reshard.seal import SealedStore
-from megarl.reshard.signals import connect_store, serve_store
+from megarl.reshard.signals import connect_store, listen, serve_store
 from megarl.reshard.wire import local_address
 
 _stores: list[dist.Store] = []
@@ -32,6 +33,8 @@ class RankPlace:
     master_port: int
     secret: str = field(repr=False)
     """Of this group, from `megarl.reshard.seal.new_secret`; the same on all ranks."""
+    listener: socket.socket | None = None
+    """Rank 0's, where it has held the port since it was chosen; without one it listens when the ranks meet."""
     local_rank: int = 0
     """Index among the GPUs this process sees."""
 
@@ -69,7 +72,10 @@ def _meet(place: RankPlace, *, timeout_s: float) -> dist.Store:
     gloo listens on the interface of that address too.
     """
     host, port = place.master_host, place.master_port
-    store = serve_store(host, port, timeout_s)[0] if place.rank == 0 else connect_store(host, port, timeout_s)
+    if place.rank == 0:
+        store = serve_store(place.listener or listen(host, port), timeout_s)
+    else:
+        store = connect_store(host, port, timeout_s)
     address = local_address(host, port)
     for interface, addresses in psutil.net_if_addrs().items():
         if any(entry.address == address for entry in addresses):

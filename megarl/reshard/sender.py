@@ -39,6 +39,7 @@ from megarl.reshard.signals import (
     SignalTimeout,
     TransportError,
     connect_store,
+    listen,
     serve_store,
     waited_for,
 )
@@ -52,7 +53,9 @@ _GRACE_S = 2.0  # rank 0 asks last: a worker that sees a peer fail knows more ab
 
 def serve_weights(host: str, *, timeout_s: float) -> tuple[dist.TCPStore, WeightEndpoint]:
     """Policy rank 0: open the store of a new session. TransportError when the address cannot be bound."""
-    store, port = serve_store(host, 0, timeout_s)
+    listener = listen(host, 0)
+    port = listener.getsockname()[1]
+    store = serve_store(listener, timeout_s)
     return store, WeightEndpoint(host=host, port=port, token=new_token(), secret=new_secret(), timeout_s=timeout_s)
 
 

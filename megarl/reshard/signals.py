@@ -52,8 +52,8 @@ class PeerFailed(Exception):
     """Another party recorded a failure of this transfer; the text is its own."""
 
 
-def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, int]:
-    """Serve a TCPStore on `host` only (not on every interface). Returns it and its port (chosen freely for 0)."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` only, on a free port for 0. TransportError where it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -66,16 +66,20 @@ def serve_store(host: str, port: int, timeout_s: float) -> tuple[dist.TCPStore, 
             f"policy rank 0 cannot listen on {host}:{port}: {error}; use an address of this machine and a free "
             "port (port 0 picks one)"
         ) from error
-    bound = listener.getsockname()[1]
-    store = dist.TCPStore(
+    return listener
+
+
+def serve_store(listener: socket.socket, timeout_s: float) -> dist.TCPStore:
+    """Serve a TCPStore on the interface of `listener` (not on every one), which the store takes over."""
+    host, port = listener.getsockname()[:2]
+    return dist.TCPStore(
         host,
-        bound,
+        port,
         is_master=True,
         timeout=timedelta(seconds=timeout_s),
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
-    return store, bound
 
 
 def connect_store(host: str, port: int, timeout_s: float) -> dist.TCPStore:

@@ -64,6 +64,7 @@ class PolicyActor:
         setup_logging("policy", rank, logs)
         self._config, self._rank = config, rank
         self._worker: MegatronWorker | None = None
+        self._listener: socket.socket | None = None
 
     @ray.method(concurrency_group=LIVENESS)
     def answer(self) -> ProcessMark:
@@ -71,16 +72,17 @@ class PolicyActor:
         return ProcessMark.of(os.getpid())
 
     def rendezvous(self, port: int) -> tuple[str, int]:
-        """Host of this process and a port on it where the ranks can meet."""
+        """Host of this process and a port on it where the ranks can meet; held from now on, so that nobody takes it."""
+        from megarl.reshard.signals import TransportError, listen
+
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                raise ConfigError(
-                    f"policy.master_port {port} on {host} is in use ({error}); set another, or 0 for a free one"
-                ) from error
-            return host, probe.getsockname()[1]
+        try:
+            self._listener = listen(host, port)
+        except TransportError as error:
+            raise ConfigError(
+                f"policy.master_port {port} on {host} is in use ({error.__cause__}); set another, or 0 for a free one"
+            ) from error
+        return host, self._listener.getsockname()[1]
 
     def setup(
         self, master: tuple[str, int], secret: str, optimizer: OptimizerConfig, total_updates: int, reference: bool
@@ -94,6 +96,7 @@ class PolicyActor:
             master_host=master[0],
             master_port=master[1],
             secret=secret,
+            listener=self._listener,
         )
         self._worker = MegatronWorker(
             self._config, place, optimizer=optimizer, total_updates=total_updates, reference=reference

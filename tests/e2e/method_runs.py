@@ -5,7 +5,6 @@ worker, the publication and the engine are those of a run; only Ray is left out,
 """
 
 import asyncio
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from megarl.policy.reports import scores_by_sample
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
 from megarl.reshard.seal import new_secret
+from megarl.reshard.signals import listen
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
 from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
@@ -156,10 +156,15 @@ async def run_methods(base: Path, methods: Sequence[Path], directory: Path) -> N
 
 
 def _make_worker(config: RunConfig) -> MegatronWorker:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = RankPlace(rank=0, world_size=1, master_host="127.0.0.1", master_port=port, secret=new_secret())
+    listener = listen("127.0.0.1", 0)
+    place = RankPlace(
+        rank=0,
+        world_size=1,
+        master_host="127.0.0.1",
+        master_port=listener.getsockname()[1],
+        secret=new_secret(),
+        listener=listener,
+    )
     return MegatronWorker(config, place, optimizer=config.policy.optimizer, total_updates=8, reference=True)
 
 

@@ -1,7 +1,6 @@
 """Policy workers on gloo ranks: tiny checkpoints, batches, and what runs them."""
 
 import random
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -127,8 +126,9 @@ def run_workers(
 
 
 def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...]]], ports: str) -> list[Any]:
-    """`ports`: path of a file store in which rank 0 tells each job's port, probed just before it is used."""
+    """`ports`: path of a file store in which rank 0 tells each job's port, on which it listens already."""
     from megarl.policy.process import RankPlace
+    from megarl.reshard.signals import listen
 
     rank, world = dist.get_rank(), dist.get_world_size()
     # The worker meets its peers by itself, as it does in a run.
@@ -136,10 +136,17 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...
     store = dist.FileStore(ports, world)
     results = []
     for number, (config, work, args) in enumerate(jobs):
-        if rank == 0:
-            store.set(f"port {number}", str(_free_port()))
-        port = int(store.get(f"port {number}"))
-        place = RankPlace(rank=rank, world_size=world, master_host="127.0.0.1", master_port=port, secret="5e" * 32)
+        listener = listen("127.0.0.1", 0) if rank == 0 else None
+        if listener:
+            store.set(f"port {number}", str(listener.getsockname()[1]))
+        place = RankPlace(
+            rank=rank,
+            world_size=world,
+            master_host="127.0.0.1",
+            master_port=int(store.get(f"port {number}")),
+            secret="5e" * 32,
+            listener=listener,
+        )
         worker = MegatronWorker(
             config,
             place,
@@ -210,9 +217,3 @@ def _merge(gathered: list[Any], worker: MegatronWorker, weights: dict[str, torch
     result.traces.sort(key=lambda trace: trace.sample_id)
     result.weights = weights
     return result
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from megarl.reshard.topology import Topology, pack_nodes
 from tests.models.shapes import make_shape, real_shape
 from tests.reshard.simulated_transfer import UNTOUCHED, Outcome, Publication, simulate
 from tests.reshard.wanted import live_parameters, targets_of
+
+Planned = TypeVar("Planned")
 
 
 def splits(shape: ModelShape, tensor: int) -> bool:
@@ -275,6 +278,16 @@ def test_choose_fanout(
     assert chosen in expected
 
 
+def _timed(plan: Callable[[], Planned]) -> tuple[Planned, float]:
+    """The plan and the least seconds of CPU of three: in one, all that pytest holds may have been collected."""
+    seconds = []
+    for _ in range(3):
+        start_s = time.process_time()
+        planned = plan()
+        seconds.append(time.process_time() - start_s)
+    return planned, min(seconds)
+
+
 @pytest.mark.parametrize("fanout", [None, *FANOUTS])
 def test_planning_time_does_not_grow_with_the_ranks(fanout: Fanout | None) -> None:
     """Qwen2.5-7B on 5,120 policy and 5,120 engine ranks: a rank's plan takes hundredths of a second of its CPU.
@@ -286,12 +299,9 @@ def test_planning_time_does_not_grow_with_the_ranks(fanout: Fanout | None) -> No
     layout = PolicyLayout(shape=QWEN_7B, grid=grid)
     request = request_for(QWEN_7B, topology, fanout=fanout)
     targets = targets_of(live_parameters(QWEN_7B, rank=1, tensor_size=2))
-    start_s = time.process_time()
     rank = grid.rank(tensor=2, pipeline=1)
-    policy = plan_policy_rank(request, layout.held_by(rank), rank=rank)
-    policy_s = time.process_time() - start_s
-    worker = plan_engine_worker(request, layout.holdings(), targets, worker=2561)
-    worker_s = time.process_time() - start_s - policy_s
+    policy, policy_s = _timed(lambda: plan_policy_rank(request, layout.held_by(rank), rank=rank))
+    worker, worker_s = _timed(lambda: plan_engine_worker(request, layout.holdings(), targets, worker=2561))
     assert policy.sends
     assert worker.received_over_bound == 1.0
     assert (policy_s < 1.0, worker_s < 1.0) == (True, True), (policy_s, worker_s)

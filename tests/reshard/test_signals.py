@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megarl.reshard.signals import Signals, TransportError, connect_store, serve_store
+from megarl.reshard.signals import Signals, TransportError, connect_store, listen, serve_store
 
 
 class Store:
@@ -129,7 +129,9 @@ def test_a_real_store_goes_with_its_last_reference() -> None:
     """Its port closes: the thread keeps nothing of a session that is over."""
     gc.collect()
     before = store_threads()
-    store, port = serve_store("127.0.0.1", 0, 5.0)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    store = serve_store(listener, 5.0)
     signals = make_signals(store)
     signals.put("key", 1)
     del signals, store
