@@ -36,6 +36,7 @@ from megarl.controller.sampling import Group, sample_groups
 from megarl.controller.updating import train_on
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
 from megarl.records import Rollout, Sample, TokenTrace
+from megarl.telemetry.garbage import ManualCollection
 from megarl.telemetry.stalls import StallWatch
 
 
@@ -53,13 +54,14 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
         progress.restore(parts.owners, steps=config.train.steps)
     await parts.checkpoints.listen()
     try:
-        async with StallWatch() as stalls:
-            if progress is not None and reached.step < config.train.steps:
-                # The engines have read the weights that the run began with.
-                with parts.reporter.start_up(f"weights of step {reached.step}"):
-                    await publish_weights(reached.policy_version, parts)
-            while reached.step < config.train.steps:
-                reached = await _train_and_report(reached, config, parts, stalls)
+        if progress is not None and reached.step < config.train.steps:
+            # The engines have read the weights that the run began with.
+            with parts.reporter.start_up(f"weights of step {reached.step}"):
+                await publish_weights(reached.policy_version, parts)
+        with ManualCollection() as garbage:
+            async with StallWatch() as stalls:
+                while reached.step < config.train.steps:
+                    reached = await _train_and_report(reached, config, parts, stalls, garbage)
     except BaseException as error:
         # What ended the run is told, not what became of the last step's files for the same reason.
         with suppress(Exception):
@@ -70,14 +72,16 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
     await parts.checkpoints.settle()
 
 
-async def _train_and_report(reached: RunProgress, config: RunConfig, parts: Parts, stalls: StallWatch) -> RunProgress:
+async def _train_and_report(
+    reached: RunProgress, config: RunConfig, parts: Parts, stalls: StallWatch, garbage: ManualCollection
+) -> RunProgress:
     """The step after those reached; where the run is then."""
     step, version = reached.step + 1, reached.policy_version + 1
     with parts.reporter.spans.measure("step", step=step):
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
-    stalls.collect_garbage()
+    garbage.collect()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
     if export_due(step, config):

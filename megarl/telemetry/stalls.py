@@ -1,7 +1,6 @@
 """For how long an event loop could do nothing else: while it stands, no answer is taken and no work is handed out."""
 
 import asyncio
-import gc
 import time
 from types import TracebackType
 from typing import Self
@@ -11,17 +10,9 @@ from megarl.telemetry.metrics import Metrics, declared
 _EVERY_S = 0.01
 """How often the loop is asked. A stall is seen to within this."""
 
-_NEVER = 2**31 - 1
-"""Collections of the young before one of everything."""
-
 
 class StallWatch:
-    """Used as a context on the loop that it watches.
-
-    Meanwhile the garbage collector, which stops every thread while it looks, looks at everything only when it is told
-    to, and never at what was there before: imported libraries are a million objects, a quarter of a second each time,
-    and the responses of a large step are as many, which Python would count anew with every quarter that comes.
-    """
+    """Used as a context on the loop that it watches."""
 
     def __init__(self) -> None:
         self._longest_s = 0.0
@@ -34,10 +25,6 @@ class StallWatch:
         return declared({"perf/loop_stall_max": longest_s})
 
     async def __aenter__(self) -> Self:
-        gc.collect()
-        gc.freeze()
-        self._thresholds = gc.get_threshold()
-        gc.set_threshold(*self._thresholds[:2], _NEVER)
         self._asked_s = time.perf_counter()
         self._watching = asyncio.create_task(self._watch())
         return self
@@ -46,12 +33,6 @@ class StallWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._watching.cancel()
-        gc.set_threshold(*self._thresholds)
-        gc.unfreeze()
-
-    def collect_garbage(self) -> None:
-        """What only cycles keep alive; for a moment at which little else lives and nobody waits."""
-        gc.collect()
 
     async def _watch(self) -> None:
         while True:

@@ -248,6 +248,7 @@ def nan_model(model_copy: Path) -> Path:
     return model_copy
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_its_samples(nan_model: Path, tmp_path: Path) -> None:
     refused = refuse(tmp_path, nan_model, verb="sft")
     assert refused.code == 1

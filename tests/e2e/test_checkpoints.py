@@ -9,8 +9,8 @@ from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.run_checkpoint import list_checkpoints
 from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
+from tests.e2e.interrupting import END_TIMEOUT_S, ENDLESS, START_TIMEOUT_S, check_readable
 from tests.e2e.processes import Megarl
-from tests.e2e.test_interrupt import END_TIMEOUT_S, ENDLESS, START_TIMEOUT_S, check_readable
 
 EVERY_STEP = ["checkpoint.every_steps=1", "checkpoint.keep_last=1000"]
 WRITER = "megarl.checkpoint.writer"

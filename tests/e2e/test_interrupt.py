@@ -1,61 +1,33 @@
 """A run that is stopped, or loses a process: it says so, its files are readable, and nothing is left running."""
 
-import os
 import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from megarl.telemetry.rollouts import read_rollouts
-from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
+from tests.e2e.interrupting import (
+    END_TIMEOUT_S,
+    START_TIMEOUT_S,
+    check_readable,
+    holder_of,
+    interrupt,
+    start_training,
+    wait_for_steps,
+)
 from tests.e2e.processes import Megarl
 
-START_TIMEOUT_S = 400
-END_TIMEOUT_S = 90
-ENDLESS = "train.steps=1000000"
 
-
-def start_training(cwd: Path, model: Path) -> Megarl:
-    return Megarl("train", write_tiny_config(cwd, model), ENDLESS, cwd=cwd)
-
-
-def wait_for_steps(run: Megarl, steps: int = 2) -> None:
-    metrics = run.cwd / "runs" / "latest" / "metrics.jsonl"
-    run.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= steps, START_TIMEOUT_S)
-
-
-def check_readable(run: Megarl) -> None:
-    """Every finished step is whole, and the state counts them."""
-    rows = read_metrics(run.directory.metrics_path)
-    state = run.directory.read_state()
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    assert state.step == len(rows)
-    assert state.progress["step"] == len(rows)
-    assert state.progress["owners"]["sampler"]["num_drawn"] == 4 * len(rows)
-    assert len(read_rollouts(run.directory.rollouts_path(len(rows)))) == 16
-    assert run.directory.report_path.exists()
+@pytest.mark.slow
+def test_a_batch_system_s_signal_ends_the_run_in_order(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """As SIGINT does, see test_running."""
+    with start_training(tmp_path, tiny_model_dir) as run:
+        wait_for_steps(run)
+        interrupt(run, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_ends_the_run_in_order(number: signal.Signals, tmp_path: Path, tiny_model_dir: Path) -> None:
-    with start_training(tmp_path, tiny_model_dir) as run:
-        wait_for_steps(run)
-        run.send_signal(number)
-        time.sleep(0.5)
-        run.send_signal(number)  # an impatient second one changes nothing
-        assert run.wait(END_TIMEOUT_S) == 130
-        assert run.leftovers() == []
-        state = run.directory.read_state()
-        assert (state.status, state.message) == ("interrupted", "stopped by a signal")
-        check_readable(run)
-        assert "interrupted: stopped by a signal" in run.text
-        assert "Traceback" not in run.text
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_data_loads_ends_the_run_at_once(
     number: signal.Signals, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
@@ -127,11 +99,3 @@ def test_a_killed_engine_is_named(words: str, tmp_path: Path, tiny_model_dir: Pa
         assert f"End of {run.directory.log_path('rollout', 0)}:\n  | " in state.message
         assert state.message in run.text
         check_readable(run)
-
-
-def holder_of(run: Megarl, log: str) -> psutil.Process:
-    """The process whose standard output is the log of that name."""
-    for process in run.find("ray::PolicyActor"):
-        if os.path.basename(os.readlink(f"/proc/{process.pid}/fd/1")) == log:
-            return process
-    raise AssertionError(f"no process writes {log}")

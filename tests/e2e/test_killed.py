@@ -10,8 +10,8 @@ import pytest
 
 from megarl.telemetry.run_directory import RunDirectory
 from tests.e2e.configuration import write_tiny_config
+from tests.e2e.interrupting import ENDLESS, wait_for_steps
 from tests.e2e.processes import MEGARL, Megarl
-from tests.e2e.test_interrupt import ENDLESS, wait_for_steps
 
 
 def ask(*arguments: str | Path, cwd: Path, run: Megarl) -> str:

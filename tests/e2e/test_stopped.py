@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from tests.e2e.configuration import write_tiny_config
+from tests.e2e.interrupting import ENDLESS, holder_of, wait_for_steps
 from tests.e2e.processes import Megarl
-from tests.e2e.test_interrupt import ENDLESS, holder_of, wait_for_steps
 
 END_TIMEOUT_S = 120
 SHORT = ["rollout.stall_timeout_s=30", "cluster.worker_silence_s=20"]

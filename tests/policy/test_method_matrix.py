@@ -77,7 +77,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
 }
 QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "prorlv2", "steer")
-QUICK_LAYOUTS = ("one rank", "micro-batches of 24 tokens", "TP3", "PP2", "DP2")
+QUICK_LAYOUTS = ("one rank", "TP3", "PP2", "DP2, micro-batches of 24 tokens")
 
 TRAIN = {
     "train": {"prompts_per_step": 6, "samples_per_prompt": 4, "mini_batch_responses": 8, "steps": 4},

@@ -48,6 +48,7 @@ def transformers_logp(path: Path, samples: list[Sample], temperature: float) -> 
 
 LAYOUTS = [(1, 1, False), (2, 1, False), (3, 1, True), (1, 2, False), (2, 2, True)]
 """tensor, pipeline, sequence parallel"""
+QUICK_LAYOUTS = [(3, 1, True), (2, 2, True)]
 
 MODELS = {
     "qwen2-tied": {"family": "qwen2", "tied": True},
@@ -58,13 +59,14 @@ MODELS = {
 }
 
 
-def test_logp_equals_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layouts", [QUICK_LAYOUTS, pytest.param(LAYOUTS, marks=pytest.mark.slow)])
+def test_logp_equals_transformers(tmp_path: Path, layouts: list[tuple[int, int, bool]]) -> None:
     samples = make_samples(16, longest=60)
     jobs, cases = [], []
     for name, options in MODELS.items():
         path = make_model(tmp_path / name, **options)
         expected = transformers_logp(path, samples, temperature=0.7)
-        for tensor, pipeline, sequence in LAYOUTS:
+        for tensor, pipeline, sequence in layouts:
             if name == "llama-mqa" and tensor == 3:
                 continue  # (12 + 2) heads x 8 rows do not split over 3 ranks; refused, see tests/models
             layout = {

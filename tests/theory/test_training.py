@@ -17,7 +17,7 @@ def run(config: MultiStepConfig, low: float, high: float, *, control: bool = Fal
     return train(config, Bounds(low=low, high=high), control=control, seed=0)
 
 
-@pytest.mark.parametrize("low", [0.2, 0.1])
+@pytest.mark.parametrize("low", [0.2, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_clip_low_raises_entropy_against_its_control(low: float) -> None:
     config = MultiStepConfig(seeds=8, learning_rate=1e-2, clips=[[low, math.inf]])
     (row,) = study_training(TheoryConfig(multi_step=config))

@@ -1,37 +1,29 @@
-"""Every socket on which a run listens is in README, with the interface it is really on; none is reachable from outside.
+"""One run, looked at while it goes on, then interrupted.
 
-The same run shows that its secrets are in no command line and no file of it.
+Every socket on which it listens is in README, with the interface it is really on; none is reachable from outside. Its
+secrets are in no command line and no file of it. A SIGINT ends it in order. The tests run in file order.
 """
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.e2e.configuration import write_tiny_config
+from tests.e2e.interrupting import interrupt, start_training, wait_for_steps
 from tests.e2e.processes import Megarl
 from tests.e2e.sockets import Listening, Row, list_sockets, read_rows, unnamed
-
-START_S = 420.0
-STEPS = 50
-"""More than it makes until it is looked at."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Megarl]:
     """Training, two policy ranks and an engine of two workers; each of the two steps so far published weights."""
-    cwd = tmp_path_factory.mktemp("sockets")
-    config = write_tiny_config(cwd, tiny_model_dir)
-    with Megarl("train", config, f"train.steps={STEPS}", "rollout.tensor=2", cwd=cwd) as megarl:
-        megarl.wait_for(lambda: _lines(cwd / "runs" / "latest" / "metrics.jsonl") >= 2, START_S)
+    with start_training(tmp_path_factory.mktemp("running"), tiny_model_dir, "rollout.tensor=2") as megarl:
+        wait_for_steps(megarl)
         yield megarl
-
-
-def _lines(path: Path) -> int:
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_every_socket_is_in_readme(run: Megarl) -> None:
@@ -64,6 +56,10 @@ def test_the_token_is_in_environments_only(run: Megarl) -> None:
     files = [path for path in run.directory.path.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+def test_a_signal_ends_the_run_in_order(run: Megarl) -> None:
+    interrupt(run, signal.SIGINT)
 
 
 def test_a_socket_that_readme_does_not_name_is_found() -> None:
