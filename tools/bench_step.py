@@ -161,6 +161,7 @@ def load_prompts(model: Path) -> list[dict[str, str]]:
 def run_program(command: Sequence[str], directory: Path, *, python_path: str) -> str:
     """What it printed; RunFailedError with the end of it where it fails."""
     environment = {**os.environ, "PYTHONPATH": python_path}
+    environment.pop("OMP_NUM_THREADS", None)  # each system has the machine as it would take it by itself
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory, env=environment)
     if done.returncode:
         raise RunFailedError(f"{' '.join(command[:5])} ...\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
