@@ -1,58 +1,28 @@
-"""The accounting: hand-computed numbers, the theorems on tabular policies, and independence of the split."""
+"""The accounting by hand: every count, fraction and term of a batch that a person can check."""
 
 import dataclasses
 import math
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import AggregationConfig
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.aggregation import aggregation_weights
-from megarl.objective.loss import compute_token_loss
 from megarl.objective.token_sums import (
-    MAX_NAMES,
-    SUM_NAMES,
     TokenSums,
-    merge_token_sums,
     possible_rules,
     to_metrics,
 )
-from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch, TokenLoss
-from megarl.telemetry.metrics import Mean, Metrics
+from megarl.objective.tokens import Choices, Rule, TokenBatch
+from tests.objective.accounting import compute, metrics_of, pairs
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
 BIT = math.log(2)
 SIDES = ("low", "high", "dual")
-OBJECTIVE = {"clip": {"low": 0.25, "high": 0.5}, "gate": {"dual": 3.0}}
-
-
-def compute(tokens: TokenBatch, *, choices: Choices | None = None, **objective: Any) -> TokenLoss:
-    """The real loss with the objective of this file, `objective` on top."""
-    config = ObjectiveConfig.model_validate(OBJECTIVE | objective)
-    return compute_token_loss(config, Controls(step=1, seed=0), tokens, choices or Choices.none(tokens.logp_T))
-
-
-def pairs(metrics: Metrics) -> dict[str, tuple[float, float]]:
-    """Name -> (total, count); of what is no mean (value, 1)."""
-    return {
-        name: (metric.total, metric.count) if isinstance(metric, Mean) else (metric.value, 1.0)
-        for name, metric in metrics.items()
-    }
-
-
-def metrics_of(tokens: TokenBatch, loss: TokenLoss) -> dict[str, tuple[float, float]]:
-    return pairs(to_metrics(collect_token_sums(tokens, loss, SingleRank())))
 
 
 # Probabilities are r / 16, entropies and N whole or 1/8 bits, so every Q = p (log p + H) is a short fraction of a bit.
@@ -315,214 +285,3 @@ def test_effective_shares_are_reported_where_a_rule_may_mask(weights: dict[str, 
     sums = collect_token_sums(tokens, compute(tokens), SingleRank())
     metrics = to_metrics(sums, rules=possible_rules(ObjectiveConfig.model_validate({"weights": weights})))
     assert ("clip_ratio/low_effective" in metrics, "clip_ratio/high_effective" in metrics) == (masks, masks)
-
-
-# --- The theorems of arXiv 2509.26114 on one tabular state -----------------------------------------------------------
-
-
-def entropy_of(p_V: Tensor) -> Tensor:
-    return -torch.special.xlogy(p_V, p_V).sum(-1)
-
-
-def state_tokens(p_V: Tensor, old_V: Tensor, action_T: Tensor, **columns: Any) -> TokenBatch:
-    """Tokens drawn in one state whose current policy is `p_V` and whose old one is `old_V`."""
-    entropy = entropy_of(p_V)
-    expected_q = (p_V**2 * (p_V.log() + entropy)).sum()
-    return make_tokens(
-        logp=p_V.log()[action_T],
-        old_logp=old_V.log()[action_T],
-        entropy=entropy.item(),
-        expected_q=expected_q.item(),
-        **columns,
-    )
-
-
-TYPICAL = ((0.60, 0.25, 0.08, 0.07), (62, 25, 11, 2))
-DOMINANT = ((0.7, 0.15, 0.15), (90, 5, 5))
-
-
-@pytest.mark.parametrize(
-    ("policies", "high", "contributions", "change"),
-    [
-        (TYPICAL, math.inf, (0.02165807, 0.0), 5.41451778e-4),
-        (TYPICAL, 0.2, (0.02165807, 0.01856600), 7.73018075e-5),
-        (DOMINANT, math.inf, (-0.10190044, 0.0), -2.54751099e-3),
-    ],
-)
-def test_theorem_1_worked_values(policies: Any, high: float, contributions: Any, change: float) -> None:
-    """Every action as often as the old policy draws it, with A = 1 and A = -1: sums are the exact expectations."""
-    p_V, counts = torch.tensor(policies[0], dtype=torch.float64), torch.tensor(policies[1])
-    actions = torch.arange(len(counts)).repeat_interleave(counts)
-    signs = torch.tensor([1.0, -1.0]).repeat_interleave(100)
-    tokens = state_tokens(p_V, counts.double() / 100, actions.repeat(2), advantage=signs, weight=1 / 200)
-    metrics = metrics_of(tokens, compute(tokens, clip={"low": 0.2, "high": high}, gate={}))
-    value = {name: total / count for name, (total, count) in metrics.items()}
-    assert value["entropy/clip_low_contribution"] == pytest.approx(contributions[0], abs=1e-8)
-    assert value["entropy/clip_high_contribution"] == pytest.approx(contributions[1], abs=1e-8)
-    # Learning rate .05; E[max(A, 0)] = 1/2. The unclipped loss is a martingale: the budget is what clipping does.
-    assert 0.05 * value["entropy/budget"] == pytest.approx(change, abs=1e-11)
-    removed = sum(value[f"entropy/budget_removed_{side}"] for side in ("low", "high", "dual"))
-    assert value["entropy/budget"] + removed == pytest.approx(0, abs=1e-15)
-    assert -value["entropy/budget_removed_low"] == pytest.approx(0.5 * contributions[0], abs=1e-8)
-
-
-def test_contributions_estimate_the_theorem_only_with_the_ratio_as_weight() -> None:
-    generator = torch.Generator().manual_seed(5)
-    old_logits_V = 2.0 * torch.randn(30, generator=generator, dtype=torch.float64)
-    p_V = (old_logits_V + 0.5 * torch.randn(30, generator=generator, dtype=torch.float64)).softmax(-1)
-    old_V = old_logits_V.softmax(-1)
-    samples = 400_000
-    action_T = torch.multinomial(old_V, samples, replacement=True, generator=generator)
-    tokens = state_tokens(p_V, old_V, action_T, advantage=1.0)
-    loss = compute(tokens, clip={"low": 0.2, "high": 0.2}, gate={})
-    weighted = metrics_of(tokens, loss)
-    # The sets X and Y stay; only the weight r becomes 1.
-    unweighted = metrics_of(tokens.replace(old_logp_T=tokens.logp_T), loss)
-
-    entropy = entropy_of(p_V)
-    q_V = p_V * (p_V.log() + entropy)
-    gap_V, ratio_V = (p_V * q_V).sum() - q_V, p_V / old_V
-    for side, outside_V in (("low", ratio_V < 0.8), ("high", ratio_V > 1.2)):
-        exact = (p_V * outside_V * gap_V).sum()  # p (E[Q] - E[Q | X]) under the current policy
-        term_V = ratio_V * outside_V * gap_V
-        deviation = ((old_V * term_V**2).sum() - exact**2).sqrt() / math.sqrt(samples)
-        name = f"entropy/clip_{side}_contribution"
-        assert abs(weighted[name][0] / samples - exact) < 4 * deviation
-        assert abs(unweighted[name][0] / samples - exact) > 20 * deviation
-        mass = (p_V * outside_V).sum()
-        assert weighted[f"entropy/clip_{side}_difference"][1] / samples == pytest.approx(mass.item(), rel=0.02)
-
-
-GATES: list[dict[str, Any]] = [
-    {},
-    {"clip": {"low": 1.0, "high": math.inf}, "gate": {}},
-    {"gate": {"kind": "ce_gppo"}},
-    {"clip": {"kind": "none"}, "gate": {"kind": "cispo", "cap": 1.2}},
-    {"clip": {"kind": "none"}, "gate": {"kind": "sapo"}},
-    {"gate": {"kind": "aspo"}},
-    {"clip": {"kind": "dcpo"}},
-    {"ratio": {"level": "sequence"}, "clip": {"low": 0.1, "high": 0.1}, "gate": {}},
-]
-
-
-@pytest.mark.parametrize("objective", GATES, ids=lambda objective: str(objective)[:60])
-def test_budget_is_the_first_order_entropy_change(objective: dict[str, Any]) -> None:
-    """Every token has logits of its own; the budget is d(sum of entropies) / d(learning rate) of plain descent."""
-    generator = torch.Generator().manual_seed(3)
-    old_TV = 1.5 * torch.randn(60, 12, generator=generator, dtype=torch.float64)
-    logits_TV = (old_TV + 0.5 * torch.randn(60, 12, generator=generator, dtype=torch.float64)).requires_grad_()
-    action_T1 = torch.multinomial(old_TV.softmax(-1), 1, generator=generator)
-    p_TV = logits_TV.detach().softmax(-1)
-    entropy_T = entropy_of(p_TV)
-    tokens = make_tokens(
-        [20, 15, 25],
-        logp=logits_TV.log_softmax(-1).gather(1, action_T1).squeeze(1),
-        old_logp=old_TV.log_softmax(-1).gather(1, action_T1).squeeze(1),
-        entropy=entropy_T,
-        expected_q=(p_TV**2 * (p_TV.log() + entropy_T[:, None])).sum(-1),
-        advantage=torch.randn(3, generator=generator, dtype=torch.float64).repeat_interleave(
-            torch.tensor([20, 15, 25])
-        ),
-        weight=1 / 60,
-    )
-    choices = Choices(
-        weight_T=torch.rand(60, generator=generator, dtype=torch.float64),
-        rule_T=torch.zeros(60, dtype=torch.int32),
-    )
-    loss = compute(tokens, choices=choices, **objective)
-    loss.loss.backward()
-    assert logits_TV.grad is not None
-    step_TV = -logits_TV.grad
-
-    def total_entropy(rate: float) -> float:
-        return entropy_of((logits_TV.detach() + rate * step_TV).softmax(-1)).sum().item()
-
-    metrics = metrics_of(tokens.detach(), loss)
-    slope = (total_entropy(1e-3) - total_entropy(-1e-3)) / 2e-3
-    assert abs(slope) > 1e-4
-    assert metrics["entropy/budget"][0] == pytest.approx(slope, rel=1e-6)
-    parts = [f"entropy/budget_{sign}_{fate}" for sign in ("positive", "negative") for fate in ("kept", "clipped")]
-    assert sum(metrics[name][0] for name in parts) == pytest.approx(metrics["entropy/budget"][0], rel=1e-12)
-
-
-# --- Independence of the split ---------------------------------------------------------------------------------------
-
-
-class ThreadRanks:
-    """`Reduce` among threads that stand for ranks."""
-
-    def __init__(self, ranks: int) -> None:
-        self._barrier = threading.Barrier(ranks, timeout=20)
-        self._values: dict[int, Tensor] = {}
-
-    def sum(self, values: Tensor) -> Tensor:
-        return torch.stack(self._exchange(values)).sum(0)
-
-    def max(self, values: Tensor) -> Tensor:
-        return torch.stack(self._exchange(values)).amax(0)
-
-    def _exchange(self, values: Tensor) -> list[Tensor]:
-        self._values[threading.get_ident()] = values
-        self._barrier.wait()
-        everything = list(self._values.values())
-        self._barrier.wait()
-        self._values.pop(threading.get_ident())
-        self._barrier.wait()
-        return everything
-
-
-def random_tokens(lengths: Sequence[int], seed: int, first_id: int = 0) -> list[TokenBatch]:
-    """One batch per response; each is a function of its id alone. Entropies are few, so quintile edges have ties."""
-    batches = []
-    for sample_id, length in enumerate(lengths, start=first_id):
-        generator = torch.Generator().manual_seed(seed * 1000 + sample_id)
-        draw = torch.rand(5, length, generator=generator)
-        batches.append(
-            make_tokens(
-                [length],
-                sample_ids=[sample_id],
-                logp=-3 * draw[0] - 0.01,
-                old_logp=-3 * draw[0] - 0.01 + draw[1] - 0.5,
-                entropy=(4 * draw[2]).round() / 2,
-                expected_q=draw[3] / 4,
-                advantage=(3 * draw[4]).round() - 1.5,
-                weight=1 / sum(lengths) if sum(lengths) else 0.0,
-                dtype=torch.float32,
-            )
-        )
-    return batches
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=8),
-    cuts=st.lists(st.integers(0, 8), min_size=1, max_size=3),
-    seed=st.integers(0, 99),
-)
-def test_any_split_over_ranks_and_micro_batches_gives_the_same_sums(
-    lengths: list[int], cuts: list[int], seed: int
-) -> None:
-    batches = random_tokens(lengths, seed)
-    losses = [compute(batch) for batch in batches]
-    whole = TokenBatch.concatenate(batches)
-    expected = collect_token_sums(whole, compute(whole), SingleRank())
-
-    edges = [0, *sorted(min(cut, len(batches)) for cut in cuts), len(batches)]
-    shares = [slice(start, stop) for start, stop in pairwise(edges)]
-    ranks = ThreadRanks(len(shares))
-    nothing = make_tokens([], advantage=[], dtype=torch.float32)
-
-    def collect(share: slice) -> TokenSums:
-        tokens = TokenBatch.concatenate(batches[share] or [nothing])
-        loss = TokenLoss.concatenate(losses[share] or [compute(nothing)])
-        return collect_token_sums(tokens, loss, ranks)
-
-    with ThreadPoolExecutor(len(shares)) as pool:
-        merged = merge_token_sums(pool.map(collect, shares))
-    assert merged.max_M.tolist() == expected.max_M.tolist()
-    assert len(merged.max_M) == len(MAX_NAMES)
-    for name, got, wanted in zip(SUM_NAMES, merged.sum_N.tolist(), expected.sum_N.tolist(), strict=True):
-        # The losses' own scalars are float32 sums made before the accounting sees them.
-        tolerance = 1e-6 if name in ("loss", "auxiliary_loss") else 1e-13
-        assert got == pytest.approx(wanted, rel=tolerance, abs=tolerance), name
-    assert to_metrics(merged).keys() == to_metrics(expected).keys()
