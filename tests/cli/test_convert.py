@@ -16,8 +16,6 @@ from megarl.checkpoint.hf_files import HF_DIRECTORY
 from tests.checkpoint.test_convert import complete
 from tests.models.shapes import CONFIGS
 
-SMALL = {"num_key_value_heads": 2, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 1000}
-
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megarl.cli.main", "convert", *map(str, arguments)]
@@ -56,7 +54,6 @@ def test_refusals_end_with_2_and_say_what_to_change(tmp_path, model):
         ([model, tmp_path / "out", "--to", "hf", "--tensor", 2], "has no layout: leave out --tensor and --pipeline"),
         ([model, tmp_path / "out", "--tensor", 3], "4 attention heads are not a multiple of it"),
         ([tmp_path / "nowhere", tmp_path / "out"], "found nothing at"),
-        ([model, tmp_path / "out", "--shard-gb", "nan"], "expected a number of GB for --shard-gb, found nan"),
         ([model, tmp_path / "out", "--shard-gb", "inf"], "expected a number of GB for --shard-gb, found inf"),
         ([tmp_path, tmp_path / "out"], f"is no checkpoint; name the one that is meant in it, e.g. {model}"),
         ([model, model], "exists and is not empty"),
@@ -98,18 +95,28 @@ def test_of_a_run_the_checkpoint_that_was_taken_is_told(tmp_path, model):
     assert f"source   {checkpoint} (torch.distributed.checkpoint)" in done.stdout.splitlines()
 
 
-def start_large(tmp_path, *arguments: object) -> subprocess.Popen[str]:
-    """A conversion that takes a while, in a process group of its own, at the moment when it writes tensors."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A random model that is converted for as long as a signal takes."""
     config = json.loads((CONFIGS / "qwen2.5-7b.json").read_text())
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8, "vocab_size": 4096}
-    write_random_checkpoint(tmp_path / "model", config | sizes | {"num_hidden_layers": 12})
-    command = [sys.executable, "-m", "megarl.cli.main", "convert", tmp_path / "model", tmp_path / "out", *arguments]
+    directory = tmp_path_factory.mktemp("large") / "model"
+    write_random_checkpoint(directory, config | sizes | {"num_hidden_layers": 6})
+    return directory
+
+
+def start(source, target, *arguments: object) -> subprocess.Popen[str]:
+    """A conversion in a process group of its own."""
+    command = [sys.executable, "-m", "megarl.cli.main", "convert", source, target, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen([str(word) for word in command], start_new_session=True, **pipes)
-    partial, deadline = tmp_path / ".out.partial", time.monotonic() + 100
-    while not list(partial.glob("*.distcp")) and time.monotonic() < deadline:
+    return subprocess.Popen([str(word) for word in command], start_new_session=True, **pipes)
+
+
+def await_files(child: subprocess.Popen[str], target) -> None:
+    """Until it writes tensors."""
+    while not list(target.with_name(f".{target.name}.partial").glob("*.distcp")):
+        assert child.poll() is None
         time.sleep(0.01)
-    return child
 
 
 def processes_of(session: int) -> list[psutil.Process]:
@@ -123,54 +130,51 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_of_its_processes_ends_it_without_a_word(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_to_all_of_its_processes_ends_it_without_a_word(tmp_path, large, number):
     """As a terminal's Ctrl-C and a batch system's SIGTERM come: no stack of a helper's, no talk of one that died."""
-    child = start_large(tmp_path, "--processes", 2)
+    child = start(large, tmp_path / "out", "--processes", 2)
+    await_files(child, tmp_path / "out")
     os.killpg(child.pid, number)
     out, errors = child.communicate(timeout=100)
     assert (child.returncode, out, errors) == (128 + number, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert list(tmp_path.iterdir()) == []
     assert processes_of(child.pid) == []
 
 
-@pytest.mark.slow
-def test_ctrl_c_while_the_processes_start(tmp_path):
+def test_ctrl_c_while_the_processes_start(tmp_path, large):
     """They import for seconds."""
-    config = json.loads((CONFIGS / "qwen2.5-7b.json").read_text())
-    write_random_checkpoint(tmp_path / "model", config | {"hidden_size": 1024, "num_attention_heads": 8} | SMALL)
-    command = [sys.executable, "-m", "megarl.cli.main", "convert", "model", "out", "--processes", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, start_new_session=True, cwd=tmp_path, **pipes)
+    child = start(large, tmp_path / "out", "--processes", 2)
     while len(processes_of(child.pid)) < 4:  # it, multiprocessing's tracker, and two
         assert child.poll() is None
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGINT)
     out, errors = child.communicate(timeout=100)
     assert (child.returncode, out, errors) == (130, "", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_it_leaves_no_process_and_the_next_one_begins_anew(tmp_path):
-    child = start_large(tmp_path, "--processes", 2)
+@pytest.mark.slow
+def test_killed_it_leaves_no_process_and_the_next_one_begins_anew(tmp_path, large):
+    child = start(large, tmp_path / "out", "--processes", 2)
+    await_files(child, tmp_path / "out")
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     deadline = time.monotonic() + 30
     while processes_of(child.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    left = processes_of(child.pid)
-    child.communicate(timeout=30)
-    assert left == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "model"]
-    done = run(tmp_path / "model", tmp_path / "out")
+    assert processes_of(child.pid) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    done = run(large, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ended_by_a_signal_it_leaves_nothing(tmp_path, number):
-    child = start_large(tmp_path)
+def test_ended_by_a_signal_it_leaves_nothing(tmp_path, large, number):
+    child = start(large, tmp_path / "out")
+    await_files(child, tmp_path / "out")
     os.kill(child.pid, number)
     _, errors = child.communicate(timeout=60)
     assert (child.returncode, errors) == (128 + number, "")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert list(tmp_path.iterdir()) == []
