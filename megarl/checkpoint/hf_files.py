@@ -65,7 +65,7 @@ def copy_hf_files(source: Path, directory: Path, *, dtypes: Iterable[torch.dtype
     # transformers 5 writes `dtype`, 4 `torch_dtype`; the key that is there stays, and both if both are.
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
     if name is not None and any(config.get(key) != name for key in keys):
-        text = json.dumps(config | dict.fromkeys(keys, name), indent=2, ensure_ascii=False)
+        text = json.dumps(config | dict.fromkeys(keys, name), indent=2)
         content = f"{text}\n".encode()
     (directory / "config.json").write_bytes(content)
     for file in _companions(source):

@@ -125,8 +125,15 @@ def _refuse_others(path: Path) -> None:
             f"{', '.join(str(snapshot) for snapshot in snapshots[:4])}"
         )
     nested = [name for name in names if (path / name / "config.json").is_file() or is_dist_checkpoint(path / name)]
-    if nested and not {SINGLE_FILE, INDEX_FILE} & set(names):
+    if {SINGLE_FILE, INDEX_FILE} & set(names):
+        return
+    if nested:
         raise CheckpointError(f"{path} is no checkpoint; name the one that is meant in it, e.g. {path / nested[-1]}")
+    if "config.json" not in names:
+        raise CheckpointError(
+            f"{path} is no checkpoint: it has no config.json and {SINGLE_FILE} (Hugging Face), no {METADATA_FILE} "
+            "(torch.distributed.checkpoint), and is no run; correct the path"
+        )
 
 
 def _describe(path: Path) -> str:

@@ -302,7 +302,7 @@ def report(
         "megarl convert runs/latest models/mine --check",
         "megarl convert checkpoints/qwen models/half --to hf --dtype float16 --shard-gb 2",
         "megarl convert checkpoints/qwen checkpoints/qwen-tp8 --to dist --tensor 8",
-        "megarl convert megatron/save/iter_0001000 models/mine --model models/Qwen2.5-7B",
+        "megarl convert save/iter_0001000 models/mine --model models/Qwen2.5-7B",
     )
 )
 def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
@@ -325,7 +325,10 @@ def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
     pipeline: Annotated[int | None, typer.Option(min=1, help="Pipeline stages, as --tensor.")] = None,
     dtype: Annotated[
         Literal["bfloat16", "float32", "float16"] | None,
-        typer.Option(help="Of the weights; as they are by default. What an optimizer keeps stays as it is."),
+        typer.Option(
+            help="Of the weights, which are rounded, and refused where one would become infinite; as they are by "
+            "default. What an optimizer keeps stays as it is."
+        ),
     ] = None,
     shard_gb: Annotated[
         float,
@@ -333,7 +336,7 @@ def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
     ] = 5.0,
     model: Annotated[
         Path | None,
-        typer.Option(help="Directory with config.json and the tokenizer, where SOURCE has none of its own."),
+        typer.Option(help="Directory of config.json and the tokenizer, where SOURCE has none or others are meant."),
     ] = None,
     check: Annotated[
         bool,

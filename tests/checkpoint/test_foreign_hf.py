@@ -350,6 +350,15 @@ def test_odd_values_in_the_config(single: Path, tmp_path: Path, changes: dict[st
     assert_refused(tmp_path, "hf", words)
 
 
+def test_a_config_may_have_any_text(single: Path, tmp_path: Path) -> None:
+    """It is written anew where the dtype changes; half a surrogate pair has no UTF-8."""
+    config = json.loads((single / "config.json").read_text()) | {"name": "\ud800", "author": "Jürgen"}
+    (single / "config.json").write_text(json.dumps(config))
+    convert(single, tmp_path / "out", to="hf", dtype=torch.float32)
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found == config | {"dtype": "float32"}
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, "\ufeff{}", "\x00"])
 def test_a_config_that_is_none(single: Path, tmp_path: Path, text: str) -> None:
     (single / "config.json").write_text(text)

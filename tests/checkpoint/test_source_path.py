@@ -94,6 +94,8 @@ def test_what_megatron_saves_into_means_its_last_iteration(tmp_path: Path) -> No
 
 def test_what_is_no_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     refuse(tmp_path / "none", f"found nothing at {tmp_path / 'none'}")
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", "empty is no checkpoint: it has no config.json and model.safetensors (Hugging Face), no")
     (tmp_path / "model.safetensors").touch()
     refuse(tmp_path / "model.safetensors", "expected a checkpoint's directory, found a file at")
     (tmp_path / "link").symlink_to("gone")
