@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,16 +16,15 @@ from torch import Tensor
 from megarl.checkpoint.dist_writer import DistWriter, Written
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf_files import HF_DIRECTORY
-from megarl.checkpoint.hf_shards import ShardPlan, TensorKind, check_kinds, plan_shards, write_box
-from megarl.checkpoint.sources import BLOCK_BYTES, DistSource, HfSource, Source, is_dist_checkpoint, split_key
+from megarl.checkpoint.hf_shards import ShardPlan, TensorKind, plan_shards, write_box
+from megarl.checkpoint.source_path import Kind, is_dist_checkpoint
+from megarl.checkpoint.sources import BLOCK_BYTES, DistSource, HfSource, Source, split_key
 from megarl.models.boxes import Box
 from megarl.models.families import read_model_shape
 from megarl.models.global_space import global_tensors, rank_pieces
 from megarl.models.layout import layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors
-
-Kind = Literal["hf", "dist"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,8 @@ Unit = BoxUnit | PieceUnit
 
 def open_source(path: Path, model: Path) -> Source:
     """The checkpoint at `path`, of the model of `model`'s config.json; CheckpointError with all that is wrong."""
-    return DistSource(path, read_model_shape(model)) if is_dist_checkpoint(path) else HfSource(path)
+    shape = read_model_shape(model)
+    return DistSource(path, shape) if is_dist_checkpoint(path) else HfSource(path, shape)
 
 
 def plan_target_shards(job: Job, source: Source) -> ShardPlan:
@@ -87,7 +86,6 @@ def plan_target_shards(job: Job, source: Source) -> ShardPlan:
         name: TensorKind(dims, job.dtype or source.dtype_of_tensor(name))
         for name, dims in hf_tensors(source.shape).items()
     }
-    check_kinds((name, kind.dtype) for name, kind in kinds.items())
     return plan_shards(kinds, max_bytes=job.shard_bytes)
 
 
@@ -96,7 +94,9 @@ def list_units(job: Job, source: Source) -> list[Unit]:
     if job.to == "hf":
         return list(_box_units(source.shape))
     keys = source.stored()
-    check_kinds((key, source.dtype_of_key(key)) for key in keys if _keeps_dtype(job, key))
+    for key in keys:
+        if _keeps_dtype(job, key):
+            source.dtype_of_key(key)  # layers of a Hugging Face checkpoint may differ in theirs
     return list(_piece_units(source.shape, keys, tensor=job.tensor, pipeline=job.pipeline))
 
 
@@ -185,12 +185,13 @@ def _keeps_dtype(job: Job, key: str) -> bool:
 
 
 def _converted(job: Job, key: str, values: Tensor) -> Tensor:
-    """CheckpointError where a number becomes an infinite one: float16 ends at 65504."""
-    if job.dtype is None or _keeps_dtype(job, key):
+    """CheckpointError where a number becomes an infinite one: float16 ends at 65504, bfloat16 before float32."""
+    if job.dtype is None or _keeps_dtype(job, key) or values.dtype == job.dtype:
         return values
     converted = values.to(job.dtype)
-    if job.dtype == torch.float16 and not torch.equal(converted.isinf(), values.isinf()):
-        raise CheckpointError(f"{key} has numbers that {job.dtype} does not: choose another --dtype")
+    if not torch.equal(converted.isinf(), values.isinf()):
+        name = str(job.dtype).removeprefix("torch.")
+        raise CheckpointError(f"{job.source}: {key} has numbers that {name} does not: choose another --dtype")
     return converted
 
 

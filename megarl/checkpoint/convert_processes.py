@@ -7,7 +7,9 @@ import dataclasses
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal
 
@@ -21,11 +23,13 @@ from megarl.checkpoint.conversion import (
     write_units,
 )
 from megarl.checkpoint.dist_writer import Written
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.errors import CheckpointError, is_out_of_memory
 from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.models.shape import ModelError
 
 Phase = Literal["write", "check"]
+
+_LISTEN_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,11 +63,13 @@ def run_shares(job: Job, phase: Phase, *, count: int, advance: Callable[[int], N
     context = multiprocessing.get_context("spawn")
     processes: list[Any] = []
     connections: dict[Any, Any] = {}
+    resource_tracker.ensure_running()  # which lets interrupts through again, so not between the two lines that block
     try:
         for index in range(count):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_serve, args=(job, phase, index, count, theirs), daemon=True)
-            process.start()
+            with _deaf_to_interrupts():
+                process.start()
             theirs.close()
             processes.append(process)
             connections[ours] = process
@@ -79,35 +85,61 @@ def _collect(connections: dict[Any, Any], advance: Callable[[int], None]) -> lis
     open_ones = set(connections)
     while open_ones:
         ready: Any
-        for ready in wait(list(open_ones)):
-            try:
-                match ready.recv():
-                    case ("bytes", count):
-                        advance(count)
-                    case ("done", outcome):
-                        outcomes.append(outcome)
-                        open_ones.discard(ready)
-                    case ("failed", error):
-                        raise error
-            except EOFError:
-                connections[ready].join()
-                raise CheckpointError(
-                    f"a process of the conversion died (exit code {connections[ready].exitcode}); nothing was kept. "
-                    "Killed by 9 it mostly ran out of memory: use fewer --processes"
-                ) from None
+        advance(0)  # who listens may end it
+        for ready in wait(list(open_ones), timeout=_LISTEN_S):
+            match _receive(ready, connections[ready], advance):
+                case ("bytes", count):
+                    advance(count)
+                case ("done", outcome):
+                    outcomes.append(outcome)
+                    open_ones.discard(ready)
+                case ("failed", error):
+                    raise error
     return outcomes
+
+
+def _receive(connection: Any, process: Any, advance: Callable[[int], None]) -> Any:
+    """What the process said; CheckpointError where it died, within a word or before one."""
+    try:
+        return connection.recv()
+    except (EOFError, OSError):
+        process.join()
+        advance(0)  # a signal that ended the process may have come to this one too, and is the reason then
+        raise CheckpointError(
+            f"a process of the conversion died (exit code {process.exitcode}); nothing was kept. Killed by 9 it mostly "
+            "ran out of memory: use fewer --processes"
+        ) from None
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process that is started meanwhile never hears a terminal's Ctrl-C, which reaches every process: the one that
+    started it ends it. From its very beginning: it imports for seconds."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(job: Job, phase: Phase, index: int, count: int, connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    # A terminal's Ctrl-C reaches every process; the one that started this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _send_share(job, phase, index, count, connection)
+    except BrokenPipeError:
+        return  # the process that started this one is gone
+
+
+def _send_share(job: Job, phase: Phase, index: int, count: int, connection: Connection) -> None:
     try:
         outcome = run_share(job, phase, index=index, count=count, advance=lambda size: connection.send(("bytes", size)))
         connection.send(("done", outcome))
+    except BrokenPipeError:
+        raise
     except (CheckpointError, ModelError, OSError) as error:
         connection.send(("failed", error))
-    except Exception:
-        connection.send(("failed", RuntimeError(f"a process of the conversion failed:\n{traceback.format_exc()}")))
+    except Exception as error:
+        text = f"a process of the conversion failed:\n{traceback.format_exc()}"
+        connection.send(("failed", MemoryError(str(error)) if is_out_of_memory(error) else RuntimeError(text)))

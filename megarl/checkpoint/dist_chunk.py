@@ -5,6 +5,7 @@ bytes, with a CRC-32. Files are read and not mapped: a mapped page counts as mem
 mapped, and one that a truncated file has lost ends the process.
 """
 
+import functools
 import io
 import math
 import os
@@ -12,6 +13,7 @@ import pickle
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
@@ -79,7 +81,8 @@ def locate_tensor(
         little = "byteorder" not in names or _member(archive, names["byteorder"]) == b"little"
     if not isinstance(tensor, _Described):
         raise ValueError("no tensor of torch.save")
-    if (math.prod(tensor.sizes), tensor.dtype) != (math.prod(sizes), dtype):
+    # Megatron stores a layer's part without its first axis, the layer.
+    if (_squeezed(tensor.sizes), tensor.dtype) != (_squeezed(sizes), dtype):
         raise ValueError(f"expected {dtype} {list(sizes)}, found {tensor.dtype} {list(tensor.sizes)}")
     num_bytes = math.prod(sizes) * dtype.itemsize
     plain = little and tensor.first == 0 and info.compress_type == zipfile.ZIP_STORED and info.file_size == num_bytes
@@ -97,6 +100,18 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     if info.CRC == 0:
         info.CRC = None  # type: ignore[assignment]  # zipfile then compares nothing
     return archive.read(info)
+
+
+def check_archive(file: Path) -> bytes:
+    """The content of a file that torch.save wrote; nothing is unpickled. CheckpointError where it is damaged."""
+    try:
+        content = file.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                _member(archive, name)
+    except Exception as error:  # a damaged archive raises almost anything
+        raise CheckpointError(f"{file} is damaged ({error}); copy it again, or use another checkpoint") from error
+    return content
 
 
 def load_tensor(section: FileSection) -> Tensor:
@@ -168,6 +183,10 @@ def _read_into(descriptor: int, view: memoryview, begin: int) -> None:
         done += count
 
 
+def _squeezed(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in sizes if size != 1)
+
+
 def _row_major(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     expected = 1
     for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
@@ -205,7 +224,7 @@ class _TensorPickle(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _describe
+            return functools.partial(_describe)  # a pickle could set attributes of the function itself
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if (module, name) in (("collections", "OrderedDict"), ("torch", "Size")):

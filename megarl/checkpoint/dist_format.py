@@ -6,13 +6,12 @@
     metadata.json        Megatron's: which formats these are
     common.pt            Megatron's: torch.save of a dictionary, what is the same on all ranks
 
-A pickle can run code. Here only the classes of torch.distributed.checkpoint's own metadata are made from it, so that a
-stranger's checkpoint cannot.
+A pickle can run code. Here only stand-ins for the classes of torch.distributed.checkpoint's own metadata are made from
+it, so that a stranger's checkpoint cannot.
 """
 
 import json
 import pickle
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.names import is_plain_name
 
 METADATA_FILE, CONFIG_FILE, COMMON_FILE = ".metadata", "metadata.json", "common.pt"
 
@@ -39,12 +39,10 @@ _CLASSES = {
     "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
     "torch.distributed._shard.sharded_tensor.metadata": {"TensorProperties", "MEM_FORMAT_ENCODING"},
     "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},
 }
-"""What a `.metadata` may name, by module; dtypes besides."""
+"""What a `.metadata` may name, by module; torch.Size, OrderedDict and dtypes besides."""
 
 _MEGATRONS = {"MCoreMetadata", "MCoreSavePlan"}
 """Megatron-core before 0.15 subclassed two of these classes."""
@@ -137,19 +135,12 @@ def pickle_contents(contents: Contents) -> bytes:
     return pickle.dumps(metadata)
 
 
-def list_faults(faults: Iterable[str], *, shown: int = 12) -> str:
-    """Faults for a message, one a line; the first ones where there are many."""
-    lines = list(faults)
-    more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
-    return "\n  ".join([*lines[:shown], *more])
-
-
 def _check_config(file: Path) -> None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))["sharded_backend"]
     except FileNotFoundError:
         return  # torch's own, without Megatron
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} is no Megatron-core metadata.json ({error!r}); restore the file") from error
     if found != CONFIG["sharded_backend"]:
         raise CheckpointError(
@@ -159,12 +150,12 @@ def _check_config(file: Path) -> None:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name in _CLASSES.get(module, ()):
+        if (module, name) in {("torch", "Size"), ("collections", "OrderedDict")}:
             return super().find_class(module, name)
+        if name in _CLASSES.get(module, ()) or (module.startswith("megatron.core.") and name in _MEGATRONS):
+            return type(name, (_Properties if name == "TensorProperties" else _Record,), {})
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
-        if module.startswith("megatron.core.") and name in _MEGATRONS:
-            return _Record
         raise CheckpointError(
             f"it names {module}.{name}, which is none of torch.distributed.checkpoint's classes and could run code; "
             "do not load this file with anything else before you know where it is from"
@@ -172,35 +163,63 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Record:
-    """Stands for a class of Megatron's; unpickling gives it the attributes."""
+    """Stands for an object of any of these classes: it gets the attributes, and does nothing. Not the class itself, on
+    which a pickle could set attributes as well."""
+
+    offset: Any = None  # of an index that has none it is not pickled
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+
+class _Properties(_Record):
+    """Stands for a TensorProperties, which is pickled as a tuple."""
+
+    dtype: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = state["dtype"] if isinstance(state, dict) else state[0]
 
 
 def _contents(metadata: Any) -> Contents:
-    places = {(index.fqn, _numbers(index.offset)): info for index, info in metadata.storage_data.items()}
+    places = {(index.fqn, _offset(index.offset)): info for index, info in metadata.storage_data.items()}
     tensors, objects = {}, {}
     for key, stored in metadata.state_dict_metadata.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"it has {key!r} in the place of a name; restore it from a copy of the checkpoint")
         if not hasattr(stored, "chunks"):
-            info = _plain(places.get((key, None)), key)
-            objects[key] = StoredObject(key, info.relative_path, info.offset, info.length)
+            objects[key] = StoredObject(key, *_place(places.get((key, None)), key))
             continue
+        if not isinstance(stored.properties.dtype, torch.dtype):
+            raise CheckpointError(f"{key} has the dtype {stored.properties.dtype!r}; restore it from a copy")
         chunks = []
         for chunk in stored.chunks:
-            offsets = tuple(chunk.offsets)
-            info = _plain(places.get((key, offsets)), f"{key} at {list(offsets)}")
-            chunks.append(Chunk(offsets, tuple(chunk.sizes), info.relative_path, info.offset, info.length))
-        tensors[key] = StoredTensor(key, tuple(stored.size), stored.properties.dtype, tuple(chunks))
+            offsets = _numbers(chunk.offsets)
+            place = _place(places.get((key, offsets)), f"{key} at {list(offsets)}")
+            chunks.append(Chunk(offsets, _numbers(chunk.sizes), *place))
+        tensors[key] = StoredTensor(key, _numbers(stored.size), stored.properties.dtype, tuple(chunks))
     return Contents(tensors, objects)
 
 
-def _numbers(offset: Any) -> tuple[int, ...] | None:
-    return None if offset is None else tuple(offset)
+def _offset(found: Any) -> tuple[int, ...] | None:
+    return None if found is None else _numbers(found)
 
 
-def _plain(info: Any, what: str) -> Any:
+def _numbers(found: Any) -> tuple[int, ...]:
+    """Offsets or sizes, which arithmetic of 64 bits is made with; whether they fit together is asked elsewhere."""
+    numbers = tuple(found)
+    if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
+        raise CheckpointError(f"it has {list(numbers)} in the place of sizes; restore it from a copy of the checkpoint")
+    return numbers
+
+
+def _place(info: Any, what: str) -> tuple[str, int, int]:
+    """(file, offset, length) of a chunk or an object."""
     if info is None:
         raise CheckpointError(f"{what} has no place in any file; the checkpoint is incomplete: save it again")
     if getattr(info, "transform_descriptors", None):
         raise CheckpointError(f"{what} is stored compressed or encrypted; save the checkpoint without transforms")
-    if Path(info.relative_path).name != info.relative_path:
-        raise CheckpointError(f"{what} lies in {info.relative_path}, outside the directory; it is no checkpoint")
-    return info
+    file, (offset, length) = info.relative_path, _numbers((info.offset, info.length))
+    if not is_plain_name(file):
+        raise CheckpointError(f"{what} lies in {file!r}, which is no file of the directory; it is no checkpoint")
+    return file, offset, length

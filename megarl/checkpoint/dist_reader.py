@@ -18,8 +18,8 @@ from torch import Tensor
 
 from megarl.checkpoint.coverage import coverage_fault
 from megarl.checkpoint.dist_chunk import FileSection, TensorPlace, check_crc, load_tensor, locate_tensor, read_box
-from megarl.checkpoint.dist_format import Chunk, Contents, StoredObject, StoredTensor, list_faults, read_contents
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.dist_format import Chunk, Contents, StoredObject, StoredTensor, read_contents
+from megarl.checkpoint.errors import CheckpointError, is_out_of_memory, list_faults
 
 _OPEN_FILES = 32
 """A checkpoint has several files a rank; a process may not have that many open."""
@@ -141,6 +141,8 @@ class DistCheckpoint:
             else:
                 read_box(descriptor, place, out, shape=chunk.sizes, start=part.start)
         except Exception as error:  # a damaged archive raises almost anything
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"{self.directory / chunk.file}: {key} at {list(chunk.offsets)} is damaged: {error}; copy the file "
                 "again, or use another checkpoint"
@@ -150,12 +152,15 @@ class DistCheckpoint:
         if file in self._files:
             self._files.move_to_end(file)
             return self._files[file]
-        if len(self._files) == _OPEN_FILES:
+        if len(self._files) >= _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         try:
             self._files[file] = os.open(self.directory / file, os.O_RDONLY)
         except OSError as error:
-            raise CheckpointError(f"{self.directory / file} cannot be opened: {error.strerror}") from error
+            raise CheckpointError(
+                f"{self.directory / file} cannot be opened: {error.strerror}; was the checkpoint moved or removed "
+                "meanwhile (a run removes what checkpoint.keep_last does not keep)?"
+            ) from error
         return self._files[file]
 
 

@@ -30,10 +30,9 @@ from megarl.checkpoint.dist_format import (
     Contents,
     StoredObject,
     StoredTensor,
-    list_faults,
     pickle_contents,
 )
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.errors import CheckpointError, list_faults
 from megarl.checkpoint.new_directory import flush
 
 FILE_BYTES = 4 << 30

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.errors import CheckpointError, is_out_of_memory, list_by_kind
+from megarl.checkpoint.hf_index import is_there, read_weight_map
 from megarl.checkpoint.hf_shards import FLOAT_DTYPES, INDEX_FILE, SINGLE_FILE
 from megarl.checkpoint.hf_writer import save_hf_checkpoint
 from megarl.models.family import EMBEDDING, OUTPUT
@@ -26,39 +27,63 @@ __all__ = ["CheckpointError", "HfCheckpoint", "open_hf_checkpoint", "save_hf_che
 MAPPED_BYTES = 64 << 20
 """Read from mapped files before they are mapped anew."""
 
-COMPARED_ROWS = 16384
-"""Rows of a tied lm_head compared at a time, to bound memory."""
+OPEN_FILES = 32
+"""A checkpoint may have thousands of files, each of which is a descriptor and a mapping; a process may not."""
+
+COMPARED_ELEMENTS = 2 << 20
+"""Of a tied lm_head, compared at a time, to bound memory."""
+
+HEADER_BYTES = 100_000_000
+"""The longest header that safetensors reads."""
 
 
 def open_hf_checkpoint(path: str | Path) -> "HfCheckpoint":
     """Open the safetensors checkpoint in directory `path`; reads headers only.
 
-    Raises CheckpointError when there is no checkpoint, the index is broken, or a file is missing, truncated or corrupt.
+    Raises CheckpointError when there is no checkpoint, the index is broken or says other than its files, or a file is
+    missing, truncated or corrupt.
     """
     directory = Path(path)
     index, single = directory / INDEX_FILE, directory / SINGLE_FILE
-    if index.exists():
-        weight_map = _read_weight_map(index)
-        files = {name: set(_open_file(directory / name).keys()) for name in sorted(set(weight_map.values()))}
-        absent = [f"{name} (in {file})" for name, file in weight_map.items() if name not in files[file]]
-        if absent:
+    if is_there(index):
+        weight_map = read_weight_map(index)
+        if is_there(single) and SINGLE_FILE not in weight_map.values():
             raise CheckpointError(
-                f"{index} lists tensors that its files do not hold: {', '.join(absent[:8])}; "
-                "download or export the checkpoint again"
+                f"{directory} has weights twice, in {SINGLE_FILE}, which transformers loads, and in the files of "
+                f"{INDEX_FILE}, which vLLM loads; remove the one that is not meant"
             )
-        unlisted = [f"{name} (in {file})" for file, names in files.items() for name in names - weight_map.keys()]
-        if unlisted:
-            raise CheckpointError(
-                f"{index} does not list tensors that its files hold: {', '.join(sorted(unlisted)[:8])}; "
-                "download or export the checkpoint again"
-            )
-        return HfCheckpoint(directory, weight_map)
-    if single.exists():
+        return HfCheckpoint(directory, _check_located(index, weight_map))
+    if is_there(single):
         return HfCheckpoint(directory, dict.fromkeys(_open_file(single).keys(), SINGLE_FILE))
     raise CheckpointError(
         f"expected {SINGLE_FILE} or {INDEX_FILE} in {directory}, found {_list_weights(directory)}; convert the model "
         "to safetensors (transformers: from_pretrained, then save_pretrained)"
     )
+
+
+def _check_located(index: Path, weight_map: dict[str, str]) -> dict[str, str]:
+    """`weight_map`, whose files hold what it says, and nothing else. Every file is opened."""
+    files, faults = {}, []
+    for file in sorted(set(weight_map.values())):
+        try:
+            files[file] = set(_open_file(index.parent / file).keys())
+        except CheckpointError as error:
+            faults.append(("file", str(error)))
+    for name, file in weight_map.items():
+        if name not in files.get(file, {name}):
+            faults.append(("listed and not held", f"{name} (in {file})"))
+    for file, names in files.items():
+        for name in sorted(names):
+            if name not in weight_map:
+                faults.append(("held and not listed", f"{name} (in {file})"))
+            elif weight_map[name] != file:
+                faults.append(("held twice", f"{name} (in {file}, listed in {weight_map[name]})"))
+    if faults:
+        raise CheckpointError(
+            f"{index} and its files do not fit together:\n  {list_by_kind(faults)}\n"
+            "Download or export the checkpoint again"
+        )
+    return weight_map
 
 
 class HfCheckpoint:
@@ -112,46 +137,48 @@ class HfCheckpoint:
         return values
 
     def validate(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare with `hf_tensors(shape)`: CheckpointError lists every missing, unexpected and misshapen tensor.
+        """Compare with `hf_tensors(shape)`: CheckpointError lists missing, unexpected and misshapen tensors.
 
         Two extras are accepted: RoPE frequencies, which older checkpoints store, and an lm_head beside tied
         embeddings when it equals them.
         """
-        problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in self._located]
+        faults = [("missing", f"{name} {shape}") for name, shape in expected.items() if name not in self._located]
         for name in self.names():
             if name in expected:
-                problems += self._check_tensor(name, expected[name])
+                faults += self._check_tensor(name, expected[name])
             elif name == OUTPUT and EMBEDDING in expected:
-                problems += self._check_tied_output()
+                faults += self._check_tied_output(expected[EMBEDDING])
             elif not name.endswith("rotary_emb.inv_freq"):
-                problems.append(f"unexpected: {name} {self.shape(name)}")
-        if problems:
-            listed = "\n  ".join(problems)
+                faults.append(("unexpected", f"{name} {self.shape(name)}"))
+        if faults:
             raise CheckpointError(
-                f"{self.directory} does not hold the model its config.json describes; {len(problems)} differences:\n"
-                f"  {listed}\nUse the weights that belong to this config.json, or correct config.json "
+                f"{self.directory} does not hold the model its config.json describes; {len(faults)} differences:\n"
+                f"  {list_by_kind(faults)}\nUse the weights that belong to this config.json, or correct config.json "
                 "(sizes, tie_word_embeddings)."
             )
 
-    def _check_tensor(self, name: str, expected: tuple[int, ...]) -> list[str]:
-        problems = []
+    def _check_tensor(self, name: str, expected: tuple[int, ...]) -> list[tuple[str, str]]:
+        faults = []
         if self.shape(name) != expected:
-            problems.append(f"wrong shape: {name}: expected {expected}, found {self.shape(name)}")
+            faults.append(("wrong shape", f"{name}: expected {expected}, found {self.shape(name)}"))
         dtype = self._slice(name).get_dtype()
         if dtype not in FLOAT_DTYPES:
-            problems.append(f"wrong dtype: {name}: expected one of {', '.join(FLOAT_DTYPES)}, found {dtype}")
-        return problems
+            faults.append(("wrong dtype", f"{name}: expected one of {', '.join(FLOAT_DTYPES)}, found {dtype}"))
+        return faults
 
-    def _check_tied_output(self) -> list[str]:
-        if EMBEDDING not in self._located:
-            return []  # reported as missing
-        if self.shape(OUTPUT) != self.shape(EMBEDDING):
-            return [f"unexpected: {OUTPUT} {self.shape(OUTPUT)} beside tied embeddings {self.shape(EMBEDDING)}"]
-        length, width = self.shape(OUTPUT)
-        for low in range(0, length, COMPARED_ROWS):
-            start, stop = (low, 0), (min(length, low + COMPARED_ROWS), width)
-            if not torch.equal(self.read(Box(OUTPUT, start, stop)), self.read(Box(EMBEDDING, start, stop))):
-                return [f"unexpected: {OUTPUT} differs from {EMBEDDING}, but tie_word_embeddings is true"]
+    def _check_tied_output(self, expected: tuple[int, ...]) -> list[tuple[str, str]]:
+        """An lm_head beside tied embeddings; where one of the two is not what it should be, that is said."""
+        found = self._check_tensor(OUTPUT, expected)
+        if found or EMBEDDING not in self._located or self._check_tensor(EMBEDDING, expected):
+            return found
+        length, width = expected
+        rows = max(1, COMPARED_ELEMENTS // width)
+        for low in range(0, length, rows):
+            start, stop = (low, 0), (min(length, low + rows), width)
+            # Their dtypes may differ.
+            first, second = (self.read(Box(name, start, stop)).double() for name in (OUTPUT, EMBEDDING))
+            if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+                return [("unexpected", f"{OUTPUT} differs from {EMBEDDING}, but tie_word_embeddings is true")]
         return []
 
     def _slice(self, name: str) -> Any:
@@ -159,18 +186,27 @@ class HfCheckpoint:
             raise CheckpointError(f"{self.directory} has no tensor {name} (or was closed); run validate() first")
         file = self._located[name]
         if file not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files)))
             self._files[file] = _open_file(self.directory / file)
         return self._files[file].get_slice(name)
 
 
 def _open_file(file: Path) -> Any:
     try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{file}: safetensors opens no path that is not UTF-8; rename the directory") from None
+    try:
         return safe_open(str(file), framework="pt", device="cpu")
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} is named by {INDEX_FILE} but absent; download or export the checkpoint again"
-        ) from None
+        what = f"a link to {file.readlink()}, which is not there" if file.is_symlink() else "not there"
+        raise CheckpointError(f"{file} is {what}; download or export the checkpoint again") from None
     except (SafetensorError, OSError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"{file} cannot be mapped ({error})") from error
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{file} cannot be read ({error}); make it readable, or restore it") from error
         size = file.stat().st_size
         raise CheckpointError(
             f"{file} ({size} bytes) is truncated or corrupt: {error}{_lost_tensors(file, size)}; download or export "
@@ -183,22 +219,12 @@ def _lost_tensors(file: Path, size: int) -> str:
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, size)))
+            header = json.loads(stream.read(length)) if length < min(size, HEADER_BYTES) else {}
         ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        lost = sorted(name for name, end in ends.items() if end > size)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return ""
-    lost = sorted(name for name, end in ends.items() if end > size)
     return f" (lost: {', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''})" if lost else ""
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is not a safetensors index (a JSON object with weight_map): {error!r}; restore the file"
-        ) from error
 
 
 def _list_weights(directory: Path) -> str:

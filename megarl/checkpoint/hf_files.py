@@ -1,14 +1,14 @@
-"""What a Hugging Face checkpoint has besides weights: config, tokenizer, generation config, chat template."""
+"""What a Hugging Face checkpoint has besides weights: config, tokenizer, generation config, chat templates."""
 
 import fnmatch
 import json
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from megarl.checkpoint.dist_writer import FileRecord, checksum_of
+from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.new_directory import flush
 
 DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -16,13 +16,17 @@ DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float
 _COPIED = (
     "generation_config.json",
     "tokenizer.json",
-    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
+    "vocab.*",
     "merges.txt",
-    "chat_template.*",
+    # SentencePiece under whatever name, tiktoken, and the code of a tokenizer that is none of transformers'.
+    *("*.model", "*.tiktoken", "tokenization_*.py"),
+    *("chat_template.*", "additional_chat_templates/*.jinja"),
+    *("preprocessor_config.json", "processor_config.json"),
+    # A model is passed on with its terms.
+    *("LICENSE*", "NOTICE*", "USE_POLICY*"),
 )
 """Copied from the source as they are; config.json besides."""
 
@@ -38,30 +42,53 @@ def add_hf_files(source: Path, checkpoint: Path, *, dtypes: Iterable[torch.dtype
     directory = checkpoint / HF_DIRECTORY
     directory.mkdir()
     copy_hf_files(source, directory, dtypes=dtypes)
-    files = sorted(directory.iterdir())
-    for path in (*files, directory):
+    paths = sorted(directory.rglob("*"))
+    for path in (*paths, directory):
         flush(path)
     return {
         file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "checksum": checksum_of(file)}
-        for file in files
+        for file in paths
+        if file.is_file()
     }
 
 
 def copy_hf_files(source: Path, directory: Path, *, dtypes: Iterable[torch.dtype]) -> None:
     """Copy config.json and the tokenizer's files from one directory into another, which exists.
 
-    config.json is copied as it is, but for the dtype of the weights where they have one and it names another.
+    config.json is copied as it is, but for the dtype of the weights where they have one and it names another. Links are
+    followed. Raises CheckpointError where a file cannot be read, OSError where one cannot be written.
     """
-    content = (source / "config.json").read_bytes()
+    content = _read(source / "config.json")
     config = json.loads(content)
     found = set(dtypes)
     name = DTYPE_NAMES.get(found.pop()) if len(found) == 1 else None
     # transformers 5 writes `dtype`, 4 `torch_dtype`; the key that is there stays, and both if both are.
     keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
     if name is not None and any(config.get(key) != name for key in keys):
-        text = json.dumps(config | dict.fromkeys(keys, name), indent=2, ensure_ascii=False)
+        text = json.dumps(config | dict.fromkeys(keys, name), indent=2)
         content = f"{text}\n".encode()
     (directory / "config.json").write_bytes(content)
-    for file in sorted(source.iterdir()):
-        if file.is_file() and any(fnmatch.fnmatch(file.name, pattern) for pattern in _COPIED):
-            shutil.copyfile(file, directory / file.name)
+    for file in _companions(source):
+        copy = directory / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(_read(file))
+
+
+def _companions(source: Path) -> Iterator[Path]:
+    for pattern in _COPIED:
+        place, _, name = pattern.rpartition("/")
+        try:
+            entries = sorted((source / place).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{source / place} cannot be read ({error.strerror}); make it readable") from error
+        yield from (file for file in entries if fnmatch.fnmatchcase(file.name, name) and not file.is_dir())
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        link = f", a link to {file.readlink()}," if file.is_symlink() else ""
+        raise CheckpointError(f"{file}{link} cannot be read ({error.strerror}); restore it, or remove it") from error

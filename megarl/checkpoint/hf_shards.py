@@ -8,14 +8,13 @@ first tensor is there. Invariant: a file is, byte for byte, what safetensors' ow
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megarl.checkpoint.errors import CheckpointError
 from megarl.models.boxes import Box
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -139,10 +138,3 @@ def write_box(directory: Path, plan: ShardPlan, box: Box, values: Tensor) -> Non
             view, position = view[written:], position + written
     finally:
         os.close(descriptor)
-
-
-def check_kinds(tensors: Iterable[tuple[str, torch.dtype]]) -> None:
-    """CheckpointError for a dtype that a checkpoint of weights does not have."""
-    faults = [f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in tensors if dtype not in _NAMES]
-    if faults:
-        raise CheckpointError(f"expected float dtypes, found {', '.join(faults[:8])}; choose another with --dtype")

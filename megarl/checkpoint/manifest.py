@@ -6,12 +6,13 @@ Invariant: what a manifest lists was complete and on the disk before the manifes
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast, get_origin
 
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.errors import CheckpointError, list_faults
+from megarl.checkpoint.names import is_plain_name
 from megarl.config.dump import dump_config
 from megarl.config.run import RunConfig
 from megarl.models.shape import ModelShape
@@ -71,7 +72,7 @@ class Manifest:
             raise CheckpointError(
                 f"{path} is missing: the checkpoint was never complete, or is none of a run; use another"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from error
         return cls._of(facts, path)
 
@@ -88,7 +89,29 @@ class Manifest:
                 f"{path}: expected the keys {sorted(names)}, found {sorted(facts)}; it is damaged: use another "
                 "checkpoint"
             )
+        if faults := list(_faults_of_kind(facts)):
+            raise CheckpointError(f"{path} is damaged:\n  {list_faults(faults)}\nUse another checkpoint")
         return cls(**facts)
+
+
+def _faults_of_kind(facts: dict[str, Any]) -> Iterator[str]:
+    """What is not of the kind that the manifest's fields have: somebody edited it."""
+    for one in fields(Manifest):
+        kind = get_origin(one.type) or one.type
+        if not isinstance(facts[one.name], cast(type, kind)) or isinstance(facts[one.name], bool):
+            yield f"{one.name}: expected {getattr(kind, '__name__', kind)}, found {facts[one.name]!r}"[:200]
+        elif kind is int and facts[one.name] < 0:
+            yield f"{one.name}: expected a number from 0 on, found {facts[one.name]}"
+    for name, value in facts["metrics"].items() if isinstance(facts["metrics"], dict) else ():
+        if not isinstance(value, int | float):
+            yield f"metrics: {name}: expected a number, found {value!r}"[:200]
+    for name, record in facts["files"].items() if isinstance(facts["files"], dict) else ():
+        if not all(map(is_plain_name, name.split("/"))):
+            yield f"files: {name!r} is no file of the checkpoint"
+        match record:
+            case {"bytes": int(size), "checksum": str()} if size >= 0:
+                continue
+        yield f'files: {name}: expected {{"bytes": number, "checksum": text}}, found {record!r}'[:200]
 
 
 def describe_config(config: RunConfig) -> tuple[dict[str, Any], str]:
@@ -106,8 +129,9 @@ def describe_model(shape: ModelShape) -> dict[str, Any]:
     return facts
 
 
-def check_model(manifest: Manifest, shape: ModelShape, directory: str) -> None:
-    """CheckpointError, with what differs, where the checkpoint in `directory` is of another model than this."""
+def check_model(manifest: Manifest, shape: ModelShape, directory: str, *, than: str = "model.path") -> None:
+    """CheckpointError, with what differs, where the checkpoint in `directory` is of another model than this, which is
+    `than`'s."""
     own, found = describe_model(shape), manifest.model
     faults = [
         f"{name}: expected {own.get(name)}, found {found.get(name)}"
@@ -116,7 +140,7 @@ def check_model(manifest: Manifest, shape: ModelShape, directory: str) -> None:
     ]
     if faults:
         raise CheckpointError(
-            f"{directory} is of another model than model.path: {'; '.join(faults)}. Use a checkpoint of this model, or "
+            f"{directory} is of another model than {than}: {'; '.join(faults)}. Use a checkpoint of this model, or "
             "the model that it is of"
         )
 

@@ -5,6 +5,7 @@ memory than was asked for, and a block.
 """
 
 import functools
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,23 +14,30 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megarl.checkpoint.dist_format import METADATA_FILE, list_faults
 from megarl.checkpoint.dist_reader import DistCheckpoint, open_dist_checkpoint
-from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.errors import CheckpointError, list_by_kind
 from megarl.checkpoint.hf import HfCheckpoint, open_hf_checkpoint
+from megarl.checkpoint.hf_shards import FLOAT_DTYPES
 from megarl.models.boxes import Box
-from megarl.models.families import read_model_shape
-from megarl.models.global_space import GlobalTensor, Link, global_space
+from megarl.models.global_space import GlobalTensor, Link, extra_state_objects, global_space
 from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors
 
-BESIDE = ("optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.", "optimizer.state.fp32_param.", "reference.")
-"""What a run's checkpoint has of a tensor besides the weight itself: the key is one of these before the weight's."""
+BESIDE = (
+    *("optimizer.state.exp_avg.", "optimizer.state.exp_avg_sq.", "optimizer.state.fp32_param."),
+    "optimizer.state.param.",
+    "reference.",
+)
+"""What a checkpoint has of a tensor besides the weight itself: the key is one of these before the weight's. `param` are
+main weights, as `fp32_param`, where Megatron saves its distributed optimizer as `fully_reshardable`."""
 
 BLOCK_BYTES = 64 << 20
 """Read at a time of a tensor that comes in pieces."""
 
 _PER_LAYER = re.compile(r"\.layers\.\d+\.")
+
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
+"""What begins so and not as BESIDE says is an optimizer's state as other programs keep it, by buckets and ranks."""
 
 
 class Source(Protocol):
@@ -51,12 +59,10 @@ class Source(Protocol):
     def read_box(self, box: Box) -> Tensor:
         """A box of a Hugging Face tensor, in the box's shape."""
 
+    def unplaced(self) -> tuple[str, ...]:
+        """Keys of what is stored and has no place in the global space: it stays behind."""
+
     def close(self) -> None: ...
-
-
-def is_dist_checkpoint(path: Path) -> bool:
-    """Whether `path` is a torch.distributed.checkpoint."""
-    return (path / METADATA_FILE).is_file()
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -65,11 +71,16 @@ def split_key(key: str) -> tuple[str, str]:
     return prefix, key.removeprefix(prefix)
 
 
-class HfSource:
-    """Reads a Hugging Face checkpoint, whose tensors were validated."""
+def is_optimizer_state(key: str) -> bool:
+    """Whether it is of an optimizer, in whatever program's order."""
+    return _OPTIMIZER.match(key) is not None
 
-    def __init__(self, path: Path) -> None:
-        self.shape = read_model_shape(path)
+
+class HfSource:
+    """Reads a Hugging Face checkpoint of a model of `shape`, whose tensors were validated."""
+
+    def __init__(self, path: Path, shape: ModelShape) -> None:
+        self.shape = shape
         self._space = global_space(self.shape)
         self._checkpoint: HfCheckpoint = open_hf_checkpoint(path)
         self._checkpoint.validate(hf_tensors(self.shape))
@@ -89,7 +100,8 @@ class HfSource:
         links = self._space.links_of_piece(key, (0,) * len(tensor.shape), tensor.shape)
         dtypes = {link.box.tensor: self._checkpoint.dtype(link.box.tensor) for link in links}
         if len(set(dtypes.values())) > 1:
-            named = ", ".join(f"{name} {str(dtype).removeprefix('torch.')}" for name, dtype in sorted(dtypes.items()))
+            examples = {dtype: name for name, dtype in sorted(dtypes.items(), reverse=True)}
+            named = ", ".join(sorted(f"{name} {str(dtype).removeprefix('torch.')}" for dtype, name in examples.items()))
             raise CheckpointError(f"{self._checkpoint.directory}: expected one dtype, found {named}; choose a --dtype")
         return next(iter(dtypes.values()))
 
@@ -109,6 +121,9 @@ class HfSource:
         self._copy(box, out)
         return out
 
+    def unplaced(self) -> tuple[str, ...]:
+        return ()
+
     def close(self) -> None:
         self._checkpoint.close()
 
@@ -123,8 +138,8 @@ class HfSource:
 class DistSource:
     """Reads the weights, and what is beside them, of a torch.distributed.checkpoint of a model of `shape`.
 
-    Raises CheckpointError where a tensor of the model is missing or has another shape, or where there is one that is
-    none of the model; all of them are named.
+    Raises CheckpointError where a tensor of the model is missing or has another shape or no float dtype, or where there
+    is one that is none of the model: an optimizer's state in another program's order excepted, which is `unplaced`.
     """
 
     def __init__(self, path: Path, shape: ModelShape) -> None:
@@ -134,12 +149,18 @@ class DistSource:
         if faults := list(self._faults()):
             raise CheckpointError(
                 f"{path} does not hold the model that its config.json describes; {len(faults)} differences:\n"
-                f"  {list_faults(faults)}\n{self._advice()}"
+                f"  {list_by_kind(faults)}\n{self._advice()}"
             )
-        self._checkpoint.check_coverage(self._checkpoint.tensors)
+        self._checkpoint.check_coverage(self.stored())
 
     def stored(self) -> dict[str, GlobalTensor]:
-        return {key: self._space.tensors[split_key(key)[1]] for key in self._checkpoint.tensors}
+        found = {key: self._space.tensors.get(split_key(key)[1]) for key in self._checkpoint.tensors}
+        return {key: tensor for key, tensor in found.items() if tensor is not None}
+
+    def unplaced(self) -> tuple[str, ...]:
+        made_anew, stored = set(extra_state_objects(self.shape)), self.stored()
+        keys = (*self._checkpoint.tensors, *self._checkpoint.objects)
+        return tuple(key for key in keys if key not in stored and not (key in made_anew and self._is_empty(key)))
 
     def dtype_of_key(self, key: str) -> torch.dtype:
         return self._checkpoint.tensors[key].dtype
@@ -161,17 +182,33 @@ class DistSource:
     def close(self) -> None:
         self._checkpoint.close()
 
-    def _faults(self) -> Iterator[str]:
+    def _is_empty(self, key: str) -> bool:
+        """Whether an object says nothing: Transformer Engine's scales do, where it computes in FP8."""
+        try:
+            found = torch.load(io.BytesIO(self._checkpoint.read_object(key)), map_location="cpu", weights_only=True)
+        except Exception:  # of another class, or damaged: either may raise almost anything
+            return False
+        value = found[0] if isinstance(found, list) and len(found) == 1 else found
+        return value is None or (isinstance(value, Tensor) and value.numel() == 0)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """(kind, what)"""
         stored = self._checkpoint.tensors
         for key, tensor in self._space.tensors.items():
             if key not in stored:
-                yield f"missing: {key} {list(tensor.shape)}"
+                yield "missing", f"{key} {list(tensor.shape)}"
         for key, found in stored.items():
-            expected = self._space.tensors.get(split_key(key)[1])
+            prefix, weight = split_key(key)
+            expected = self._space.tensors.get(weight)
             if expected is None:
-                yield f"unexpected: {key} {list(found.shape)}"
-            elif not _fits(found.shape, expected):
-                yield f"wrong shape: {key}: expected {list(expected.shape)}, found {list(found.shape)}"
+                if not is_optimizer_state(key):
+                    yield "unexpected", f"{key} {list(found.shape)}"
+                continue
+            if not _fits(found.shape, expected):
+                yield "wrong shape", f"{key}: expected {list(expected.shape)}, found {list(found.shape)}"
+            if not prefix and found.dtype not in FLOAT_DTYPES.values():
+                names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES.values())
+                yield "wrong dtype", f"{key}: expected one of {names}, found {str(found.dtype).removeprefix('torch.')}"
 
     def _advice(self) -> str:
         if any(_PER_LAYER.search(key) for key in self._checkpoint.tensors):

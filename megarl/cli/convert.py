@@ -1,5 +1,6 @@
 """`megarl convert`: checkpoints from Hugging Face to torch.distributed.checkpoint and back."""
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from megarl.config.base import ConfigError
 from megarl.models.shape import ModelError
 
 _KINDS = {"hf": "Hugging Face", "dist": "torch.distributed.checkpoint"}
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +47,16 @@ class ConvertOptions:
 def run_convert(console: Console, source: Path, target: Path, options: ConvertOptions) -> int:
     """Convert, with a progress bar where the console is a terminal; ConfigError where it cannot be done."""
     source, target = source.expanduser(), target.expanduser()
-    if options.to == "hf" and (options.tensor is not None or options.pipeline is not None):
-        raise ConfigError("megarl convert: --tensor and --pipeline lay out --to dist; a Hugging Face target has none")
+    if not math.isfinite(options.shard_gb):
+        raise ConfigError(f"megarl convert: expected a number of GB for --shard-gb, found {options.shard_gb}")
     try:
         with _ended_by_signals() as end, _progress(end) as listen:
             done = convert(
                 source,
                 target,
                 to=options.to,
-                tensor=options.tensor or 1,
-                pipeline=options.pipeline or 1,
+                tensor=options.tensor,
+                pipeline=options.pipeline,
                 dtype=None if options.dtype is None else getattr(torch, options.dtype),
                 shard_bytes=max(1, int(options.shard_gb * 1e9)),
                 model=None if options.model is None else options.model.expanduser(),
@@ -62,26 +64,35 @@ def run_convert(console: Console, source: Path, target: Path, options: ConvertOp
                 processes=options.processes,
                 listen=listen,
             )
-    except (CheckpointError, ModelError) as error:
+    except (CheckpointError, ModelError, OSError) as error:
         raise ConfigError(f"megarl convert: {error}") from error
-    _print(console, source, target, done, options)
+    _print(console, target, done, options)
     return 0
 
 
-def _print(console: Console, source: Path, target: Path, done: Converted, options: ConvertOptions) -> None:
+def _print(console: Console, target: Path, done: Converted, options: ConvertOptions) -> None:
     layout = f", tensor {options.tensor or 1} x pipeline {options.pipeline or 1}" if done.target == "dist" else ""
+    processes = f"{done.processes} process{'es' if done.processes > 1 else ''}"
     lines = [
-        f"source   {source} ({_KINDS[done.source]})",
+        f"source   {done.path} ({_KINDS[done.source]})",
         f"target   {target} ({_KINDS[done.target]}{layout})",
-        f"weights  {done.num_bytes / 1e9:.2f} GB in {done.seconds:.1f} s",
-        f"memory   at most {done.peak_bytes / 1e9:.2f} GB, mapped pages included, processes {options.processes}",
+        f"tensors  {_size(done.num_bytes)} in {done.seconds:.1f} s",
+        f"memory   at most {_size(done.peak_bytes)}, mapped pages included, {processes}",
     ]
     if options.check:
         lines.append("checked  every element is the source's")
     if done.left_behind:
-        lines.append(f"left     {', '.join(done.left_behind)}: a Hugging Face checkpoint has no place for them")
+        more = f", and {len(done.left_behind) - _SHOWN} more" if len(done.left_behind) > _SHOWN else ""
+        names = ", ".join(done.left_behind[:_SHOWN]) + more
+        lines.append(f"left     {names}: {_KINDS[done.target]} has no place for them")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        # A path may have bytes that are no text.
+        text = line.encode("utf-8", "backslashreplace").decode()
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
 
 
 @contextmanager

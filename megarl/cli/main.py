@@ -301,6 +301,8 @@ def report(
         "megarl convert models/Qwen2.5-7B checkpoints/qwen --tensor 4 --pipeline 2",
         "megarl convert runs/latest models/mine --check",
         "megarl convert checkpoints/qwen models/half --to hf --dtype float16 --shard-gb 2",
+        "megarl convert checkpoints/qwen checkpoints/qwen-tp8 --to dist --tensor 8",
+        "megarl convert save/iter_0001000 models/mine --model models/Qwen2.5-7B",
     )
 )
 def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
@@ -309,7 +311,8 @@ def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
         typer.Argument(
             metavar="SOURCE",
             help="Directory of a Hugging Face checkpoint (safetensors), of a torch.distributed.checkpoint as "
-            "Megatron-core and megarl write it, or of a run, whose newest checkpoint is taken.",
+            "Megatron-core and megarl write it, or of a run or of what Megatron saves into, whose newest checkpoint is "
+            "taken.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Directory to write; new or empty.")],
@@ -322,12 +325,18 @@ def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
     pipeline: Annotated[int | None, typer.Option(min=1, help="Pipeline stages, as --tensor.")] = None,
     dtype: Annotated[
         Literal["bfloat16", "float32", "float16"] | None,
-        typer.Option(help="Of the weights; as they are by default. What an optimizer keeps stays as it is."),
+        typer.Option(
+            help="Of the weights, which are rounded, and refused where one would become infinite; as they are by "
+            "default. What an optimizer keeps stays as it is."
+        ),
     ] = None,
-    shard_gb: Annotated[float, typer.Option(min=0.001, help="Largest file, in GB (1e9 bytes).")] = 5.0,
+    shard_gb: Annotated[
+        float,
+        typer.Option(min=0.001, help="Where a file ends, in GB (1e9 bytes); a larger tensor has one of its own."),
+    ] = 5.0,
     model: Annotated[
         Path | None,
-        typer.Option(help="Directory with config.json and the tokenizer, where SOURCE has none of its own."),
+        typer.Option(help="Directory of config.json and the tokenizer, where SOURCE has none or others are meant."),
     ] = None,
     check: Annotated[
         bool,

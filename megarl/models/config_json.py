@@ -1,6 +1,7 @@
 """Values of a config.json, each of the type it must have, or a ModelError that names it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ def load_json(file: Path) -> dict[str, Any]:
             f"expected a Hugging Face checkpoint directory with config.json, found no {file}; "
             "point the model path at such a directory"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not readable JSON ({error}); restore the file") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{file}: expected a JSON object, found {type(raw).__name__}; restore the file")
@@ -36,7 +37,7 @@ def read_integer(raw: dict[str, Any], name: str, *, default: int | None = None) 
 def read_number(raw: dict[str, Any], name: str, *, default: float | None = None) -> float:
     """A number; `default` where the key is absent, which null is not."""
     value = raw.get(name, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < sys.float_info.max:
         raise ModelError(f"expected a number {name}, found {value!r}; correct config.json")
     return float(value)
 

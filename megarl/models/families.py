@@ -33,7 +33,7 @@ def read_model_shape(path: str | Path) -> ModelShape:
     for a missing or broken file and for every feature that is not supported.
     """
     file = Path(path)
-    file = file if file.suffix == ".json" else file / "config.json"
+    file = file if file.suffix == ".json" and not file.is_dir() else file / "config.json"
     raw = load_json(file)
     try:
         return parse_model_config(raw)

@@ -124,6 +124,21 @@ def layers_per_chunk(shape: ModelShape, pipeline_size: int, virtual: int = 1) ->
     return shape.num_layers // (pipeline_size * virtual)
 
 
+def check_policy_split(shape: ModelShape, *, tensor_size: int, pipeline_size: int) -> None:
+    """ModelError, with every reason at once, where a replica of the model cannot lie on these ranks."""
+    problems = []
+    for check in (
+        lambda: check_tensor_split(shape, tensor_size, side="policy"),
+        lambda: layers_per_chunk(shape, pipeline_size),
+    ):
+        try:
+            check()
+        except ModelError as error:
+            problems.append(str(error))
+    if problems:
+        raise ModelError("\n".join(problems))
+
+
 def policy_splits(shape: ModelShape, *, tensor_size: int, pipeline_size: int) -> bool:
     """Whether a replica of the model can lie on these ranks."""
     return pipeline_size in stage_counts(shape) and not tensor_problems(shape, tensor_size, side="policy")

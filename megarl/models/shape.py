@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from megarl.models.config_json import ModelError as ModelError  # noqa: PLC0414  (exported)
 from megarl.models.rope_parameters import LinearRopeScaling, RopeScaling, YarnRopeScaling
 
+MAX_LAYERS = 10_000
+"""No model has as many; a table of the tensors of a mistyped number of layers would take all memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
@@ -39,6 +42,8 @@ class ModelShape:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, found {getattr(self, name)}; correct config.json")
+        if self.num_layers > MAX_LAYERS:
+            raise ModelError(f"num_layers must be at most {MAX_LAYERS}, found {self.num_layers}; correct config.json")
         if self.num_heads % self.num_kv_heads:
             raise ModelError(
                 f"{self.num_heads} attention heads are not a multiple of {self.num_kv_heads} key-value heads; "

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from megarl.checkpoint.convert import convert
 from megarl.checkpoint.dist_format import read_contents
 from megarl.checkpoint.dist_reader import open_dist_checkpoint
-from megarl.checkpoint.dist_writer import DistWriter, finish_dist_checkpoint
+from megarl.checkpoint.dist_writer import DistWriter, checksum_of, finish_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
+from megarl.checkpoint.hf_files import HF_DIRECTORY
+from megarl.checkpoint.manifest import describe_model
 from megarl.checkpoint.sources import split_key
 from megarl.models.families import read_model_shape
 from megarl.models.global_space import extra_state_objects, global_tensors
@@ -27,6 +29,7 @@ from megarl.models.shape import ModelError
 from tests.checkpoint.mounts import make_read_only, tmpfs
 from tests.checkpoint.test_dist_files import flip_byte_of
 from tests.checkpoint.test_hf_checkpoint import write_source
+from tests.checkpoint.test_run_checkpoint import make_manifest
 from tests.models.shapes import CONFIGS
 
 FILES = {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
@@ -140,10 +143,21 @@ def write_run_checkpoint(source: Path, target: Path) -> dict[str, torch.Tensor]:
                 beside[prefix + key] = torch.randn(tensor.shape, generator=generator)
                 writer.write(prefix + key, beside[prefix + key], shape=tensor.shape, offsets=(0,) * len(tensor.shape))
         written = writer.finish()
-    for file in (".metadata", "metadata.json", "common.pt", "__objects_0.distcp"):
+    for file in (".metadata", "metadata.json", "common.pt", "__objects_0.distcp", "__0_0.distcp", "__1_0.distcp"):
         (target / file).unlink()
     finish_dist_checkpoint(target, [written], common={"step": 5})
     return beside
+
+
+def complete(checkpoint: Path, *, step: int) -> None:
+    """Write the manifest of a run's checkpoint."""
+    files = {
+        str(file.relative_to(checkpoint)): {"bytes": file.stat().st_size, "checksum": checksum_of(file)}
+        for file in checkpoint.rglob("*")
+        if file.is_file()
+    }
+    model = describe_model(read_model_shape(checkpoint / HF_DIRECTORY))
+    make_manifest(checkpoint, step=step, files=files, model=model).write(checkpoint)
 
 
 def test_a_runs_checkpoint_keeps_its_optimizer_as_dist_and_leaves_it_as_hf(tmp_path):
@@ -152,8 +166,9 @@ def test_a_runs_checkpoint_keeps_its_optimizer_as_dist_and_leaves_it_as_hf(tmp_p
     (run / "checkpoints" / ".step-000009.partial").mkdir(parents=True)
     shutil.copytree(tmp_path / "hf", run / "checkpoints" / "step-000002")  # no checkpoint of a run
     beside = write_run_checkpoint(tmp_path / "hf", run / "checkpoints" / "step-000005")
+    complete(run / "checkpoints" / "step-000005", step=5)
     done = convert(run, tmp_path / "dist", to="dist", tensor=2, pipeline=2, dtype=torch.float16, check=True)
-    assert done.left_behind == ()
+    assert (done.left_behind, done.path) == ((), run / "checkpoints" / "step-000005")
     with open_dist_checkpoint(tmp_path / "dist") as checkpoint:
         for key, values in beside.items():
             assert torch.equal(checkpoint.read(key, (0,) * values.dim(), tuple(values.shape)), values), key
@@ -208,7 +223,7 @@ def test_a_file_with_a_tensor_that_the_index_does_not_list(tmp_path):
     write_source(tmp_path / "hf", max_shard_size="3KB")
     file = next((tmp_path / "hf").glob("model-00001*.safetensors"))
     save_file(load_file(file) | {"stranger": torch.zeros(2)}, file)
-    assert_refused(tmp_path, "hf", rf"does not list tensors that its files hold: stranger \(in {file.name}\)")
+    assert_refused(tmp_path, "hf", rf"held and not listed: stranger \(in {file.name}\)")
 
 
 def test_mixed_dtypes_need_one(tmp_path):
@@ -226,7 +241,7 @@ def test_numbers_that_float16_does_not_have(tmp_path):
     write_source(tmp_path / "hf")
     replace_weights(tmp_path / "hf", lambda tensors: tensors["model.norm.weight"].fill_(7e4))
     for options in ({"to": "hf"}, {"to": "dist"}):
-        words = r"norm\.weight has numbers that torch\.float16 does not"
+        words = r"norm\.weight has numbers that float16 does not"
         assert_refused(tmp_path, "hf", words, dtype=torch.float16, **options)
 
 

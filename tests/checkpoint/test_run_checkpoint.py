@@ -144,6 +144,7 @@ def test_a_flipped_bit_is_found_by_reading(tmp_path: Path) -> None:
     [
         (None, "manifest.json is missing: the checkpoint was never complete, or is none of a run"),
         ("{", "manifest.json cannot be read ("),
+        ("[" * 100_000, "manifest.json cannot be read ("),
         ("[]", "manifest.json has format [], this version of megarl reads 1"),
         ('{"format": 2}', "manifest.json has format 2, this version of megarl reads 1; use the version that wrote it"),
         ('{"format": 1}', "manifest.json: expected the keys ['config', 'config_digest', "),
@@ -157,6 +158,31 @@ def test_a_manifest_that_is_none(content: str | None, said: str, tmp_path: Path)
     assert newest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError) as caught:
         RunCheckpoint.open(path.parent)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "3", "updates": 1.5}, "step: expected int, found '3'\n  updates: expected int, found 1.5\nUse"),
+        ({"step": True}, "step: expected int, found True"),
+        ({"optimizer_step": -1}, "optimizer_step: expected a number from 0 on, found -1"),
+        ({"config": None}, "config: expected dict, found None"),
+        ({"metrics": {"loss": "low"}}, "metrics: loss: expected a number, found 'low'"),
+        ({"files": ["a"]}, "files: expected dict, found ['a']"),
+        ({"files": {"a": 5}}, 'files: a: expected {"bytes": number, "checksum": text}, found 5'),
+        ({"files": {"a": {"bytes": "5", "checksum": ""}}}, "files: a: expected "),
+        ({"files": {"../a": {"bytes": 5, "checksum": ""}}}, "files: '../a' is no file of the checkpoint"),
+        ({"files": {"/etc/passwd": {"bytes": 5, "checksum": ""}}}, "'/etc/passwd' is no file of the checkpoint"),
+    ],
+)
+def test_a_manifest_that_somebody_edited(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = save(tmp_path, 3).path / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert newest_checkpoint(tmp_path) is None
+    with pytest.raises(CheckpointError) as caught:
+        RunCheckpoint.open(path.parent)
+    assert f"{path} is damaged:\n  " in str(caught.value)
     assert said in str(caught.value)
 
 
