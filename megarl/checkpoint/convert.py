@@ -28,6 +28,7 @@ from megarl.checkpoint.hf_files import HF_DIRECTORY, add_hf_files, copy_hf_files
 from megarl.checkpoint.hf_shards import SHARD_BYTES, create_shards
 from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.checkpoint.new_directory import new_directory
+from megarl.checkpoint.run_checkpoint import step_of
 from megarl.checkpoint.sources import Source, is_dist_checkpoint, split_key
 from megarl.models.global_space import extra_state_objects
 
@@ -114,15 +115,14 @@ def find_checkpoint(path: Path) -> Path:
     """`path`, or the newest checkpoint of the run in that directory; CheckpointError where there is nothing."""
     if not path.is_dir():
         raise CheckpointError(f"expected a checkpoint's directory, found nothing at {path}; correct the path")
-    found = [entry for entry in (path / "checkpoints").glob("step-*") if is_dist_checkpoint(entry)]
+    entries = {step_of(entry): entry for entry in (path / "checkpoints").glob("step-*") if is_dist_checkpoint(entry)}
+    found = {step: entry for step, entry in entries.items() if step is not None}
     if not found and (path / "checkpoints").is_dir():
         raise CheckpointError(
             f"{path} is a run without a complete checkpoint (`[checkpoint]` says when one is saved); its exported "
             f"weights, which are Hugging Face checkpoints, are in {path / 'hf'}"
         )
-    return (
-        max(found, key=lambda entry: (len(entry.name), entry.name)) if found and not is_dist_checkpoint(path) else path
-    )
+    return found[max(found)] if found and not is_dist_checkpoint(path) else path
 
 
 def _model_directory(source: Path, kind: Kind, model: Path | None) -> Path:

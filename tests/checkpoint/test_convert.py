@@ -152,6 +152,7 @@ def test_a_runs_checkpoint_keeps_its_optimizer_as_dist_and_leaves_it_as_hf(tmp_p
     (run / "checkpoints" / ".step-000009.partial").mkdir(parents=True)
     shutil.copytree(tmp_path / "hf", run / "checkpoints" / "step-000002")  # no checkpoint of a run
     beside = write_run_checkpoint(tmp_path / "hf", run / "checkpoints" / "step-000005")
+    convert(tmp_path / "hf", run / "checkpoints" / "step-000005-copy")  # somebody's
     done = convert(run, tmp_path / "dist", to="dist", tensor=2, pipeline=2, dtype=torch.float16, check=True)
     assert done.left_behind == ()
     with open_dist_checkpoint(tmp_path / "dist") as checkpoint:
