@@ -13,15 +13,15 @@ from pathlib import Path
 from megarl.checkpoint.manifest import MANIFEST_FILE
 from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints, read_checkpoints
 from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.resume_text import describe_going_on
 from megarl.cli.run_paths import find_run, open_checkpoint
 from megarl.config.base import ConfigError
-from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals
+from megarl.config.changes import find_changes, find_refusals
 from megarl.config.loader import load_config, source_files
 from megarl.config.run import RunConfig
 from megarl.telemetry.cut_back import cut_back, find_gaps
 from megarl.telemetry.run_directory import PULSE_S, RunDirectory, RunState
 from megarl.telemetry.run_lock import RunHeldError, hold_run
-from megarl.telemetry.versions import collect_versions
 
 _SILENT_PULSES = 3
 """A run whose process cannot be looked up from here is over when it has given no sign of life for so many pulses."""
@@ -120,7 +120,7 @@ def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
         directory=run,
         checkpoint=checkpoint,
         before=old,
-        about=tuple(_describe(run, checkpoint, config, changes)),
+        about=tuple(describe_going_on(run, checkpoint, config, changes)),
         changes=tuple(map(str, changes)),
         allowed=tuple(dict.fromkeys(allowed)),
     )
@@ -267,31 +267,3 @@ def _allowed_before(run: RunDirectory, *, after_step: int) -> list[str]:
     """What was allowed when the run went on from this checkpoint or a later one: nobody has to say it twice."""
     earlier = run.read_versions().get("went_on", ())
     return [path for facts in earlier if facts["after_step"] >= after_step for path in facts["allowed"]]
-
-
-def _describe(
-    run: RunDirectory, checkpoint: RunCheckpoint | None, config: RunConfig, changes: Sequence[ConfigChange]
-) -> list[str]:
-    if checkpoint is None:
-        return [
-            f"resume no complete checkpoint in {shown_path(run.checkpoints)}: the run starts over at step 1, in the "
-            "same directory",
-            *(f"change {change}" for change in changes),
-        ]
-    about = f"resume after step {checkpoint.step} of {config.train.steps}, from {shown_path(checkpoint.path)}"
-    return [
-        about,
-        *(f"change {change} ({describe_effect(change, config)})" for change in changes),
-        *_describe_versions(checkpoint),
-    ]
-
-
-def _describe_versions(checkpoint: RunCheckpoint) -> list[str]:
-    """Packages that can change numbers, and are others than those that wrote the checkpoint."""
-    before, now = checkpoint.manifest.versions.get("packages", {}), collect_versions()["packages"]
-    return [
-        f"warning: {name} was {before.get(name, 'absent')} when the checkpoint was written and is "
-        f"{now.get(name, 'absent')}: the run may not go on exactly"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]

@@ -374,6 +374,17 @@ def test_other_packages_are_told(tmp_path: Path) -> None:
     )
 
 
+def test_other_code_of_our_own_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    versions = collect_versions()
+    save(run, 4, load_config(run.config_path), versions=versions | {"git": {"revision": "0a1b", "dirty": False}})
+    now = versions["git"]["revision"] if versions["git"] else "absent"
+    assert go_on(run.path).about[1:] == (
+        f"warning: the revision of megarl was 0a1b when the checkpoint was written and is {now}: the run may not go on "
+        "exactly",
+    )
+
+
 def test_a_configuration_that_is_not_read_any_more_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     config = load_config(run.config_path)
