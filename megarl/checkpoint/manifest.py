@@ -6,14 +6,16 @@ Invariant: what a manifest lists was complete and on the disk before the manifes
 import hashlib
 import json
 import math
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Self, cast, get_origin
 
 from megarl.checkpoint.errors import CheckpointError, list_faults
 from megarl.checkpoint.names import is_plain_name
-from megarl.config.dump import dump_config
+from megarl.config.dump import dump_config, format_value
 from megarl.config.run import RunConfig
 from megarl.models.shape import ModelShape
 from megarl.telemetry.atomic_file import write_text_atomically
@@ -21,8 +23,10 @@ from megarl.telemetry.atomic_file import write_text_atomically
 FORMAT = 1
 """Of the manifest and of what it says how to read; one of another is refused."""
 MANIFEST_FILE = "manifest.json"
-_NOT_FINITE = "float"
-"""JSON has no infinity and no NaN: {"float": "inf"} stands for one."""
+_TOML = "$toml"
+"""JSON has no infinity, no NaN and no dates: {"$toml": "inf"} stands for one, as TOML writes it."""
+_CHECKSUM = "checksum"
+"""The manifest's last key: sha256 of what it is without it. Nothing else would tell that a digit of it has changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,39 +63,46 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Into `directory`, whole or not at all, and on the disk when this returns."""
-        text = json.dumps(_to_json(asdict(self)), indent=1, allow_nan=False)
-        write_text_atomically(directory / MANIFEST_FILE, text + "\n")
+        facts = _to_json(asdict(self))
+        write_text_atomically(directory / MANIFEST_FILE, _dump(facts | {_CHECKSUM: _digest(_dump(facts))}))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Raises CheckpointError where there is none, or none that this version reads."""
         path = directory / MANIFEST_FILE
         try:
-            facts = _from_json(json.loads(path.read_text(encoding="utf-8")))
+            facts = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(
                 f"{path} is missing: the checkpoint was never complete, or is none of a run; use another"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from error
-        return cls._of(facts, path)
+        facts = cls._checked(facts, path)
+        return cls(**{name: _from_json(value) for name, value in facts.items()})
 
     @classmethod
-    def _of(cls, facts: Any, path: Path) -> Self:
+    def _checked(cls, facts: Any, path: Path) -> dict[str, Any]:
+        """The manifest as JSON has it, without its checksum, which is right."""
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             found = facts.get("format") if isinstance(facts, dict) else facts
             raise CheckpointError(
                 f"{path} has format {found!r}, this version of megarl reads {FORMAT}; use the version that wrote it"
             )
         names = {one.name for one in fields(cls)}
+        written = facts.pop(_CHECKSUM, None)
         if facts.keys() != names:
             raise CheckpointError(
                 f"{path}: expected the keys {sorted(names)}, found {sorted(facts)}; it is damaged: use another "
                 "checkpoint"
             )
+        if written != (found := _digest(_dump(facts))):
+            raise CheckpointError(
+                f"{path} is damaged: expected checksum {written}, found {found}; use another checkpoint"
+            )
         if faults := list(_faults_of_kind(facts)):
             raise CheckpointError(f"{path} is damaged:\n  {list_faults(faults)}\nUse another checkpoint")
-        return cls(**facts)
+        return facts
 
 
 def _faults_of_kind(facts: dict[str, Any]) -> Iterator[str]:
@@ -116,10 +127,8 @@ def _faults_of_kind(facts: dict[str, Any]) -> Iterator[str]:
 
 def describe_config(config: RunConfig) -> tuple[dict[str, Any], str]:
     """(the configuration as its TOML holds it, sha256 of that)."""
-    import tomllib
-
     text = dump_config(config)
-    return tomllib.loads(text), hashlib.sha256(text.encode()).hexdigest()
+    return tomllib.loads(text), _digest(text)
 
 
 def describe_model(shape: ModelShape) -> dict[str, Any]:
@@ -150,6 +159,14 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
+def _dump(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1, allow_nan=False) + "\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _to_json(value: Any) -> Any:
     match value:
         case dict():
@@ -157,14 +174,16 @@ def _to_json(value: Any) -> Any:
         case list() | tuple():
             return [_to_json(item) for item in value]
         case float() if not math.isfinite(value):
-            return {_NOT_FINITE: repr(value)}
+            return {_TOML: format_value(value)}
+        case date() | time():
+            return {_TOML: format_value(value)}
     return value
 
 
 def _from_json(value: Any) -> Any:
     match value:
-        case {"float": str(text), **rest} if not rest:
-            return float(text)
+        case {"$toml": str(text), **rest} if not rest:
+            return tomllib.loads(f"value = {text}")["value"]
         case dict():
             return {key: _from_json(item) for key, item in value.items()}
         case list():

@@ -25,7 +25,7 @@ def new_directory(destination: Path, *, num_bytes: int = 0) -> Iterator[Path]:
     made = [parent for parent in final.parents if not parent.exists()]
     try:
         with _claimed(partial, destination):
-            _check_room(partial, destination, num_bytes)
+            check_room(partial, destination, num_bytes)
             yield partial
             for path in partial.rglob("*"):
                 flush(path)
@@ -115,9 +115,10 @@ def _remove(empty: list[Path]) -> None:
             path.rmdir()
 
 
-def _check_room(directory: Path, destination: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if num_bytes > free:
+def check_room(directory: Path, destination: Path, num_bytes: int) -> None:
+    """CheckpointError where the disk of `directory` has no room for what `destination` will hold."""
+    total, _, free = shutil.disk_usage(directory)
+    if total and num_bytes > free:  # some file systems do not know
         raise CheckpointError(
             f"{destination}: {num_bytes / 1e9:.1f} GB are to be written and {free / 1e9:.1f} GB are free; "
             "free some, or write to another disk"
@@ -129,5 +130,9 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems (FUSE) flush no directories, and say so of each.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

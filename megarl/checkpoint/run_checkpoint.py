@@ -19,7 +19,8 @@ from typing import Any, Self
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
-from megarl.checkpoint.new_directory import flush
+from megarl.checkpoint.new_directory import check_room, flush
+from megarl.telemetry.atomic_file import remove_tree
 
 _NAME = re.compile(r"step-(\d{6,})")
 _PARTIAL = re.compile(r"\.step-\d{6,}\.(partial|replaced)")
@@ -91,25 +92,40 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(path: Path) -> int | None:
+    """The step that a complete checkpoint's directory is named after; None where it is named otherwise, as a copy that
+    somebody has put beside it."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def list_checkpoints(directory: Path) -> list[RunCheckpoint]:
     """The complete ones below `directory`, by step. What has a checkpoint's name and is none is passed over, with a
     warning that says why."""
-    found = []
-    for path in directory.iterdir() if directory.is_dir() else ():
-        match = _NAME.fullmatch(path.name)
-        if not match or not path.is_dir():
+    found, faults = read_checkpoints(directory)
+    for fault in faults:
+        _log.warning("passed over: %s", fault)
+    return found
+
+
+def read_checkpoints(directory: Path) -> tuple[list[RunCheckpoint], list[str]]:
+    """(the complete ones below `directory`, by step; why what else has a checkpoint's name is none)."""
+    found, faults = [], []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        step = step_of(path)
+        if step is None or not path.is_dir():
             continue
         try:
             checkpoint = RunCheckpoint.open(path)
-            if checkpoint.step != int(match[1]):
+            if checkpoint.step != step:
                 raise CheckpointError(
                     f"{path / MANIFEST_FILE} is of step {checkpoint.step}; was the directory renamed?"
                 )
         except CheckpointError as error:
-            _log.warning("passed over: %s", error)
+            faults.append(str(error))
         else:
             found.append(checkpoint)
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    return sorted(found, key=lambda checkpoint: checkpoint.step), faults
 
 
 def newest_checkpoint(directory: Path) -> RunCheckpoint | None:
@@ -133,12 +149,17 @@ class PendingCheckpoint:
         self.path = directory / f".{self._final.name}.partial"
         """Where its files go."""
 
-    def begin(self) -> None:
-        """Make the directory, empty. Raises CheckpointError where that is not possible."""
+    def begin(self, *, num_bytes: int = 0) -> None:
+        """Make the directory, empty. num_bytes: what is to be written, as far as that is known.
+
+        Raises CheckpointError where that is not possible, or the disk has no room for it: a disk that a save fills up
+        takes the step's own files no more, too.
+        """
         try:
-            if self.path.exists():
-                shutil.rmtree(self.path)
+            if os.path.lexists(self.path):
+                remove_tree(self.path)
             self.path.mkdir(parents=True)
+            check_room(self.path, self._final, num_bytes)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be made: {error.strerror or error}") from error
 
@@ -181,8 +202,13 @@ def _moved_aside(path: Path) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """A directory that nobody may take for a checkpoint while it goes: renamed already, or never complete."""
-    shutil.rmtree(path, ignore_errors=True)
+    """A directory that nobody may take for a checkpoint while it goes: renamed already, or never complete. What cannot
+    be removed now is when the run goes on."""
+    if path.is_symlink():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_checkpoint(checkpoint: RunCheckpoint) -> None:

@@ -129,7 +129,7 @@ def _go_on(path: Path, config: Path | None, overrides: Sequence[str], allowed: S
 
     arguments = Arguments.of(config, overrides, allowed)
     run_config, resumed = resume(path, arguments)
-    check_files(run_config, () if resumed.checkpoint else find_start_problems(run_config))
+    check_files(resumed.placed(run_config), () if resumed.checkpoint else find_start_problems(run_config))
     from megarl.cli.train import run_train
 
     return run_train(run_config, sources=arguments.sources, resumed=resumed)

@@ -5,21 +5,23 @@ sizes are looked at; what is in them is compared with its checksums by the ranks
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from megarl.checkpoint.manifest import MANIFEST_FILE
-from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints
+from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints, read_checkpoints
 from megarl.cli.paths import resolve_model_path, shown_path
+from megarl.cli.resume_text import describe_going_on
 from megarl.cli.run_paths import find_run, open_checkpoint
 from megarl.config.base import ConfigError
-from megarl.config.changes import ConfigChange, describe_effect, find_changes, find_refusals
+from megarl.config.changes import find_changes, find_refusals
 from megarl.config.loader import load_config, source_files
 from megarl.config.run import RunConfig
 from megarl.telemetry.cut_back import cut_back, find_gaps
 from megarl.telemetry.run_directory import PULSE_S, RunDirectory, RunState
-from megarl.telemetry.versions import collect_versions
+from megarl.telemetry.run_lock import RunHeldError, hold_run
 
 _SILENT_PULSES = 3
 """A run whose process cannot be looked up from here is over when it has given no sign of life for so many pulses."""
@@ -33,6 +35,8 @@ class Resumed:
     directory: RunDirectory
     checkpoint: RunCheckpoint | None
     """From which; None: there is no complete one, and it starts over."""
+    before: RunConfig
+    """The configuration of the steps that are finished."""
     about: tuple[str, ...]
     """Lines for a person: from where it goes on, and what is other than it was."""
     changes: tuple[str, ...] = ()
@@ -43,11 +47,18 @@ class Resumed:
         """Steps that are finished."""
         return self.checkpoint.step if self.checkpoint else 0
 
+    def placed(self, config: RunConfig) -> RunConfig:
+        """The configuration as a check of files and disks reads it: the run is written where it lies, not where a new
+        one would be."""
+        logging = config.logging.model_copy(update={"directory": str(self.directory.path)})
+        return config.model_copy(update={"logging": logging})
+
     def open(self, config: RunConfig, *, sources: Sequence[Path]) -> RunDirectory:
         """The run's directory, which this process drives from now on."""
         progress = self.checkpoint.manifest.progress if self.checkpoint else {}
         self.directory.go_on(
             config,
+            before=self.before,
             state=RunState(status="running", step=self.step, progress=progress),
             sources=sources,
             changes=self.changes,
@@ -85,9 +96,14 @@ class Arguments:
 
 
 def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
-    """(the configuration of the steps to come, how the run goes on). ConfigError where it cannot, with the reason."""
-    run, checkpoint = find_checkpoint(path)
-    _await_end(run)
+    """(the configuration of the steps to come, how the run goes on), which this process drives from now on.
+
+    ConfigError where it cannot go on, with the reason.
+    """
+    with _saying(path):
+        run, named = _find_run(path)
+        _take(run)
+        checkpoint = _choose(run, named)
     config = _load(run, arguments)
     old = _earlier_config(run, checkpoint)
     changes = find_changes(old, config)
@@ -103,7 +119,8 @@ def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
     return config, Resumed(
         directory=run,
         checkpoint=checkpoint,
-        about=tuple(_describe(run, checkpoint, config, changes)),
+        before=old,
+        about=tuple(describe_going_on(run, checkpoint, config, changes)),
         changes=tuple(map(str, changes)),
         allowed=tuple(dict.fromkeys(allowed)),
     )
@@ -114,40 +131,91 @@ def find_checkpoint(path: Path) -> tuple[RunDirectory, RunCheckpoint | None]:
 
     path: a run directory or a link to one, RUN/latest, RUN/checkpoints, or a checkpoint of a run.
     """
-    try:
-        run, named = find_run(path)
-        if run is None:
-            raise ConfigError(
-                f"this checkpoint lies in no run directory; put it back into RUN/checkpoints, or begin a new run from "
-                f"its weights with train.init_from={path}"
-            )
-        if (verb := run.read_versions()["verb"]) != "train":
-            raise ConfigError(
-                f"{shown_path(run.path)} is a run of `megarl {verb}`, which saves only its last weights; run it anew"
-            )
+    with _saying(path):
+        run, named = _find_run(path)
         return run, _choose(run, named)
-    except ConfigError as error:
+
+
+@contextmanager
+def _saying(path: Path) -> Iterator[None]:
+    """What is wrong with the run's own files is one line, as what is wrong with a configuration is."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:  # a ConfigError is one
         raise ConfigError(f"megarl train --resume {path}: {error}") from error
+
+
+def _find_run(path: Path) -> tuple[RunDirectory, Path | None]:
+    """A run of `megarl train`, and the checkpoint that was named."""
+    run, named = find_run(path)
+    if run is None:
+        raise ConfigError(
+            f"this checkpoint lies in no run directory; put it back into RUN/checkpoints, or begin a new run from "
+            f"its weights with train.init_from={path}"
+        )
+    if (verb := run.read_versions()["verb"]) != "train":
+        raise ConfigError(
+            f"{shown_path(run.path)} is a run of `megarl {verb}`, which saves only its last weights; run it anew"
+        )
+    return run, named
+
+
+def _take(run: RunDirectory) -> None:
+    """Drive the run. Nothing that is read of it from here on can be changed by another process meanwhile."""
+    try:
+        hold_run(run.path)
+    except RunHeldError as error:
+        raise ConfigError(f"{shown_path(run.path)} is still running: {error}; stop it first") from error
+    _await_end(run)
 
 
 def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
     complete = list_checkpoints(run.checkpoints)
     if named is None:
-        if not complete and run.read_state().status == "finished":
-            # Nothing that ended well is begun again, and so taken away, by a command that was meant to go on with it.
+        if not complete:
+            _check_starting_over(run)
+            return None
+        checkpoint = complete[-1]
+    else:
+        checkpoint = open_checkpoint(named)
+        newer = [shown_path(other.path) for other in complete if other.step > checkpoint.step]
+        if newer:
             raise ConfigError(
-                f"{shown_path(run.path)} is finished, and saved nothing to go on from (`[checkpoint]`): its files stay "
-                f"as they are. Begin a new run from its weights with model.path={_exported(run)}"
+                f"the run has newer checkpoints ({', '.join(newer)}), from which it would go on the next time; remove "
+                f"or move them first, or resume {shown_path(run.path)}"
             )
-        return complete[-1] if complete else None
-    checkpoint = open_checkpoint(named)
-    newer = [shown_path(other.path) for other in complete if other.step > checkpoint.step]
-    if newer:
-        raise ConfigError(
-            f"the run has newer checkpoints ({', '.join(newer)}), from which it would go on the next time; remove or "
-            f"move them first, or resume {shown_path(run.path)}"
-        )
+    _check_owner(run, checkpoint)
     return checkpoint
+
+
+def _check_starting_over(run: RunDirectory) -> None:
+    """Nothing is begun again, and so taken away, that could have been gone on with. ConfigError with what to do."""
+    where = shown_path(run.checkpoints)
+    if not run.checkpoints.is_dir():
+        raise ConfigError(
+            f"{where} is not there, where the run's checkpoints were: put it back, or mount the disk that it lies on. "
+            "To start this run over make the directory, empty"
+        )
+    names = sorted(path.name for path in run.checkpoints.iterdir() if not path.name.startswith("."))
+    if names:
+        _, faults = read_checkpoints(run.checkpoints)
+        said = f"{where} has {', '.join(names)}, none of which can be gone on from; move them away to start it over"
+        raise ConfigError("\n".join([said, *faults]))
+    if run.read_state().status == "finished":
+        raise ConfigError(
+            f"{shown_path(run.path)} is finished, and saved nothing to go on from (`[checkpoint]`): its files stay as "
+            f"they are. Begin a new run from its weights with model.path={_exported(run)}"
+        )
+
+
+def _check_owner(run: RunDirectory, checkpoint: RunCheckpoint) -> None:
+    """ConfigError where another run has written the checkpoint: its rows are not those of this one."""
+    writer, own = checkpoint.manifest.telemetry.get("id"), run.read_versions().get("id")
+    if writer is not None and writer != own:
+        raise ConfigError(
+            f"{shown_path(checkpoint.path)} is of another run (its id is {writer}, that of this one {own}); move it "
+            f"away, or begin a new run from its weights with train.init_from={shown_path(checkpoint.path)}"
+        )
 
 
 def _exported(run: RunDirectory) -> str:
@@ -199,31 +267,3 @@ def _allowed_before(run: RunDirectory, *, after_step: int) -> list[str]:
     """What was allowed when the run went on from this checkpoint or a later one: nobody has to say it twice."""
     earlier = run.read_versions().get("went_on", ())
     return [path for facts in earlier if facts["after_step"] >= after_step for path in facts["allowed"]]
-
-
-def _describe(
-    run: RunDirectory, checkpoint: RunCheckpoint | None, config: RunConfig, changes: Sequence[ConfigChange]
-) -> list[str]:
-    if checkpoint is None:
-        return [
-            f"resume no complete checkpoint in {shown_path(run.checkpoints)}: the run starts over at step 1, in the "
-            "same directory",
-            *(f"change {change}" for change in changes),
-        ]
-    about = f"resume after step {checkpoint.step} of {config.train.steps}, from {shown_path(checkpoint.path)}"
-    return [
-        about,
-        *(f"change {change} ({describe_effect(change, config)})" for change in changes),
-        *_describe_versions(checkpoint),
-    ]
-
-
-def _describe_versions(checkpoint: RunCheckpoint) -> list[str]:
-    """Packages that can change numbers, and are others than those that wrote the checkpoint."""
-    before, now = checkpoint.manifest.versions.get("packages", {}), collect_versions()["packages"]
-    return [
-        f"warning: {name} was {before.get(name, 'absent')} when the checkpoint was written and is "
-        f"{now.get(name, 'absent')}: the run may not go on exactly"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]

@@ -19,15 +19,14 @@ def find_run(path: Path) -> tuple[RunDirectory | None, Path | None]:
     """
     given = path.expanduser().absolute()
     found = given.resolve()
-    in_run = found.parent.name == _CHECKPOINTS
-    for run, named in (
-        (found, None),
-        (given.parent.resolve() if given.name == _LATEST else found, None),
-        (found.parent if found.name == _CHECKPOINTS else found, None),
-        (found.parent.parent if in_run else found, found),
-    ):
-        if (run / "state.json").is_file():
-            return RunDirectory(run), named
+    # As it was given first: RUN/checkpoints, or one of them, may be a link to another disk.
+    for place in (given, found):
+        of_run = place.parent if place.name in (_LATEST, _CHECKPOINTS) else place
+        in_run = place.parent.name == _CHECKPOINTS
+        for run, named in ((place, None), (of_run, None), (place.parent.parent, place.name)):
+            if (named is None or in_run) and (run / "state.json").is_file():
+                directory = RunDirectory(run.resolve())
+                return directory, None if named is None else directory.checkpoints / named
     if (found / MANIFEST_FILE).is_file():
         return None, found
     what = "is no run directory: it has no state.json" if found.exists() else "does not exist"

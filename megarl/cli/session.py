@@ -27,6 +27,7 @@ from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
 from megarl.telemetry.logs import setup_logging
 from megarl.telemetry.run_directory import RunDirectory, RunStatus
+from megarl.telemetry.run_lock import hold_run
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
 from megarl.telemetry.spans import Spans
 
@@ -90,6 +91,7 @@ def run_session(
         directory = resumed.open(config, sources=sources)
     else:
         directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
+        hold_run(directory.path)
     setup_logging("controller", 0, directory.logs)
     _clean_earlier()
     stop = StopRequest()

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -42,17 +43,19 @@ def run_train(
     """
     config = resolve_model_path(config)
     reached = resumed.checkpoint if resumed else None
+    is_done = reached is not None and reached.step == config.train.steps
     start = None if reached else find_start(config)
     config = pin_start(config, start)
     check_reward(config.reward)
-    config.checkpoint.ends_at()  # ConfigError where nobody can tell
+    if not is_done:
+        config.checkpoint.check_end(time.time())
     model = load_model_inputs(config)
     config = model.pin(config)
 
     async def work(session: Session) -> None:
         session.say(*replaced)
-        if reached and reached.step == config.train.steps:
-            session.say(f"all {reached.step} steps are done; a larger train.steps goes on")
+        if is_done:
+            session.say(f"all {config.train.steps} steps are done; a larger train.steps goes on")
             return
         await check_cluster(config)
         with session.reporter.start_up("data"):
@@ -126,8 +129,14 @@ def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, 
 
 
 def _with_other_prompts(progress: RunProgress, parts: Parts) -> RunProgress:
-    """The same where the prompts may be others, as many as they were: --allow-change data."""
-    sampler = {**progress.owners.get("sampler", {}), "digest": parts.sampler.digest}
+    """The same where the prompts may be others, as many as they were: --allow-change data. Whoever allowed it because
+    a file was moved hears where it has others."""
+    before = progress.owners.get("sampler", {})
+    sampler = {**before, "digest": parts.sampler.digest}
+    if sampler != before:
+        parts.reporter.warn(
+            "problems, answers or tokens are others than those of the steps before (--allow-change data)"
+        )
     return replace(progress, owners={**progress.owners, "sampler": sampler})
 
 

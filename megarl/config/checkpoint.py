@@ -73,6 +73,15 @@ class CheckpointConfig(Config):
             )
         return float(text)
 
+    def check_end(self, now: float, environment: Mapping[str, str] = os.environ) -> None:
+        """ConfigError where the run's time was over `now` (seconds since 1970), or its end cannot be told."""
+        ends_at = self.ends_at(environment)
+        if ends_at is not None and ends_at <= now:
+            raise ConfigError(
+                f'checkpoint.end_time "{self.end_time}" was {(now - ends_at) / 60:.0f} minutes ago: the run would stop '
+                "after its first step; give a later one"
+            )
+
 
 def _check_end_time(config: CheckpointConfig) -> Iterator[str]:
     text = config.end_time

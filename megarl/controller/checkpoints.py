@@ -10,7 +10,6 @@ told, what it has written is removed, the checkpoints before it stay, and the ru
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +47,7 @@ class _Save:
     metrics: dict[str, float]
     telemetry: dict[str, object]
     began_s: float
-    """Since 1970."""
+    """Since 1970, as `Spans.now_s` tells it."""
     held_s: float
     """Seconds that training waited."""
 
@@ -73,7 +72,12 @@ class Checkpoints:
     def stop_reason(self) -> str | None:
         """After a step: why it shall be the last; None where the run goes on."""
         self._cadence.end_step()
-        return self._stop.reason or self._cadence.time_is_over()
+        return self.asked_to_stop or self._cadence.time_is_over()
+
+    @property
+    def asked_to_stop(self) -> str | None:
+        """Why, where a signal has asked for it: also while the state was being copied, when no step is under way."""
+        return self._stop.reason
 
     def due(self, step: int) -> bool:
         """Whether the run is saved after `step` in any case."""
@@ -84,7 +88,7 @@ class Checkpoints:
 
         Raises what went wrong with the step's own files.
         """
-        began_s = time.time()
+        began_s = parts.reporter.spans.now_s()
         self._cadence.begin_save()
         with parts.reporter.phase("checkpoint"):
             await self.settle()
@@ -103,7 +107,7 @@ class Checkpoints:
             metrics=metrics,
             telemetry=parts.reporter.positions(),
             began_s=began_s,
-            held_s=time.time() - began_s,
+            held_s=parts.reporter.spans.now_s() - began_s,
         )
         self._writing = asyncio.create_task(self._write(save, parts))
         return progress
@@ -112,7 +116,9 @@ class Checkpoints:
         """Copy the ranks' state, while the step's own files are written: a checkpoint speaks of them."""
         settled = asyncio.ensure_future(parts.reporter.settle())
         try:
-            await asyncio.to_thread(pending.begin)
+            # About as much as the one before: only the ranks know, and each its part, once they have copied it.
+            num_bytes = total_bytes(self._complete.manifest.files) if self._complete else 0
+            await asyncio.to_thread(pending.begin, num_bytes=num_bytes)
             await parts.policy.stage_checkpoint(str(pending.path))
         except CheckpointError as error:
             return error
@@ -129,7 +135,7 @@ class Checkpoints:
         except Exception as error:
             await self._give_up(save.pending, error, parts)
             return
-        end_s = time.time()
+        end_s = parts.reporter.spans.now_s()
         self._cadence.end_save(end_s - save.began_s)
         parts.reporter.spans.record("save", start_s=save.began_s, end_s=end_s, lane=_LANE, step=manifest.step)
         size = total_bytes(manifest.files) / 2**30
@@ -147,10 +153,16 @@ class Checkpoints:
 
     async def _give_up(self, pending: PendingCheckpoint, error: Exception, parts: "Parts") -> None:
         await asyncio.to_thread(pending.discard)
-        newest = await asyncio.to_thread(newest_checkpoint, self._directory)
-        before = f"the last one is that of step {newest.step}" if newest else "nothing is saved yet"
+        before = await asyncio.to_thread(self._describe_newest)
         text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
         parts.reporter.warn(f"step {pending.step} is not saved: {text}\nThe run goes on; {before}")
+
+    def _describe_newest(self) -> str:
+        try:
+            newest = newest_checkpoint(self._directory)
+        except OSError as error:  # the disk that the save has failed on
+            return f"what was saved before cannot be looked at ({error})"
+        return f"the last one is that of step {newest.step}" if newest else "nothing is saved yet"
 
     def _manifest(self, save: _Save, saved: SavedState) -> Manifest:
         config, digest = describe_config(self._config)

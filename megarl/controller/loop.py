@@ -89,6 +89,7 @@ async def _train_and_report(
     stop = parts.checkpoints.stop_reason()
     if stop is not None or parts.checkpoints.due(step):
         reached = await parts.checkpoints.save(step, version, parts)
+        stop = stop or parts.checkpoints.asked_to_stop  # meanwhile
     else:
         reached = RunProgress.collect(parts.owners, step=step, policy_version=version)
     parts.reporter.commit(reached)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +59,7 @@ class StepReporter:
         self._config, self._directory, self._console = config, directory, console
         self._sinks, self._update_sinks = sinks, update_sinks
         self.spans = spans
+        self._id = directory.run_id  # once: a file that is lost meanwhile costs no save
         self._writing: asyncio.Task[None] | None = None
         self.logged: Mapping[str, float] = {}
         """The metrics of the last step that was written."""
@@ -73,10 +73,10 @@ class StepReporter:
     @contextmanager
     def start_up(self, what: str) -> Iterator[None]:
         """A part of the start-up: shown, its seconds printed, drawn in the timeline on a lane of its own."""
-        start_s = time.time()
+        start_s = self.spans.now_s()
         with self._console.phase(what, announce=True):
             yield
-        self.spans.record(what, start_s=start_s, end_s=time.time(), lane=what)
+        self.spans.record(what, start_s=start_s, end_s=self.spans.now_s(), lane=what)
 
     def warn(self, text: str) -> None:
         """Something is likely wrong, but the run goes on: on the display, set apart, and in the log."""
@@ -97,7 +97,7 @@ class StepReporter:
         rows have, which are on the disk then, if the disk takes them."""
         for sinks in (self._sinks, self._update_sinks):
             sinks.flush()
-        return {"id": self._directory.run_id, "bytes": self._sinks.positions() | self._update_sinks.positions()}
+        return {"id": self._id, "bytes": self._sinks.positions() | self._update_sinks.positions()}
 
     def report_update(self, step: int, update: int, metrics: Metrics) -> None:
         """One optimizer update of an RL step; `update` counts from 0 in the step."""
@@ -141,9 +141,9 @@ class StepReporter:
         """Rollouts, then what speaks of them: nobody may read of a step whose responses are not yet there."""
         metrics = await asyncio.to_thread(_step_metrics, record, timings)
         if rollouts_due(record.step, self._config):
-            start_s = time.time()
+            start_s = self.spans.now_s()
             await asyncio.to_thread(write_rollouts, self._directory.rollouts_path(record.step), rollout_rows(record))
-            end_s = time.time()
+            end_s = self.spans.now_s()
             self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=record.step)
             metrics |= declared({"timing_s/write": end_s - start_s})
         self._log(record.step, metrics)

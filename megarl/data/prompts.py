@@ -104,7 +104,11 @@ def load_prompts(
     for index, (problem, encoded) in zip(firsts, every, strict=True):
         checks.add(index, problem, encoded)
         digest.update(np.asarray(encoded.token_ids, dtype=np.int32).tobytes())
-        digest.update(problem.answer.encode(errors="surrogatepass") + b"\0")
+        texts = [problem.answer]
+        if problem.solution != problem.answer:
+            texts.append(problem.solution)  # what a guided loss learns from
+        for text in texts:
+            digest.update(text.encode(errors="surrogatepass") + b"\0")
     kept = np.flatnonzero(np.isin(problems.first_of, checks.finish(problems.place))).tolist()
     about = "; ".join(filter(None, (checks.describe(), problems.about)))
     return PromptSet(problems, encoder, kept, about=about, digest=digest.hexdigest())

@@ -1,7 +1,8 @@
-"""Files that are whole or absent: a reader or a restarted run never meets half of one."""
+"""Files that are whole or absent: a reader or a restarted run never meets half of one. And how they go."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,3 +28,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replace_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, or a file; of a link the link alone. OSError where that fails."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -5,18 +5,20 @@ run died. What stays is untouched, byte for byte (timeline.json: event for event
 `sinks.WandbSink`, which needs the files that stay.
 """
 
+import json
 import re
-import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megarl.telemetry.atomic_file import remove_tree
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.spans import read_timeline, write_timeline
 
 _ROW_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+"""How a row begins; one that somebody has edited may not."""
 _FILE_STEP = re.compile(r"step-(\d+)\D*")
 _RECORD_HEAD, _RECORD_TAIL = struct.Struct("<QI"), 4
 """Of a TFRecord: the length with its checksum before, the data's checksum after."""
@@ -38,21 +40,36 @@ def cut_back(run: RunDirectory, *, step: int) -> list[str]:
 
 
 def cut_rows(path: Path, *, step: int) -> Iterator[str]:
-    """Cut a file of rows before the first of a later step, or before a last one that was cut in half."""
+    """Cut a file of rows before the first of a later step, or before a last one that was cut in half. One that lacks
+    the end of its line alone gets it."""
     if not path.is_file():
         return
-    kept, cut = 0, 0
+    kept, cut, is_open = 0, 0, False
     with path.open("rb") as file:
         for line in file:
-            found = _ROW_STEP.match(line)
-            beyond = not line.endswith(b"\n") or (found is not None and int(found[1]) > step)
-            if cut or beyond:
+            found = _step_of_row(line)
+            is_open = not line.endswith(b"\n")
+            if cut or (is_open and found is None) or (found is not None and found > step):
                 cut += 1
             else:
                 kept += len(line)
     if cut:
         _truncate(path, kept)
         yield f"{path.name}: {cut} rows beyond step {step}"
+    elif is_open:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+def _step_of_row(line: bytes) -> int | None:
+    """None: it is no row, or half of one."""
+    found = _ROW_STEP.match(line)
+    if found and line.endswith(b"\n"):
+        return int(found[1])
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _cut_timeline(path: Path, *, step: int) -> Iterator[str]:
@@ -82,10 +99,7 @@ def _remove_files(folder: Path, *, step: int) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         found = _FILE_STEP.match(path.name)
         if path.name.endswith(".partial") or (found and int(found[1]) > step):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove_tree(path)
             yield f"{folder.name}/{path.name}"
 
 
@@ -108,18 +122,22 @@ def _cut_events(folder: Path, *, step: int) -> Iterator[str]:
 
 
 def _end_of_events(path: Path, *, step: int) -> tuple[int, bool]:
-    """(where the first event of a later step begins, or half an event, or the file ends; whether one of a step is
+    """(where the first event of a later step begins, or what is none, or the file ends; whether one of a step is
     before)."""
+    from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
-    end, speaks = 0, False
+    end, speaks, size = 0, False, path.stat().st_size
     with path.open("rb") as file:
         while len(head := file.read(_RECORD_HEAD.size)) == _RECORD_HEAD.size:
             length, _ = _RECORD_HEAD.unpack(head)
-            data = file.read(length + _RECORD_TAIL)
-            if len(data) < length + _RECORD_TAIL:
+            if not 0 < length <= size - file.tell() - _RECORD_TAIL:
                 break
-            event = Event.FromString(data[:length])
+            data = file.read(length + _RECORD_TAIL)
+            try:
+                event = Event.FromString(data[:length])
+            except DecodeError:
+                break
             if event.step > step:
                 break
             speaks |= event.step > 0

@@ -8,6 +8,7 @@
     versions.json   the run's id, python, packages, git revision, host, command line; the same of each time it went on
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
+    driver.lock     locked by the process that drives the run, as long as that lives (`run_lock`)
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
     hf/             exported weights, a Hugging Face checkpoint each
@@ -97,6 +98,7 @@ class RunDirectory:
         self,
         config: RunConfig,
         *,
+        before: RunConfig,
         state: RunState,
         sources: Sequence[Path] = (),
         changes: Sequence[str] = (),
@@ -104,13 +106,12 @@ class RunDirectory:
     ) -> None:
         """Open the run again after `state.step` of its steps, which this process drives from now on.
 
-        config: of the steps to come. sources: the files it was read from. changes, allowed: what is other than it was
-        and who said that it may be, for versions.json.
+        config: of the steps to come; before: of those that are made. sources: the files it was read from. changes,
+        allowed: what is other than it was and who said that it may be, for versions.json.
         """
         self.write_state(state)
         for folder in (self.rollouts, self.checkpoints, self.exports, self.logs, self.figures):
             folder.mkdir(exist_ok=True)
-        self._replace_config(config, step=state.step)
         source, *fragments = sources or (None,)
         facts = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,7 +121,9 @@ class RunDirectory:
             **_describe_sources(source, fragments),
         }
         versions = {"id": secrets.token_hex(4)} | self.read_versions()  # an earlier version of megarl gave none
+        # What may be changed before what is: who dies in between is not asked again.
         self._write_versions(versions | {"went_on": [*versions.get("went_on", ()), facts | collect_versions()]})
+        self._replace_config(config, before, step=state.step)
         _point_latest(self.path.parent / "latest", self.path.name)
 
     @property
@@ -198,8 +201,8 @@ class RunDirectory:
         write_text_atomically(self.state_path, json.dumps(facts, indent=2, allow_nan=False) + "\n")
 
     def read_state(self) -> RunState:
-        """The state of the last `write_state`, of this run's earlier process too."""
-        facts = json.loads(self.state_path.read_text(encoding="utf-8"))
+        """The state of the last `write_state`, of this run's earlier process too. ValueError where it is damaged."""
+        facts = _read_object(self.state_path, "status")
         # What else is in it is for other readers (`updated`, `driver`) or from another version of megarl.
         return RunState(**{one.name: facts[one.name] for one in fields(RunState) if one.name in facts})
 
@@ -212,7 +215,7 @@ class RunDirectory:
 
     def driver(self) -> ProcessMark | None:
         """The process that drives the run, or drove it last; None where state.json does not say."""
-        mark = json.loads(self.state_path.read_text(encoding="utf-8")).get("driver")
+        mark = _read_object(self.state_path, "status").get("driver")
         return None if mark is None else ProcessMark.from_json(mark)
 
     @contextmanager
@@ -234,21 +237,23 @@ class RunDirectory:
 
     def read_versions(self) -> dict[str, Any]:
         """What `create` noted: verb, id, started, source, fragments and `collect_versions()`; and by "went_on" what
-        `go_on` did, each time."""
-        versions: dict[str, Any] = json.loads(self.versions_path.read_text(encoding="utf-8"))
-        return versions
+        `go_on` did, each time. ValueError where it is damaged."""
+        return _read_object(self.versions_path, "verb")
 
     def _write_versions(self, facts: dict[str, Any]) -> None:
         write_text_atomically(self.versions_path, json.dumps(facts, indent=2) + "\n")
 
-    def _replace_config(self, config: RunConfig, *, step: int) -> None:
-        before, text = self.config_path.read_text(encoding="utf-8"), dump_config(config)
-        if text == before:
-            return
-        kept = self.path / f"config.step-{step:06d}.toml"
-        if step and not kept.exists():  # else no step was made under it
-            write_text_atomically(kept, before)
-        write_text_atomically(self.config_path, text)
+    def _replace_config(self, config: RunConfig, before: RunConfig, *, step: int) -> None:
+        """config.toml need not be `before`: another process may have died before it made a step under it."""
+        for path in self.path.glob("config.step-*.toml"):
+            number = path.stem.rpartition("-")[2]
+            if number.isdecimal() and int(number) >= step:  # of steps that are made again
+                path.unlink()
+        old, text = dump_config(before), dump_config(config)
+        if step and text != old:
+            write_text_atomically(self.path / f"config.step-{step:06d}.toml", old)
+        if text != self.config_path.read_text(encoding="utf-8"):
+            write_text_atomically(self.config_path, text)
 
     def _write_config(self, config: RunConfig, source: Path | None, fragments: Sequence[Path]) -> None:
         write_text_atomically(self.config_path, dump_config(config))
@@ -271,6 +276,18 @@ def judge_running(mark: ProcessMark | None, *, age_s: float) -> tuple[Standing, 
     if age_s < _SILENT_S:
         return "running", None
     return "killed", f"{where} has given no sign of life for {age_s / 60:.0f} minutes; it cannot be looked up from here"
+
+
+def _read_object(path: Path, key: str) -> dict[str, Any]:
+    """A JSON object that has this key. ValueError where the file holds something else."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or key not in facts:
+        raise ValueError(f'{path} is damaged: expected a JSON object with a "{key}", found {text[:80]!r}')
+    return facts
 
 
 def _describe_sources(source: Path | None, fragments: Sequence[Path]) -> dict[str, Any]:
@@ -298,5 +315,9 @@ def _point_latest(link: Path, target: str) -> None:
         )
         return
     partial = link.with_name(f".latest.{target}.partial")  # the run's name is its own, so runs started together agree
-    partial.symlink_to(target)
-    os.replace(partial, link)
+    try:
+        partial.unlink(missing_ok=True)  # of a process that was killed just here
+        partial.symlink_to(target)
+        os.replace(partial, link)
+    except OSError as error:  # a run that was moved, to where only its own directory may be written
+        _log.warning("%s is left as it is: %s", link, error.strerror or error)

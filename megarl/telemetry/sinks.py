@@ -106,9 +106,12 @@ class WandbSink:
 
     def _log_again(self, path: Path, after_step: int) -> None:
         """The rows of the steps up to `after_step`, as far as JSON has kept them: what was not finite is NaN."""
-        for row in read_metrics(path) if after_step else ():
+        rows, damaged = read_readable_metrics(path) if after_step else ([], {})
+        for line, reason in damaged.items():
+            _log.warning("%s, line %d is not sent: %s", path, line, reason)
+        for row in rows:
             step = int(row.pop("step") or 0)
-            del row["timestamp"]
+            row.pop("timestamp", None)  # of a row that somebody has edited
             self.log(step, {name: math.nan if value is None else value for name, value in row.items()})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -6,19 +6,22 @@ Times in it are microseconds since the epoch, so that traces of several processe
 """
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.metrics import Metrics, declared
 
 _HEAD = "[\n"
+
+_log = logging.getLogger(__name__)
 
 
 class Spans:
@@ -31,7 +34,8 @@ class Spans:
         self._lanes: dict[str, int] = {}
         # perf_counter is monotonic; the offset puts it on the epoch once, so a clock adjustment bends no span.
         self._epoch_offset_s = time.time() - time.perf_counter()
-        self._file = None
+        self._file: TextIO | None = None
+        self._is_incomplete = False
         if timeline is not None:
             _make_appendable(timeline)
             self._file = timeline.open("a", encoding="utf-8")
@@ -54,11 +58,16 @@ class Spans:
                 self._write_span(name, start_s + self._epoch_offset_s, end_s - start_s, lane, details)
 
     def record(self, name: str, *, start_s: float, end_s: float, lane: str, **details: Any) -> None:
-        """Draw a span measured elsewhere, in seconds since the epoch; it does not count into `timing_s`."""
+        """Draw a span measured elsewhere, in seconds since the epoch; it does not count into `timing_s`. Here they come
+        from `now_s`: the machine's clock may be set back between the two."""
         if end_s < start_s:
             raise ValueError(f"span {name!r} ends at {end_s}, before its start {start_s}")
         with self._lock:
             self._write_span(name, start_s, end_s - start_s, lane, details)
+
+    def now_s(self) -> float:
+        """Seconds since the epoch, by a clock that nobody sets once this object is made."""
+        return time.perf_counter() + self._epoch_offset_s
 
     def collect(self) -> Metrics:
         """`timing_s/<name>` of every span since the last call, in seconds."""
@@ -71,10 +80,18 @@ class Spans:
         with self._lock:
             if self._file is not None:
                 # The array must not end in a comma to be strict JSON, so the last event is written without one.
-                event = {"name": "end", "ph": "i", "s": "g", "pid": os.getpid(), "tid": 0, "ts": self._now_us()}
-                self._file.write(json.dumps(event) + "\n]\n")
-                self._file.close()
-                self._file = None
+                event = {
+                    "name": "end",
+                    "ph": "i",
+                    "s": "g",
+                    "pid": os.getpid(),
+                    "tid": 0,
+                    "ts": int(self.now_s() * 1e6),
+                }
+                file, self._file = self._file, None
+                self._append(file, json.dumps(event) + "\n]\n")
+                with suppress(OSError):  # what is still to be written was told
+                    file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -83,9 +100,6 @@ class Spans:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _now_us(self) -> int:
-        return int((time.perf_counter() + self._epoch_offset_s) * 1e6)
 
     def _write_span(self, name: str, start_s: float, duration_s: float, lane: str, details: dict[str, Any]) -> None:
         if self._file is None:
@@ -100,18 +114,36 @@ class Spans:
 
     def _write(self, event: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(event) + ",\n")
-            self._file.flush()
+            self._append(self._file, json.dumps(event) + ",\n")
+
+    def _append(self, file: TextIO, text: str) -> None:
+        """A disk that takes no more costs spans, and is told once."""
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            if not self._is_incomplete:
+                _log.warning("%s takes no more (%s); THE RUN GOES ON, spans are missing there", file.name, error)
+            self._is_incomplete = True
 
 
 def read_timeline(path: Path) -> list[dict[str, Any]]:
-    """The events of a timeline, of a killed run too: a last line that was cut in half is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if not lines or lines[0].strip() != "[":
-        raise ValueError(f"{path} is no megarl timeline: its first line should be '[', found {lines[:1]}")
+    """The events of a timeline, of a killed run too: a line that was cut in half or damaged is left out."""
+    head, *lines = path.read_bytes().split(b"\n")
+    if head.strip() != b"[":
+        raise ValueError(
+            f"{path} is no megarl timeline: its first line should be '[', found {head[:80]!r}; remove or move it"
+        )
+    return [event for line in lines[:-1] if (event := _read_event(line)) is not None]
+
+
+def _read_event(line: bytes) -> dict[str, Any] | None:
     # A comma ends every complete event except the last of a closed file, which has the bracket after it.
-    complete = [line for line in lines[1:] if line.endswith("\n") and line.strip() != "]"]
-    return [json.loads(line.rstrip().rstrip(",")) for line in complete]
+    try:
+        event = json.loads(line.rstrip().rstrip(b","))
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.keys() >= {"name", "ph"} else None
 
 
 def write_timeline(path: Path, events: Iterable[dict[str, Any]]) -> None:

@@ -167,6 +167,7 @@ def test_a_runs_checkpoint_keeps_its_optimizer_as_dist_and_leaves_it_as_hf(tmp_p
     shutil.copytree(tmp_path / "hf", run / "checkpoints" / "step-000002")  # no checkpoint of a run
     beside = write_run_checkpoint(tmp_path / "hf", run / "checkpoints" / "step-000005")
     complete(run / "checkpoints" / "step-000005", step=5)
+    convert(tmp_path / "hf", run / "checkpoints" / "step-000005-copy")  # somebody's
     done = convert(run, tmp_path / "dist", to="dist", tensor=2, pipeline=2, dtype=torch.float16, check=True)
     assert (done.left_behind, done.path) == ((), run / "checkpoints" / "step-000005")
     with open_dist_checkpoint(tmp_path / "dist") as checkpoint:

@@ -1,13 +1,18 @@
 """Checkpoints of a run as directories: complete or not there, found, verified, kept and removed."""
 
+import datetime
+import errno
 import json
 import math
 import os
+import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megarl.checkpoint import manifest
 from megarl.checkpoint.dist_writer import write_file
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest, describe_config, finite
@@ -31,6 +36,8 @@ PART = b"what a rank wrote" * 100
 def make_manifest(directory: Path, *, step: int, **facts: Any) -> Manifest:
     config, digest = describe_config(make_config(directory))
     values: dict[str, Any] = {
+        "config": config,
+        "config_digest": digest,
         "policy_version": step,
         "updates": 2 * step,
         "optimizer_step": 2 * step,
@@ -42,7 +49,7 @@ def make_manifest(directory: Path, *, step: int, **facts: Any) -> Manifest:
         "metrics": {},
         "files": {},
     }
-    return Manifest(step=step, config=config, config_digest=digest, **(values | facts))
+    return Manifest(step=step, **(values | facts))
 
 
 def save(directory: Path, step: int, **facts: Any) -> RunCheckpoint:
@@ -178,12 +185,95 @@ def test_a_manifest_that_is_none(content: str | None, said: str, tmp_path: Path)
 )
 def test_a_manifest_that_somebody_edited(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     path = save(tmp_path, 3).path / MANIFEST_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    facts = {name: fact for name, fact in json.loads(path.read_text()).items() if name != "checksum"} | change
+    path.write_text(manifest._dump(facts | {"checksum": manifest._digest(manifest._dump(facts))}))
     assert newest_checkpoint(tmp_path) is None
     with pytest.raises(CheckpointError) as caught:
         RunCheckpoint.open(path.parent)
     assert f"{path} is damaged:\n  " in str(caught.value)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ('"policy_version": 3', '"policy_version": 7'),
+        ('"step": 3\n', '"step": 2\n'),
+        ('"name": "tiny"', '"name": "tinz"'),
+    ],
+)
+def test_a_manifest_whose_text_has_changed_is_none(was: str, becomes: str, tmp_path: Path) -> None:
+    """Nothing else would tell: the run would go on from a position, a count or a history that never was."""
+    path = save(tmp_path, 3).path / MANIFEST_FILE
+    assert path.read_text().count(was) == 1
+    path.write_text(path.read_text().replace(was, becomes))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged: expected checksum [0-9a-f]{64}, found "):
+        RunCheckpoint.open(path.parent)
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_configuration_with_a_date_of_its_own_is_saved(tmp_path: Path) -> None:
+    """A free table may hold whatever TOML does, and tables that look like what stands for it in JSON."""
+    kwargs = {
+        "day": datetime.date(2026, 11, 28),
+        "at": datetime.datetime(2026, 11, 28, 12, 30, tzinfo=datetime.UTC),
+        "clock": datetime.time(9, 15),
+        "tables": {"float": "inf", "date": "2026-11-28"},
+        "numbers": [math.inf, -math.inf, 1e300],
+    }
+    data = {"train": {"source": "reasoning_gym", "task": "chain_sum"}, "chat_template_kwargs": kwargs}
+    config = make_config(tmp_path, data=data)
+    made = save(tmp_path, 1, config=describe_config(config)[0])
+    assert RunConfig.model_validate(RunCheckpoint.open(made.path).manifest.config) == config
+
+
+def test_a_disk_without_room_is_told_before_it_is_full(tmp_path: Path) -> None:
+    pending = PendingCheckpoint(tmp_path, step=1)
+    free = shutil.disk_usage(tmp_path).free
+    pending.begin(num_bytes=free // 2)
+    with pytest.raises(CheckpointError, match=r"step-000001: .* GB are to be written and .* GB are free; free some"):
+        pending.begin(num_bytes=2 * free)
+
+
+def test_links_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    directory = tmp_path / "checkpoints"
+    for step in (1, 2):
+        save(elsewhere, step)
+        save(directory, step)
+        shutil.rmtree(directory / f"step-00000{step}")
+        (directory / f"step-00000{step}").symlink_to(elsewhere / f"step-00000{step}")
+    (directory / ".step-000003.partial").symlink_to(elsewhere)
+    save(directory, 3)
+    assert [path.name for path in remove_superseded(directory, CheckpointConfig(keep_last=2))] == ["step-000001"]
+    assert sorted(path.name for path in directory.iterdir()) == ["step-000002", "step-000003"]
+    save(directory, 2)
+    assert sorted(path.name for path in directory.iterdir()) == ["step-000002", "step-000003"]
+    assert not (directory / "step-000002").is_symlink()
+    assert [checkpoint.step for checkpoint in list_checkpoints(elsewhere)] == [1, 2]
+
+
+def test_a_file_system_that_flushes_no_directories_takes_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, sync = [], os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flushed.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    save(tmp_path, 1).verify()
+    assert len(flushed) >= 3  # two parts and the manifest
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(tmp_path, 2)
 
 
 def test_a_directory_of_another_step_is_passed_over(tmp_path: Path, caplog: Any) -> None:

@@ -5,20 +5,24 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megarl.checkpoint.manifest import describe_config
+from megarl.checkpoint.manifest import MANIFEST_FILE, describe_config
 from megarl.checkpoint.run_checkpoint import PendingCheckpoint, RunCheckpoint
 from megarl.cli import resume as module
+from megarl.cli.machine_paths import find_path_problems
 from megarl.cli.resume import Arguments, Resumed, find_checkpoint, resume
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.controller.progress import RunProgress
+from megarl.telemetry import run_directory
+from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.versions import collect_versions
@@ -138,7 +142,107 @@ def test_a_finished_run_that_saved_nothing_is_not_begun_again(tmp_path: Path) ->
     assert run.metrics_path.read_bytes() == rows
 
 
+def test_a_run_is_not_started_over_while_it_has_something_to_go_on_from(tmp_path: Path) -> None:
+    """Its rows, rollouts and exports would be taken away for a checkpoint that is damaged, or of a later version."""
+    run = make_run(tmp_path / "runs", 4, 8)
+    write_metrics(run.metrics_path, [make_row(1), make_row(2)])
+    rows = run.metrics_path.read_bytes()
+    newer = run.checkpoints / "step-000008" / MANIFEST_FILE
+    newer.write_text(json.dumps(json.loads(newer.read_text()) | {"format": 99}))
+    (run.checkpoints / "step-000004" / FILE).unlink()
+    (run.checkpoints / ".step-000012.partial").mkdir()  # of a save that was cut short: nothing to go on from
+    said = refusal(run.path)
+    assert "checkpoints has step-000004, step-000008, none of which can be gone on from; move them away" in said
+    assert f"{FILE}: expected 7 bytes, found none" in said
+    assert "has format 99, this version of megarl reads 1; use the version that wrote it" in said
+    shutil.move(run.checkpoints, tmp_path / "elsewhere")
+    for link in (False, True):
+        if link:
+            run.checkpoints.symlink_to(tmp_path / "not mounted")
+        said = refusal(run.path)
+        assert "checkpoints is not there, where the run's checkpoints were: put it back, or mount the disk" in said
+    assert run.metrics_path.read_bytes() == rows
+    run.checkpoints.unlink()
+    run.checkpoints.mkdir()
+    assert go_on(run.path).checkpoint is None
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Of the same configuration, too: its rows are others."""
+    run, other = make_run(tmp_path / "runs"), make_run(tmp_path / "others")
+    config = load_config(run.config_path)
+    save(run, 4, config, telemetry={"id": run.run_id})
+    assert go_on(run.path).step == 4
+    save(other, 8, config, telemetry={"id": other.run_id})
+    foreign = run.checkpoints / "step-000008"
+    shutil.copytree(other.checkpoints / "step-000008", foreign)
+    for path in (run.path, foreign):
+        said = refusal(path)
+        assert f"step-000008 is of another run (its id is {other.run_id}, that of this one {run.run_id})" in said
+        assert f"train.init_from={foreign}" in said
+
+
+def test_checkpoints_may_lie_on_another_disk(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", 4, 8)
+    disk = tmp_path / "disk"
+    shutil.move(run.checkpoints, disk)
+    run.checkpoints.symlink_to(disk)
+    newest = run.checkpoints / "step-000008"
+    for path in (run.path, run.checkpoints, newest, tmp_path / "runs" / "latest" / "checkpoints" / "step-000008"):
+        found, checkpoint = find_checkpoint(path)
+        assert found.path == run.path
+        assert checkpoint is not None
+        assert checkpoint.path == newest
+    # One that is a link itself is of the run that it stands in, not of the one that it leads to.
+    other = make_run(tmp_path / "others", 12)
+    (run.checkpoints / "step-000012").symlink_to(other.checkpoints / "step-000012")
+    assert find_checkpoint(run.checkpoints / "step-000012")[0].path == run.path
+
+
+@pytest.mark.parametrize("name", ["state.json", "versions.json"])
+def test_a_damaged_or_absent_file_of_the_run_is_named(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path, 4)
+    (run.path / name).write_text("")
+    said = refusal(run.path)
+    assert said.startswith(f"megarl train --resume {run.path}: {run.path / name} is damaged: expected a JSON object")
+    (run.path / name).unlink()
+    assert name in refusal(run.path)
+
+
 # Whose it is
+
+RESUME = """
+import sys
+from pathlib import Path
+from megarl.cli.resume import Arguments, resume
+from megarl.config.base import ConfigError
+try:
+    print(resume(Path(sys.argv[1]), Arguments.of(None, [], []))[1].step, flush=True)
+    sys.stdin.read()
+except ConfigError as error:
+    print(error, flush=True)
+"""
+
+
+def test_of_two_that_go_on_with_a_run_at_once_one_does(tmp_path: Path) -> None:
+    run = make_run(tmp_path, 4)
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESUME, str(run.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(2)
+    ]
+    said = [one.stdout.readline().strip() for one in both if one.stdout]  # both are there: neither ends before
+    for one in both:
+        one.communicate("")
+    assert said.count("4") == 1
+    (refused,) = set(said) - {"4"}
+    assert refused.startswith(f"megarl train --resume {run.path}: {run.path} is still running: it is driven by ")
+    assert refused.endswith("; stop it first")
 
 
 def test_a_run_that_runs_is_left_alone(tmp_path: Path) -> None:
@@ -270,6 +374,17 @@ def test_other_packages_are_told(tmp_path: Path) -> None:
     )
 
 
+def test_other_code_of_our_own_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    versions = collect_versions()
+    save(run, 4, load_config(run.config_path), versions=versions | {"git": {"revision": "0a1b", "dirty": False}})
+    now = versions["git"]["revision"] if versions["git"] else "absent"
+    assert go_on(run.path).about[1:] == (
+        f"warning: the revision of megarl was 0a1b when the checkpoint was written and is {now}: the run may not go on "
+        "exactly",
+    )
+
+
 def test_a_configuration_that_is_not_read_any_more_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     config = load_config(run.config_path)
@@ -277,6 +392,21 @@ def test_a_configuration_that_is_not_read_any_more_is_told(tmp_path: Path) -> No
     said = refusal(run.path)
     assert "has a configuration that this version of megarl does not read" in said
     assert "critic" in said
+
+
+def test_files_are_checked_where_the_run_lies(tmp_path: Path) -> None:
+    """Not where a new one would be made: a run may have been moved, and what was there before be gone."""
+    run = make_run(tmp_path / "runs", 4)
+    moved = tmp_path / "moved"
+    shutil.move(run.path, moved)
+    (tmp_path / "runs" / "latest").unlink()
+    (tmp_path / "runs").rmdir()
+    (tmp_path / "runs").write_text("a file")
+    config, going = resume(moved, Arguments.of(None, [], []))
+    assert any("logging.directory" in problem for problem in find_path_problems(config))
+    assert not [problem for problem in find_path_problems(going.placed(config)) if "logging.directory" in problem]
+    going.open(config, sources=[])
+    assert RunDirectory.open(moved).read_state().step == 4
 
 
 # What it does then
@@ -302,6 +432,42 @@ def test_it_goes_on_after_the_checkpoint(tmp_path: Path) -> None:
     ]
     assert [json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines()] == [1, 2, 3, 4]
     assert run.read_versions()["went_on"][0]["changes"] == ["train.steps: 30 -> 60"]
+
+
+def test_going_on_that_was_cut_short_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after any of its writes, three times in a row: nothing has to be said twice, and nothing is lost."""
+    finished = 0
+    for killed_after in range(8):
+        run = make_run(tmp_path / str(killed_after), 4)
+        first = load_config(run.config_path)
+        arguments = Arguments(config=None, overrides=("policy.optimizer.lr=1e-3",), allowed=("policy.optimizer.lr",))
+        for attempt in range(3):
+            config, going = resume(run.path, arguments if attempt == 0 else Arguments.of(None, [], []))
+            writes = 0
+
+            def write(path: Path, text: str, limit: int = killed_after) -> None:
+                nonlocal writes
+                if writes == limit:
+                    raise KeyboardInterrupt
+                writes += 1
+                write_text_atomically(path, text)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(run_directory, "write_text_atomically", write)
+                with suppress(KeyboardInterrupt):
+                    going.open(config, sources=[])
+                    finished += attempt == 0
+            write_driver(run, replace(ProcessMark.of(os.getpid()), started=1))
+        config, going = resume(run.path, Arguments.of(None, [], []))
+        going.open(config, sources=[])
+        assert run.read_state().step == 4
+        taken = config.policy.optimizer.lr == 1e-3
+        assert load_config(run.config_path) == config
+        kept = [load_config(path) for path in run.path.glob("config.step-*")]
+        assert kept == ([first] if taken else [])
+        assert taken == (killed_after >= 4)  # state, versions, the old configuration, the new one
+        assert not list(run.path.glob("*.partial"))
+    assert finished == 4
 
 
 def test_a_file_that_was_cut_short_is_named_and_the_checkpoint_before_is_taken(

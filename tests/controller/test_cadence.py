@@ -20,7 +20,7 @@ class Clock:
 
 
 def make_cadence(clock: Clock, **config: object) -> Cadence:
-    return Cadence(CheckpointConfig(**config), steps=10, clock=clock)
+    return Cadence(CheckpointConfig(**config), steps=10, clock=clock, timer=clock)
 
 
 def test_a_run_that_saves_nothing() -> None:
@@ -49,13 +49,44 @@ def test_saves_by_minutes_count_from_the_begin_of_the_one_before() -> None:
     assert saved == [3, 6, 9, 10]
 
 
+@pytest.mark.parametrize("set_by", [-7200.0, 86400.0])
+def test_a_clock_that_is_set_moves_the_end_and_nothing_else(set_by: float) -> None:
+    """Back: saves by minutes would wait for hours. On: a step would have lasted a day, and no other could follow."""
+    clock, timer = Clock(), Clock()
+    config = CheckpointConfig(every_minutes=1.0, end_time="2027-02-15T09:00:00+01:00", end_margin_s=0.0)
+    cadence = Cadence(config, steps=10, clock=clock, timer=timer)
+    cadence.begin()
+    clock.now += set_by
+    timer.now += 40.0
+    cadence.end_step()
+    assert not cadence.save_due(1)
+    timer.now += 40.0
+    cadence.end_step()
+    assert cadence.save_due(2)
+    assert cadence.time_is_over() is None
+    end = config.ends_at()
+    assert end is not None
+    clock.now = end - 39.0
+    assert str(cadence.time_is_over()).startswith("checkpoint.end_time is in 39 s, and another step needs 40 s")
+
+
+def test_an_end_that_is_over_is_refused_before_anything_starts() -> None:
+    config = CheckpointConfig(end_time=END)
+    config.check_end(NOON - 1.0)
+    with pytest.raises(ConfigError, match=r'end_time "2027-01-15T09:00:00\+01:00" was 2 minutes ago: .* a later one'):
+        config.check_end(NOON + 120.0)
+    with pytest.raises(ConfigError, match=r'end_time "slurm" was 1 minutes ago'):
+        CheckpointConfig(end_time="slurm").check_end(NOON + 60.0, {"SLURM_JOB_END_TIME": "1800000000"})
+    CheckpointConfig().check_end(NOON)
+
+
 def test_the_time_is_over_when_another_longest_step_and_a_save_do_not_fit() -> None:
     clock = Clock()
     config = CheckpointConfig(end_time=END, end_margin_s=20.0)
     end = config.ends_at()
     assert end == 1_800_000_000.0
     clock.now = end - 900.0
-    cadence = Cadence(config, steps=10, clock=clock)
+    cadence = Cadence(config, steps=10, clock=clock, timer=clock)
     clock.now += 600.0  # the workers start, which is no step
     cadence.begin()
     for seconds in (100.0, 50.0):  # the longest counts

@@ -1,16 +1,20 @@
 """The loop's saves: their order beside training, what a failed one costs, and a stop between two steps."""
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megarl.checkpoint.dist_writer import write_file
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.run_checkpoint import RunCheckpoint, list_checkpoints, newest_checkpoint
 from megarl.checkpoint.saved import SavedState
 from megarl.config.checkpoint import CheckpointConfig
 from megarl.config.run import RunConfig
+from megarl.controller import checkpoints as module
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.progress import RunProgress
@@ -186,6 +190,91 @@ def test_a_run_that_is_asked_to_stop_is_saved_first(tmp_path: Path) -> None:
     assert steps_below(tmp_path) == [2]
     assert [progress.step for progress in recorder.reached] == [1, 2]
     assert recorder.calls[-3:] == ["copy .step-000002.partial", "commit 2", "written .step-000002.partial"]
+
+
+@pytest.mark.parametrize("moment", ["copy", "write"])
+def test_a_stop_that_is_asked_for_during_a_save_needs_no_other_step(moment: str, tmp_path: Path) -> None:
+    """While the state is copied no step is under way; once the next one has begun it is finished, and saved."""
+    stop = StopRequest()
+
+    class Saving(Recorder):
+        async def stage_checkpoint(self, path: str) -> None:
+            if moment == "copy":
+                assert stop.ask("SIGTERM", to_save=False)
+            await super().stage_checkpoint(path)
+
+        async def finish_checkpoint(self) -> SavedState:
+            if moment == "write" and "000001" in str(self._saved_to):
+                while self.calls.count("generate") < 2:
+                    await asyncio.sleep(0.01)
+                for _ in range(2):
+                    assert stop.ask("SIGTERM", to_save=False)
+            return await super().finish_checkpoint()
+
+        async def publish_weights(self, version: int) -> Any:
+            while moment == "write" and version == 2 and stop.reason is None:
+                await asyncio.sleep(0.01)
+            return await super().publish_weights(version)
+
+    step = {"copy": 1, "write": 2}[moment]
+    recorder = Saving()
+    with pytest.raises(RunStoppedError) as caught:
+        run(configure(every_steps=1), recorder, tmp_path, stop=stop)
+    path = tmp_path / f"step-{step:06d}"
+    assert str(caught.value) == f"SIGTERM: stopped after step {step}, saved in {path}"
+    assert [progress.step for progress in recorder.reached] == list(range(1, step + 1))
+    assert steps_below(tmp_path)[-1] == step
+
+
+def test_a_save_for_which_there_is_no_room_is_not_begun(tmp_path: Path) -> None:
+    """A disk that a save fills up takes the rows, rollouts and state.json of the next step no more."""
+    with tmpfs(tmp_path / "disk", size="400k") as disk:
+
+        class Large(Recorder):
+            async def finish_checkpoint(self) -> SavedState:
+                saved = await super().finish_checkpoint()
+                large = write_file(self._saved_to / "__1_0.distcp", bytes(200 << 10))
+                return replace(saved, files=saved.files | {"__1_0.distcp": large})
+
+        recorder = Large()
+        run(configure(every_steps=1, steps=2), recorder, disk)
+        (warning,) = recorder.warnings
+        assert "step 2 is not saved: " in warning
+        assert "step-000002: 0.0 GB are to be written and 0.0 GB are free; free some, or write to another" in warning
+        assert [call for call in recorder.calls if call.startswith("copy")] == ["copy .step-000001.partial"]
+        assert [path.name for path in disk.iterdir()] == ["step-000001"]
+
+
+def test_a_failed_save_whose_directory_cannot_even_be_looked_at_costs_the_save_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(Recorder):
+        async def finish_checkpoint(self) -> SavedState:
+            raise CheckpointError("no disk")
+
+    def fail(_: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(module, "newest_checkpoint", fail)
+    recorder = Failing()
+    run(configure(every_steps=2), recorder, tmp_path)
+    assert recorder.warnings == [
+        f"step {step} is not saved: no disk\nThe run goes on; what was saved before cannot be looked at "
+        "([Errno 116] Stale file handle)"
+        for step in (2, 4)
+    ]
+
+
+def test_a_clock_that_is_set_back_during_a_save_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Back(Recorder):
+        async def finish_checkpoint(self) -> SavedState:
+            monkeypatch.setattr(time, "time", lambda: 1.0)
+            return await super().finish_checkpoint()
+
+    recorder = Back()
+    run(configure(every_steps=1, keep_last=1), recorder, tmp_path)
+    assert len(recorder.notes) == 4
+    assert steps_below(tmp_path) == [4]
 
 
 def test_a_stop_whose_save_fails_says_so(tmp_path: Path) -> None:

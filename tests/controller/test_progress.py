@@ -4,13 +4,15 @@ import json
 import math
 import pickle
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megarl.config.auxiliary import ControllersConfig
 from megarl.config.run import RunConfig
 from megarl.controller.progress import RunProgress
 from megarl.objective.tokens import Controls
@@ -181,6 +183,66 @@ def test_the_objectives_of_this_file_remember() -> None:
     generations = [picture["metrics"]["sampler/generations"] for picture in histories.pictures()]
     assert len(set(generations)) > 1
     assert "control/flexec_raising" in to_values(straight_of("controllers").records[-1].metrics)
+
+
+def test_every_controller_is_on_in_one_of_them() -> None:
+    """One that is new belongs into `OBJECTIVES`, or nothing shows that its state is kept."""
+    on = {name for objective in OBJECTIVES for name in configure(objective).objective.controllers.on}
+    assert on == set(ControllersConfig.model_fields)
+
+
+def numbers_in(state: Any, *path: str | int) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """(path, value) of whatever in a state has no parts."""
+    match state:
+        case dict():
+            for key, value in state.items():
+                yield from numbers_in(value, *path, key)
+        case list():
+            for place, value in enumerate(state):
+                yield from numbers_in(value, *path, place)
+        case _:
+            yield path, state
+
+
+def changed(progress: RunProgress, path: tuple[str | int, ...], value: Any) -> RunProgress:
+    """The same with another value there."""
+    other = {str: "other", bool: not value, int: 1, float: 0.25}[type(value)]
+    owners = json.loads(json.dumps(progress.owners))
+    at = owners
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = other if type(value) in (str, bool) else value + other
+    return replace(progress, owners=owners)
+
+
+@pytest.mark.parametrize(
+    ("objective", "idle"),
+    [("histories", {"raising", "reference_resets"}), ("controllers", set()), ("targets", {"raising"})],
+)
+def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str]) -> None:
+    """Each is refused, or leads the run another way from one step at least: none is kept in vain, or kept and not
+    given back. idle: what no part of this objective reads."""
+    # Groups of four, whose means are not all the same.
+    config = make_config(OBJECTIVES[objective], steps=STEPS, samples_per_prompt=4, mini_batch_responses=4)
+    run(config, straight := Living())
+    kept, noticed = set(), set()
+    for stop in (2, 4):
+        progress = straight.reached[stop - 1]
+        for path, value in numbers_in({name: state for name, state in progress.owners.items() if name != "reporter"}):
+            name = str(path[1] if path[0] != "history" else path[2])  # path[1] is the problem
+            kept.add(name)
+            if name in noticed:
+                continue
+            second = Living(updates=2 * stop)
+            try:
+                run(config, second, progress=changed(progress, path, value))
+            except ValueError:
+                noticed.add(name)
+            else:
+                if second.pictures() != straight.pictures()[stop:]:
+                    noticed.add(name)
+    assert kept - noticed == idle
+    assert len(kept) == {"histories": 13}.get(objective, 10)
 
 
 def straight_of(objective: str) -> Living:

@@ -260,3 +260,14 @@ def test_the_digest_is_of_what_the_model_and_the_verifier_see(tmp_path: Path, to
         digest(rows, instruction="Think."),
     ]
     assert len({first, *changed}) == 7
+
+
+def test_the_digest_is_of_worked_answers_too(tmp_path: Path, tokenizer: Any) -> None:
+    """The guided loss learns from them; the verifier reads their last line alone."""
+
+    def digest(answer: str) -> str:
+        rows = [{"question": "1 + 1", "answer": answer}]
+        return load(write_jsonl(tmp_path / "rows.jsonl", rows), "gsm8k", tokenizer).digest
+
+    assert digest("It is 2.\n#### 2") != digest("One and one is 2.\n#### 2")
+    assert digest("It is 2.\n#### 2") == digest("It is 2.\n#### 2")

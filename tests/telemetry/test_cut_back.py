@@ -2,10 +2,13 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megarl.telemetry import cut_back as module
 from megarl.telemetry.cut_back import cut_back, cut_rows, find_gaps
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import JsonlSink, build_sinks, build_update_sinks, read_metrics
@@ -77,6 +80,77 @@ def test_a_row_that_was_cut_in_half_goes_with_what_follows_it(tmp_path: Path) ->
     assert list(cut_rows(path, step=5)) == []
 
 
+def test_a_last_row_that_lacks_only_its_end_is_a_row(tmp_path: Path) -> None:
+    """An editor leaves such. It stays where it is of a finished step, as a line."""
+    path = tmp_path / "metrics.jsonl"
+    rows = b'{"step": 1, "x": 1.0}\n{"step": 2, "x": 2.0}'
+    path.write_bytes(rows)
+    assert list(cut_rows(path, step=2)) == []
+    assert path.read_bytes() == rows + b"\n"
+    path.write_bytes(rows)
+    assert list(cut_rows(path, step=1)) == ["metrics.jsonl: 1 rows beyond step 1"]
+    assert path.read_bytes() == b'{"step": 1, "x": 1.0}\n'
+
+
+def test_rows_are_told_by_their_step_however_they_are_written(tmp_path: Path) -> None:
+    """As jq writes them, and with the step in another place."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step":1,"x":1}\nno row\n{"x": 2, "step": 2}\n{"step":3,"x":3}\n{"step": 2, "x": 4}\n')
+    assert list(cut_rows(path, step=2)) == ["metrics.jsonl: 2 rows beyond step 2"]
+    assert path.read_bytes() == b'{"step":1,"x":1}\nno row\n{"x": 2, "step": 2}\n'
+
+
+def test_a_link_goes_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.safetensors").write_text("weights")
+    (run.exports / "step-000003").symlink_to(elsewhere)
+    assert "hf/step-000003" in cut_back(run, step=2)
+    assert list(run.exports.iterdir()) == []
+    assert [path.name for path in elsewhere.iterdir()] == ["model.safetensors"]
+
+
+def test_a_cut_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after any of its changes: what is left is what one cut leaves."""
+    changes = ("_truncate", "remove_tree", "write_timeline")
+    whole = make_run(tmp_path / "whole")
+    made = cut_back(whole, step=1)
+    expected = contents(whole)
+    for killed_after in range(len(made) + 1):
+        run = make_run(tmp_path / str(killed_after))
+        done = []
+
+        def counted(change: Any, done: list[int] = done, limit: int = killed_after) -> Any:
+            def make(*arguments: Any) -> None:
+                if len(done) == limit:
+                    raise KeyboardInterrupt
+                done.append(1)
+                change(*arguments)
+
+            return make
+
+        with monkeypatch.context() as patched:
+            for name in changes:
+                patched.setattr(module, name, counted(getattr(module, name)))
+            with suppress(KeyboardInterrupt):
+                cut_back(run, step=1)
+        assert len(done) == killed_after
+        cut_back(run, step=1)
+        assert contents(run) == expected
+
+
+def contents(run: RunDirectory) -> dict[str, Any]:
+    """What is in the files that are cut, without times."""
+    events = [(event["name"], event.get("args")) for event in read_timeline(run.timeline_path)]
+    kept = [
+        [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        for path in (run.metrics_path, run.updates_path)
+    ]
+    folders = [sorted(path.name for path in folder.iterdir()) for folder in (run.rollouts, run.exports)]
+    return {"events": events, "rows": kept, "folders": folders}
+
+
 def test_files_that_are_not_there_are_not_missed(tmp_path: Path) -> None:
     run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
     assert cut_back(run, step=3) == []
@@ -129,6 +203,18 @@ def test_tensorboard_goes_on_without_a_gap_or_a_doubled_step(tmp_path: Path) -> 
     cut_back(run, step=1)
     assert [path.name for path in run.tensorboard.iterdir()] == [first.name]
     assert [row["step"] for row in read_metrics(run.metrics_path)] == [1]
+
+
+@pytest.mark.parametrize("damage", [bytes(40), b"\x05\0\0\0\0\0\0\0crc!\xff\xff\xff\xff\xffcrc!", b"\xff" * 40])
+def test_what_is_no_event_ends_a_file_of_tensorboard(damage: bytes, tmp_path: Path) -> None:
+    """As a machine that lost its power leaves it."""
+    pytest.importorskip("tensorboard")
+    run = make_run(tmp_path, tensorboard=True)
+    (file,) = run.tensorboard.iterdir()
+    was = file.read_bytes()
+    file.write_bytes(was + damage)
+    assert f"tensorboard/{file.name}: {len(damage)} bytes beyond step 3" in cut_back(run, step=3)
+    assert file.read_bytes() == was
 
 
 def test_a_tensorboard_that_is_open_forgets_what_was_cut(tmp_path: Path) -> None:

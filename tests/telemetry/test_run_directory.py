@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_a_run_goes_on_in_its_own_directory(tmp_path: Path) -> None:
     other = RunDirectory.create(config, source=None, verb="train")
     was = run.config_path.read_text()
     state = RunState(status="running", step=4, progress={"step": 4})
-    run.go_on(config, state=state)
+    run.go_on(config, before=config, state=state)
     assert run.read_state() == state
     assert run.standing() == ("running", None)
     assert run.driver() == ProcessMark.of(os.getpid())
@@ -189,11 +190,12 @@ def test_a_configuration_that_held_up_to_a_step_is_kept(tmp_path: Path) -> None:
     configs = [make_config(tmp_path, train={"steps": steps}) for steps in (10, 20, 30)]
     run = RunDirectory.create(configs[0], source=None, verb="train")
     state = RunState(status="running", step=4)
-    run.go_on(configs[1], state=state, changes=["train.steps: 10 -> 20"], sources=[tmp_path / "b.toml"])
+    changes = ["train.steps: 10 -> 20"]
+    run.go_on(configs[1], before=configs[0], state=state, changes=changes, sources=[tmp_path / "b.toml"])
     assert load_config(run.config_path) == configs[1]
     assert load_config(run.path / "config.step-000004.toml") == configs[0]
     # It died before the next checkpoint: no step was made under the second one.
-    run.go_on(configs[2], state=state)
+    run.go_on(configs[2], before=configs[0], state=state)
     assert load_config(run.config_path) == configs[2]
     assert load_config(run.path / "config.step-000004.toml") == configs[0]
     went_on = run.read_versions()["went_on"]
@@ -204,6 +206,59 @@ def test_a_configuration_that_held_up_to_a_step_is_kept(tmp_path: Path) -> None:
 def test_a_run_that_starts_over_has_no_earlier_configuration(tmp_path: Path) -> None:
     run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
     shutil.rmtree(run.rollouts)
-    run.go_on(make_config(tmp_path, train={"steps": 20}), state=RunState(status="running"))
+    config = make_config(tmp_path, train={"steps": 20})
+    run.go_on(config, before=load_config(run.config_path), state=RunState(status="running"))
     assert [entry.name for entry in run.path.glob("config.*")] == ["config.toml"]
     assert run.rollouts.is_dir()
+
+
+def test_what_is_kept_held_up_to_its_step(tmp_path: Path) -> None:
+    """Also where the run goes on from an earlier checkpoint than the last time."""
+    first, second = (make_config(tmp_path, train={"steps": steps}) for steps in (10, 20))
+    run = RunDirectory.create(first, source=None, verb="train")
+    run.go_on(second, before=first, state=RunState(status="running", step=12))
+    run.go_on(second, before=first, state=RunState(status="running", step=8))
+    assert [entry.name for entry in run.path.glob("config.step-*")] == ["config.step-000008.toml"]
+    assert load_config(run.path / "config.step-000008.toml") == first
+    run.go_on(second, before=second, state=RunState(status="running", step=14))
+    run.go_on(first, before=first, state=RunState(status="running", step=4))
+    assert list(run.path.glob("config.step-*")) == []
+    assert load_config(run.config_path) == first
+
+
+def test_a_process_that_was_killed_while_it_moved_latest_is_no_hindrance(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    run = RunDirectory.create(config, source=None, verb="train")
+    (tmp_path / f".latest.{run.path.name}.partial").symlink_to(run.path.name)
+    RunDirectory.create(config, source=None, verb="train")
+    run.go_on(config, before=config, state=RunState(status="running", step=1))
+    assert RunDirectory.open(tmp_path / "latest").path == run.path
+    assert not list(tmp_path.glob(".latest*"))
+
+
+def test_a_run_goes_on_where_latest_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    run = RunDirectory.create(config, source=None, verb="train")
+
+    def refuse(self: Path, target: str) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    run.go_on(config, before=config, state=RunState(status="running", step=1))
+    assert f"{tmp_path / 'latest'} is left as it is: Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "\0\0\0", "[]", "{}", '{"step": 3'])
+def test_a_damaged_file_of_its_own_is_named(content: str, tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    for path, read, key in (
+        (run.state_path, run.read_state, "status"),
+        (run.state_path, run.driver, "status"),
+        (run.versions_path, run.read_versions, "verb"),
+    ):
+        path.write_text(content)
+        said = f'{path} is damaged: expected a JSON object with a "{key}", found '
+        with pytest.raises(ValueError, match=re.escape(said)):
+            read()

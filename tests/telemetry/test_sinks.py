@@ -16,7 +16,7 @@ import pytest
 
 from megarl.config.base import ConfigError
 from megarl.telemetry.run_directory import RunDirectory
-from megarl.telemetry.sinks import JsonlSink, Sinks, build_sinks, read_metrics
+from megarl.telemetry.sinks import JsonlSink, Sinks, WandbSink, build_sinks, read_metrics
 from tests.telemetry.runs import make_config
 
 
@@ -257,6 +257,24 @@ def wandb_rows(log: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
+def test_a_damaged_row_is_not_sent_again_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps no run from going on."""
+    sent = []
+
+    class Told(WandbSink):
+        def __init__(self) -> None: ...
+
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            sent.append((step, dict(values)))
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "timestamp": 1.5, "x": null}\n{"step": 2, "x\n{"step": 3, "x": 3.0}\n')
+    Told()._log_again(path, 3)
+    assert [step for step, _ in sent] == [1, 3]
+    assert math.isnan(sent[0][1]["x"])
+    assert f"{path}, line 2 is not sent: expected a JSON object" in caplog.text
+
+
 def test_wandb_offline_has_the_whole_run_in_one_file(tmp_path: Path) -> None:
     """Its steps after it went on twice, without a gap or a doubled one, and under its own id."""
     pytest.importorskip("wandb")

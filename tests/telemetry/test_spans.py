@@ -81,6 +81,42 @@ def test_a_resumed_run_continues_its_timeline(tmp_path: Path, ending: str) -> No
     assert os.listdir(tmp_path) == ["timeline.json"]
 
 
+def test_a_disk_that_takes_no_more_costs_spans_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    spans = Spans()
+    spans._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115  (its owner closes it)
+    with spans.measure("generate"), spans.measure("update"):
+        pass
+    assert sorted(spans.collect()) == ["timing_s/generate", "timing_s/update"]
+    spans.close()
+    (said,) = caplog.messages
+    assert said.startswith("/dev/full takes no more ([Errno 28] No space left on device); THE RUN GOES ON")
+
+
+def test_a_clock_that_is_set_back_bends_no_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "timeline.json"
+    with Spans(path) as spans:
+        start_s = spans.now_s()
+        assert abs(start_s - time.time()) < 60
+        monkeypatch.setattr(time, "time", lambda: start_s - 3600.0)
+        spans.record("save", start_s=start_s, end_s=spans.now_s(), lane="checkpoint")
+    assert [event["dur"] >= 0 for event in read_timeline(path) if event["name"] == "save"] == [True]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b'{"name": "upd\n', b"\xff\xfe\n", b"17,\n", b'{"ph": "X"},\n'])
+def test_a_damaged_line_costs_its_event(damage: bytes, tmp_path: Path) -> None:
+    """A machine that lost its power leaves such."""
+    path = tmp_path / "timeline.json"
+    for name in ("generate", "publish"):
+        with Spans(path) as spans, spans.measure(name):
+            pass
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if b"publish" in line)
+    path.write_bytes(b"".join([*lines[:at], damage, *lines[at:]]))
+    assert [event["name"] for event in read_timeline(path) if event["ph"] == "X"] == ["generate", "publish"]
+    Spans(path).close()
+    json.loads(path.read_text())
+
+
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"traceEvents": []}')
     with pytest.raises(ValueError, match="is no megarl timeline"):
