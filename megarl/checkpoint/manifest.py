@@ -71,7 +71,7 @@ class Manifest:
         """Raises CheckpointError where there is none, or none that this version reads."""
         path = directory / MANIFEST_FILE
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         except FileNotFoundError:
             raise CheckpointError(
                 f"{path} is missing: the checkpoint was never complete, or is none of a run; use another"
@@ -157,6 +157,10 @@ def check_model(manifest: Manifest, shape: ModelShape, directory: str, *, than: 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """Those of the numbers that are."""
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _dump(facts: Mapping[str, Any]) -> str:

@@ -152,6 +152,7 @@ def test_a_flipped_bit_is_found_by_reading(tmp_path: Path) -> None:
         (None, "manifest.json is missing: the checkpoint was never complete, or is none of a run"),
         ("{", "manifest.json cannot be read ("),
         ("[" * 100_000, "manifest.json cannot be read ("),
+        ('{"format": 1, "step": NaN}', "manifest.json cannot be read (NaN is no JSON)"),
         ("[]", "manifest.json has format [], this version of megarl reads 1"),
         ('{"format": 2}', "manifest.json has format 2, this version of megarl reads 1; use the version that wrote it"),
         ('{"format": 1}', "manifest.json: expected the keys ['config', 'config_digest', "),

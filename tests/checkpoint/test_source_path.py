@@ -1,13 +1,13 @@
 """What a path means to `convert`, and what is said of one that means no checkpoint."""
 
-import json
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from megarl.checkpoint.dist_format import METADATA_FILE
 from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.manifest import MANIFEST_FILE
+from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
 from megarl.checkpoint.new_directory import partial_of
 from megarl.checkpoint.source_path import check_apart, find_checkpoint
 from tests.checkpoint.test_run_checkpoint import flip, save
@@ -66,10 +66,10 @@ def test_a_checkpoint_that_is_named_must_be_complete(run: Path) -> None:
 def test_a_small_file_that_changed_is_found_where_it_is(tmp_path: Path) -> None:
     """Of tensors every chunk has its own checksum, which is compared when it is read."""
     path = save_dist(tmp_path, 5)
-    manifest = json.loads((path / MANIFEST_FILE).read_text())
-    manifest["files"]["tokenizer.json"] = manifest["files"][PARTS[0]]
-    (path / MANIFEST_FILE).write_text(json.dumps(manifest))
     (path / "tokenizer.json").write_bytes((path / PARTS[0]).read_bytes())
+    manifest = Manifest.read(path)
+    files = manifest.files | {"tokenizer.json": manifest.files[PARTS[0]]}
+    dataclasses.replace(manifest, files=files).write(path)
     flip(path / PARTS[1])
     find_checkpoint(path)
     flip(path / "tokenizer.json")
