@@ -1,6 +1,6 @@
 """A checkpoint that lost something on the disk is refused by the rank that reads it, with the file and the tensor."""
 
-import json
+import dataclasses
 import os
 import re
 import shutil
@@ -11,7 +11,7 @@ import pytest
 
 from megarl.checkpoint.dist_reader import open_dist_checkpoint
 from megarl.checkpoint.errors import CheckpointError
-from megarl.checkpoint.manifest import MANIFEST_FILE
+from megarl.checkpoint.manifest import MANIFEST_FILE, Manifest
 from megarl.config.run import RunConfig
 from megarl.controller.batching import shard_step
 from megarl.objective.tokens import Controls
@@ -37,9 +37,8 @@ def flip_a_byte(path: Path) -> None:
 
 
 def claim_another_model(path: Path) -> None:
-    manifest = json.loads((path / MANIFEST_FILE).read_text())
-    manifest["model"]["rope_theta"] = 5.0
-    (path / MANIFEST_FILE).write_text(json.dumps(manifest))
+    manifest = Manifest.read(path)
+    dataclasses.replace(manifest, model=manifest.model | {"rope_theta": 5.0}).write(path)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
