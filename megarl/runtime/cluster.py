@@ -30,7 +30,7 @@ from megarl.runtime.node_links import NodeLinks, ask_nodes
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
-from megarl.runtime.workers import BESIDE, LIVENESS, Answering, Worker, WorkerName
+from megarl.runtime.workers import BESIDE, LIVENESS, STACKS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
@@ -243,8 +243,8 @@ def start_worker(
 ) -> Worker[A]:
     """An actor of class `kind`, made with the arguments, marked as the run's. Returns before its process is up.
 
-    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` has a thread, or an event loop, of its
-    own.
+    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` and its `stacks` have a thread, or an
+    event loop, of their own each.
     """
     environment = {"env_vars": {**process_marks(), **env_vars}}
     return Worker(name, _remote(kind).options(**options, runtime_env=environment).remote(*args, **kwargs))
@@ -252,4 +252,4 @@ def start_worker(
 
 @functools.cache
 def _remote(kind: Callable[..., Any]) -> Any:
-    return ray.remote(concurrency_groups={LIVENESS: 1, BESIDE: 1})(kind)
+    return ray.remote(concurrency_groups={LIVENESS: 1, BESIDE: 1, STACKS: 1})(kind)

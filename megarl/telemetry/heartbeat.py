@@ -9,9 +9,9 @@ its last heartbeat stays.
      "processes": [
        {"role": "controller", "rank": 0, "node": "n1", "pid": 4711, "phase": "update", "for_s": 3.2,
         "silent_s": 0.0, "step": 12},
-       {"role": "policy", "rank": 0, "node": "n1", "pid": 4802, "phase": "train_mini_batch", "for_s": 1.1,
+       {"role": "policy", "rank": 0, "node": "n1", "pid": 4802, "phase": "make an update", "for_s": 1.1,
         "silent_s": 4.0, "step": 12},
-       {"role": "rollout", "rank": 0, "node": "", "pid": null, "phase": "setup", "for_s": 9.0, "silent_s": 9.0,
+       {"role": "rollout", "rank": 0, "node": "", "pid": null, "phase": "start", "for_s": 9.0, "silent_s": 9.0,
         "step": 0}]}
 """
 
@@ -27,6 +27,8 @@ from megarl.telemetry.atomic_file import write_text_atomically
 BEAT_S = 5.0
 IDLE = "idle"
 """The phase of a process of which nothing is asked."""
+LOST = "lost"
+"""Of one that does not answer any more and was given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +43,13 @@ class ProcessBeat:
     pid: int | None
     """None before it has answered once."""
     phase: str
-    """Of the driver its phase of the step or of the start-up, several at a time with ", " between; of a worker what it
-    was asked for and has not answered, likewise; or `IDLE`."""
+    """Of the driver its phase of the step or of the start-up, several at a time with ", " between; of a worker what the
+    driver waits for it to do, likewise; or `IDLE`, or `LOST`."""
     for_s: float
-    """Seconds that it had been in that phase."""
+    """Seconds since the first of them began; of an engine that samples, since its last responses came."""
     silent_s: float
-    """Seconds since its process last answered that it lives; since it was started where it has not yet."""
+    """Seconds since its process last answered that it lives, which it is asked every 10 s or, with a short
+    cluster.worker_silence_s, more often; since it was started where it has not yet."""
     step: int
     """The step it works for, from 1; 0 during the start-up."""
 

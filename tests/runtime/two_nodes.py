@@ -23,7 +23,7 @@ from megarl.config.run import RunConfig
 from megarl.runtime import cluster
 from megarl.runtime.cluster import ray_cluster, start_worker
 from megarl.runtime.node_links import ask_nodes
-from megarl.runtime.workers import LIVENESS, Worker, WorkerName
+from megarl.runtime.workers import LIVENESS, TellsStacks, Worker, WorkerName
 from megarl.telemetry.process_mark import ProcessMark
 
 CPUS = (3, 2)
@@ -32,7 +32,7 @@ BLOCKS = ("b2", "b1")
 """Of Slurm's topology, in which the nodes lie."""
 
 
-class Here:
+class Here(TellsStacks):
     """An actor that knows its node."""
 
     @ray.method(concurrency_group=LIVENESS)
