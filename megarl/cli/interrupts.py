@@ -95,6 +95,7 @@ class Interrupts:
     def _limit_stop(self, number: int) -> None:
         """In a thread of its own: what was asked for has an end."""
         if not self._over.wait(self._stop_within_s) and self._count == 0:
+            self._stop.give_up()
             say_at_once(f"\nnot done within {self._stop_within_s:g} s (checkpoint.stop_within_s): stopping at once\n")
             os.kill(os.getpid(), number)
 

@@ -22,6 +22,7 @@ from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
+from megarl.runtime.heart import Heart
 from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, marked_process
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
@@ -50,6 +51,8 @@ class Session:
     reporter: StepReporter
     stop: StopRequest
     """Asked by a signal to end the run after the step under way."""
+    heart: Heart
+    """Knows what every process is doing."""
 
     def say(self, *lines: str) -> None:
         """Lines on what the run works with, on the display and in the log."""
@@ -127,10 +130,10 @@ def _work_to_the_end(
             session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
             for note in filter(None, (describe_kept_weights(config, verb), describe_saves(config, verb))):
                 session.console.note(note)
-            asyncio.run(interrupts.cancellable(work(session)))
+            asyncio.run(interrupts.cancellable(_work_with_heart(session, work)))
         return _Outcome("finished", None, 0)
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        return _Outcome("interrupted", _STOPPED, EXIT_INTERRUPTED)
+    except (asyncio.CancelledError, KeyboardInterrupt) as error:
+        return _Outcome("interrupted", _with_notes(_STOPPED, error), EXIT_INTERRUPTED)
     except RunStoppedError as error:
         return _Outcome("interrupted", str(error), EXIT_INTERRUPTED)
     except ConfigError as error:
@@ -141,7 +144,16 @@ def _work_to_the_end(
         text = str(error)
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             text = describe_write_error(error, directory.path)
-        return _Outcome("failed", text or type(error).__name__, EXIT_FAILED)
+        return _Outcome("failed", _with_notes(text or type(error).__name__, error), EXIT_FAILED)
+
+
+async def _work_with_heart(session: Session, work: Work) -> None:
+    async with session.heart.beating():
+        await work(session)
+
+
+def _with_notes(text: str, error: BaseException) -> str:
+    return "\n".join([text, *getattr(error, "__notes__", ())])
 
 
 def describe_kept_weights(config: RunConfig, verb: str) -> str | None:
@@ -196,7 +208,8 @@ def _open_session(
                 update_sinks=update_sinks,
                 spans=spans,
             )
-            session = Session(config, directory, console, reporter, stop)
+            heart = Heart(directory, spans, steps=steps, overdue=stop.is_overdue)
+            session = Session(config, directory, console, reporter, stop, heart)
             console.note(f"run  {shown_path(directory.path)}")
             session.say(*(resumed.about if resumed else ()), *cut)
             yield session

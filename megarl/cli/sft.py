@@ -40,8 +40,9 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[st
         async with AsyncExitStack() as stack:
             with session.reporter.start_up("ray"):
                 placement = await stack.enter_async_context(ray_cluster(config, num_engines=0))
-            policy = RayPolicyGroup(config, session.directory, placement)
+            policy = RayPolicyGroup(config, session.directory, placement, session.heart.roster)
             stack.callback(policy.stop_watching)
+            await stack.enter_async_context(session.heart.explaining())
             with session.reporter.start_up("policy ranks"):
                 await policy.setup(
                     optimizer=sft.optimizer.scaled(sft.batch_examples), total_updates=sft.steps, reference=False

@@ -67,8 +67,9 @@ def run_train(
         with RewardPool(config.reward, config.data, max_response_tokens=longest, seed=config.train.seed) as scorer:
             await scorer.try_out([data.prompts[index] for index in range(min(_TRIED_PROMPTS, len(data.prompts)))])
             async with _started_ray(session) as placement:
-                policy = RayPolicyGroup(config, session.directory, placement)
-                pool = RayRolloutPool(config, session.directory, placement, stop_token_ids=model.stops.token_ids)
+                roster, stop_token_ids = session.heart.roster, model.stops.token_ids
+                policy = RayPolicyGroup(config, session.directory, placement, roster)
+                pool = RayRolloutPool(config, session.directory, placement, roster, stop_token_ids=stop_token_ids)
                 parts = Parts(
                     policy=policy,
                     pool=pool,
@@ -89,8 +90,9 @@ def run_train(
                 progress = _find_progress(config, parts, resumed, begins=start is not None)
                 try:
                     load = functools.partial(_load, session, policy, reached or start, weights_only=reached is None)
-                    await _start_workers(session, policy, pool, load)
-                    await train(config, parts, progress=progress)
+                    async with session.heart.explaining():
+                        await _start_workers(session, policy, pool, load)
+                        await train(config, parts, progress=progress)
                 finally:
                     policy.stop_watching()
                     # Also after a failure or a signal: killed with Ray, vLLM would leave its files behind.

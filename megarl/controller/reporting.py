@@ -73,10 +73,8 @@ class StepReporter:
     @contextmanager
     def start_up(self, what: str) -> Iterator[None]:
         """A part of the start-up: shown, its seconds printed, drawn in the timeline on a lane of its own."""
-        start_s = self.spans.now_s()
-        with self._console.phase(what, announce=True):
+        with self._console.phase(what, announce=True), self.spans.draw(what, lane=what):
             yield
-        self.spans.record(what, start_s=start_s, end_s=self.spans.now_s(), lane=what)
 
     def warn(self, text: str) -> None:
         """Something is likely wrong, but the run goes on: on the display, set apart, and in the log."""

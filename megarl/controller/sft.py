@@ -31,7 +31,7 @@ async def fine_tune(
     if progress is not None:
         progress.restore(owners, steps=sft.steps)
     for step in range(1 if progress is None else progress.step + 1, sft.steps + 1):
-        with reporter.spans.measure("step"):
+        with reporter.spans.measure("step", step=step):
             samples = [as_sample(pairs[index]) for index in sampler.next_batch()]
             answer_tokens = sum(len(sample.response) for sample in samples)
             shards = shard_mini_batch(samples, [1.0 / answer_tokens] * len(samples), config, first_id=0)

@@ -15,6 +15,7 @@ class StopRequest:
         self._heard = threading.Event()
         self._reason: str | None = None
         self._always = False
+        self._overdue = threading.Event()
 
     def listen(self, *, saves: bool) -> None:
         """From now on there are steps to stop after. saves: whether the run saves itself without being asked to."""
@@ -28,6 +29,14 @@ class StopRequest:
             return False
         self._reason = self._reason or reason
         return True
+
+    def give_up(self) -> None:
+        """The step has not ended within its limit."""
+        self._overdue.set()
+
+    def is_overdue(self) -> bool:
+        """Whether it was given up that the run ends by itself."""
+        return self._overdue.is_set()
 
     @property
     def reason(self) -> str | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from megarl.config.run import RunConfig
 from megarl.parallel.grid import RankGrid
-from megarl.planning.placement import Node, PlacementPlan, Workers, plan_placement
+from megarl.planning.placement import PlacementPlan, plan_placement
+from megarl.planning.resources import Node, Workers
 from megarl.reshard.topology import Topology
 
 
@@ -35,27 +36,34 @@ class PlacedRun:
         )
 
     def find_problems(self) -> Iterator[str]:
-        """A tensor group on several nodes, as `megarl train` refuses it, and more nodes than there are."""
-        per_node = self.config.cluster.gpus_per_node
-        if (text := self.placement.describe_divided(self.nodes)) is not None:
+        """A tensor group that no node holds, and more nodes than there are."""
+        per_node, tensor = self.config.cluster.gpus_per_node, self.config.parallel.tensor
+        if tensor > per_node:
             yield (
-                f"parallel.tensor {self.placement.tensor}: {text} of {per_node} GPUs; choose a divisor of "
-                f"cluster.gpus_per_node {per_node}"
+                f"parallel.tensor {tensor} is larger than cluster.gpus_per_node {per_node}: a tensor-parallel group "
+                "lies on one node. Where NVLink goes from node to node, plan with cluster.gpus_per_node = the GPUs of "
+                "an NVLink domain; a run finds out itself"
             )
         if self.num_nodes > self.config.cluster.nodes:
             yield (
-                f"policy and engines take {self.num_nodes} nodes of {per_node} GPUs, since an engine of rollout.tensor "
-                f"{self.config.rollout.tensor} lies on one node, but cluster.nodes is {self.config.cluster.nodes}; "
-                "raise it, or choose a policy that leaves whole engines free"
+                f"policy and engines take {self.num_nodes} nodes of {per_node} GPUs, since a tensor group of "
+                f"parallel.tensor {tensor} and an engine of rollout.tensor {self.config.rollout.tensor} lie on one "
+                f"node each, but cluster.nodes is {self.config.cluster.nodes}; raise it, or choose a policy that "
+                "leaves whole engines free"
             )
 
 
 def place_run(config: RunConfig) -> PlacedRun:
     """Place a configuration, on however many nodes it takes; `find_problems` says what is wrong with that."""
-    per_node, rollout = config.cluster.gpus_per_node, config.rollout
-    count = math.ceil(config.parallel.world_size / per_node)
+    per_node, parallel, rollout = config.cluster.gpus_per_node, config.parallel, config.rollout
+    groups_per_node = per_node // parallel.tensor
+    if groups_per_node:
+        count = math.ceil(parallel.world_size // parallel.tensor / groups_per_node)
+    else:
+        count = math.ceil(parallel.world_size / per_node)
     count += math.ceil(rollout.engines / (per_node // rollout.tensor))
-    nodes = tuple(Node(str(index), {"CPU": per_node, "GPU": per_node}) for index in range(count))
+    domain = "" if groups_per_node else "all"  # a plan to count nodes by, whose problem is told
+    nodes = tuple(Node(str(index), {"CPU": per_node, "GPU": per_node}, domain=domain) for index in range(count))
     workers = Workers.of(config, engines=rollout.engines, on_gpu=True)
     return PlacedRun(config, nodes, plan_placement(nodes, workers))
 

@@ -1,75 +1,18 @@
 """Which node every worker of a run gets, decided before anything is reserved. Needs no Ray: `megarl plan` asks it too.
 
-Invariants: policy ranks are numbered node after node, each node being filled before the next, so that neighbours share
-one; an engine lies on one node; no node gives more than it has.
+Invariants: a tensor-parallel group of the policy lies on one node or, where none has room for it, in one NVLink domain;
+an engine lies on one node; policy ranks are numbered node after node, so that pipeline stages and replicas are what
+lies on different nodes; no node gives more than it has; the same nodes and workers give the same plan.
 """
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Self
+from typing import Any
 
-from megarl.config.base import ConfigError
-from megarl.config.run import RunConfig
-
-
-class ShortageError(ConfigError):
-    """The nodes do not hold the workers."""
-
-
-Resources = Mapping[str, float]
-"""Ray's names of what a worker needs and a node has -> how much: "CPU", "GPU"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A machine, and what of it is free."""
-
-    name: str
-    """For messages."""
-    free: Resources
-    ray_id: str = ""
-    """Ray's name of it, where it is of a cluster."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workers:
-    """The workers of a run."""
-
-    ranks: int
-    """Policy ranks."""
-    tensor: int
-    """Neighbouring policy ranks that must share a node."""
-    engines: int
-    engine_tensor: int
-    """Tensor ranks of an engine, which share a node."""
-    on_gpu: bool
-    """Without, a policy rank or an engine is one logical CPU, however many cores there are: they take turns."""
-
-    @classmethod
-    def of(cls, config: RunConfig, *, engines: int, on_gpu: bool) -> Self:
-        """The workers of a configuration, with so many engines."""
-        parallel = config.parallel
-        return cls(
-            ranks=parallel.world_size,
-            tensor=parallel.tensor,
-            engines=engines,
-            engine_tensor=config.rollout.tensor,
-            on_gpu=on_gpu,
-        )
-
-    @property
-    def rank_needs(self) -> dict[str, float]:
-        """Of one policy rank."""
-        return {"CPU": 1.0, "GPU": 1.0} if self.on_gpu else {"CPU": 1.0}
-
-    @property
-    def engine_needs(self) -> dict[str, float]:
-        """Of one engine."""
-        return {"CPU": 1.0, "GPU": float(self.engine_tensor)} if self.on_gpu else {"CPU": 1.0}
-
-    def __str__(self) -> str:
-        return f"{self.ranks} policy ranks and {self.engines} engines of {self.engine_tensor}"
+from megarl.planning.packing import Bin, pack
+from megarl.planning.resources import Node, Resources, Workers, room
+from megarl.planning.shortage import ScatteredError, ShortageError, describe_shortage, holds_all
 
 
 @dataclass(frozen=True)
@@ -78,23 +21,6 @@ class PlacementPlan:
 
     rank_nodes: tuple[int, ...]
     engine_nodes: tuple[int, ...]
-    tensor: int
-
-    @cached_property
-    def divided(self) -> range | None:
-        """The first tensor-parallel group, as its policy ranks, that does not lie on one node."""
-        groups = (range(first, first + self.tensor) for first in range(0, len(self.rank_nodes), self.tensor))
-        return next((group for group in groups if len({self.rank_nodes[rank] for rank in group}) > 1), None)
-
-    def describe_divided(self, nodes: Sequence[Node]) -> str | None:
-        """What is wrong with that group, for a message that goes on with what to change."""
-        if self.divided is None:
-            return None
-        ranks = self.divided[0], self.divided[-1]
-        first, last = (nodes[self.rank_nodes[rank]].name for rank in ranks)
-        return (
-            f"policy ranks {ranks[0]} to {ranks[1]} are one tensor-parallel group and lie on nodes {first} and {last}"
-        )
 
     @property
     def num_nodes(self) -> int:
@@ -102,53 +28,60 @@ class PlacementPlan:
         return max(*self.rank_nodes, *self.engine_nodes, 0) + 1
 
 
+def by_topology(nodes: Iterable[Node]) -> list[Node]:
+    """Neighbours in the network beside each other, those of an NVLink domain together; then by name, in which n2 comes
+    before n10."""
+
+    def place(node: Node) -> tuple[Any, ...]:
+        return tuple(map(_natural, node.switches)), _natural(node.domain), _natural(node.name), node.ray_id
+
+    return sorted(nodes, key=place)
+
+
 def plan_placement(nodes: Sequence[Node], workers: Workers) -> PlacementPlan:
-    """Fill the nodes in the order given, those first on which policy ranks fill whole tensor groups; the policy, then
-    the engines. Where that leaves no room, or divides a tensor group, the smallest nodes first, then the largest.
+    """Fill nodes with whole tensor groups of the policy, node after node, then with engines: in the order given, those
+    first that tensor groups fill; or the smallest, or the largest of them first where the policy lies on fewer nodes
+    then. Where none of that leaves room for all: as many groups on the first nodes as leave room for all. Only where
+    groups do not fit so they lie on several nodes of an NVLink domain.
 
-    Where a tensor group is divided in any case the plan's `divided` says so, for the caller to refuse it in its own
-    words. ShortageError, with what is needed and what is there, where the nodes do not hold the workers.
+    ShortageError, which says what is missing where, if there is no plan with these rules; ScatteredError if it is not
+    the amount.
     """
-    best: PlacementPlan | None = None
-    for order in _orders(nodes, workers):
-        plan = _fill(nodes, workers, order)
-        if plan is not None and plan.divided is None:
+    filled = [plan for order in _orders(nodes, workers) if (plan := _fill(nodes, workers, order)) is not None]
+    if filled:
+        return min(filled, key=lambda plan: len(set(plan.rank_nodes)))
+    partitions = list(_partitions(nodes))
+    for parts in partitions:
+        if (plan := _pack(nodes, workers, parts)) is not None:
             return plan
-        best = best or plan
-    if best is None:
-        raise ShortageError(_describe_shortage(nodes, workers))
-    return best
+    kind = ScatteredError if holds_all(nodes, workers) else ShortageError
+    raise kind(describe_shortage(nodes, workers, parts=partitions[-1]))
 
 
-def check_whole_groups(plan: PlacementPlan, nodes: Sequence[Node]) -> None:
-    """ConfigError when tensor-parallel neighbours are not on one node."""
-    if (text := plan.describe_divided(nodes)) is not None:
-        raise ConfigError(
-            f"{text}: a node has room for a number of ranks that parallel.tensor {plan.tensor} does not divide. Give "
-            "the run whole nodes, or choose rollout.engines x tensor so that whole groups fit"
-        )
-
-
-def _orders(nodes: Sequence[Node], workers: Workers) -> Iterator[list[int]]:
-    rooms = [_room(node.free, workers.rank_needs) for node in nodes]
-    for by_size in (0, 1, -1):
-        yield sorted(range(len(nodes)), key=lambda at: (rooms[at] % workers.tensor > 0, by_size * rooms[at]))
+def _orders(nodes: Sequence[Node], workers: Workers) -> Iterator[tuple[int, ...]]:
+    """Without repetitions."""
+    rooms = [room(node.free, workers.rank_needs) for node in nodes]
+    orders = (
+        tuple(sorted(range(len(nodes)), key=lambda at: (rooms[at] % workers.tensor > 0, by_size * rooms[at])))
+        for by_size in (0, 1, -1)
+    )
+    yield from dict.fromkeys(orders)
 
 
 def _fill(nodes: Sequence[Node], workers: Workers, order: Sequence[int]) -> PlacementPlan | None:
     left = [dict(node.free) for node in nodes]
-    ranks = _take(left, order, workers.rank_needs, workers.ranks)
+    groups = _take(left, order, workers.group_needs, workers.groups)
     engines = _take(left, order, workers.engine_needs, workers.engines)
-    if len(ranks) < workers.ranks or len(engines) < workers.engines:
+    if len(groups) < workers.groups or len(engines) < workers.engines:
         return None
-    return PlacementPlan(tuple(ranks), tuple(engines), workers.tensor)
+    return PlacementPlan(tuple(at for at in groups for _ in range(workers.tensor)), tuple(engines))
 
 
 def _take(left: Sequence[MutableMapping[str, float]], order: Sequence[int], need: Resources, count: int) -> list[int]:
-    """The nodes of up to `count` workers of one kind, node after node; what they need goes from what is left."""
+    """The nodes of up to `count` of one kind, node after node; what they need goes from what is left."""
     taken: list[int] = []
     for at in order:
-        here = min(_room(left[at], need), count - len(taken))
+        here = min(room(left[at], need), count - len(taken))
         for kind, amount in need.items():
             left[at][kind] = left[at].get(kind, 0.0) - here * amount
         taken += [at] * here
@@ -157,21 +90,24 @@ def _take(left: Sequence[MutableMapping[str, float]], order: Sequence[int], need
     return taken
 
 
-def _room(free: Resources, need: Resources) -> int:
-    """Workers that fit."""
-    return min(int(free.get(kind, 0.0) // amount) for kind, amount in need.items())
+def _partitions(nodes: Sequence[Node]) -> Iterator[list[list[int]]]:
+    """Parts of the cluster in which a tensor group must lie: its nodes, then its NVLink domains where it has any."""
+    yield [[at] for at in range(len(nodes))]
+    domains: dict[str | int, list[int]] = {}
+    for at, node in enumerate(nodes):
+        domains.setdefault(node.domain or at, []).append(at)
+    if len(domains) < len(nodes):
+        yield list(domains.values())
 
 
-def _describe_shortage(nodes: Sequence[Node], workers: Workers) -> str:
-    rank, engine = workers.rank_needs, workers.engine_needs
-    needed = {kind: workers.ranks * rank[kind] + workers.engines * engine[kind] for kind in rank}
-    found = {kind: sum(node.free.get(kind, 0.0) for node in nodes) for kind in rank}
-    return (
-        f"the Ray cluster cannot place {workers}: needed {_list(needed)}, found {_list(found)} free on {len(nodes)} "
-        f"node{'' if len(nodes) == 1 else 's'}; an engine must fit on one node. Add nodes, free them of other jobs, or "
-        "lower parallel.world_size or rollout.engines"
-    )
+def _pack(nodes: Sequence[Node], workers: Workers, parts: Sequence[Sequence[int]]) -> PlacementPlan | None:
+    bins = [
+        Bin.of({at: nodes[at].free for at in part}, rank_needs=workers.rank_needs, engine_needs=workers.engine_needs)
+        for part in parts
+    ]
+    packed = pack(bins, tensor=workers.tensor, groups=workers.groups, engines=workers.engines)
+    return None if packed is None else PlacementPlan(*packed)
 
 
-def _list(resources: Resources) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())
+def _natural(text: str) -> tuple[tuple[str, int], ...]:
+    return tuple((word, int(number or 0)) for word, number in re.findall(r"(\D*)(\d*)", text))

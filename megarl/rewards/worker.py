@@ -29,6 +29,7 @@ from megarl.rewards.messages import (
 from megarl.rewards.user_function import describe_error
 from megarl.rewards.verifiers import Verify, build_answer_check, build_verifier
 from megarl.telemetry.lifeline import be_first_to_die_of_memory, die_with_parent
+from megarl.telemetry.stacks import hear_stack_requests
 
 _GIB = 2**30
 
@@ -37,6 +38,7 @@ def main(data_fd: int, life_fd: int) -> None:
     """Serve until the parent closes `data_fd`; `life_fd` is the read end of a pipe that only the parent holds open."""
     die_with_parent(life_fd)
     be_first_to_die_of_memory()
+    hear_stack_requests()
     os.set_inheritable(data_fd, False)
     connection: Connection[Any, Any] = Connection(data_fd)
     with contextlib.suppress(EOFError):  # the parent closed the socket: done

@@ -4,6 +4,7 @@ Invariant: no process, and no file of theirs in memory, outlives `end` or a fail
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -20,6 +21,7 @@ from megarl.rollout.failures import EngineError, EngineStartError, describe_fail
 from megarl.rollout.processes import ChildProcesses
 from megarl.rollout.progress import EngineProgress
 from megarl.telemetry.leases import Lease
+from megarl.telemetry.stacks import all_stacks, write_stacks
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -29,6 +31,8 @@ T = TypeVar("T")
 EXIT_GRACE_S = 30.0
 _POLL_S = 1.0
 
+_log = logging.getLogger(__name__)
+
 
 class EngineProcess:
     """An `AsyncLLM`, the processes that it started and their log. Breaks `state` when they cannot go on."""
@@ -37,6 +41,9 @@ class EngineProcess:
         """vLLM's log goes to `log_path` (None: a temporary file)."""
         self._config, self._model, self._state = config, model, state
         self._log_path = log_path
+        self._keeps_log = log_path is not None
+        self._stacks = ""
+        """Where they are, of a start that took too long, for the end of a message."""
         self._lease: Lease | None = None
         self._llm: AsyncLLM | None = None
         self._processes: ChildProcesses | None = None
@@ -107,6 +114,7 @@ class EngineProcess:
         deadline = time.monotonic() + self._config.start_timeout_s
         while not building.done():
             if time.monotonic() > deadline:
+                self._stacks = await self._write_stacks()
                 raise TimeoutError
             await asyncio.wait([building], timeout=_POLL_S)
             await asyncio.to_thread(self._find_processes)
@@ -134,7 +142,7 @@ class EngineProcess:
             last = (self.log_text().splitlines() or ["nothing"])[-1]
             return (
                 f"{where} was not ready after rollout.start_timeout_s = {self._config.start_timeout_s:g} s; raise it, "
-                f"or see what it waits for. The last line of its log: {last}"
+                f"or see what it waits for. The last line of its log: {last}{self._stacks}"
             )
         return f"{where} did not start: {describe_failure(error, self.log_text())}"
 
@@ -177,10 +185,23 @@ class EngineProcess:
 
     async def _kill(self, reason: str) -> None:
         """vLLM does not go on: end its processes, stopped ones too. EngineError, always."""
+        reason += await self._write_stacks()
         self._state.fail(reason)
         assert self._processes is not None
         await asyncio.to_thread(self._processes.end, 0.0)
         raise EngineError(reason)
+
+    async def _write_stacks(self) -> str:
+        """Of this process and vLLM's, while they live, beside the log; for the end of a message."""
+        text = await asyncio.to_thread(all_stacks, [asyncio.get_running_loop()])
+        if self._keeps_log:
+            assert self._log_path is not None
+            try:
+                return f". Stacks of its processes: {write_stacks(self._log_path.parent, text, of=self._log_path.stem)}"
+            except OSError as error:
+                _log.warning("the stacks of the engine's processes are not written: %s", error)
+        _log.error("stacks of the engine's processes:\n%s", text)
+        return ""
 
     # end
 

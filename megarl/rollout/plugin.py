@@ -9,12 +9,14 @@ WORKER_EXTENSION = "megarl.rollout.worker_extension.WorkerExtension"
 
 
 def register() -> None:
-    """Register the backend, once per process, and watch the engine's owner where one is named."""
+    """Register the backend, once per process; watch the engine's owner where one is named; tell stacks when asked."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     from megarl.rollout.environment import watch_owner
+    from megarl.telemetry.stacks import hear_stack_requests
 
     watch_owner()
+    hear_stack_requests()
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(
             BACKEND, "megarl.rollout.transfer_engine", "MegarlWeightTransferEngine"

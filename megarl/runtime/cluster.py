@@ -6,9 +6,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,23 +21,20 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.parallel.device import built_for_cuda
-from megarl.planning.placement import (
-    Node,
-    PlacementPlan,
-    ShortageError,
-    Workers,
-    check_whole_groups,
-    plan_placement,
-)
+from megarl.planning.placement import PlacementPlan, by_topology, plan_placement
+from megarl.planning.resources import Node, Workers
+from megarl.planning.shortage import ScatteredError, ShortageError
 from megarl.runtime.closing import undisturbed
 from megarl.runtime.leftovers import process_marks
+from megarl.runtime.node_links import NodeLinks, ask_nodes
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
-from megarl.runtime.workers import BESIDE, LIVENESS, Answering, Worker, WorkerName
+from megarl.runtime.workers import BESIDE, LIVENESS, STACKS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
 
 _PLACEMENT_TIMEOUT_S = 120.0
+_SAY_AFTER_S = 5.0
 _RESERVE_TIMEOUT_S = 30.0
 _POLL_S = 0.2
 _INIT_TIMEOUT_S = 180.0
@@ -102,7 +99,9 @@ async def _start(
 
     try:
         await thread.call(start, timeout_s=_INIT_TIMEOUT_S)
-        reserve = functools.partial(_reserve, config, num_engines=num_engines, given_up=thread.given_up)
+        reserve = functools.partial(
+            _reserve, config, num_engines=num_engines, joined=address is not None, given_up=thread.given_up
+        )
         return await thread.call(reserve, timeout_s=2 * _PLACEMENT_TIMEOUT_S)
     except TimeoutError:
         where = f"the Ray cluster at {address} was not joined" if address else "Ray did not start on this machine"
@@ -153,38 +152,70 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
     return Path(context.address_info["session_dir"])
 
 
-def _reserve(config: RunConfig, *, num_engines: int, given_up: threading.Event) -> Placement:
-    """Reserve what is planned on the nodes as they are, and plan anew while nodes join or other jobs are faster."""
+def _reserve(config: RunConfig, *, num_engines: int, joined: bool, given_up: threading.Event) -> Placement:
+    """Reserve what is planned on the nodes as they are, and plan anew while nodes join or other jobs are faster.
+
+    joined: the cluster was there before and may grow.
+    """
     on_gpu = built_for_cuda() and ray.cluster_resources().get("GPU", 0) > 0
     workers = Workers.of(config, engines=num_engines, on_gpu=on_gpu)
-    deadline = time.monotonic() + _PLACEMENT_TIMEOUT_S
+    started_s = time.monotonic()
+    links: dict[str, NodeLinks] = {}
+    said = False
     while True:
-        free, total = _nodes()
-        with suppress(ShortageError):  # nodes may be about to join
-            check_whole_groups(plan_placement(total, workers), total)
+        free = _find_nodes(links)
+        refuse_impossible(free, workers, expected=config.cluster.nodes, may_grow=joined)
         try:
             plan = plan_placement(free, workers)
-            check_whole_groups(plan, free)
             if group := _place(plan, free, workers, given_up=given_up):
                 return Placement(group, workers)
             problem = ConfigError(f"the Ray cluster had room for {workers}, and other jobs or a lost node took it")
-        except ConfigError as error:
+        except ShortageError as error:
             problem = error
-        if time.monotonic() > deadline or given_up.is_set():
+        waited_s = time.monotonic() - started_s
+        if waited_s > _PLACEMENT_TIMEOUT_S or given_up.is_set():
             raise problem
+        if waited_s > _SAY_AFTER_S and not said:
+            _log.warning("waiting for nodes, for %g s at most: %s", _PLACEMENT_TIMEOUT_S, problem)
+            said = True
         time.sleep(_POLL_S)
 
 
-def _nodes() -> tuple[list[Node], list[Node]]:
-    """The nodes that are up, in the order of their addresses, with what no job has taken and with all they have."""
+def _find_nodes(links: MutableMapping[str, NodeLinks]) -> list[Node]:
+    """The nodes that are up, neighbours in the network beside each other, with what no job has taken.
+
+    links: of the nodes that were asked before, by Ray's name of them; where there are several, new ones are asked.
+    """
     free = available_resources_per_node()
-    alive = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in free]
-    alive.sort(key=lambda node: (node["NodeManagerAddress"], node["NodeID"]))
-    names = [(node["NodeManagerAddress"], node["NodeID"]) for node in alive]
-    return (
-        [Node(address, free[ray_id], ray_id) for address, ray_id in names],
-        [Node(address, node["Resources"], ray_id) for (address, ray_id), node in zip(names, alive, strict=True)],
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["NodeID"] in free}
+    if len(alive) > 1 and (new := alive.keys() - links.keys()):
+        links.update(ask_nodes(sorted(new)))
+    return by_topology(
+        Node(
+            node["NodeManagerAddress"],
+            free[ray_id],
+            ray_id,
+            total=node["Resources"],
+            domain=links.get(ray_id, NodeLinks()).domain,
+            switches=links.get(ray_id, NodeLinks()).switches,
+        )
+        for ray_id, node in alive.items()
     )
+
+
+def refuse_impossible(nodes: Sequence[Node], workers: Workers, *, expected: int, may_grow: bool) -> None:
+    """ShortageError at once where waiting for other jobs would not help, and more nodes are not to come.
+
+    expected: nodes that a cluster which may grow has; when they are there, and have enough in all but not where it is
+    needed together, more of the same are not waited for.
+    """
+    if not nodes:
+        return
+    try:
+        plan_placement([replace(node, free=node.total or node.free) for node in nodes], workers)
+    except ShortageError as error:
+        if not may_grow or (len(nodes) >= expected and isinstance(error, ScatteredError)):
+            raise
 
 
 def _place(
@@ -212,8 +243,8 @@ def start_worker(
 ) -> Worker[A]:
     """An actor of class `kind`, made with the arguments, marked as the run's. Returns before its process is up.
 
-    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` has a thread, or an event loop, of its
-    own.
+    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` and its `stacks` have a thread, or an
+    event loop, of their own each.
     """
     environment = {"env_vars": {**process_marks(), **env_vars}}
     return Worker(name, _remote(kind).options(**options, runtime_env=environment).remote(*args, **kwargs))
@@ -221,4 +252,4 @@ def start_worker(
 
 @functools.cache
 def _remote(kind: Callable[..., Any]) -> Any:
-    return ray.remote(concurrency_groups={LIVENESS: 1, BESIDE: 1})(kind)
+    return ray.remote(concurrency_groups={LIVENESS: 1, BESIDE: 1, STACKS: 1})(kind)

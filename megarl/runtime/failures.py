@@ -50,6 +50,9 @@ async def call(worker: Worker[Any], reference: Awaitable[T], *, doing: str, limi
         WorkerFailed: it raised something else, or was not done within the limit.
     """
     task = asyncio.ensure_future(_translate(worker, reference))
+    worker.asked_to(doing)
+    # Where nobody waits for its answer any more it is still at it.
+    task.add_done_callback(lambda answered: None if answered.cancelled() else worker.has_done(doing))
     try:
         waited: list[asyncio.Future[Any]] = [task, worker.lost]
         await asyncio.wait(waited, timeout=limit.seconds if limit else None, return_when=asyncio.FIRST_COMPLETED)
@@ -74,6 +77,7 @@ async def _translate(worker: Worker[Any], reference: Awaitable[T]) -> T:
             raise TransportError(f"{worker}: {cause}") from None
         raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
+        worker.ended = True
         raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
 
 
@@ -90,7 +94,7 @@ async def call_together(workers: Sequence[Worker[Any]], calls: Iterable[Coroutin
             await asyncio.wait(pending, timeout=BLAME_WAIT_S)
         if _failures(tasks) and not _any_died(tasks):
             silent = [(worker, task) for worker, task in zip(workers, tasks, strict=True) if not task.done()]
-            await asyncio.gather(*(_suspect(worker) for worker, _ in silent))
+            await asyncio.gather(*(_suspect(worker, workers) for worker, _ in silent))
             if lost := [task for worker, task in silent if worker.lost.done()]:
                 await asyncio.wait(lost, timeout=BLAME_WAIT_S)  # their calls hear of it
         if failures := _failures(tasks):
@@ -101,9 +105,10 @@ async def call_together(workers: Sequence[Worker[Any]], calls: Iterable[Coroutin
             task.cancel()
 
 
-async def _suspect(worker: Worker[Any]) -> None:
+async def _suspect(worker: Worker[Any], peers: Sequence[Worker[Any]]) -> None:
     """A peer has failed, and this worker has not said anything."""
     if not await worker.answers(within_s=BLAME_WAIT_S):
+        await worker.tell_stacks(peers)  # while there is a process
         worker.give_up(f"has not answered for {BLAME_WAIT_S:g} s, and another worker failed waiting for it")
 
 

@@ -32,8 +32,9 @@ from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import by_rank, of_reporters
 from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.merging import merge_publish_reports, merge_reports
+from megarl.runtime.roster import Roster
 from megarl.runtime.saving import Outcome, Saving, merge_written, numbers_of, outcome, results
-from megarl.runtime.workers import BESIDE, LIVENESS, Watch, Worker, WorkerName
+from megarl.runtime.workers import BESIDE, LIVENESS, TellsStacks, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
@@ -52,7 +53,7 @@ _SESSION_WAITS = 6
 """Waits for peers in a row, of rollout.publish.timeout_s each, while a session for publications is made."""
 
 
-class PolicyActor:
+class PolicyActor(TellsStacks):
     """Shell of one `MegatronWorker`: cheap to make, heavy in `setup`, no logic of its own.
 
     `answer` has a thread of its own, and so have the methods that wait for a checkpoint beside training; everything
@@ -159,7 +160,7 @@ class PolicyActor:
 class RayPolicyGroup:
     """All policy ranks as one; implements the loop's `PolicyGroup`."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement) -> None:
+    def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement, roster: Roster) -> None:
         self._config = config
         self._grid = RankGrid.of(config.parallel)
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
@@ -167,7 +168,8 @@ class RayPolicyGroup:
 
         def start(rank: int) -> Worker[PolicyActor]:
             name = WorkerName("policy", rank, directory.log_path("policy", rank))
-            return start_worker(name, PolicyActor, placement.policy_rank(rank), threads, config, rank, directory.logs)
+            options = placement.policy_rank(rank)
+            return roster.add(start_worker(name, PolicyActor, options, threads, config, rank, directory.logs))
 
         self._workers = [start(rank) for rank in range(self._grid.world_size)]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)

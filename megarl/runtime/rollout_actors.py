@@ -20,8 +20,9 @@ from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
 from megarl.runtime.failures import Limit, call
 from megarl.runtime.merging import merge_adoptions
+from megarl.runtime.roster import Roster
 from megarl.runtime.streams import in_batches
-from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
+from megarl.runtime.workers import LIVENESS, TellsStacks, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
@@ -38,7 +39,7 @@ _MARGIN_S = 120.0
 """An engine keeps its own limits, and says what it waited for; the call to it waits so much longer."""
 
 
-class RolloutActor:
+class RolloutActor(TellsStacks):
     """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own.
 
     `answer` has an event loop of its own, so that it does not queue behind the requests that Ray holds back; everything
@@ -48,7 +49,6 @@ class RolloutActor:
     def __init__(self, config: RunConfig, index: int, stop_token_ids: tuple[int, ...], logs: Path) -> None:
         redirect_output(logs / f"rollout-{index}.log")
         setup_logging("rollout", index, logs)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._engine = RolloutEngine(
             config=config.rollout,
             model=config.model,
@@ -92,12 +92,20 @@ class RayRolloutPool:
     """All engines as one; implements the loop's `RolloutPool`."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, placement: Placement, *, stop_token_ids: tuple[int, ...]
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        placement: Placement,
+        roster: Roster,
+        *,
+        stop_token_ids: tuple[int, ...],
     ) -> None:
         def start(index: int) -> Worker[RolloutActor]:
             name = WorkerName("rollout", index, directory.log_path("rollout", index))
             options = placement.engine(index)
-            return start_worker(name, RolloutActor, options, {}, config, index, stop_token_ids, directory.logs)
+            return roster.add(
+                start_worker(name, RolloutActor, options, {}, config, index, stop_token_ids, directory.logs)
+            )
 
         self._config = config
         self._workers = [start(index) for index in range(config.rollout.engines)]

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, over
 
 import ray
 
-from megarl.telemetry.process_mark import ProcessMark
+from megarl.telemetry.process_mark import ProcessMark, process_state
+from megarl.telemetry.stacks import all_stacks, stacks_of
 
 _START_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _PAUSE_S = 10.0
+STACKS_WAIT_S = 5.0
 
 LIVENESS = "liveness"
 """Ray's concurrency group of `answer`."""
@@ -24,12 +26,32 @@ LIVENESS = "liveness"
 BESIDE = "beside"
 """Of what a worker waits for while it works on other things, one at a time."""
 
+STACKS = "stacks"
+"""Of `stacks`, which must not wait for an `answer` that does not come."""
+
 
 class Answering(Protocol):
-    """What the class of every actor of the run has: in the concurrency group LIVENESS, so beside other work."""
+    """What the class of every actor of the run has, beside other work: `answer` in the concurrency group LIVENESS, and
+    `stacks`, from `TellsStacks`."""
 
     def answer(self) -> ProcessMark:
         """The mark of its process."""
+
+    def stacks(self, pid: int | None) -> str:
+        """Of its process and those below it; of `pid`, another one on its machine."""
+
+
+class TellsStacks:
+    """A base of every actor's class: its Python stacks can be asked for while it works."""
+
+    _loop: asyncio.AbstractEventLoop | None = None
+    """Where it works, if it works in one."""
+
+    @ray.method(concurrency_group=STACKS)
+    def stacks(self, pid: int | None) -> str:
+        if pid is not None:
+            return stacks_of(pid)
+        return all_stacks([self._loop] if self._loop is not None else [])
 
 
 A = TypeVar("A", bound=Answering)
@@ -58,6 +80,14 @@ class Worker(Generic[A]):
         self.name, self._actor = name, actor
         self.mark: ProcessMark | None = None
         """Of its process; None until it has answered once."""
+        self.heard_s = time.monotonic()
+        """When it last answered, or was started, on this process's monotonic clock."""
+        self.idle_s = self.heard_s
+        """Likewise: since when nothing is asked of it, if nothing is."""
+        self.ended = False
+        """Ray has said that its process is gone."""
+        self._doing: dict[str, float] = {}
+        self._told: str | None = None
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Done with the reason, for a person, when the process does not answer any more."""
 
@@ -104,8 +134,57 @@ class Worker(Generic[A]):
             if silent_s >= within_s and not asked.done():
                 asked.cancel()
                 return False
-        self.mark = asked.result() or self.mark
+        if (mark := asked.result()) is not None:
+            self.mark, self.heard_s = mark, time.monotonic()
         return True
+
+    def asked_to(self, do: str) -> None:
+        """It is at it from now on."""
+        self._doing[do] = time.monotonic()
+
+    def has_done(self, what: str) -> None:
+        """It has answered."""
+        self._doing.pop(what, None)
+        self.idle_s = time.monotonic()
+
+    @property
+    def busy_with(self) -> Mapping[str, float]:
+        """What it was asked to do and has not answered -> since when, on the monotonic clock; the first asked first."""
+        return self._doing
+
+    async def tell_stacks(self, peers: Sequence["Worker[Any]"]) -> str:
+        """Of its process and those below it, or why there are none. One that cannot run Python is asked by a signal,
+        from here or by one of `peers` on its machine. What it told last is kept for when it is killed."""
+        if self.lost.done():
+            return self._told or "it was given up"
+        text = await self._ask_stacks(None)
+        if text is None:
+            text = await self._stacks_from_outside(peers)
+        self._told = text
+        return text
+
+    async def _ask_stacks(self, pid: int | None) -> str | None:
+        """None where no answer comes."""
+        try:
+            return await asyncio.wait_for(_awaited(self.ask(Answering.stacks, pid)), STACKS_WAIT_S)
+        except TimeoutError:
+            return None
+        except ray.exceptions.RayError:
+            return None if pid is not None else "its process is gone"
+
+    async def _stacks_from_outside(self, peers: Sequence["Worker[Any]"]) -> str:
+        if self.mark is None:
+            return "its process never answered"
+        match self.mark.standing():
+            case "dead":
+                return "its process is gone"
+            case "alive":
+                return await asyncio.to_thread(stacks_of, self.mark.pid)
+        where = self.mark.boot, self.mark.namespace
+        beside = (peer for peer in peers if peer is not self and not peer.lost.done() and peer.mark is not None)
+        peer = next((peer for peer in beside if peer.mark and (peer.mark.boot, peer.mark.namespace) == where), None)
+        text = None if peer is None else await peer._ask_stacks(self.mark.pid)
+        return text or f"it does not answer, and nobody else on {self.mark.host} can be asked for its stacks"
 
     def give_up(self, reason: str) -> None:
         """Its process does not answer: everyone who waits for it is told, and it is killed, stopped or not."""
@@ -127,7 +206,8 @@ class Worker(Generic[A]):
                 return f"{where} is gone"
             case "elsewhere":
                 return f"{where} is stopped, or that machine cannot be reached"
-        return f"{where} is {_process_state(self.mark.pid)}"
+        state = process_state(self.mark.pid)
+        return f"{where} is {state}" + (" but answers nothing" if state.startswith("alive") else "")
 
 
 class Watch:
@@ -135,31 +215,27 @@ class Watch:
 
     def __init__(self, workers: Sequence[Worker[Any]], *, silence_s: float) -> None:
         """silence_s: cluster.worker_silence_s; a process that is starting has `_START_TIMEOUT_S` at least."""
-        self._tasks = [asyncio.create_task(_watch(worker, silence_s)) for worker in workers]
+        self._tasks = [asyncio.create_task(_watch(worker, silence_s, workers)) for worker in workers]
 
     def end(self) -> None:
         for task in self._tasks:
             task.cancel()
 
 
-async def _watch(worker: Worker[Any], silence_s: float) -> None:
+async def _watch(worker: Worker[Any], silence_s: float, peers: Sequence[Worker[Any]]) -> None:
     within_s = max(silence_s, _START_TIMEOUT_S)
     while await worker.answers(within_s=within_s):
         if worker.mark is None:
             return  # it died before it had started: the call under way says so
         within_s = silence_s
         await asyncio.sleep(min(_PAUSE_S, silence_s / 4))
+    await worker.tell_stacks(peers)  # while there is a process
     worker.give_up(f"has not answered for {within_s:g} s" + ("" if worker.mark is None else _FIELD))
 
 
 _FIELD = " (cluster.worker_silence_s)"
 
 
-def _process_state(pid: int) -> str:
-    """In words, from /proc."""
-    states = {"T": "stopped (by SIGSTOP)", "t": "stopped by a debugger", "D": "waiting for a device or a file system"}
-    try:
-        letter = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone"
-    return states.get(letter, f"alive (state {letter}) but answers nothing")
+async def _awaited(reference: Awaitable[T]) -> T:
+    """As a coroutine, which Ray's references are not."""
+    return await reference

@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+from megarl.telemetry.stacks import hear_stack_requests
+
 _FORMAT = "%(asctime)s %(levelname)-7s {role}-{rank} %(name)s: %(message)s"
 _LINE_BUFFERED = 1  # _IOLBF of <stdio.h>; the same number in glibc, musl and macOS
 
@@ -70,7 +72,8 @@ def setup_logging(role: str, rank: int, directory: Path) -> Path:
 def redirect_output(path: Path) -> None:
     """Send this process's stdout and stderr, C and C++ code's included, to the end of `path`, line by line.
 
-    Children inherit it. A crash (SIGSEGV, SIGABRT, ...) writes the Python stack of every thread there.
+    Children inherit it. A crash (SIGSEGV, SIGABRT, ...) writes the Python stack of every thread there; without one,
+    they can be asked for (`telemetry.stacks`).
     Irreversible: for worker processes, whose output nobody watches.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,7 @@ def redirect_output(path: Path) -> None:
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     faulthandler.enable(file=2)
+    hear_stack_requests()
 
 
 def tail(path: Path, lines: int = 40) -> str:

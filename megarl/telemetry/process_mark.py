@@ -89,6 +89,13 @@ def parent_of(pid: int) -> int | None:
     return None if fields is None else int(fields[1])
 
 
+def process_state(pid: int) -> str:
+    """What process `pid` does, in words, from /proc."""
+    states = {"T": "stopped (by SIGSTOP)", "t": "stopped by a debugger", "D": "waiting for a device or a file system"}
+    fields = _stat_fields(pid)
+    return "gone" if fields is None else states.get(fields[0], f"alive (state {fields[0]})")
+
+
 def _stat_fields(pid: int) -> list[str] | None:
     """/proc/PID/stat from the state on."""
     try:

@@ -9,6 +9,7 @@
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
     driver.lock     locked by the process that drives the run, as long as that lives (`run_lock`)
+    heartbeat.json  what every process is doing; replaced whole every few seconds (telemetry.heartbeat)
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
     hf/             exported weights, a Hugging Face checkpoint each
@@ -142,6 +143,10 @@ class RunDirectory:
     @property
     def state_path(self) -> Path:
         return self.path / "state.json"
+
+    @property
+    def heartbeat_path(self) -> Path:
+        return self.path / "heartbeat.json"
 
     @property
     def metrics_path(self) -> Path:

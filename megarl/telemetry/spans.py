@@ -5,6 +5,7 @@ bracket is optional by the Trace Event Format, so a killed run leaves a readable
 Times in it are microseconds since the epoch, so that traces of several processes line up. One process writes a file.
 """
 
+import itertools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -24,6 +26,16 @@ _HEAD = "[\n"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSpan:
+    """A block that is being timed."""
+
+    name: str
+    for_s: float
+    """Seconds since it began."""
+    details: dict[str, Any]
+
+
 class Spans:
     """Collects spans; `collect()` empties the step's totals, `close()` ends the file. Safe to use from threads."""
 
@@ -32,6 +44,8 @@ class Spans:
         self._lock = threading.Lock()
         self._total_s: dict[str, float] = {}
         self._lanes: dict[str, int] = {}
+        self._open: dict[int, tuple[str, float, dict[str, Any]]] = {}
+        self._numbers = itertools.count()
         # perf_counter is monotonic; the offset puts it on the epoch once, so a clock adjustment bends no span.
         self._epoch_offset_s = time.time() - time.perf_counter()
         self._file: TextIO | None = None
@@ -50,12 +64,32 @@ class Spans:
         """
         start_s = time.perf_counter()
         try:
+            with self.draw(name, lane=lane, **details):
+                yield
+        finally:
+            with self._lock:
+                self._total_s[name] = self._total_s.get(name, 0.0) + time.perf_counter() - start_s
+
+    @contextmanager
+    def draw(self, name: str, *, lane: str, **details: Any) -> Iterator[None]:
+        """`measure` for what does not count into `timing_s`."""
+        start_s, number = time.perf_counter(), next(self._numbers)
+        with self._lock:
+            self._open[number] = name, start_s, details
+        try:
             yield
         finally:
             end_s = time.perf_counter()
             with self._lock:
-                self._total_s[name] = self._total_s.get(name, 0.0) + end_s - start_s
+                del self._open[number]
                 self._write_span(name, start_s + self._epoch_offset_s, end_s - start_s, lane, details)
+
+    def open(self) -> list[OpenSpan]:
+        """What is being timed now, the first to have begun first."""
+        now_s = time.perf_counter()
+        with self._lock:
+            spans = list(self._open.values())
+        return [OpenSpan(name=name, for_s=now_s - start_s, details=details) for name, start_s, details in spans]
 
     def record(self, name: str, *, start_s: float, end_s: float, lane: str, **details: Any) -> None:
         """Draw a span measured elsewhere, in seconds since the epoch; it does not count into `timing_s`. Here they come

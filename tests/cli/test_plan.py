@@ -257,7 +257,7 @@ def test_options_are_named_as_typed() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"gpus": 12, "tensor": 4, "gpus_per_node": 6}, "policy ranks 4 to 7 are one tensor-parallel group and lie on"),
+        ({"gpus": 8, "tensor": 8, "gpus_per_node": 4}, "parallel.tensor 8 is larger than cluster.gpus_per_node 4"),
         ({"gpus": 16, "tensor": 4, "rollout_tensor": 16}, "an engine lives on one node"),
         ({"gpus": 4, "rollout_tensor": 5, "gpus_per_node": 10}, "rollout.tensor 5 does not split the model"),
     ],
@@ -266,6 +266,16 @@ def test_impossible_placements(options: dict[str, int], problem: str) -> None:
     train = ["train.prompts_per_step=6", "train.mini_batch_responses=48"]
     problems = problems_of(CONFIGS / "llama-3-8b.json", *train, **options)
     assert any(problem in found for found in problems), problems
+
+
+def test_groups_that_do_not_fill_a_node_leave_their_rest_to_engines() -> None:
+    """Three groups of 4 on nodes of 6 GPUs, one each; engines of 2 take what is left."""
+    options = PlanOptions(gpus=12, tensor=4, gpus_per_node=6, engines=3, rollout_tensor=2)
+    train = ["train.prompts_per_step=6", "train.mini_batch_responses=48"]
+    planned = load_planned(CONFIGS / "llama-3-8b.json", train, options)
+    assert planned.placed.topology.policy_nodes == [0] * 4 + [1] * 4 + [2] * 4
+    assert planned.placed.topology.worker_nodes == [0, 0, 1, 1, 2, 2]
+    assert planned.config.cluster.nodes == 3
 
 
 def test_a_vocabulary_that_engines_cannot_split(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megarl.cli.session import describe_kept_weights
+from megarl.telemetry.heartbeat import read_heartbeat
 from megarl.telemetry.process_mark import start_ticks
 from megarl.telemetry.run_directory import RunDirectory
 from tests.telemetry.runs import make_config
@@ -16,6 +17,7 @@ SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
 from megarl.cli.session import run_session
+from megarl.runtime.failures import WorkerFailed
 from megarl.telemetry.columns import SFT_COLUMNS
 from tests.telemetry.runs import make_config
 
@@ -30,6 +32,10 @@ async def work(session):
         print("pid", subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)
     if mode == "fails":
         raise RuntimeError("it broke")
+    if mode == "a worker fails":
+        async with session.heart.explaining():
+            with session.reporter.spans.measure("step", step=1):
+                raise WorkerFailed("policy rank 3 died")
     if mode == "kept":
         (session.directory.exports / "step-000001").mkdir()
 
@@ -110,3 +116,21 @@ def test_a_warning_is_given_once(tmp_path: Path) -> None:
     warning = "warning: objective.clip.high 1.28"
     assert shown.count(warning) == 1
     assert run.log_path("controller", 0).read_text().count(warning) == 1
+
+
+def test_the_end_names_the_file_of_phases_and_stacks(tmp_path: Path) -> None:
+    code, shown, run = run_frame(tmp_path, "a worker fails")
+    assert code == 1
+    (file,) = run.logs.glob("stacks-*.txt")
+    state = run.read_state()
+    assert state.message is not None
+    first, phases, stacks = state.message.splitlines()
+    assert first == "policy rank 3 died"
+    assert phases.startswith("Phases of all processes: controller 0: ")
+    assert stacks == f"Their stacks: {file}"
+    assert f"failed: {state.message}" in shown
+    assert file.read_text().startswith("policy rank 3 died\n")
+    # And the last heartbeat stays.
+    heartbeat = read_heartbeat(run.heartbeat_path)
+    assert heartbeat is not None
+    assert (heartbeat.steps, [beat.role for beat in heartbeat.processes]) == (1, ["controller"])

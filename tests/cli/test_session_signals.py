@@ -16,12 +16,15 @@ from megarl.cli.session import run_session
 from megarl.telemetry.columns import SFT_COLUMNS
 from tests.telemetry.runs import make_config
 
-parent, close_s, full = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "full"
+parent, close_s, full, late = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "full", sys.argv[3] == "late"
 
 async def work(session):
+    if late:
+        session.stop.listen(saves=True)
     print("working", flush=True)
     try:
-        await asyncio.sleep(60)
+        async with session.heart.explaining():
+            await asyncio.sleep(60)
     finally:
         if full:  # as where the disk has no room: state.json cannot be replaced
             session.directory.state_path.unlink()
@@ -31,7 +34,8 @@ async def work(session):
 
 source = parent / "run.toml"
 source.write_text("")
-config = make_config(parent, logging={"directory": str(parent / "runs")})
+saving = {"checkpoint": {"stop_within_s": 1.0}} if late else {}
+config = make_config(parent, logging={"directory": str(parent / "runs")}, **saving)
 sys.exit(run_session(config, work, sources=[source], verb="train", steps=1, columns=SFT_COLUMNS))
 """
 
@@ -77,3 +81,17 @@ def test_a_second_signal_that_nobody_reads_of_does_not_cut_the_closing_short(tmp
     assert (tmp_path / "closed").exists()
     state = RunDirectory.open(tmp_path / "runs" / "latest").read_state()
     assert (state.status, state.message) == ("interrupted", "stopped by a signal")
+
+
+def test_a_stop_that_is_not_done_in_time_says_where_everybody_was(tmp_path: Path) -> None:
+    process = start(tmp_path, close_s=0.0, disk="late")
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=45)
+    assert process.returncode == 130
+    assert "not done within 1 s (checkpoint.stop_within_s): stopping at once" in said
+    run = RunDirectory.open(tmp_path / "runs" / "latest")
+    state = run.read_state()
+    (file,) = run.logs.glob("stacks-*.txt")
+    assert state.message is not None
+    assert state.message.startswith("stopped by a signal\nPhases of all processes: controller 0: ")
+    assert state.message.endswith(f"\nTheir stacks: {file}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megarl.telemetry.heartbeat import read_heartbeat
 from tests.e2e.configuration import write_tiny_config
 from tests.e2e.interrupting import ENDLESS, holder_of, wait_for_steps
 from tests.e2e.processes import Megarl
@@ -28,7 +29,21 @@ def stop_and_wait(run: Megarl, victim: psutil.Process) -> str:
     assert state.message in run.text
     assert "Traceback" not in run.text.replace(state.message, "")
     assert run.directory.report_path.exists()
+    assert f"\nTheir stacks: {run_stacks(run)}" in state.message
     return state.message
+
+
+def run_stacks(run: Megarl) -> Path:
+    """The file of everybody's phase and stacks."""
+    (file,) = run.directory.logs.glob("stacks-2*.txt")
+    return file
+
+
+def engine_stacks(run: Megarl) -> str:
+    """What the engine wrote of its own processes before it ended them."""
+    (file,) = run.directory.logs.glob("stacks-rollout-0-*.txt")
+    assert str(file) in run.text
+    return file.read_text()
 
 
 @pytest.mark.slow
@@ -37,9 +52,13 @@ def test_a_stopped_engine_core_is_named(tmp_path: Path, tiny_model_dir: Path) ->
         wait_for_steps(run)
         (core,) = run.find("VLLM::EngineCore")
         message = stop_and_wait(run, core)
+        told = engine_stacks(run)
     first = message.splitlines()[0]
     assert first.startswith("rollout rank 0 raised EngineError: engine 0 cannot go on: ")
     assert "(rollout.stall_timeout_s)" in first
+    assert f"process {core.pid} (VLLM::EngineCor" in told
+    assert "it is stopped (by SIGSTOP)" in told
+    assert "in sample" in told  # the requests wait for it
 
 
 @pytest.mark.slow
@@ -63,10 +82,18 @@ def test_a_stopped_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_di
         wait_for_steps(run)
         victim = holder_of(run, f"policy-{rank}.log")
         message = stop_and_wait(run, victim)
+        heartbeat = read_heartbeat(run.directory.heartbeat_path)
+        _, _, _, *of_ranks = run_stacks(run).read_text().split("\n\n")
     first = message.splitlines()[0]
     assert first.startswith(f"policy rank {rank} did not ")
     assert f"its process {victim.pid} on " in first
     assert first.endswith("is stopped (by SIGSTOP)")
+    # Where the other one waits for it.
+    assert f"policy rank {rank}\nit is stopped (by SIGSTOP)" in of_ranks[rank]
+    assert "megarl/policy/" in of_ranks[1 - rank]
+    assert heartbeat is not None
+    assert [beat.role for beat in heartbeat.processes] == ["controller", "policy", "policy"]
+    assert heartbeat.processes[1 + rank].pid == victim.pid
 
 
 @pytest.mark.slow
@@ -78,6 +105,9 @@ def test_a_stopped_worker_of_vllm_is_named(tmp_path: Path, tiny_model_dir: Path)
         wait_for_steps(run)
         worker = run.find("VLLM::Worker_TP1")[0]
         message = stop_and_wait(run, worker)
+        told = engine_stacks(run)
+    assert f"process {worker.pid} (VLLM::Worker_TP1)\n    it is stopped (by SIGSTOP)" in told
+    assert "in run_busy_loop" in told  # the core waits for its worker, which has one too
     assert message.startswith("rollout rank 0 raised EngineError: engine 0 cannot go on: ")
     assert "(rollout.stall_timeout_s)" in message.splitlines()[0]
 

@@ -79,7 +79,7 @@ def test_an_actor_is_asked_for_its_mark(gone: bool, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_else_calls_an_actor() -> None:
-    """`remote` is an attribute of actors only: where one is made, and in `Worker.ask`."""
+    """`remote` is an attribute of actors only: where one is made, and in `Worker.ask`; and of the one task."""
     package = Path(megarl.__file__).parent
     users = {
         str(path.relative_to(package))
@@ -87,4 +87,4 @@ def test_nothing_else_calls_an_actor() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "remote"
     }
-    assert users == {"runtime/workers.py", "runtime/cluster.py"}
+    assert users == {"runtime/workers.py", "runtime/cluster.py", "runtime/node_links.py"}

@@ -10,7 +10,7 @@ import ray.exceptions
 
 from megarl.config.base import ConfigError
 from megarl.reshard.signals import TransportError
-from megarl.runtime import failures
+from megarl.runtime import failures, workers
 from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_together
 from megarl.runtime.workers import Worker, WorkerName
 
@@ -22,9 +22,9 @@ class Handle:
     """Of an actor that answers, or is silent; notes when it is killed."""
 
     def __init__(self, *, silent: bool) -> None:
-        self.answer, self._silent = self, silent
+        self.answer, self.stacks, self._silent = self, self, silent
 
-    def remote(self) -> Any:
+    def remote(self, *_: Any) -> Any:
         return asyncio.sleep(60.0 if self._silent else 0.0)
 
 
@@ -33,6 +33,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The actors that are killed; and no test waits for five seconds."""
     killed: list[Any] = []
     monkeypatch.setattr(failures, "BLAME_WAIT_S", WAIT_S)
+    monkeypatch.setattr(workers, "STACKS_WAIT_S", WAIT_S)
     monkeypatch.setattr(ray, "kill", killed.append)
     return killed
 
@@ -180,3 +181,26 @@ def test_a_worker_that_was_given_up_fails_calls_of_then_and_later() -> None:
 
     text = "policy rank 0 did not start: it has not answered for 2 s; its process never answered"
     assert with_a_worker(act) == text
+
+
+def test_a_worker_is_at_it_until_it_has_answered() -> None:
+    """Not only while it is waited for: what it was doing when a limit ended the wait is what is asked afterwards."""
+
+    async def scenario() -> list[list[str]]:
+        late, failed, gone_away = (make_worker(rank) for rank in range(3))
+        seen = []
+        answering = asyncio.ensure_future(call(late, outcome(0.1, 1), doing="start", limit=ENOUGH))
+        await asyncio.sleep(0.01)
+        seen.append(list(late.busy_with))
+        await answering
+        await asyncio.sleep(0.01)
+        seen.append(list(late.busy_with))
+        plans = [(late, outcome(60.0, 1)), (failed, outcome(0.0, PEER_GONE)), (gone_away, outcome(0.0, gone()))]
+        for worker, reply in plans:
+            with pytest.raises(WorkerFailed):
+                await call(worker, reply, doing="make an update", limit=Limit(0.2, "a limit"))
+        await asyncio.sleep(0.01)
+        assert [worker.ended for worker in (late, failed, gone_away)] == [False, False, True]
+        return [*seen, *(list(worker.busy_with) for worker in (late, failed, gone_away))]
+
+    assert asyncio.run(scenario()) == [["start"], [], ["make an update"], [], []]

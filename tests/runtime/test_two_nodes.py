@@ -30,7 +30,7 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 @pytest.mark.slow
 def test_workers_are_on_the_nodes_of_the_plan() -> None:
     """Ranks 0 and 1 fill the node of 2, whichever comes first; 2 and 3 share the other with the engine. A second run
-    finds no room, and one whose tensor group fits no node is refused."""
+    finds no room, and one whose tensor group fits no node, and no block of Slurm's topology, is refused at once."""
     mark = uuid.uuid4().hex
     root = Path(__file__).parents[2]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -55,7 +55,13 @@ def test_workers_are_on_the_nodes_of_the_plan() -> None:
         shutil.rmtree(directory, ignore_errors=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["cpus"] == [2, 2, 3, 3, 3]
+    assert result["domains"] == {"3": "block b2", "2": "block b1"}
     assert result["full"].startswith(
-        "the Ray cluster cannot place 4 policy ranks and 1 engines of 1: needed 5 CPU, found 0 CPU free on 2 nodes;"
+        "the Ray cluster cannot place 4 policy ranks and 1 engines of 1: needed 5 CPU, found 0 CPU free on 2 nodes\n"
+        "  missing: 5 CPU in all\n"
     )
-    assert "policy ranks 0 to 3 are one tensor-parallel group and lie on nodes" in result["divided"]
+    # Neighbours in the network come together: block b1 is first.
+    nodes = [line.partition(": ")[2] for line in result["full"].splitlines()[2:4]]
+    assert nodes == ["0 of 2 CPU free", "0 of 3 CPU free"]
+    assert "missing: room on one node for a tensor-parallel group of 4 policy ranks" in result["scattered"]
+    assert "the most is 3 ranks" in result["scattered"]

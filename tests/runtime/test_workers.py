@@ -1,8 +1,10 @@
 """Calls to real Ray actors whose process works, is stopped, or takes too long."""
 
 import asyncio
+import ctypes
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -15,15 +17,18 @@ import ray
 
 from megarl.runtime.cluster import start_worker
 from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_together
-from megarl.runtime.workers import LIVENESS, Watch, Worker, WorkerName
+from megarl.runtime.roster import Roster
+from megarl.runtime.workers import LIVENESS, TellsStacks, Watch, Worker, WorkerName
+from megarl.telemetry.heartbeat import IDLE, LOST
 from megarl.telemetry.process_mark import ProcessMark
+from megarl.telemetry.stacks import hear_stack_requests
 
 ENOUGH = Limit(600.0, "enough")
 PATIENCE_S = 90.0
 """Several times what anything here takes: the machine may be busy."""
 
 
-class Sleeper:
+class Sleeper(TellsStacks):
     """Does one thing at a time, and answers beside it, as a policy rank."""
 
     @ray.method(concurrency_group=LIVENESS)
@@ -34,16 +39,22 @@ class Sleeper:
         time.sleep(seconds)
         return threading.get_ident()
 
+    def hear(self) -> None:
+        hear_stack_requests()
+
+    def hold(self, seconds: float) -> None:
+        """As `sleep`, and nothing in this process can run Python meanwhile."""
+        library = ctypes.PyDLL(None)
+        for _ in range(int(seconds)):
+            library.sleep(1)
+
     def fail(self, seconds: float) -> None:
         time.sleep(seconds)
         raise RuntimeError("the peer did not come")
 
 
-class Busy:
+class Busy(TellsStacks):
     """Takes requests side by side, as an engine; Ray holds back those over its limit."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @ray.method(concurrency_group=LIVENESS)
     async def answer(self) -> ProcessMark:
@@ -67,8 +78,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-async def make_workers(count: int, kind: type = Sleeper, **options: int) -> list[Worker]:
-    names = [WorkerName("policy", rank, Path(f"/nowhere/policy-{rank}.log")) for rank in range(count)]
+async def make_workers(count: int, kind: type = Sleeper, role: str = "policy", **options: int) -> list[Worker]:
+    names = [WorkerName(role, rank, Path(f"/nowhere/{role}-{rank}.log")) for rank in range(count)]
     workers = [start_worker(name, kind, {"num_cpus": 0, **options}, {}) for name in names]
     for worker in workers:
         assert await worker.answers(within_s=120.0)
@@ -194,3 +205,100 @@ def test_a_busy_peer_is_not_to_blame(cluster: None) -> None:
         return str(caught.value)
 
     assert asyncio.run(scenario()).startswith("policy rank 1 raised RuntimeError: the peer did not come")
+
+
+def test_busy_workers_tell_their_stacks(cluster: None) -> None:
+    """Of a main thread that waits in C, of an event loop that is held up, of a task that waits in it."""
+
+    async def scenario() -> list[str]:
+        roster = Roster()
+        (sleeper,), busy = await make_workers(1), await make_workers(2, Busy, role="rollout")
+        await asyncio.gather(*(started(worker, Busy.sleep, 0.0) for worker in busy))
+        pending = [
+            asyncio.ensure_future(started(worker, method, 600.0))
+            for worker, method in zip([sleeper, *busy], [Sleeper.sleep, Busy.block, Busy.sleep], strict=True)
+        ]
+        await asyncio.sleep(1.0)
+        for worker in (*busy, sleeper):
+            roster.add(worker)
+        told = await roster.tell_stacks()
+        for worker in roster.workers:
+            worker.give_up("is not needed any more")
+        await asyncio.gather(*pending, return_exceptions=True)
+        return told
+
+    sleeping, blocked, waiting = asyncio.run(scenario())
+    assert re.search(r"test_workers\.py:\d+ in sleep\n", sleeping)
+    assert re.search(r"test_workers\.py:\d+ in block\n", blocked)
+    # The one that waits is a task: what it awaits first, then who awaits it.
+    assert re.search(r"tasks\.py:\d+ in sleep\n.*test_workers\.py:\d+ in sleep", waiting)
+
+
+def test_a_worker_that_holds_the_interpreters_lock_tells_its_stacks(cluster: None) -> None:
+    async def scenario() -> str:
+        (worker,) = await make_workers(1)
+        await worker.ask(Sleeper.hear)
+        pending = asyncio.ensure_future(started(worker, Sleeper.hold, 600.0))
+        await asyncio.sleep(1.0)
+        text = await worker.tell_stacks([])
+        worker.give_up("is not needed any more")
+        await asyncio.gather(pending, return_exceptions=True)
+        return text
+
+    assert re.search(r"test_workers\.py\", line \d+ in hold\n", asyncio.run(scenario()))
+
+
+def test_a_peer_asks_one_on_its_machine_for_whom_the_driver_cannot(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for workers of another node: here the driver takes them to be elsewhere."""
+
+    async def scenario() -> tuple[str, str]:
+        stuck, peer = await make_workers(2)
+        await stuck.ask(Sleeper.hear)
+        pending = asyncio.ensure_future(started(stuck, Sleeper.hold, 600.0))
+        await asyncio.sleep(1.0)
+        monkeypatch.setattr(ProcessMark, "standing", lambda _: "elsewhere")
+        texts = await stuck.tell_stacks([stuck, peer]), await stuck.tell_stacks([stuck])
+        monkeypatch.undo()
+        for worker in (stuck, peer):
+            worker.give_up("is not needed any more")
+        await asyncio.gather(pending, return_exceptions=True)
+        return texts
+
+    asked, alone = asyncio.run(scenario())
+    assert " in hold" in asked
+    assert alone.endswith("can be asked for its stacks")
+
+
+def test_what_a_stopped_worker_was_doing_is_known_when_it_is_killed(cluster: None) -> None:
+    """The watch asks before it kills; afterwards the roster tells what was told then."""
+
+    async def scenario() -> tuple[list[str], list[str], str]:
+        roster = Roster()
+        (worker,) = await make_workers(1)
+        roster.add(worker)
+        phases = [roster.beats(step=3)[0].phase]
+        watch = Watch([worker], silence_s=2.0)
+        pending = asyncio.ensure_future(started(worker, Sleeper.sleep, 600.0))
+        await asyncio.sleep(0.5)
+        (beat,) = roster.beats(step=3)
+        assert (beat.role, beat.rank, beat.step) == ("policy", 0, 3)
+        assert worker.mark is not None
+        assert (beat.node, beat.pid) == (worker.mark.host, worker.mark.pid)
+        assert 0.4 < beat.for_s < 60.0
+        assert roster.pids == [worker.mark.pid]
+        phases.append(beat.phase)
+        stop(worker)
+        with pytest.raises(WorkerDied):
+            await asyncio.wait_for(pending, PATIENCE_S)
+        watch.end()
+        (late,) = roster.beats(step=3)
+        assert late.silent_s >= 2.0
+        await await_death(worker.mark.pid)
+        assert roster.pids == []
+        return [*phases, late.phase], await roster.tell_stacks(), str(worker.mark.pid)
+
+    phases, told, _ = asyncio.run(scenario())
+    assert phases == [IDLE, "sleep", LOST]
+    assert told == ["it is stopped (by SIGSTOP): a stopped process tells nothing until it goes on"]

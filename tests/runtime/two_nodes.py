@@ -22,14 +22,17 @@ from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.runtime import cluster
 from megarl.runtime.cluster import ray_cluster, start_worker
-from megarl.runtime.workers import LIVENESS, Worker, WorkerName
+from megarl.runtime.node_links import ask_nodes
+from megarl.runtime.workers import LIVENESS, TellsStacks, Worker, WorkerName
 from megarl.telemetry.process_mark import ProcessMark
 
 CPUS = (3, 2)
 """Of the nodes: a tensor group of 2 and an engine, and another group."""
+BLOCKS = ("b2", "b1")
+"""Of Slurm's topology, in which the nodes lie."""
 
 
-class Here:
+class Here(TellsStacks):
     """An actor that knows its node."""
 
     @ray.method(concurrency_group=LIVENESS)
@@ -58,7 +61,7 @@ def make_config(address: str, *, tensor: int = 2) -> RunConfig:
 def refusal(config: RunConfig) -> str:
     """Of another run of this configuration."""
     try:
-        cluster._reserve(config, num_engines=1, given_up=threading.Event())
+        cluster._reserve(config, num_engines=1, joined=True, given_up=threading.Event())
     except ConfigError as error:
         return str(error)
     return "nothing was refused"
@@ -79,15 +82,17 @@ async def place(address: str) -> dict[str, Any]:
         return {
             "cpus": [sizes[node] for node in found],
             "full": refusal(config),
-            "divided": refusal(make_config(address, tensor=4)),
+            "scattered": refusal(make_config(address, tensor=4)),
+            "domains": {sizes[node]: links.domain for node, links in ask_nodes(sizes).items()},
         }
 
 
 def main() -> int:
     nodes = Cluster()
     try:
-        for cpus in CPUS:
-            nodes.add_node(num_cpus=cpus, include_dashboard=False)
+        for cpus, block in zip(CPUS, BLOCKS, strict=True):
+            topology = {"SLURM_TOPOLOGY_ADDR": f"{block}.n{cpus}", "SLURM_TOPOLOGY_ADDR_PATTERN": "block.node"}
+            nodes.add_node(num_cpus=cpus, include_dashboard=False, env_vars=topology)
         print(json.dumps(asyncio.run(place(nodes.address))))
     finally:
         nodes.shutdown()

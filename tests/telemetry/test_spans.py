@@ -123,3 +123,20 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
         read_timeline(tmp_path / "other.json")
     with pytest.raises(ValueError, match="before its start"):
         Spans().record("decode", start_s=2.0, end_s=1.0, lane="engine 0")
+
+
+def test_what_is_being_timed_now() -> None:
+    spans = Spans()
+    assert spans.open() == []
+    with spans.measure("step", step=3):
+        time.sleep(0.02)
+        with spans.draw("ray", lane="start"):
+            step, ray = spans.open()
+        assert [span.name for span in spans.open()] == ["step"]
+    assert (step.name, step.details, ray.name, ray.details) == ("step", {"step": 3}, "ray", {})
+    assert step.for_s >= 0.02 > ray.for_s >= 0.0
+    assert spans.open() == []
+    with pytest.raises(KeyError), spans.measure("update"):
+        raise KeyError
+    assert spans.open() == []
+    assert set(spans.collect()) == {"timing_s/step", "timing_s/update"}  # what is only drawn is not counted
