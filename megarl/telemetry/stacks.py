@@ -8,6 +8,7 @@ no debugger is needed. A stopped process tells nothing until it goes on, and it 
 
 import asyncio
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
+from types import AsyncGeneratorType, CoroutineType, FrameType
 from typing import Any
 
 import psutil
@@ -109,15 +110,25 @@ def _describe_frame(frame: FrameType) -> str:
 def _describe_task(task: "asyncio.Task[Any]") -> tuple[str, ...]:
     """From the await that it waits in to its first coroutine; of coroutines that are compiled, Ray's, their names."""
     lines: list[str] = []
-    coroutine: object = task.get_coro()
-    while coroutine is not None and len(lines) < _MOST_FRAMES:
-        frame, name = getattr(coroutine, "cr_frame", None), getattr(coroutine, "__qualname__", None)
+    waiting: object = task.get_coro()
+    while waiting is not None and len(lines) < _MOST_FRAMES:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "ag_frame", None)
+        name = getattr(waiting, "__qualname__", None)
         if isinstance(frame, FrameType):
             lines.append(_describe_frame(frame))
         elif name is not None:
             lines.append(f"  in {name}")
-        coroutine = getattr(coroutine, "cr_await", None)
+        waiting = _awaited_by(waiting, named=name is not None)
     return tuple(reversed(lines))
+
+
+def _awaited_by(waiting: object, *, named: bool) -> object | None:
+    """What a coroutine or an asynchronous generator awaits; what it awaits may be the wrapper of another (`named` is
+    false of it), which only the garbage collector is told of."""
+    if named:
+        return getattr(waiting, "cr_await", None) or getattr(waiting, "ag_await", None)
+    wrapped = (each for each in gc.get_referents(waiting) if isinstance(each, CoroutineType | AsyncGeneratorType))
+    return next(wrapped, None)
 
 
 def _find_file(pid: int) -> Path | None:

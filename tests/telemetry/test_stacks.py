@@ -8,8 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from megarl.telemetry.stacks import all_stacks, hear_stack_requests, own_stacks, stacks_of, write_stacks
@@ -82,8 +82,14 @@ def test_own_threads_and_tasks() -> None:
     def in_a_thread() -> None:
         waiting.wait(60.0)
 
-    async def innermost() -> None:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
         await asyncio.sleep(60.0)
+        yield
+
+    async def innermost() -> None:
+        async with opened():
+            pass
 
     async def outermost() -> None:
         await innermost()
@@ -105,7 +111,15 @@ def test_own_threads_and_tasks() -> None:
         thread.join()
     assert re.search(r"^thread some-thread\n(  .*\n)*  .*test_stacks\.py:\d+ in in_a_thread$", told, re.MULTILINE)
     assert re.search(r"^thread MainThread$", told, re.MULTILINE)
-    three = r"^3 tasks\n  .*tasks\.py:\d+ in sleep\n  .*:\d+ in innermost\n  .*:\d+ in outermost$"
+    # Through a context and what wraps it, from where each of the three waits.
+    chain = (
+        r"tasks\.py:\d+ in sleep",
+        r":\d+ in opened",
+        r":\d+ in __aenter__",
+        r":\d+ in innermost",
+        r":\d+ in outermost",
+    )
+    three = "^3 tasks" + "".join(rf"\n  .*{call}" for call in chain) + "$"
     assert re.search(three, told, re.MULTILINE)
 
 
