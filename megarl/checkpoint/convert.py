@@ -5,7 +5,8 @@ by one. The target appears complete or not at all.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,15 +106,8 @@ def convert(  # noqa: PLR0913  (options of one command)
         dtype=dtype,
         shard_bytes=shard_bytes,
     )
-    try:
+    with _told_of_memory(target):
         total, left, outcomes = _convert(job, found, check=check, processes=processes, listen=listen)
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CheckpointError(
-            f"{target}: this process got no more memory ({error}); free some, use fewer --processes, or raise its "
-            "limit (ulimit -v); nothing was left there"
-        ) from error
     return Converted(
         path=found.path,
         source=found.kind,
@@ -124,6 +118,20 @@ def convert(  # noqa: PLR0913  (options of one command)
         peak_bytes=peak_resident_bytes() + max(map(_of_others, outcomes)),
         left_behind=left,
     )
+
+
+@contextmanager
+def _told_of_memory(target: Path) -> Iterator[None]:
+    """CheckpointError where the block gets no more of it."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{target}: this process got no more memory ({error}); free some, use fewer --processes, or raise its "
+            "limit (ulimit -v); nothing was left there"
+        ) from error
 
 
 def _convert(
