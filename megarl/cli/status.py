@@ -14,6 +14,9 @@ from megarl.slurm.queue import Queued, find_queued, has_slurm
 from megarl.slurm.times import format_seconds
 from megarl.telemetry.run_directory import RunDirectory
 
+_GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
+"""States of a job of which more is to come."""
+
 
 def run_status(paths: Sequence[Path]) -> int:
     """Print a block for every run; the exit code: 1 where one of them failed, was killed or is given up."""
@@ -51,14 +54,13 @@ def _describe_run_of_job(job: JobDirectory, run: RunOfJob, queue: dict[str, Queu
     queued = queue.get(number)
     what = "" if cell is None else f"  {' '.join(facts['cells'][cell])}"
     lines = [f"job        {number} {queued or _unknown()}{what}"]
-    attempts = run.read_attempts()
-    lines += _describe_attempts(attempts, in_queue=queued is not None and queued.state in ("PENDING", "RUNNING"))
+    in_queue = queued is not None and queued.state in _GOES_ON
+    lines += _describe_attempts(run.read_attempts(), in_queue=in_queue)
     directory = run.run()
     if directory is None:
-        return [*lines, f"run        not begun; logs in {shown_path(run.path)}"], queued is not None
-    more, well = _describe_run(directory)
-    waits = queued is not None and queued.state in ("PENDING", "RUNNING")
-    return lines + more, well or waits
+        return [*lines, f"run        not begun; logs in {shown_path(run.path)}"], in_queue
+    more, well = _describe_run(directory, over=queued is not None and not in_queue)
+    return lines + more, well or in_queue
 
 
 def _unknown() -> str:
@@ -81,8 +83,11 @@ def _describe_attempts(attempts: Sequence[Attempt], *, in_queue: bool) -> list[s
     return lines
 
 
-def _describe_run(run: RunDirectory) -> tuple[list[str], bool]:
+def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], bool]:
+    """over: the job has ended, whatever the run could still say of itself."""
     status, message = run.standing()
+    if over and status == "running":
+        status, message = "killed", "it ended with its job"
     steps = load_config(run.config_path).train.steps
     lines = [
         f"run        {shown_path(run.path)}",

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 Ending = Literal["finished", "time limit", "stopped", "refused", "crashed", "unfit", "lost"]
+_AT_ONCE_S = 15
+"""The job has left its nodes by then; of a time that is over Slurm makes two minutes."""
 _PAUSE_S = 60
 _LONGEST_PAUSE_S = 3600
 _MOST_LOST = 5
@@ -107,7 +109,7 @@ def _after_time_limit(attempts: Sequence[Attempt]) -> Verdict:
     if len(row) == _MOST_SHORT:
         text = f"{_MOST_SHORT} attempts ended by the time limit without finishing a step; ask for a longer --time"
         return Verdict(action="stop", text=text)
-    return Verdict(action="requeue", text="the next attempt goes on", avoid=_avoided(attempts))
+    return Verdict(action="requeue", text="the next attempt goes on", pause_s=_AT_ONCE_S, avoid=_avoided(attempts))
 
 
 def _after_crash(attempts: Sequence[Attempt], *, restarts: int) -> Verdict:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_run_that_failed_is_well_only_while_something_is_queued_that_goes_on(
     queue_is(monkeypatch, None)
     assert run_status([job.path]) == 1
     assert "job        7 (no Slurm on this machine)" in capsys.readouterr().out
+
+
+def test_a_run_whose_job_was_cancelled_does_not_run(
+    job: JobDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(RunOfJob(job.path)).write_state(RunState(status="running", step=2))
+    queue_is(monkeypatch, {"7": replace(RUNNING, state="CANCELLED")})
+    assert run_status([job.path]) == 1
+    assert "step       2 of 100, killed: it ended with its job\n" in capsys.readouterr().out
 
 
 def test_a_sweep_has_a_block_for_every_cell(

@@ -93,6 +93,11 @@ class Submitted:
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
+    def start_soon(self, cluster: TwoNodes) -> None:
+        """When the job is back in the queue: Slurm's own pause is two minutes."""
+        self.wait(cluster, lambda: self.state() == "PENDING", "it is back in the queue")
+        run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
     def metrics(self) -> list[dict[str, Any]]:
         """Without the clock."""
         return metrics_of(self.run)

@@ -105,6 +105,7 @@ def test_a_requeue_by_others_goes_on_from_the_last_checkpoint(
     job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60")
     job.wait_for_step(cluster, 6)
     run("scontrol", "requeue", job.number)
+    job.start_soon(cluster)
     job.wait_to_the_end(cluster)
     first, second = job.attempts
     assert (first.ending, second.ending) == (None, "finished")
@@ -121,6 +122,7 @@ def test_a_node_that_dies_is_waited_for(
     cluster.kill_node("n2")
     job.wait(cluster, lambda: job.state() == "PENDING", "Slurm puts the job back")
     cluster.start_node("n2")
+    job.start_soon(cluster)
     job.wait_to_the_end(cluster)
     assert [each.ending for each in job.attempts][-1] == "finished"
     assert job.attempts[-1].from_step >= 4

@@ -21,7 +21,7 @@ def test_a_finished_run_is_done_and_a_stopped_or_refused_one_stays() -> None:
 def test_the_time_limit_is_followed_at_once_as_often_as_steps_are_made() -> None:
     row = [attempt("time limit", from_step=step, step=step + 3) for step in range(0, 300, 3)]
     verdict = decide(row, restarts=0)
-    assert (verdict.action, verdict.pause_s) == ("requeue", 0)
+    assert (verdict.action, verdict.pause_s) == ("requeue", 15)
 
 
 def test_a_time_limit_too_short_for_a_step_is_found_at_the_second_time() -> None:
