@@ -12,6 +12,7 @@ from megarl.slurm.attempts import Attempt
 from megarl.slurm.job_directory import JobDirectory, RunOfJob, find_job
 from megarl.slurm.queue import Queued, find_queued, has_slurm
 from megarl.slurm.times import format_seconds
+from megarl.telemetry.heartbeat import read_heartbeat
 from megarl.telemetry.run_directory import RunDirectory
 
 _GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
@@ -92,7 +93,7 @@ def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], 
     lines = [
         f"run        {shown_path(run.path)}",
         f"step       {run.read_state().step} of {steps}, {status}" + (f": {message}" if message else ""),
-        f"heartbeat  {format_seconds(time.time() - run.state_path.stat().st_mtime)} ago",
+        f"heartbeat  {_describe_heartbeat(run)}",
     ]
     saved = newest_checkpoint(run.checkpoints)
     if saved is None:
@@ -101,3 +102,14 @@ def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], 
         age = format_seconds(time.time() - saved.path.stat().st_mtime)
         lines.append(f"checkpoint step {saved.step}, {age} ago")
     return lines, status in ("running", "finished", "interrupted")
+
+
+def _describe_heartbeat(run: RunDirectory) -> str:
+    """Its age, and what the driver did then; of a run that has written none yet, of its last sign of life."""
+    try:
+        beat = read_heartbeat(run.heartbeat_path)
+    except ValueError as error:
+        return str(error)
+    if beat is None:
+        return f"{format_seconds(time.time() - run.state_path.stat().st_mtime)} ago"
+    return f"{format_seconds(beat.age_s())} ago: {beat.driver.phase}"

@@ -14,6 +14,7 @@ from megarl.config.base import ConfigError
 from megarl.slurm.attempt import begin
 from megarl.slurm.job_directory import JobDirectory, RunOfJob, link_run
 from megarl.slurm.queue import Queued
+from megarl.telemetry.heartbeat import Heartbeat, ProcessBeat, write_heartbeat
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from tests.checkpoint.manifests import make_manifest
 from tests.telemetry.runs import make_config
@@ -110,6 +111,18 @@ def test_a_run_whose_job_was_cancelled_does_not_run(
     queue_is(monkeypatch, {"7": replace(RUNNING, state="CANCELLED")})
     assert run_status([job.path]) == 1
     assert "step       2 of 100, killed: it ended with its job\n" in capsys.readouterr().out
+
+
+def test_a_heartbeat_says_what_the_driver_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    driver = ProcessBeat(role="controller", rank=0, node="n1", pid=1, phase="update", for_s=1.0, silent_s=0.0, step=3)
+    beat = Heartbeat(written_s=time.time() - 300, step=3, steps=100, processes=(driver,))
+    write_heartbeat(run.heartbeat_path, beat)
+    assert run_status([run.path]) == 0
+    assert "heartbeat  5 min ago: update\n" in capsys.readouterr().out
+    run.heartbeat_path.write_text("[")
+    assert run_status([run.path]) == 0
+    assert f"heartbeat  {run.heartbeat_path}" in capsys.readouterr().out
 
 
 def test_a_sweep_has_a_block_for_every_cell(
