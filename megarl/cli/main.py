@@ -78,6 +78,7 @@ def _megarl(
         "megarl train --resume runs/latest",
         "megarl train --resume runs/latest train.steps=60 parallel.tensor=1",
         "megarl train --resume runs/latest policy.optimizer.lr=1e-6 --allow-change policy.optimizer.lr",
+        "megarl train configs/quickstart.toml --run runs/mine   (again after a crash: goes on)",
     )
 )
 def train(
@@ -100,8 +101,21 @@ def train(
             help="With --resume: a field or table that may be other than it was, though the run is then another one.",
         ),
     ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="LINK",
+            help="A symbolic link that leads to the run, so that one command begins it and goes on with it: where it "
+            "leads to a run, that goes on as it was configured; else a new run begins, and the link is made.",
+        ),
+    ] = None,
 ) -> None:
     """Train by reinforcement learning with verifiable rewards."""
+    if run is not None and resume is not None:
+        raise ConfigError("megarl train: --run LINK goes on with a run by itself; leave out --resume")
+    if run is not None and run.exists():
+        raise typer.Exit(_go_on(run, None, (), allow_change or ()))
     if resume is not None:
         raise typer.Exit(_go_on(resume, config, overrides or (), allow_change or ()))
     if allow_change:
@@ -119,7 +133,7 @@ def train(
     from megarl.cli.train import run_train
 
     sources = [config, *source_files(overrides or ())]
-    raise typer.Exit(run_train(run_config, sources=sources, replaced=_replaced(config, overrides)))
+    raise typer.Exit(run_train(run_config, sources=sources, replaced=_replaced(config, overrides), link=run))
 
 
 def _go_on(path: Path, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]) -> int:
@@ -294,6 +308,111 @@ def report(
     from megarl.cli.report import run_report
 
     raise typer.Exit(run_report(runs))
+
+
+@app.command(
+    epilog=_examples(
+        "megarl submit configs/papers/dapo-qwen2.5-32b-16nodes.toml --time 24:00:00 --partition gpu --account lab",
+        "megarl submit my.toml configs/methods/dapo.toml train.steps=200 --nodes 4 --gpus-per-node 8 --dry-run",
+        "megarl submit my.toml --array train.seed=[0,1,2] --array objective.clip.high=[0.2,0.28] --at-once 2",
+        "megarl submit my.toml --nodes 2 --container images/megarl.sif --mount /data:/data",
+    )
+)
+def submit(  # noqa: PLR0913, PLR0917  (options of the command line)
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="As cluster.nodes.")] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="As cluster.gpus_per_node; 0: nodes without GPUs, each with room for as many workers as that says.",
+        ),
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="Time limit of an attempt (2:00:00, 1-12:00:00); before it the run saves and is requeued."),
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
+    array: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="a.b=[...]",
+            help="A sweep: one run for each value of a TOML array; given several times, for each combination.",
+        ),
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Runs of a sweep at the same time, at most.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the script alone, and what Slurm says of it on standard error.")
+    ] = False,
+    environment: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Python environment of the nodes; default: this one.")
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Run in an image (cluster/Dockerfile).")
+    ] = None,
+    container_runtime: Annotated[
+        Literal["apptainer", "pyxis"] | None, typer.Option(help="Default: apptainer for a .sif file, else pyxis.")
+    ] = None,
+    mount: Annotated[
+        list[str] | None, typer.Option(metavar="SRC:DST", help="Into the container, beside what the run reads.")
+    ] = None,
+    interface: Annotated[
+        str | None, typer.Option(help="Network interface of the nodes; default: that of their name in Slurm.")
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Crashed attempts after which another is made; the pauses grow.")
+    ] = 5,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="--OPTION=VALUE", help="A further option of sbatch, verbatim.")
+    ] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, for `megarl plan`.")] = 80.0,
+    template: Annotated[Path | None, typer.Option(help="In place of cluster/job.sbatch.j2.")] = None,
+) -> None:
+    """Submit a run, or a sweep, to Slurm: it checks its nodes, saves before the time limit, and starts itself again."""
+    from megarl.cli.submit import run_submit
+    from megarl.cli.submit_options import SubmitOptions
+
+    options = SubmitOptions(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        time=time,
+        partition=partition,
+        account=account,
+        array=tuple(array or ()),
+        at_once=at_once,
+        environment=environment,
+        container=container,
+        container_runtime=container_runtime,
+        mount=tuple(mount or ()),
+        interface=interface,
+        restarts=restarts,
+        sbatch=tuple(sbatch or ()),
+        gpu_memory_gib=gpu_memory_gib,
+        template=template,
+    )
+    raise typer.Exit(run_submit(config, overrides or (), options, dry_run=dry_run))
+
+
+@app.command(
+    epilog=_examples(
+        "megarl status runs/jobs/quickstart-20261128T140000Z",
+        "megarl status runs/latest",
+    )
+)
+def status(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Directory of a job, of a cell of a sweep, or of a run.")
+    ],
+) -> None:
+    """Say how submitted runs stand: queue, attempt, step, age of the last heartbeat and checkpoint.
+
+    Exit code 1 where one has failed or was killed and nothing is queued that goes on with it.
+    """
+    from megarl.cli.status import run_status
+
+    raise typer.Exit(run_status(runs))
 
 
 @app.command(

@@ -24,6 +24,7 @@ from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
 from megarl.runtime.heart import Heart
 from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, marked_process
+from megarl.slurm.job_directory import link_run
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
 from megarl.telemetry.logs import setup_logging
@@ -82,11 +83,13 @@ def run_session(
     steps: int,
     columns: Sequence[Column],
     resumed: Resumed | None = None,
+    link: Path | None = None,
 ) -> int:
     """Run `work` in a new run directory to its end, a failure or Ctrl-C; returns the exit code.
 
     sources: the configuration file and the fragments after it, which the directory keeps word for word.
     resumed: a run that goes on, in its own directory and by the rules of a new one.
+    link: made to lead to the directory, as soon as there is one.
     The directory is readable in every case: state.json says finished, interrupted or failed, and why; a run that was
     killed is recognised by its process (`RunDirectory.standing`). Afterwards no process of the run is left here.
     """
@@ -95,6 +98,8 @@ def run_session(
     else:
         directory = RunDirectory.create(config, source=sources[0], fragments=sources[1:], verb=verb)
         hold_run(directory.path)
+    if link is not None:
+        link_run(directory.path, link)
     setup_logging("controller", 0, directory.logs)
     _clean_earlier()
     stop = StopRequest()

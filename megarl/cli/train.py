@@ -35,11 +35,17 @@ _TRIED_PROMPTS = 2
 
 
 def run_train(
-    config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = (), resumed: Resumed | None = None
+    config: RunConfig,
+    *,
+    sources: Sequence[Path],
+    replaced: Sequence[str] = (),
+    resumed: Resumed | None = None,
+    link: Path | None = None,
 ) -> int:
     """Check everything that can be checked, then train; returns the exit code.
 
-    replaced: what files took from each other, said at the start. resumed: the run that goes on.
+    replaced: what files took from each other, said at the start. resumed: the run that goes on. link: made to lead to
+    the run's directory.
     """
     config = resolve_model_path(config)
     reached = resumed.checkpoint if resumed else None
@@ -107,6 +113,7 @@ def run_train(
         steps=config.train.steps,
         columns=RL_COLUMNS,
         resumed=resumed,
+        link=link,
     )
 
 

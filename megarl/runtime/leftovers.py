@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def find_leftovers(*, ended: ProcessMark | None = None, temporary: Path | None =
     temporary: where leases are looked for; default: where temporary files go.
     """
     found: list[Leftover] = list(_find_processes(ended))
-    mapped = _mapped_inodes({leftover.pid for leftover in found})
+    mapped = mapped_inodes({leftover.pid for leftover in found})
     for lease in find_leases(temporary or Path(tempfile.gettempdir())):
         # The processes below a dead owner may be ending, as long as its run is.
         over = lease.driver == ended or lease.driver.standing() != "alive"
@@ -192,7 +192,7 @@ def _of_lease(lease: Lease, mapped: set[int]) -> Iterator[Leftover]:
     yield Leftover("directory", f"{lease.path}, {_size(_tree_bytes(lease.path))}", lease.run, path=lease.path)
 
 
-def _mapped_inodes(but: set[int]) -> set[int]:
+def mapped_inodes(but: Set[int] = frozenset()) -> set[int]:
     """Files in /dev/shm that a process maps, by inode: a semaphore's file is mapped under an earlier name. Processes
     in `but` are about to end and do not count."""
     found: set[int] = set()

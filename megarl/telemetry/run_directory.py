@@ -13,6 +13,7 @@
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
     hf/             exported weights, a Hugging Face checkpoint each
+    job             a link to the job that the run is of, where it was submitted (slurm.job_directory)
 
 A run directory is made once and never reused for another run; a run that goes on opens its own again.
 """

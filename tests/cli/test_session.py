@@ -46,7 +46,8 @@ if mode == "no wandb":
     sys.modules["wandb"] = None
 sections = {"objective": {"clip": {"high": 1.28}}} if mode == "suspicious" else {}
 config = make_config(parent, logging={"directory": str(parent / "runs"), **kinds}, **sections)
-sys.exit(run_session(config, work, sources=[source], verb="train", steps=1, columns=SFT_COLUMNS))
+link = parent / "job" / "run" if mode == "linked" else None
+sys.exit(run_session(config, work, sources=[source], verb="train", steps=1, columns=SFT_COLUMNS, link=link))
 """
 
 
@@ -72,6 +73,13 @@ def test_figures_that_cannot_be_drawn_cost_nothing(tmp_path: Path) -> None:
     assert run.report_path.is_file()
     assert "missing  the chart reward and 1 more: " in shown or "missing  the chart reward: " in shown
     assert f"try again: megarl report {run.path}" in shown
+
+
+def test_a_link_leads_to_the_run_and_the_run_back(tmp_path: Path) -> None:
+    code, _, run = run_frame(tmp_path, "linked")
+    assert code == 0
+    assert (tmp_path / "job" / "run").resolve() == run.path
+    assert (run.path / "job").resolve() == tmp_path / "job"
 
 
 def test_a_process_that_stays_is_ended_with_the_run(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`megarl status`: how jobs and runs stand, from the queue and from what they write."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megarl.checkpoint.run_checkpoint import newest_checkpoint
+from megarl.cli.paths import shown_path
+from megarl.config.base import ConfigError
+from megarl.config.loader import load_config
+from megarl.slurm.attempts import Attempt
+from megarl.slurm.job_directory import JobDirectory, RunOfJob, find_job
+from megarl.slurm.queue import Queued, find_queued, has_slurm
+from megarl.slurm.times import format_seconds
+from megarl.telemetry.heartbeat import read_heartbeat
+from megarl.telemetry.run_directory import RunDirectory
+
+_GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
+"""States of a job of which more is to come."""
+
+
+def run_status(paths: Sequence[Path]) -> int:
+    """Print a block for every run; the exit code: 1 where one of them failed, was killed or is given up."""
+    blocks: list[str] = []
+    good = True
+    for path in paths:
+        for lines, well in _describe(path):
+            blocks.append("\n".join(lines))
+            good &= well
+    print("\n\n".join(blocks))
+    return 0 if good else 1
+
+
+def _describe(path: Path) -> list[tuple[list[str], bool]]:
+    found = find_job(path)
+    if found is not None:
+        job, runs = found
+        queue = find_queued(job.read()["job"]) if has_slurm() else {}
+        return [_describe_run_of_job(job, run, queue) for run in runs]
+    try:
+        run = RunDirectory.open(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"megarl status: {path} is neither a run nor a job; expected a directory that `megarl submit` or "
+            "`megarl train` made, such as runs/latest"
+        ) from None
+    lines, well = _describe_run(run)
+    return [(["job        none: the run was not submitted", *lines], well)]
+
+
+def _describe_run_of_job(job: JobDirectory, run: RunOfJob, queue: dict[str, Queued]) -> tuple[list[str], bool]:
+    facts = job.read()
+    cell = None if run.path == job.path else int(run.path.name.removeprefix("cell-"))
+    number = facts["job"] if cell is None else f"{facts['job']}_{cell}"
+    queued = queue.get(number)
+    what = "" if cell is None else f"  {' '.join(facts['cells'][cell])}"
+    lines = [f"job        {number} {queued or _unknown()}{what}"]
+    in_queue = queued is not None and queued.state in _GOES_ON
+    lines += _describe_attempts(run.read_attempts(), in_queue=in_queue)
+    directory = run.run()
+    if directory is None:
+        return [*lines, f"run        not begun; logs in {shown_path(run.path)}"], in_queue
+    more, well = _describe_run(directory, over=queued is not None and not in_queue)
+    return lines + more, well or in_queue
+
+
+def _unknown() -> str:
+    return "no longer in the queue" if has_slurm() else "(no Slurm on this machine)"
+
+
+def _describe_attempts(attempts: Sequence[Attempt], *, in_queue: bool) -> list[str]:
+    if not attempts:
+        return ["attempt    none yet"]
+    last = attempts[-1]
+    lines = [f"attempt    {last.number} on {last.nodes}, begun {format_seconds(time.time() - last.began_s)} ago"]
+    for attempt in attempts:
+        if attempt.ending is not None:
+            first = attempt.text.partition("\n")[0]
+            lines.append(
+                f"           {attempt.number}: {attempt.ending} after step {attempt.step}: {first}; {attempt.verdict}"
+            )
+        elif attempt is not last or not in_queue:
+            lines.append(f"           {attempt.number}: lost, it went on after step {attempt.from_step}")
+    return lines
+
+
+def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], bool]:
+    """over: the job has ended, whatever the run could still say of itself."""
+    status, message = run.standing()
+    if over and status == "running":
+        status, message = "killed", "it ended with its job"
+    steps = load_config(run.config_path).train.steps
+    lines = [
+        f"run        {shown_path(run.path)}",
+        f"step       {run.read_state().step} of {steps}, {status}" + (f": {message}" if message else ""),
+        f"heartbeat  {_describe_heartbeat(run)}",
+    ]
+    saved = newest_checkpoint(run.checkpoints)
+    if saved is None:
+        lines.append("checkpoint none")
+    else:
+        age = format_seconds(time.time() - saved.path.stat().st_mtime)
+        lines.append(f"checkpoint step {saved.step}, {age} ago")
+    return lines, status in ("running", "finished", "interrupted")
+
+
+def _describe_heartbeat(run: RunDirectory) -> str:
+    """Its age, and what the driver did then; of a run that has written none yet, of its last sign of life."""
+    try:
+        beat = read_heartbeat(run.heartbeat_path)
+    except ValueError as error:
+        return str(error)
+    if beat is None:
+        return f"{format_seconds(time.time() - run.state_path.stat().st_mtime)} ago"
+    return f"{format_seconds(beat.age_s())} ago: {beat.driver.phase}"

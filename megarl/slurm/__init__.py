@@ -1,0 +1,1 @@
+"""Slurm, and nothing but Slurm: a job as data, its script, and how its attempts follow each other."""

@@ -1,0 +1,173 @@
+"""Submitted runs on a real Slurm of two nodes: to the end, and through everything that ends an attempt.
+
+Each goes on as if nothing had happened: its metrics are those of the run that was left alone.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megarl.slurm.queue import try_script
+from megarl.slurm.script import render_script
+from tests.cluster.submitted import STEPS, Submitted, megarl, policy_networks
+from tests.cluster.two_nodes import BRIDGE, TwoNodes, describe_missing, run
+from tests.slurm.jobs import make_job
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(describe_missing() is not None, reason=f"no Slurm here: {describe_missing()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of three layers, for three pipeline stages."""
+    from make_tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("model"), layers=3)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    before = set(Path("/var/run/netns").iterdir()) if Path("/var/run/netns").exists() else set()
+    with TwoNodes() as nodes:
+        yield nodes
+    assert not Path(f"/sys/class/net/{BRIDGE}").exists()
+    assert not nodes.directory.exists()
+    assert set(Path("/var/run/netns").iterdir()) == before
+    assert "SLURM_CONF" not in os.environ
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cluster: TwoNodes, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """The run that is left alone; of it the nodes of its ranks are looked up while it runs."""
+    job = Submitted.submit(tmp_path_factory.mktemp("alone"), model, "--nodes", "2", "--time", "60")
+    job.wait_for_step(cluster, 1)
+    networks = policy_networks(job)
+    job.wait_to_the_end(cluster)
+    assert len(networks) == 2
+    return job
+
+
+def test_slurm_takes_the_script_or_says_why_not(cluster: TwoNodes, tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"directory": tmp_path, "working_directory": tmp_path, "partition": None, "account": None}
+    taken, words = try_script(render_script(make_job(nodes=2, gpus_per_node=0, **facts)))
+    assert taken, words
+    assert "on nodes n[1-2] in partition test" in words
+    taken, words = try_script(render_script(make_job(nodes=64, gpus_per_node=8, **facts)))
+    assert not taken
+    assert "node" in words.lower() or "gres" in words.lower()
+    taken, words = try_script(render_script(make_job(nodes=2, gpus_per_node=0, **(facts | {"partition": "gpu"}))))
+    assert (taken, "partition" in words) == (False, True)
+
+
+def test_the_quickstart_finishes_with_its_pipeline_across_both_nodes(
+    uninterrupted: Submitted, cluster: TwoNodes
+) -> None:
+    job = uninterrupted
+    (attempt,) = job.attempts
+    assert (attempt.ending, attempt.step, attempt.nodes) == ("finished", STEPS, "n[1-2]")
+    logs = job.places[0].logs(0)
+    assert {path.name for path in logs.glob("*.log")} == {"batch.log", "n1.log", "n2.log"}
+    assert all("this node is fit" in (logs / f"{node}.log").read_text() for node in ("n1", "n2"))
+    told = megarl(job.directory.parents[2], "status", str(job.directory)).splitlines()
+    assert told[0].startswith(f"job        {job.number} COMPLETED ")
+    assert told[1].startswith("attempt    0 on n[1-2], begun ")
+    assert f"step       {STEPS} of {STEPS}, finished" in told
+    cluster.wait_for(lambda: cluster.node_states() == {"idle"}, 60, "both nodes are idle again")
+
+
+def test_the_time_limit_saves_requeues_and_goes_on(
+    uninterrupted: Submitted, cluster: TwoNodes, model: Path, tmp_path: Path
+) -> None:
+    job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60", "checkpoint.every_steps=1000")
+    job.wait_for_step(cluster, 2)
+    # By the new limit Slurm's own signal is due at once; it looks every half minute.
+    run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={_minutes(job) + 2}")
+    job.wait(cluster, lambda: bool(job.attempts[0].ending), "the first attempt has ended")
+    run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+    first = job.attempts[0]
+    assert first.ending == "time limit"
+    assert f"stopped after step {first.step}, saved in" in first.text
+    assert first.step < STEPS, "it was too fast for this test: more steps"
+    job.wait_to_the_end(cluster)
+    assert [(each.ending, each.from_step) for each in job.attempts] == [("time limit", 0), ("finished", first.step)]
+    assert job.metrics() == uninterrupted.metrics()
+
+
+def test_a_requeue_by_others_goes_on_from_the_last_checkpoint(
+    uninterrupted: Submitted, cluster: TwoNodes, model: Path, tmp_path: Path
+) -> None:
+    job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60")
+    job.wait_for_step(cluster, 6)
+    run("scontrol", "requeue", job.number)
+    job.start_soon(cluster)
+    job.wait_to_the_end(cluster)
+    first, second = job.attempts
+    assert (first.ending, second.ending) == (None, "finished")
+    assert second.from_step >= 4
+    assert job.metrics() == uninterrupted.metrics()
+    assert "           0: lost, it went on after step 0" in megarl(tmp_path, "status", str(job.directory))
+
+
+def test_a_node_that_dies_is_waited_for(
+    uninterrupted: Submitted, cluster: TwoNodes, model: Path, tmp_path: Path
+) -> None:
+    job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60")
+    job.wait_for_step(cluster, 6)
+    cluster.kill_node("n2")
+    job.wait(cluster, lambda: job.state() == "PENDING", "Slurm puts the job back")
+    cluster.start_node("n2")
+    job.start_soon(cluster)
+    job.wait_to_the_end(cluster)
+    assert [each.ending for each in job.attempts][-1] == "finished"
+    assert job.attempts[-1].from_step >= 4
+    assert job.metrics() == uninterrupted.metrics()
+
+
+def test_a_crash_pauses_and_the_same_crash_ends_the_job(cluster: TwoNodes, model: Path, tmp_path: Path) -> None:
+    """No trainer and vLLM agree to 1e-12 nats: every attempt crashes in its first step."""
+    one_node = ["--nodes", "1", "cluster.gpus_per_node=4", "--time", "60"]
+    job = Submitted.submit(tmp_path, model, *one_node, "rollout.max_logp_diff=1e-12")
+    job.wait(cluster, lambda: job.number_of_ended() == 1 and job.state() == "PENDING", "it is back in the queue")
+    (first,) = job.attempts
+    assert (first.ending, first.step) == ("crashed", 0)
+    assert "rollout.max_logp_diff" in first.text
+    assert first.verdict == "the next attempt begins in 60 s (crash 1 of at most 6)"
+    assert first.ended_s is not None
+    assert 40 < job.start_time() - first.ended_s < 90
+    run("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+    job.wait(cluster, lambda: job.state() == "FAILED", "the job is given up")
+    assert [each.ending for each in job.attempts] == ["crashed", "crashed"]
+    assert job.attempts[1].verdict == "step 1 failed twice in the same way; another attempt would do the same"
+
+
+def test_four_cells_two_at_a_time(cluster: TwoNodes, model: Path, tmp_path: Path) -> None:
+    axes = ["--array", "train.seed=[0, 1]", "--array", "objective.clip.high=[0.2, inf]", "--at-once", "2"]
+    arguments = ["--nodes", "1", "cluster.gpus_per_node=4", "train.steps=2", "--time", "60", *axes]
+    job = Submitted.submit(tmp_path, model, *arguments)
+    most = 0
+
+    def all_over() -> bool:
+        nonlocal most
+        states = run("squeue", "--noheader", "--array", "--states=all", f"--job={job.number}", "--format=%T").split()
+        most = max(most, states.count("RUNNING"))
+        return states.count("COMPLETED") == 4
+
+    job.wait(cluster, all_over, "all four are done")
+    assert most == 2
+    runs = [place.run() for place in job.places]
+    assert [found.read_state().status for found in runs if found] == ["finished"] * 4
+    assert [found.path.name[:12] for found in runs if found] == [f"quickstart-{index}" for index in range(4)]
+    told = megarl(tmp_path, "status", str(job.directory))
+    assert f"job        {job.number}_3 COMPLETED" in told
+    assert "train.seed=1 objective.clip.high=inf" in told
+
+
+def _minutes(job: Submitted) -> int:
+    """Whole minutes that the attempt has run; it is none of hours."""
+    return int(run("squeue", "--noheader", f"--job={job.number}", "--format=%M").strip().split(":")[-2])
