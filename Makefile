@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MEGARL := $(BIN)/megarl
 
-.PHONY: help setup quickstart smollm2 test test-all lint format clean
+.PHONY: help setup quickstart smollm2 test slurm-test test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,6 +32,10 @@ smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about an hour on 2 cores)
 
 test: setup  ## every test but the slow ones, in two processes
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)
+
+slurm-test: setup  ## submit to a real Slurm of two nodes on this machine (root; apt-get install slurm-wlm munge)
+	$(BIN)/python -m tests.cluster.two_nodes true
+	$(BIN)/python -m pytest -q -m slow tests/cluster
 
 test-all: setup  ## every test
 	$(BIN)/python -m pytest -q -m "slow or not slow"

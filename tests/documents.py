@@ -25,7 +25,7 @@ class Block:
         """ "shell", "session" (commands after "$ " and what they print), "output", or the language; ValueError for a
         block that is none of these: nobody would run it."""
         if self.language:
-            return self.language
+            return "output" if self.language == "text" else self.language
         lines = [line for line in self.text.splitlines() if line.strip()]
         if lines[0].startswith("$ "):
             return "session"

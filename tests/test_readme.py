@@ -33,7 +33,7 @@ case "$verb" in
   theory) [ -n "$WHOLE" ] || exit 0 ;;
   # Its options are read; a clone has nothing to convert.
   convert) "{python}" -m megarl.cli.main convert "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
-  submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q '^ *model.path ".*: no such directory'; exit $? ;;
+  submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
   status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"

@@ -130,6 +130,14 @@ def processes_of(session: int) -> list[psutil.Process]:
     return found
 
 
+def await_no_process(session: int) -> None:
+    """multiprocessing's tracker hears of the end of the others and ends then."""
+    deadline = time.monotonic() + 30
+    while processes_of(session) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(session) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_all_of_its_processes_ends_it_without_a_word(tmp_path, large, number):
     """As a terminal's Ctrl-C and a batch system's SIGTERM come: no stack of a helper's, no talk of one that died."""
@@ -139,7 +147,7 @@ def test_a_signal_to_all_of_its_processes_ends_it_without_a_word(tmp_path, large
     out, errors = child.communicate(timeout=100)
     assert (child.returncode, out, errors) == (128 + number, "", "")
     assert list(tmp_path.iterdir()) == []
-    assert processes_of(child.pid) == []
+    await_no_process(child.pid)
 
 
 def test_ctrl_c_while_the_processes_start(tmp_path, large):
@@ -160,10 +168,7 @@ def test_killed_it_leaves_no_process_and_the_next_one_begins_anew(tmp_path, larg
     await_files(child, tmp_path / "out")
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    deadline = time.monotonic() + 30
-    while processes_of(child.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_of(child.pid) == []
+    await_no_process(child.pid)
     assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
     done = run(large, tmp_path / "out")
     assert done.returncode == 0, done.stderr
