@@ -19,6 +19,7 @@ EXPLAINED = {
     "sealed_objects.py": "pickles of policy ranks, once their seal fits",
     "dist_format.py": "a checkpoint's metadata, of which only torch's own metadata classes are made",
     "dist_chunk.py": "what a checkpoint's tensor is; its unpickler makes a description and nothing else",
+    "sources.py": "whether Transformer Engine's object is empty: torch.load, of tensors and plain values alone",
     "probes.py": "doctor's own code, from the pipe of the process that started it",
 }
 """Modules that unpickle or evaluate, and what."""
