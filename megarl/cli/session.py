@@ -23,7 +23,7 @@ from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
 from megarl.runtime.heart import Heart
-from megarl.runtime.leftovers import clean_leftovers, end_run_processes, find_leftovers, marked_process
+from megarl.runtime.leftovers import clean_killed_runs, end_run_processes, marked_process
 from megarl.slurm.job_directory import link_run
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
@@ -101,7 +101,7 @@ def run_session(
     if link is not None:
         link_run(directory.path, link)
     setup_logging("controller", 0, directory.logs)
-    _clean_earlier()
+    clean_killed_runs()
     stop = StopRequest()
     interrupts = Interrupts(
         kill=functools.partial(_kill, directory), stop=stop, stop_within_s=config.checkpoint.stop_within_s
@@ -179,14 +179,6 @@ def describe_saves(config: RunConfig, verb: str) -> str | None:
         "checkpoint.every_steps and every_minutes are 0: a run that is killed starts over; checkpoint.every_minutes=30 "
         "saves it every half hour"
     )
-
-
-def _clean_earlier() -> None:
-    """What runs that were killed have left on this machine."""
-    found = find_leftovers()
-    clean_leftovers(found)
-    for leftover in found:
-        print(f"removed what a killed run left ({leftover.run or 'unknown'}): {leftover.name}", flush=True)
 
 
 @contextmanager

@@ -77,6 +77,14 @@ def find_leftovers(*, ended: ProcessMark | None = None, temporary: Path | None =
     return found
 
 
+def clean_killed_runs() -> None:
+    """Remove what runs that were killed have left on this machine, and print what that was."""
+    found = find_leftovers()
+    clean_leftovers(found)
+    for leftover in found:
+        print(f"removed what a killed run left ({leftover.run or 'unknown'}): {leftover.name}", flush=True)
+
+
 def clean_leftovers(found: Iterable[Leftover]) -> None:
     """Kill the processes, then remove the files. What has gone meanwhile, or cannot be removed, is left."""
     found = list(found)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from megarl.runtime.leftovers import clean_leftovers, find_leftovers, mapped_inodes
+from megarl.runtime.leftovers import clean_killed_runs, mapped_inodes
 
 SHM = Path("/dev/shm")
 GIB = 2**30
@@ -31,6 +31,7 @@ _INFINIBAND = Path("/sys/class/infiniband")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what makes this node unfit, and keep it in the report's directory; 1 where anything does."""
     options = _parse(arguments)
     remove_leftovers()
     problems = list(find_problems(options))
@@ -59,10 +60,7 @@ def find_problems(options: argparse.Namespace) -> Iterator[str]:
 
 def remove_leftovers() -> None:
     """Of runs whose driver is gone; and NCCL's files in shared memory, of this user, that no process maps."""
-    found = find_leftovers()
-    clean_leftovers(found)
-    for leftover in found:
-        print(f"removed what a killed run left ({leftover.run or 'unknown'}): {leftover.name}", flush=True)
+    clean_killed_runs()
     held = mapped_inodes()
     for path in SHM.glob("nccl-*"):
         with suppress(OSError):
@@ -81,6 +79,7 @@ def check_paths(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def check_room(directory: Path, needed_gib: float, what: str) -> Iterator[str]:
+    """A file can be written there, and so many GiB are free."""
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
             file.write(b"x")
@@ -109,6 +108,7 @@ def check_clock(shared: Path, node: str) -> Iterator[str]:
 
 
 def check_ports(ports: Iterable[int]) -> Iterator[str]:
+    """Nobody listens on any of them."""
     taken = []
     for port in ports:
         with closing(socket.socket()) as listener:
