@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
+from megarl.parallel.pinned import PinnedMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of a rank's state."""
@@ -83,12 +84,10 @@ class StagingMemory:
             # Reserved now: memory that is not there is an error here and not a bus error in the copy.
             os.posix_fallocate(self.descriptor, 0, num_bytes)
             self._bytes = map_memory(self.descriptor, num_bytes)
+            self._pinned = PinnedMemory(self._bytes)
         except (OSError, RuntimeError) as error:
             os.close(self.descriptor)
             raise _no_memory(num_bytes, str(error)) from error
-        if torch.cuda.is_available():
-            # Copies from a GPU run at full speed only into memory the driver knows.
-            torch.cuda.cudart().cudaHostRegister(self._bytes.data_ptr(), num_bytes, 0)
 
     def fill(self, pieces: Sequence[StatePiece], staged: Sequence[StagedPiece]) -> None:
         """Copy every piece to its place; it is there when this returns."""
@@ -99,9 +98,8 @@ class StagingMemory:
 
     def close(self) -> None:
         """Give the memory back, once the writer process has ended too."""
-        if torch.cuda.is_available():
-            torch.cuda.cudart().cudaHostUnregister(self._bytes.data_ptr())
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._pinned.close()
+        del self._pinned, self._bytes
         os.close(self.descriptor)
 
 

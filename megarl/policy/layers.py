@@ -1,11 +1,12 @@
-"""Layers that Megatron-core's local spec lacks: an RMSNorm that knows sequence parallelism, attention over packed rows,
-linear layers for CPUs without products of bfloat16.
+"""Layers that Megatron-core's local spec lacks: an RMSNorm that knows sequence parallelism, rotation and attention of
+packed rows, linear layers for CPUs without products of bfloat16.
 
 S = packed tokens of a micro-batch, N = query heads, G = key/value heads (both of this tensor rank), D = head dimension.
 """
 
 import functools
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from megarl.parallel.linear import linear
 from megarl.parallel.packed_attention import attend_packed
+from megarl.parallel.rotary import Rotation, rotate
 
 
 class RmsNorm(nn.Module):
@@ -71,8 +73,16 @@ class WidenedRowLinear(_Widened, RowParallelLinear):
     """For CPUs without products of bfloat16."""
 
 
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """What a packed micro-batch's attention is told, in every layer."""
+
+    rotation: Rotation | None = None
+    """Of queries and keys, where `PackedAttention` turns them; Transformer Engine's layers turn them before it."""
+
+
 class PackedAttention(nn.Module):
-    """Causal attention within each sequence of a packed micro-batch.
+    """Rotation, and causal attention within each sequence of a packed micro-batch.
 
     CUDA: torch's variable-length flash attention, one call. CPU: `parallel.packed_attention`. Nothing of size S x S is
     ever made.
@@ -96,8 +106,9 @@ class PackedAttention(nn.Module):
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
         """query [S, N, D], key and value [S, G, D] -> [S, N * D]."""
-        if packed_seq_params is None:
-            raise ValueError("PackedAttention takes packed sequences (qkv_format 'thd') only")
+        if not isinstance(packed_seq_params, PackedSequences) or packed_seq_params.rotation is None:
+            raise ValueError("PackedAttention takes PackedSequences with a rotation only")
+        query, key = rotate(query, packed_seq_params.rotation), rotate(key, packed_seq_params.rotation)
         if query.is_cuda:
             attended = self._varlen(query, key, value, packed_seq_params)
         else:

@@ -18,7 +18,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -36,8 +35,9 @@ from megarl.parallel.batches import PackedMicroBatch
 from megarl.parallel.device import cuda_present, multiplies_bfloat16
 from megarl.parallel.fused_linear import fused_linear_logp_entropy
 from megarl.parallel.linear import linear
+from megarl.parallel.rotary import Rotation, rotation_at
 from megarl.parallel.vocab import TokenDistribution, vocab_parallel_logp_entropy
-from megarl.policy.layers import PackedAttention, RmsNorm, WidenedColumnLinear, WidenedRowLinear
+from megarl.policy.layers import PackedAttention, PackedSequences, RmsNorm, WidenedColumnLinear, WidenedRowLinear
 
 _FREE_FIELDS = {
     "apply_rope_fusion",
@@ -94,7 +94,7 @@ def build_transformer_config(
         # Fused kernels go through torch.compile or CUDA extensions.
         "bias_activation_fusion": cuda_present(),
         "bias_dropout_fusion": cuda_present(),
-        # Megatron's own RoPE on packed sequences waits for the device in every layer.
+        # See PolicyModel: without Transformer Engine the rotation is ours.
         "apply_rope_fusion": uses_transformer_engine(),
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
@@ -174,12 +174,14 @@ class PolicyModel(GPTModel):
             vp_stage=vp_stage,
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied_embeddings,
-            position_embedding_type="rope",
+            # Megatron's own rotation of packed rows waits for the device in every layer, a sequence at a time.
+            position_embedding_type="rope" if uses_transformer_engine() else "none",
             rotary_base=int(shape.rope_theta),
         )
         # Megatron's own are unscaled, or scaled by constants; ours are those that config.json asks for.
-        device = self.rotary_pos_emb.inv_freq.device
-        self.rotary_pos_emb.inv_freq = rope_inverse_frequencies(shape).to(device)
+        self._inverse_frequencies = rope_inverse_frequencies(shape).to(torch.cuda.current_device())
+        if uses_transformer_engine():
+            self.rotary_pos_emb.inv_freq = self._inverse_frequencies
         self._response_index_R: Tensor | None = None
         self._vocab_size = shape.vocab_size
         self._fused_head = fused_head
@@ -187,14 +189,18 @@ class PolicyModel(GPTModel):
     def forward(self, batch: PackedMicroBatch) -> Tensor:
         """Hidden states [S / T or S, 1, H] of an inner stage; of the last, logits [R, V / T] or hidden rows [R, H]."""
         self._response_index_R = batch.response_index_R
-        packed = PackedSeqParams(
+        packed = PackedSequences(
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
             max_seqlen_q=batch.max_seqlen,
             max_seqlen_kv=batch.max_seqlen,
+            rotation=None if uses_transformer_engine() else self._rotation(batch),
         )
         return super().forward(batch.tokens_S[None], batch.position_S[None], None, packed_seq_params=packed)
+
+    def _rotation(self, batch: PackedMicroBatch) -> Rotation:
+        return rotation_at(batch.position_S, self._inverse_frequencies, self.config.params_dtype)
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         if not self.post_process:
@@ -202,10 +208,15 @@ class PolicyModel(GPTModel):
         # Gradients of the hidden rows are partial sums per vocabulary shard; the mapping's backward adds them up:
         # a reduce-scatter under sequence parallelism, else an all-reduce of the response rows only.
         if self.config.sequence_parallel:
-            hidden_R = gather_from_sequence_parallel_region(hidden_states)[self._response_index_R, 0]
+            hidden_R = self._response_rows(gather_from_sequence_parallel_region(hidden_states))
         else:
-            hidden_R = copy_to_tensor_model_parallel_region(hidden_states[self._response_index_R, 0])
+            hidden_R = copy_to_tensor_model_parallel_region(self._response_rows(hidden_states))
         return hidden_R if self._fused_head else linear(hidden_R, self._head_weight())
+
+    def _response_rows(self, hidden: Tensor) -> Tensor:
+        """[R, H] of [S, 1, H]."""
+        assert self._response_index_R is not None
+        return hidden[:, 0].index_select(0, self._response_index_R)
 
     def _head_weight(self) -> Tensor:
         """The output weight's shard [V / T, H]; the embedding's where they are tied."""

@@ -7,6 +7,7 @@ and workers that share a GPU meet today (staging.py). The header tells the worke
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from megarl.reshard.channel import Announced, Publication, StagingLayout
 from megarl.reshard.plan import NUM_SLOTS, Message, Place
 from megarl.reshard.session import SESSION
 from megarl.reshard.signals import Signals, SignalTimeout, TransportError
-from megarl.reshard.staging import close_shared, make_shared, open_shared
+from megarl.reshard.staging import OpenedMemory, SharedMemory
 from megarl.reshard.tally import Tally
 from megarl.reshard.topology import Topology
 from megarl.reshard.wire import Flight
@@ -31,9 +32,9 @@ class SharedMemoryOutlet:
         Raises:
             TransportError: a worker did not say where its memory is, or it cannot be reached from here.
         """
-        self._memory = {
-            peer: _open_memory(signals, topology, peer, dtype) for peer in sorted({send.receiver for send in sends})
-        }
+        self._memory: dict[int, _WorkerMemory] = {}
+        for peer in sorted({send.receiver for send in sends}):
+            self._memory[peer] = _open_memory(signals, topology, peer, dtype)
         self._flights: deque[list[Flight]] = deque()
 
     def send(self, place: Place, receivers: list[int], publication: Publication) -> None:
@@ -45,8 +46,8 @@ class SharedMemoryOutlet:
         self._flights.append(flights)
         what = publication.what(place)
         for receiver in receivers:
-            memory, starts = self._memory[receiver]
-            target = memory[starts[key] + start : starts[key] + stop]
+            memory = self._memory[receiver]
+            target = memory.opened.data[memory.starts[key] + start : memory.starts[key] + stop]
             header = publication.header(place, num_bytes=target.nbytes, checksums=publication.pack(place, target))
             flights.append(publication.wire.send(header, receiver, what=what))
             publication.tally.sent(target.nbytes, target.nbytes)
@@ -57,8 +58,10 @@ class SharedMemoryOutlet:
                 _land(self._flights.popleft())
 
     def close(self) -> None:
-        self._memory = {}
         self._flights.clear()
+        for memory in self._memory.values():
+            memory.opened.close()
+        self._memory = {}
 
 
 def _land(flights: list[Flight]) -> None:
@@ -66,18 +69,22 @@ def _land(flights: list[Flight]) -> None:
         flight.land()
 
 
-def _open_memory(
-    signals: Signals, topology: Topology, peer: int, dtype: torch.dtype
-) -> tuple[Tensor, dict[BlockKey, int]]:
-    """(staging memory, first element of each block in it) of one worker."""
+class _WorkerMemory(NamedTuple):
+    """Of one worker."""
+
+    opened: OpenedMemory
+    starts: dict[BlockKey, int]
+    """The first element of each block in it."""
+
+
+def _open_memory(signals: Signals, topology: Topology, peer: int, dtype: torch.dtype) -> _WorkerMemory:
     owner = topology.describe_peer(peer)
     try:
         (found,) = signals.get([f"memory-{peer - topology.grid.world_size}"], transfer=SESSION)
     except SignalTimeout:
         raise TransportError(f"{owner} did not say where its memory is") from None
-    return open_shared(found["address"], dtype, owner=owner), {
-        BlockKey.from_json(key): start for key, start in found["blocks"]
-    }
+    starts = {BlockKey.from_json(key): start for key, start in found["blocks"]}
+    return _WorkerMemory(OpenedMemory(found["address"], dtype, owner=owner), starts)
 
 
 @dataclass(slots=True)
@@ -97,13 +104,13 @@ class SharedMemoryInlet:
         self, signals: Signals, layout: StagingLayout, dtype: torch.dtype, device: torch.device, *, worker: int
     ) -> None:
         """Make the memory and say where it is."""
-        self.staging, self._address = make_shared(layout.num_elements, dtype, device)
+        self._memory = SharedMemory(layout.num_elements, dtype, device)
+        self.staging = self._memory.data
         blocks = [[key.as_json(), start] for key, start in layout.starts.items()]
-        signals.put(f"memory-{worker}", {"address": self._address, "blocks": blocks})
+        signals.put(f"memory-{worker}", {"address": self._memory.address, "blocks": blocks})
 
     def start(self, announced: Announced) -> _Arrival:
         return _Arrival(announced.elements.view(torch.uint8))
 
     def close(self) -> None:
-        close_shared(self._address)
-        self._address = {}
+        self._memory.close()

@@ -1,72 +1,56 @@
-"""How a GPU's memory is told to another process: plain fields, without a GPU; the handle itself needs one."""
+"""Memory that a worker shares with the policy's ranks of its host."""
 
-import inspect
 import json
-from typing import Any
+import os
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
 from megarl.reshard.signals import TransportError
-from megarl.reshard.staging import CUDA_FIELDS, close_shared, decode_handle, encode_handle, make_shared, open_shared
+from megarl.reshard.staging import OpenedMemory, SharedMemory
+from tests.parallel.cuda_driver import cuda_stand_in
 
-HANDLE = {
-    "tensor_cls": torch.Tensor,
-    "tensor_size": torch.Size([5]),
-    "tensor_stride": (1,),
-    "tensor_offset": 2,
-    "storage_cls": torch.storage.TypedStorage,
-    "dtype": torch.bfloat16,
-    "storage_device": 3,
-    "storage_handle": b"\x01\xffhandle",
-    "storage_size_bytes": 1 << 40,
-    "storage_offset_bytes": 512,
-    "requires_grad": False,
-    "ref_counter_handle": b"counter\x00",
-    "ref_counter_offset": 7,
-    "event_handle": b"event",
-    "event_sync_required": True,
-}
-"""In the order of CUDA_FIELDS."""
-
-
-def test_the_installed_torch_takes_these_fields() -> None:
-    assert tuple(inspect.signature(rebuild_cuda_tensor).parameters) == CUDA_FIELDS
-
-
-def test_a_handle_there_and_back_as_json() -> None:
-    encoded = encode_handle(list(HANDLE.values()))
-    assert all(type(value) in (int, bool, str) for value in encoded.values())
-    decoded = decode_handle(json.loads(json.dumps(encoded)), torch.bfloat16, device=6)
-    assert decoded == HANDLE | {"storage_device": 6, "tensor_size": (5,)}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"tensor_cls": "builtins.exec"},
-        {"num_elements": "5"},
-        {"num_elements": True},
-        {"event_handle": None},
-        {"storage_offset_bytes": 1.0},
-    ],
-)
-def test_other_fields_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(TransportError, match="a CUDA IPC handle has the fields"):
-        decode_handle(encode_handle(list(HANDLE.values())) | change, torch.bfloat16, device=0)
-
-
-def test_other_tensors_are_not_told() -> None:
-    for change in ({"tensor_stride": (2,)}, {"requires_grad": True}, {"tensor_cls": torch.nn.Parameter}):
-        with pytest.raises(TypeError, match="a contiguous vector"):
-            encode_handle(list((HANDLE | change).values()))
+CPU = torch.device("cpu")
 
 
 def test_host_memory_is_shared_by_a_plain_address() -> None:
-    data, address = make_shared(5, torch.float32, torch.device("cpu"))
-    assert all(type(value) in (int, str) for value in address.values())
-    opened = open_shared(json.loads(json.dumps(address)), torch.float32, owner="engine 0 worker 0")
-    opened.copy_(torch.arange(5.0))
-    assert torch.equal(data, torch.arange(5.0))
-    close_shared(address)
+    own = SharedMemory(5, torch.float32, CPU)
+    assert all(type(value) in (int, str) for value in own.address.values())
+    opened = OpenedMemory(json.loads(json.dumps(own.address)), torch.float32, owner="engine 0 worker 0")
+    opened.data.copy_(torch.arange(5.0))
+    assert torch.equal(own.data, torch.arange(5.0))
+    own.close()
+    own.close()
+    opened.data[0] = 7.0  # what is mapped stays
+    assert own.data[0] == 7.0
+    with pytest.raises(TransportError, match="the memory of engine 0 worker 0 cannot be opened"):
+        OpenedMemory(own.address, torch.float32, owner="engine 0 worker 0")
+
+
+def test_beside_a_gpu_both_mappings_are_pinned_once_a_session() -> None:
+    with cuda_stand_in() as driver:
+        for _ in range(3):  # sessions: each after one that failed
+            own = SharedMemory(1000, torch.float32, CPU)
+            opened = OpenedMemory(own.address, torch.float32, owner="engine 0 worker 0")
+            assert len(driver.registered) == 2
+            assert set(driver.registered.values()) == {4000}
+            opened.close()
+            own.close()
+            assert driver.registered == {}
+        driver.launch()  # which raises what is pending
+
+
+def test_memory_that_cannot_be_pinned_is_an_error_and_leaves_nothing() -> None:
+    before = os.listdir("/proc/self/fd")
+    with cuda_stand_in() as driver:
+        driver.limit = 2000
+        with pytest.raises(TransportError, match=r"no memory for the 0 MiB that an engine worker receives \(CUDA does"):
+            SharedMemory(1000, torch.float32, CPU)
+        driver.limit = 5000
+        own = SharedMemory(1000, torch.float32, CPU)
+        with pytest.raises(TransportError, match="the memory of engine 0 worker 0: CUDA does not take"):
+            OpenedMemory(own.address, torch.float32, owner="engine 0 worker 0")
+        own.close()
+        assert driver.registered == {}
+        driver.launch()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
