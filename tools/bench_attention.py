@@ -70,10 +70,9 @@ def measure(heads: str, length: int, dtype: str, *, tokens: int, repeats: int) -
     shapes = ((num, size), (groups, size), (groups, size))
     operands = [torch.randn(count * length, *shape).to(DTYPES[dtype]).requires_grad_() for shape in shapes]
     grad = torch.randn(count * length, num, size).to(DTYPES[dtype])
-    bounds = torch.arange(0, count * length + 1, length, dtype=torch.int32)
 
     def run() -> None:
-        torch.autograd.grad(attend_packed(*operands, bounds, scale=size**-0.5), operands, grad)
+        torch.autograd.grad(attend_packed(*operands, (length,) * count, scale=size**-0.5), operands, grad)
 
     seconds = time_in_turns(
         {"batched": lambda: with_longest(length, run), "each": lambda: with_longest(0, run)}, repeats

@@ -84,7 +84,7 @@ class PackedSamples:
         return PackedMicroBatch(
             **{name: _tensor(array, device) for name, array in made.items()},
             columns_R={name: _tensor(array, device) for name, array in {**of_samples, **self.per_token}.items()},
-            max_seqlen=int(lengths.max()),
+            lengths=tuple(lengths.tolist()),
             num_samples=len(self.sample_ids),
         )
 
@@ -115,7 +115,8 @@ class PackedMicroBatch:
     """int64, from 0 in each sequence."""
     cu_seqlens: Tensor
     """int32 [sequences + 1]: where each sequence starts in the stream; the padding is the last sequence."""
-    max_seqlen: int
+    lengths: tuple[int, ...]
+    """Of the sequences, likewise: what needs them need not ask the device."""
     num_samples: int
     """B."""
     response_index_R: Tensor

@@ -1,4 +1,5 @@
-"""Causal attention within each sequence of a packed stream, in batched torch operations, for the CPU.
+"""Causal attention within each sequence of a packed stream, in batched torch operations: for the CPU, and for float32
+on CUDA, which flash attention does not take.
 
 S = packed tokens, N = query heads, G = key/value heads, Q = N / G query heads that share a key, D = head dimension,
 B = sequences of a block, L = the longest of them.
@@ -21,6 +22,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,26 +38,25 @@ LEAST_FILLED = 0.75
 """No sequence of a block is shorter than this share of the longest."""
 
 
-def attend_packed(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, *, scale: float) -> Tensor:
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], *, scale: float) -> Tensor:
     """Attention of each token to those before it in its sequence, and to itself.
 
     Args:
         query: [S, N, D].
         key, value: [S, G, D], N a multiple of G; query heads n Q to n Q + Q - 1 share key head n.
-        cu_seqlens: where each sequence starts, and S.
+        lengths: of the sequences, in order; their sum is S.
         scale: factor of the scores.
 
     Returns:
         [S, N, D] in the dtype of the inputs, differentiable.
     """
-    bounds = cu_seqlens.tolist()
-    plan = _plan(tuple(stop - start for start, stop in itertools.pairwise(bounds)), query.shape[1])
+    plan = _plan(lengths, query.shape[1], query.device)
     if not plan.blocks:
         return torch.cat([_attend_one(query, key, value, rows, scale) for rows in plan.long])
     attended = _BlockedAttention.apply(query, key, value, plan.blocks, scale)
     if not plan.long:
         return attended
-    rows_of_long = torch.cat([torch.arange(rows.start, rows.stop) for rows in plan.long])
+    rows_of_long = torch.cat([torch.arange(rows.start, rows.stop, device=query.device) for rows in plan.long])
     longer = [_attend_one(query, key, value, rows, scale) for rows in plan.long]
     return attended.index_copy(0, rows_of_long, torch.cat(longer))
 
@@ -82,14 +83,14 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _plan(lengths: tuple[int, ...], num_heads: int) -> Plan:
+def _plan(lengths: tuple[int, ...], num_heads: int, device: torch.device) -> Plan:
     """Cached, because every layer of a pass asks the same."""
     starts = [0, *itertools.accumulate(lengths)]
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     long = sorted(index for index in order if lengths[index] > LONGEST_BATCHED)
     short = order[len(long) :]
     blocks = tuple(
-        _make_block([starts[index] for index in members], [lengths[index] for index in members])
+        _make_block([starts[index] for index in members], [lengths[index] for index in members], device)
         for members in _group([(index, lengths[index]) for index in short], num_heads)
     )
     return Plan(blocks, tuple(slice(starts[index], starts[index + 1]) for index in long))
@@ -107,13 +108,13 @@ def _group(sequences: Sequence[tuple[int, int]], num_heads: int) -> list[list[in
     return groups
 
 
-def _make_block(starts: Sequence[int], lengths: Sequence[int]) -> Block:
+def _make_block(starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> Block:
     longest = lengths[0]
-    length_B1, start_B1 = torch.tensor(lengths)[:, None], torch.tensor(starts)[:, None]
-    position_L = torch.arange(longest)
-    row_BL = (start_B1 + torch.minimum(position_L, length_B1 - 1)).flatten()
-    kept_K = (position_L < length_B1).flatten().nonzero()[:, 0]
-    return Block(len(lengths), longest, row_BL, kept_K)
+    length_B1, start_B1 = np.array(lengths)[:, None], np.array(starts)[:, None]
+    position_L = np.arange(longest)
+    row_BL = (start_B1 + np.minimum(position_L, length_B1 - 1)).ravel()
+    kept_K = np.flatnonzero(position_L < length_B1)
+    return Block(len(lengths), longest, torch.from_numpy(row_BL).to(device), torch.from_numpy(kept_K).to(device))
 
 
 def _attend_one(query: Tensor, key: Tensor, value: Tensor, rows: slice, scale: float) -> Tensor:
@@ -170,14 +171,14 @@ def _operands(query: Tensor, key: Tensor, value: Tensor, block: Block, scale: fl
 def _probabilities(q: Tensor, k: Tensor, longest: int) -> Tensor:
     """[B G, Q L, L]: softmax of the scores up to the token itself."""
     scores = torch.bmm(q, k.transpose(1, 2))
-    scores.view(-1, longest, longest).add_(_above_diagonal(longest, scores.dtype))
+    scores.view(-1, longest, longest).add_(_above_diagonal(longest, scores.dtype, scores.device))
     return torch.softmax(scores, -1)
 
 
 @functools.lru_cache(maxsize=64)
-def _above_diagonal(size: int, dtype: torch.dtype) -> Tensor:
+def _above_diagonal(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[size, size]: -inf above the diagonal, else 0."""
-    return torch.full((size, size), -torch.inf, dtype=dtype).triu_(1)
+    return torch.full((size, size), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def _queries(rows_BL: Tensor, block: Block, *, groups: int, dtype: torch.dtype) -> Tensor:

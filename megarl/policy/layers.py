@@ -73,10 +73,16 @@ class WidenedRowLinear(_Widened, RowParallelLinear):
     """For CPUs without products of bfloat16."""
 
 
+FLASH_DTYPES = (torch.bfloat16, torch.float16)
+"""What flash attention takes on CUDA."""
+
+
 @dataclass
 class PackedSequences(PackedSeqParams):
     """What a packed micro-batch's attention is told, in every layer."""
 
+    lengths: tuple[int, ...] = ()
+    """Of the sequences."""
     rotation: Rotation | None = None
     """Of queries and keys, where `PackedAttention` turns them; Transformer Engine's layers turn them before it."""
 
@@ -84,8 +90,8 @@ class PackedSequences(PackedSeqParams):
 class PackedAttention(nn.Module):
     """Rotation, and causal attention within each sequence of a packed micro-batch.
 
-    CUDA: torch's variable-length flash attention, one call. CPU: `parallel.packed_attention`. Nothing of size S x S is
-    ever made.
+    CUDA: torch's variable-length flash attention, one call. It takes bfloat16 and float16; float32 on CUDA and every
+    dtype on the CPU go through `parallel.packed_attention`. Nothing of size S x S is ever made.
     """
 
     def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
@@ -109,10 +115,10 @@ class PackedAttention(nn.Module):
         if not isinstance(packed_seq_params, PackedSequences) or packed_seq_params.rotation is None:
             raise ValueError("PackedAttention takes PackedSequences with a rotation only")
         query, key = rotate(query, packed_seq_params.rotation), rotate(key, packed_seq_params.rotation)
-        if query.is_cuda:
+        if query.is_cuda and query.dtype in FLASH_DTYPES:
             attended = self._varlen(query, key, value, packed_seq_params)
         else:
-            attended = attend_packed(query, key, value, packed_seq_params.cu_seqlens_q, scale=self.scale)
+            attended = attend_packed(query, key, value, packed_seq_params.lengths, scale=self.scale)
         return attended.reshape(query.shape[0], -1)
 
     def _varlen(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:

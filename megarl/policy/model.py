@@ -193,8 +193,9 @@ class PolicyModel(GPTModel):
             qkv_format="thd",
             cu_seqlens_q=batch.cu_seqlens,
             cu_seqlens_kv=batch.cu_seqlens,
-            max_seqlen_q=batch.max_seqlen,
-            max_seqlen_kv=batch.max_seqlen,
+            max_seqlen_q=max(batch.lengths),
+            max_seqlen_kv=max(batch.lengths),
+            lengths=batch.lengths,
             rotation=None if uses_transformer_engine() else self._rotation(batch),
         )
         return super().forward(batch.tokens_S[None], batch.position_S[None], None, packed_seq_params=packed)

@@ -40,7 +40,7 @@ def attend(inputs: list[Tensor], lengths: list[int]) -> list[Tensor]:
     """The result and the gradients of query, key and value."""
     *operands, grad = inputs
     leaves = [operand.detach().requires_grad_() for operand in operands]
-    out = attend_packed(*leaves, bounds_of(lengths), scale=0.3)
+    out = attend_packed(*leaves, tuple(lengths), scale=0.3)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
@@ -103,10 +103,23 @@ def test_a_sequence_that_is_not_finite_leaves_the_others_alone() -> None:
 def test_gradients_are_only_of_what_asks_for_them() -> None:
     query, key, value, grad = make_inputs([4, 7], (4, 2), torch.float32)
     query.requires_grad_()
-    attend_packed(query, key, value, bounds_of([4, 7]), scale=0.3).backward(grad)
+    attend_packed(query, key, value, (4, 7), scale=0.3).backward(grad)
     assert torch.equal(query.grad, attend([query.detach(), key, value, grad], [4, 7])[1])
     with torch.no_grad():
-        assert not attend_packed(query, key, value, bounds_of([4, 7]), scale=0.3).requires_grad
+        assert not attend_packed(query, key, value, (4, 7), scale=0.3).requires_grad
+
+
+def test_it_runs_where_the_operands_are_and_reads_nothing_back() -> None:
+    """On torch's device without memory, from which nothing can be read."""
+    lengths = (10, LONGEST_BATCHED + 1, 10, 7)
+    shapes = ((4, SIZE), (2, SIZE), (2, SIZE))
+    operands = [torch.randn(sum(lengths), *shape, device="meta", requires_grad=True) for shape in shapes]
+    out = attend_packed(*operands, lengths, scale=0.3)
+    out.sum().backward()
+    assert out.is_meta
+    assert all(operand.grad is not None and operand.grad.is_meta for operand in operands)
+    plan = packed_attention._plan(lengths, 4, torch.device("meta"))
+    assert all(index.is_meta for block in plan.blocks for index in (block.row_BL, block.kept_K))
 
 
 @pytest.mark.parametrize("num_heads", [1, 9, 64])
@@ -114,7 +127,7 @@ def test_memory_is_bounded_and_no_row_is_left_out(num_heads: int) -> None:
     draw = random.Random(num_heads)
     for highest in (3, 60, LONGEST_BATCHED, 3 * LONGEST_BATCHED):
         lengths = [draw.randint(1, highest) for _ in range(300)]
-        plan: Plan = packed_attention._plan(tuple(lengths), num_heads)
+        plan: Plan = packed_attention._plan(tuple(lengths), num_heads, torch.device("cpu"))
         rows = [row for part in plan.long for row in range(part.start, part.stop)]
         for block in plan.blocks:
             kept = block.row_BL[block.kept_K].tolist()

@@ -121,7 +121,7 @@ def test_pack_by_hand() -> None:
     assert batch.position_S.tolist() == [0, 1, 2, 3, 0, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 4, 5, 8]
     assert batch.cu_seqlens.dtype == torch.int32
-    assert (batch.max_seqlen, packed.num_padding, batch.num_samples) == (4, 3, 2)
+    assert (max(batch.lengths), packed.num_padding, batch.num_samples) == (4, 3, 2)
     assert packed.num_stream_tokens == 8
     assert batch.response_index_R.tolist() == [2, 3, 4]
     assert batch.target_R.tolist() == [4, 5, 7]

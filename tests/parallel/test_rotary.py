@@ -46,3 +46,12 @@ def test_rows_of_a_wider_tensor() -> None:
     positions, frequencies, rows = draw(6, 8, torch.float32)
     rotation = rotation_at(positions, frequencies, torch.float32)
     assert torch.equal(rotate(rows[:, ::2], rotation), rotate(rows[:, ::2].contiguous(), rotation))
+
+
+def test_it_runs_where_the_rows_are_and_reads_nothing_back() -> None:
+    """On torch's device without memory, from which nothing can be read."""
+    rows = torch.randn(9, 4, 8, device="meta", requires_grad=True)
+    rotation = rotation_at(torch.arange(9, device="meta"), torch.ones(4, device="meta"), torch.float32)
+    rotate(rows, rotation).sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.is_meta
