@@ -8,6 +8,7 @@ A wait that outlasts the timeout, or a peer whose process ends, breaks the group
 """
 
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -27,11 +28,20 @@ def local_address(host: str, port: int) -> str:
         return probe.getsockname()[0]
 
 
+_POLL_S = (0.0001, 0.005)
+"""First and longest pause between two looks at a message on a GPU."""
+_NEVER = timedelta(days=365)
+
+
 class Flight:
     """A tensor on its way; `land` waits for it. Keeps the tensor's memory alive until then."""
 
-    def __init__(self, work: Any, tensor: Tensor, peer: int, describe: Callable[[], str]) -> None:
+    def __init__(
+        self, work: Any, tensor: Tensor, peer: int, describe: Callable[[], str], *, poll_for_s: float | None = None
+    ) -> None:
+        """poll_for_s: for work whose own `wait` returns before it is done, and keeps the stream waiting alone."""
         self._work, self._tensor, self._peer, self._describe = work, tensor, peer, describe
+        self._poll_for_s = poll_for_s
 
     def land(self) -> None:
         """Raises TransportError when the peer is gone or too slow."""
@@ -40,8 +50,22 @@ class Flight:
             return
         try:
             work.wait()
+            done = self._poll_for_s is None or _completes(work, within_s=self._poll_for_s)
         except RuntimeError as error:
             raise waited_for(self._peer, f"{self._describe()}: {_cause(error)}") from error
+        if not done:
+            raise waited_for(self._peer, f"{self._describe()}: not done within {self._poll_for_s:g} s")
+
+
+def _completes(work: Any, *, within_s: float) -> bool:
+    pause_s, longest_s = _POLL_S
+    deadline = time.monotonic() + within_s
+    while not work.is_completed():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, longest_s)
+    return True
 
 
 class Wire:
@@ -65,15 +89,16 @@ class Wire:
         self.device = device
         self._store: dist.Store | None = store  # NCCL asks it at a pair's first message, through C++ alone
         self._describe_peer = describe_peer
-        timeout = timedelta(seconds=timeout_s)
+        self._poll_for_s = timeout_s if device.type == "cuda" else None
         try:
             if device.type == "cuda":
                 nccl = dist.ProcessGroupNCCL.Options()
-                nccl._timeout = timeout
+                # A limit of NCCL's own ends the process, from another thread; `Flight` has the limit instead.
+                nccl._timeout = _NEVER
                 self._group: Any = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), peer, num_peers, nccl)
             else:
                 gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-                gloo._timeout = timeout
+                gloo._timeout = timedelta(seconds=timeout_s)
                 gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
                 self._group = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), peer, num_peers, gloo)
         except RuntimeError as error:
@@ -97,12 +122,15 @@ class Wire:
         if self._group is None:
             raise TransportError(f"{describe()}: this end is closed")
         try:
-            return Flight(getattr(self._group, verb)([tensor], peer, 0), tensor, peer, describe)
+            work = getattr(self._group, verb)([tensor], peer, 0)
+            return Flight(work, tensor, peer, describe, poll_for_s=self._poll_for_s)
         except RuntimeError as error:
             raise waited_for(peer, f"{describe()}: {_cause(error)}") from error
 
     def close(self) -> None:
-        """Leave the group: peers that wait for this one fail at once."""
+        """Leave the group: peers that wait for this one fail at once. What is still on its way on a GPU is given up."""
+        if self._group is not None and self.device.type == "cuda":
+            self._group.abort()
         self._group = self._store = None
 
 

@@ -33,6 +33,9 @@ def install_weights(
         # A tied output layer got its weight through the embedding: nothing told it to renew what it made of it.
         for layer in tied.values():
             layer.quant_method.process_weights_after_loading(layer)  # type: ignore[union-attr, operator]
+    if device.type == "cuda":
+        # The next version may fill the staging memory as soon as this returns; and the time it took is true.
+        torch.cuda.synchronize(device)
 
 
 def _load_whole_tensors(model: nn.Module, receiver: WeightReceiver, recording: Recording) -> None:
