@@ -129,7 +129,12 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
         token_scores=trained.token_scores,
         traces=trained.traces,
         token_texts=await asyncio.to_thread(_token_texts, rollouts, trained.traces, parts),
-        metrics=trained.metrics | parts.controllers.metrics() | sampled | trained.difference.metrics() | published,
+        metrics=trained.metrics
+        | parts.controllers.metrics()
+        | sampled
+        | trained.difference.metrics()
+        | published
+        | parts.engine_losses.collect(),
     )
 
 
