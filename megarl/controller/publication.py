@@ -27,7 +27,8 @@ async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> 
     while True:
         try:
             if anew:
-                await _restore(parts)
+                if await _restore(parts):
+                    first = None  # what it failed of is not there any more
                 await parts.connect()
             return await _publish(version, parts)
         except EngineLost as lost:
@@ -44,10 +45,12 @@ async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> 
         anew = True
 
 
-async def _restore(parts: Parts) -> None:
-    """Every engine runs."""
+async def _restore(parts: Parts) -> int:
+    """Every engine runs; how many were started again for that."""
     with parts.reporter.phase("restart"):
-        parts.engine_losses.restarts += await parts.pool.restore()
+        restarted = await parts.pool.restore()
+    parts.engine_losses.restarts += restarted
+    return restarted
 
 
 async def _publish(version: int, parts: Parts) -> Metrics:

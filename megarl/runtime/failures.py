@@ -10,7 +10,7 @@ import ray.exceptions
 
 from megarl.config.base import ConfigError
 from megarl.reshard.signals import TransportError
-from megarl.rollout.failures import EngineError
+from megarl.rollout.failures import EngineError, EngineLost
 from megarl.runtime.workers import Worker
 from megarl.telemetry.logs import tail
 
@@ -115,6 +115,27 @@ async def call_together(workers: Sequence[Worker[Any]], calls: Iterable[Coroutin
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Results in order. A lost engine, or a version that did not come whole, is raised once all have ended, so that
+    what the others do is not disturbed by what is asked of them next; the first failure of another kind at once."""
+
+    async def outcome(answer: Awaitable[T]) -> T | EngineLost | TransportError:
+        try:
+            return await answer
+        except (EngineLost, TransportError) as error:
+            return error
+
+    outcomes = await asyncio.gather(*map(outcome, calls))
+    if lost := [each for each in outcomes if isinstance(each, EngineLost)]:
+        raise EngineLost("; ".join(map(str, lost))) from lost[0]
+    results = []
+    for each in outcomes:
+        if isinstance(each, EngineLost | TransportError):
+            raise each
+        results.append(each)
+    return results
 
 
 async def _suspect(worker: Worker[Any], peers: Sequence[Worker[Any]]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +14,12 @@ import ray.exceptions
 from megarl.config.run import RunConfig
 from megarl.records import PackedRollouts, Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
-from megarl.reshard.signals import TransportError
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineLost
 from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
-from megarl.runtime.failures import EngineBroken, Limit, WorkerDied, WorkerFailed, WorkerStuck, call
+from megarl.runtime.failures import EngineBroken, Limit, WorkerDied, WorkerFailed, WorkerStuck, call, gather_all
 from megarl.runtime.leftovers import end_earlier_worker
 from megarl.runtime.merging import merge_adoptions
 from megarl.runtime.restarts import Restarts
@@ -171,7 +170,7 @@ class RayRolloutPool:
                 rollouts |= come
             return [rollouts[index] for index in deal.indexes]
 
-        return restore_order(deals, await _gather(map(sample, deals)))
+        return restore_order(deals, await gather_all(map(sample, deals)))
 
     async def receive_weights(self, version: int) -> None:
         asked = [worker.ask(RolloutActor.receive_weights, version) for worker in self._workers]
@@ -214,9 +213,9 @@ class RayRolloutPool:
         await asyncio.gather(*map(_shut_down, self._workers))
 
     async def _all(self, asked: Sequence[Awaitable[T]], *, doing: str, limit: Limit) -> list[T]:
-        """What every engine was asked for, in their order; failures as of `_gather`."""
+        """What every engine was asked for, in their order; failures as of `gather_all`."""
         pairs = zip(self._workers, asked, strict=True)
-        return await _gather(self._call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs)
+        return await gather_all(self._call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs)
 
     async def _call(self, worker: Worker[RolloutActor], reply: Awaitable[T], *, doing: str, limit: Limit | None) -> T:
         """`failures.call`; EngineLost where the engine cannot go on and is replaced."""
@@ -255,27 +254,6 @@ class RayRolloutPool:
             except (WorkerDied, WorkerStuck, EngineBroken) as failure:
                 self._count(worker, failure)
                 lost = worker
-
-
-async def _gather(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Results in order. A lost engine, or a version that did not come whole, is raised once all have ended, so that
-    what the others do is not disturbed by what is asked of them next; the first failure of another kind at once."""
-
-    async def outcome(answer: Awaitable[T]) -> T | EngineLost | TransportError:
-        try:
-            return await answer
-        except (EngineLost, TransportError) as error:
-            return error
-
-    outcomes = await asyncio.gather(*map(outcome, calls))
-    if lost := [each for each in outcomes if isinstance(each, EngineLost)]:
-        raise EngineLost("; ".join(map(str, lost))) from lost[0]
-    results = []
-    for each in outcomes:
-        if isinstance(each, EngineLost | TransportError):
-            raise each
-        results.append(each)
-    return results
 
 
 async def _next_of(batches: AsyncIterator[Awaitable[T]]) -> T | None:

@@ -105,11 +105,12 @@ def test_an_engine_that_is_lost_is_back_before_the_next_attempt() -> None:
 
 
 def test_lost_engines_do_not_count_as_failed_publications() -> None:
-    calls, losses = publish_scripted(LOST, STALLED, LOST, None)
-    assert calls == [*ANEW[2:], *ANEW, *ANEW, *ANEW]
+    """Nor does one that failed because an engine was lost, whether or not it is known."""
+    calls, losses = publish_scripted(LOST, STALLED, LOST, STALLED, None)
+    assert calls == [*ANEW[2:], *ANEW, *ANEW, *ANEW, *ANEW]
     assert to_values(losses)["rollout/restarts"] == 2
     with pytest.raises(TransportError, match=r"(?s)^version 7: stalled.* because version 7: stalled$"):
-        publish_scripted(STALLED, LOST, STALLED)
+        publish_scripted(LOST, STALLED, STALLED)
 
 
 def test_an_engine_that_does_not_come_back_is_told_as_it_is() -> None:

@@ -1,133 +1,18 @@
 """An engine that is lost is replaced while the others go on. Needs no Ray: an actor is what its handle answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
-import ray
-import ray.exceptions
 
 from megarl.config.base import ConfigError
-from megarl.config.run import RunConfig
-from megarl.records import PackedRollouts, Rollout, SampleRequest
 from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineError, EngineLost, EngineStartError, WrongVersionError
-from megarl.rollout.weight_updates import Adoption
-from megarl.runtime import rollout_actors, workers
+from megarl.runtime import workers
 from megarl.runtime.failures import EngineBroken, WorkerDied, WorkerFailed
-from megarl.runtime.rollout_actors import RayRolloutPool
-from megarl.runtime.roster import Roster
-from megarl.runtime.workers import Worker, WorkerName
 from megarl.telemetry.metrics import to_values
-from megarl.telemetry.process_mark import ProcessMark
-
-REQUESTS = [SampleRequest(prompt=(index // 2,), seed=index) for index in range(8)]
-"""Prompts 0 and 2 go to engine 0, 1 and 3 to engine 1: requests 2, 3, 6 and 7."""
-OF_ENGINE_1 = [2, 3, 6, 7]
-Fault = BaseException | Callable[[], Coroutine[Any, Any, None]]
-
-
-def gone() -> Exception:
-    return ray.exceptions.RayActorError(error_msg="The actor's process is gone.")
-
-
-def raised(error: Exception) -> Exception:
-    return ray.exceptions.RayTaskError("work", "traceback", error)
-
-
-class Engine:
-    """A handle of an actor. `faults`: what its method of that name ends with, once; "generate" after one answer."""
-
-    def __init__(self, index: int, **faults: Fault) -> None:
-        self.index, self.faults = index, faults
-        self.calls: list[str] = []
-        self.asked: list[int] = []
-
-    def __getattr__(self, method: str) -> Any:
-        if method == "generate":
-            return SimpleNamespace(remote=self._generate)
-        return SimpleNamespace(remote=lambda *arguments, **_: self._answer(method, *arguments))
-
-    async def _answer(self, method: str, *_: Any) -> Any:
-        if method not in ("answer", "stacks"):
-            self.calls.append(method)
-        await self._fail(method)
-        if method == "answer":
-            return ProcessMark("here", "another boot", "pid:[1]", self.index, 1)
-        return Adoption(drain_s=self.index, install_s=0.0, resume_s=0.0) if method == "adopt_weights" else None
-
-    async def _generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[Any]:
-        self.calls.append("generate")
-        for position, request in enumerate(requests):
-            self.asked.append(request.seed)
-            rollout = Rollout(
-                prompt=request.prompt,
-                response=(request.seed, self.index),
-                behavior_logp=(-1.0, -1.0),
-                stop_reason="stop",
-                policy_version=0,
-            )
-            if position:
-                await self._fail("generate")
-            yield asyncio.sleep(0.01, result=([position], PackedRollouts.of([rollout])))
-
-    async def _fail(self, method: str) -> None:
-        fault = self.faults.pop(method, None)
-        if isinstance(fault, BaseException):
-            raise fault
-        if fault is not None:
-            await fault()
-
-
-class Stage:
-    """A pool of two engines, and all that were ever started for it."""
-
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, first: Sequence[Engine], later: Sequence[Engine], **rollout: Any
-    ):
-        self.started: list[Engine] = []
-        self.killed: list[Any] = []
-        waiting = [*first, *later]
-
-        def start_worker(name: WorkerName, *_: Any) -> Worker[Any]:
-            engine = waiting.pop(0)
-            assert engine.index == name.rank
-            self.started.append(engine)
-            return Worker(name, engine)
-
-        monkeypatch.setattr(rollout_actors, "start_worker", start_worker)
-        monkeypatch.setattr(ray, "kill", self.killed.append)
-        config = RunConfig.model_validate(
-            {
-                "name": "pool",
-                "model": {"path": "unused"},
-                "data": {"train": {"source": "reasoning_gym", "task": "chain_sum"}},
-                "reward": {"verifier": {"kind": "reasoning_gym"}},
-                "rollout": {"engines": 2, **rollout},
-            }
-        )
-        self.roster, directory = Roster(), SimpleNamespace(log_path=lambda role, rank: Path("/nowhere"), logs=Path("/"))
-        placement: Any = SimpleNamespace(engine=lambda index: {})
-        self.pool = RayRolloutPool(config, directory, placement, self.roster, stop_token_ids=())  # type: ignore[arg-type]
-        self.told: list[int] = []
-
-    async def meet(self) -> None:
-        await self.pool.setup()
-        await self.pool.connect(None)  # type: ignore[arg-type]
-
-    def pool_handles(self) -> list[Any]:
-        """Of the engines that are asked now."""
-        return [worker._actor for worker in self.pool._workers]
-
-    async def generate(self) -> list[Rollout]:
-        def arrived(indexes: Sequence[int], rollouts: Sequence[Rollout]) -> None:
-            assert [int(rollout.response[0]) for rollout in rollouts] == list(indexes)
-            self.told += indexes
-
-        return await self.pool.generate(REQUESTS, arrived)
+from tests.runtime.simulated_engines import OF_ENGINE_1, Engine, Stage, gone, raised
 
 
 @pytest.fixture
@@ -279,6 +164,29 @@ def test_an_engine_that_died_unheard_is_found(stage: Callable[..., Stage]) -> No
     play(scenario())
 
 
+def test_an_engine_of_which_two_calls_fail_is_replaced_once(stage: Callable[..., Stage]) -> None:
+    """Also where the second fails when the other one is there."""
+
+    async def scenario() -> None:
+        async def fail_late() -> None:
+            await asyncio.sleep(0.5)
+            raise gone()
+
+        at = stage(Engine(0), Engine(1, receive_weights=gone(), adopt_weights=fail_late), later=[Engine(1)])
+        await at.meet()
+        late = asyncio.ensure_future(at.pool.adopt_weights(3))
+        with pytest.raises(EngineLost):
+            await at.pool.receive_weights(3)
+        assert await at.pool.restore() == 1
+        with pytest.raises(EngineLost):
+            await late
+        assert await at.pool.restore() == 0
+        assert len(at.started) == 3
+        await at.pool.close()
+
+    play(scenario())
+
+
 def test_both_engines_may_be_lost(stage: Callable[..., Stage]) -> None:
     async def scenario() -> None:
         at = stage(Engine(0, generate=gone()), Engine(1, generate=gone()), later=[Engine(0), Engine(1)])
@@ -342,5 +250,28 @@ def test_a_run_that_ends_waits_for_no_replacement(stage: Callable[..., Stage]) -
         await asyncio.sleep(0.1)
         await at.pool.close()
         assert heir.calls == ["setup", "shutdown"]
+
+    play(scenario())
+
+
+def test_an_engine_that_hangs_while_it_starts_again_is_given_up(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_START_TIMEOUT_S", 0.3)
+
+    async def scenario() -> None:
+        async def hang() -> None:
+            await asyncio.sleep(600.0)
+
+        hanging = Engine(1, answer=hang, setup=hang)
+        at = stage(Engine(0), Engine(1, generate=gone()), later=[hanging, Engine(1)])
+        await at.meet()
+        at.pool._watch._silence_s = 0.3  # of those that come
+        with pytest.raises(EngineLost):
+            await at.generate()
+        assert await at.pool.restore() == 1
+        assert at.killed[1:] == [hanging]
+        assert at.pool_handles() == [at.started[0], at.started[3]]
+        await at.pool.close()
 
     play(scenario())
