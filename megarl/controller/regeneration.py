@@ -32,13 +32,15 @@ async def generate(requests: Sequence[SampleRequest], arrived: Arrived, parts: P
             break
         except EngineLost as lost:
             missing, total = answers.missing, len(requests)
-            if not left:
+            if missing and not left:
                 text = f"{lost}\n{len(missing)} of {total} responses did not come in {rounds + 1} rounds of sampling"
                 raise EngineLost(f"{text} (rollout.restarts)") from lost
             parts.reporter.warn(f"{len(missing)} of {total} responses are sampled again: {lost}")
             parts.engine_losses.regenerated += len(missing)
-            asked = missing + answers.last_come(_MOST_COMPARED)
             await publish_weights(parts.pool.policy_version, parts, anew=True)
+            if not missing:
+                break  # it was lost after its last answer
+            asked = missing + answers.last_come(_MOST_COMPARED)
     if answers.num_compared:
         parts.engine_losses.compared += answers.num_compared
         parts.engine_losses.different += answers.num_different

@@ -127,6 +127,8 @@ class RayRolloutPool:
         self._restarts = Restarts(config.rollout.restarts)
         self._replacing: dict[int, asyncio.Task[None]] = {}
         """By engine, its replacement under way, or done since the last `restore`."""
+        self._unlike_policy: set[int] = set()
+        """Engines that were started again and have adopted nothing since: they hold what the run began with."""
         self._met = False
         """The policy, once: what fails before ends the run as a failed start."""
         self.policy_version = 0
@@ -155,6 +157,10 @@ class RayRolloutPool:
         self, requests: Sequence[SampleRequest], arrived: Callable[[Sequence[int], Sequence[Rollout]], None]
     ) -> list[Rollout]:
         """As `deal_prompts` deals them; `arrived` is told of each when it has come, of several at a time."""
+        if self._unlike_policy:
+            raise RuntimeError(
+                f"engines {sorted(self._unlike_policy)} were started again and lack the policy's weights"
+            )
         deals = deal_prompts(requests, engines=len(self._workers))
 
         async def sample(deal: Deal) -> list[Rollout]:
@@ -180,6 +186,7 @@ class RayRolloutPool:
         asked = [worker.ask(RolloutActor.adopt_weights, version) for worker in self._workers]
         adoptions = await self._all(asked, doing="adopt weights", limit=self._weights_limit)
         self.policy_version = version
+        self._unlike_policy.clear()
         return merge_adoptions(adoptions)
 
     async def restore(self) -> int:
@@ -232,6 +239,7 @@ class RayRolloutPool:
         index = worker.name.rank
         if self._workers[index] is worker and index not in self._replacing:
             self._count(worker, failure)
+            self._unlike_policy.add(index)
             self._replacing[index] = asyncio.create_task(self._start_again(worker))
 
     def _count(self, worker: Worker[RolloutActor], failure: WorkerFailed) -> None:

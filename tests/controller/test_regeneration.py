@@ -126,6 +126,16 @@ def test_engines_may_be_lost_again() -> None:
     }
 
 
+def test_an_engine_that_is_lost_after_its_last_answer_owes_none() -> None:
+    """It is there again for what comes next; also where none may be sampled again any more."""
+    recorder = Losing([*range(8)])
+    rollouts, told, parts = sample(recorder, rounds=0)
+    assert recorder.calls == ["generate", "restore", "connect", "receive 0", "publish 0", "adopt 0"]
+    assert told == list(range(8))
+    assert len(rollouts) == 8
+    assert to_values(parts.engine_losses.collect())["rollout/regenerated"] == 0
+
+
 def test_the_rounds_are_bounded() -> None:
     recorder = Losing([0], [], [])
     with pytest.raises(

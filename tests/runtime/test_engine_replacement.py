@@ -46,11 +46,16 @@ def test_a_dead_engine_is_replaced_while_the_others_go_on(stage: Callable[..., S
         assert at.killed == [dying]
         assert [worker._actor for worker in at.roster.workers] == at.pool_handles() == [at.started[0], heir]
         assert await at.pool.restore() == 0
+        with pytest.raises(RuntimeError, match=r"^engines \[1\] were started again and lack the policy's weights$"):
+            await at.generate()
+        await at.pool.adopt_weights(0)
+        at.told.clear()
         rollouts = await at.generate()
         assert [tuple(map(int, rollout.response)) for rollout in rollouts] == [
             (seed, int(seed in OF_ENGINE_1)) for seed in range(8)
         ]
         assert heir.asked == OF_ENGINE_1
+        assert sorted(at.told) == list(range(8))
         await at.pool.close()
 
     play(scenario())
