@@ -56,7 +56,11 @@ class RolloutConfig(Config):
     """An engine that is not ready after this long has failed to start."""
     stall_timeout_s: Annotated[float, MayChange()] = Field(300.0, gt=0)
     """An engine that samples no token for this long while it has requests, or one of whose processes is stopped for
-    this long, ends the run with its name."""
+    this long, hangs: it is ended, and started again if `restarts` allows."""
+    restarts: Annotated[int, MayChange()] = Field(3, ge=0)
+    """How often each engine that died or hangs is started again, with the current weights, while the others go on; the
+    responses that it owes are sampled again, as many times at most. An engine that is lost once more, or twice in a row
+    before it has answered anything, has a fault that starting it again does not remove, and ends the run. 0: never."""
     publish: Annotated[PublishConfig, MayChange()] = PublishConfig()
     vllm_overrides: dict[str, Any] = {}
     """vLLM engine arguments to set verbatim; unknown names are an error."""

@@ -118,7 +118,7 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
             )
     trained = await train_on(step, samples, rollouts, config=config, parts=parts)
     with report.phase("publish"):
-        published = await publish_weights(version, parts)
+        published = await publish_weights(version, parts) | parts.engine_losses.collect()
     return StepRecord(
         step=step,
         policy_version=version,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from megarl.controller.arrivals import Decode
 from megarl.controller.checkpoints import Checkpoints
+from megarl.controller.engine_losses import EngineLosses
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.data.sampler import PromptSampler
@@ -39,6 +40,7 @@ class Parts:
     """The data set's own answers, by prompt index; None where no loss asks for them."""
     stops: StopConditions = field(default_factory=StopConditions)
     """What ends a response, for messages."""
+    engine_losses: EngineLosses = field(default_factory=EngineLosses)
 
     @property
     def owners(self) -> Mapping[str, StateOwner]:

@@ -69,16 +69,26 @@ class PolicyGroup(Protocol):
 
 
 class RolloutPool(Protocol):
-    """All engines as one."""
+    """All engines as one. Each of its methods raises EngineLost where an engine died or hangs and another is being
+    started in its place; it has the policy's weights when `restore` has returned and a version was published over new
+    connections."""
+
+    policy_version: int
+    """Of the weights that the engines sample from."""
 
     async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
-        """One rollout per request, in order; each has been told to `arrived` as soon as it was there."""
+        """One rollout per request, in order; each has been told to `arrived` as soon as it was there. EngineLost when
+        the others have answered all that they were asked."""
 
     async def receive_weights(self, version: int) -> None:
         """Begin to receive what the policy publishes as `version`, beside sampling."""
 
     async def adopt_weights(self, version: int) -> Metrics:
         """Install `version`, which the policy has published."""
+
+    async def restore(self) -> int:
+        """Return when every engine runs; how many were started again since the last call. Raises what became of one
+        that cannot be started again, or was too often."""
 
 
 class Scorer(StateOwner, Protocol):

@@ -7,27 +7,50 @@ import logging
 
 from megarl.controller.parts import Parts
 from megarl.reshard.signals import TransportError
+from megarl.rollout.failures import EngineLost
 from megarl.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 
-async def publish_weights(version: int, parts: Parts) -> Metrics:
-    """Publish and install `version`; a publication that fails is tried once more over new connections.
+async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> Metrics:
+    """Publish and install `version`; a publication that fails is tried once more over new connections, and again with
+    every engine that is lost meanwhile, as often as the pool starts one again.
+
+    anew: not over the connections that there are, which a new engine has not.
 
     Raises:
         TransportError: the second attempt failed too, or the peers could not be connected again. Begins with that
             cause, which is a dead worker where there is one, and names the first too.
     """
-    try:
-        return await _publish(version, parts)
-    except TransportError as first:
-        _log.warning("%s. Connecting anew to try once more", first)
+    first: TransportError | None = None
+    while True:
         try:
-            await parts.connect()
+            if anew:
+                if await _restore(parts):
+                    first = None  # what it failed of is not there any more
+                await parts.connect()
             return await _publish(version, parts)
-        except Exception as second:
-            raise TransportError(f"{second}\nThat ended a second attempt; the first ended because {first}") from second
+        except EngineLost as lost:
+            _log.warning("%s. Publishing once more when it is back", lost)
+        except Exception as error:
+            if first is not None:
+                raise TransportError(
+                    f"{error}\nThat ended a second attempt; the first ended because {first}"
+                ) from error
+            if not isinstance(error, TransportError):
+                raise
+            _log.warning("%s. Connecting anew to try once more", error)
+            first = error
+        anew = True
+
+
+async def _restore(parts: Parts) -> int:
+    """Every engine runs; how many were started again for that."""
+    with parts.reporter.phase("restart"):
+        restarted = await parts.pool.restore()
+    parts.engine_losses.restarts += restarted
+    return restarted
 
 
 async def _publish(version: int, parts: Parts) -> Metrics:

@@ -17,6 +17,7 @@ from megarl.config.run import RunConfig
 from megarl.controller.arrivals import Arrivals
 from megarl.controller.cut_off import describe_cut_off
 from megarl.controller.parts import Parts
+from megarl.controller.regeneration import generate
 from megarl.objective.advantage import compute_perplexity_bonus
 from megarl.objective.schedules import perplexity_omega
 from megarl.records import Prompt, Rollout, SampleRequest, Score
@@ -151,7 +152,7 @@ async def _generate(
             arrivals.add(indexes, rollouts)
             phase.advance(len(indexes))
 
-        generating = asyncio.ensure_future(parts.pool.generate(requests, arrived))
+        generating = asyncio.ensure_future(generate(requests, arrived, parts, rounds=config.rollout.restarts))
         try:
             await asyncio.wait({generating, scoring}, return_when=asyncio.FIRST_COMPLETED)
             if scoring.done():

@@ -81,6 +81,11 @@ class RolloutEngine:
             work = self._sampler.sample(self._process.llm, requests, version=self.policy_version, arrived=arrived)
             return await self._process.alive(work, limit_s=None)
 
+    async def check(self) -> None:
+        """EngineError where it cannot go on: its processes died, or do not answer."""
+        self._state.check_ready("go on")
+        await self._updates.check()
+
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """Connect every worker to the policy as index x tensor + tensor rank, while the policy's ranks connect too.
 

@@ -42,6 +42,8 @@ class EngineProcess:
         self._config, self._model, self._state = config, model, state
         self._log_path = log_path
         self._keeps_log = log_path is not None
+        self._log_start = 0
+        """Where in its log this engine begins: before that, an earlier one speaks, in whose place it is."""
         self._stacks = ""
         """Where they are, of a start that took too long, for the end of a message."""
         self._lease: Lease | None = None
@@ -56,9 +58,11 @@ class EngineProcess:
         return self._llm
 
     def log_text(self) -> str:
-        """Everything that vLLM has logged."""
+        """Everything that vLLM has logged for this engine."""
         assert self._log_path is not None
-        return self._log_path.read_text(errors="replace")
+        with self._log_path.open("rb") as file:
+            file.seek(self._log_start)
+            return file.read().decode(errors="replace")
 
     # start
 
@@ -97,6 +101,7 @@ class EngineProcess:
             self._log_path = self._lease.path / "engine.log"
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
         self._log_path.touch()
+        self._log_start = self._log_path.stat().st_size
         path = self._lease.path / "logging.json"
         write_logging_config(path, log=self._log_path)
         set_engine_environment(

@@ -55,12 +55,21 @@ class EngineError(RuntimeError):
     """An engine cannot sample any more; the text names the cause."""
 
 
+class EngineLost(RuntimeError):
+    """An engine died or hangs, and another is being started in its place; the text says why. What was asked of it is
+    not done, and the new one has no weights of the policy yet."""
+
+
 class EngineStartError(EngineError):
     """An engine did not start; the text names the cause and what to change."""
 
 
 class WeightAdoptionError(EngineError):
     """New weights did not reach an engine; it must not sample until it is started again."""
+
+
+class WrongVersionError(RuntimeError):
+    """An engine sampled under other weights than the policy published: not to be repaired by starting it again."""
 
 
 def find_root_cause(log_text: str) -> str | None:

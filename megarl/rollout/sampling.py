@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest, StopReason, as_floats, as_tokens
 from megarl.rollout.arguments import build_sampling_params
-from megarl.rollout.failures import EngineError
+from megarl.rollout.failures import EngineError, WrongVersionError
 from megarl.rollout.vllm_versions import sampled_versions, weights_label
 
 if TYPE_CHECKING:
@@ -83,4 +83,4 @@ class Sampler:
             raise EngineError(f"{self._name} ended a request with {completion.finish_reason!r}, not stop or length")
         versions, expected = sampled_versions(completion), {weights_label(version)}
         if versions - expected:
-            raise EngineError(f"{self._name} sampled under weight versions {versions}, expected {expected}")
+            raise WrongVersionError(f"{self._name} sampled under weight versions {versions}, expected {expected}")

@@ -56,6 +56,10 @@ class WeightUpdates:
         info = endpoint.as_dict() | {"engine_index": self._index}
         await self._call_workers("init_weight_transfer_engine", init_info=info)
 
+    async def check(self) -> None:
+        """Every worker answers, or EngineError."""
+        await self._call_workers("check_health")
+
     async def receive(self, version: int) -> None:
         """Begin to receive `version` beside sampling. TransportError: the connection has ended."""
         self._state.check_ready("receive weights")

@@ -32,6 +32,7 @@ from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
 from megarl.runtime.workers import BESIDE, LIVENESS, STACKS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
+from megarl.telemetry.process_mark import WORKER_VARIABLE
 
 _PLACEMENT_TIMEOUT_S = 120.0
 _SAY_AFTER_S = 5.0
@@ -241,12 +242,13 @@ def start_worker(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> Worker[A]:
-    """An actor of class `kind`, made with the arguments, marked as the run's. Returns before its process is up.
+    """An actor of class `kind`, made with the arguments, marked as the run's and as this worker. Returns before its
+    process is up.
 
-    options: Ray's. env_vars: of its process, beside the run's mark. Its `answer` and its `stacks` have a thread, or an
+    options: Ray's. env_vars: of its process, beside the marks. Its `answer` and its `stacks` have a thread, or an
     event loop, of their own each.
     """
-    environment = {"env_vars": {**process_marks(), **env_vars}}
+    environment = {"env_vars": {**process_marks(), WORKER_VARIABLE: f"{name.role}-{name.rank}", **env_vars}}
     return Worker(name, _remote(kind).options(**options, runtime_env=environment).remote(*args, **kwargs))
 
 

@@ -10,6 +10,7 @@ import ray.exceptions
 
 from megarl.config.base import ConfigError
 from megarl.reshard.signals import TransportError
+from megarl.rollout.failures import EngineError, EngineLost
 from megarl.runtime.workers import Worker
 from megarl.telemetry.logs import tail
 
@@ -25,6 +26,14 @@ class WorkerFailed(RuntimeError):
 
 class WorkerDied(WorkerFailed):
     """A worker's process is gone, or does not answer."""
+
+
+class WorkerStuck(WorkerFailed):
+    """A worker's process answers, but what it was asked for is not done in time."""
+
+
+class EngineBroken(WorkerFailed):
+    """The worker of an engine says that vLLM cannot go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,9 @@ async def call(worker: Worker[Any], reference: Awaitable[T], *, doing: str, limi
     Raises:
         ConfigError, TransportError: the worker raised one.
         WorkerDied: its process is gone, or does not answer.
-        WorkerFailed: it raised something else, or was not done within the limit.
+        WorkerStuck: it was not done within the limit.
+        EngineBroken: the worker raised an EngineError.
+        WorkerFailed: it raised something else.
     """
     task = asyncio.ensure_future(_translate(worker, reference))
     worker.asked_to(doing)
@@ -60,7 +71,7 @@ async def call(worker: Worker[Any], reference: Awaitable[T], *, doing: str, limi
             raise WorkerDied(_describe(worker, f"did not {doing}: it {worker.lost.result()}"))
         if task.done():
             return task.result()
-        raise WorkerFailed(_describe(worker, f"did not {doing} within {limit}"))
+        raise WorkerStuck(_describe(worker, f"did not {doing} within {limit}"))
     finally:
         task.cancel()
 
@@ -75,7 +86,8 @@ async def _translate(worker: Worker[Any], reference: Awaitable[T]) -> T:
             raise ConfigError(str(cause)) from None
         if isinstance(cause, TransportError):
             raise TransportError(f"{worker}: {cause}") from None
-        raise WorkerFailed(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
+        kind = EngineBroken if isinstance(cause, EngineError) else WorkerFailed
+        raise kind(_describe(worker, f"raised {type(cause).__name__}: {cause}")) from error
     except ray.exceptions.RayActorError as error:
         worker.ended = True
         raise WorkerDied(_describe(worker, f"died: {_first_line(error)}")) from error
@@ -103,6 +115,27 @@ async def call_together(workers: Sequence[Worker[Any]], calls: Iterable[Coroutin
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def gather_all(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Results in order. A lost engine, or a version that did not come whole, is raised once all have ended, so that
+    what the others do is not disturbed by what is asked of them next; the first failure of another kind at once."""
+
+    async def outcome(answer: Awaitable[T]) -> T | EngineLost | TransportError:
+        try:
+            return await answer
+        except (EngineLost, TransportError) as error:
+            return error
+
+    outcomes = await asyncio.gather(*map(outcome, calls))
+    if lost := [each for each in outcomes if isinstance(each, EngineLost)]:
+        raise EngineLost("; ".join(map(str, lost))) from lost[0]
+    results = []
+    for each in outcomes:
+        if isinstance(each, EngineLost | TransportError):
+            raise each
+        results.append(each)
+    return results
 
 
 async def _suspect(worker: Worker[Any], peers: Sequence[Worker[Any]]) -> None:

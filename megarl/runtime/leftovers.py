@@ -10,14 +10,21 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from megarl.telemetry.leases import SHM, Lease, find_leases
-from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, parent_of, start_ticks
+from megarl.telemetry.process_mark import (
+    DRIVER_VARIABLE,
+    RUN_VARIABLE,
+    WORKER_VARIABLE,
+    ProcessMark,
+    parent_of,
+    start_ticks,
+)
 
 _END_WAIT_S = 10.0
 _POLL_S = 0.1
@@ -67,7 +74,7 @@ def find_leftovers(*, ended: ProcessMark | None = None, temporary: Path | None =
 
     temporary: where leases are looked for; default: where temporary files go.
     """
-    found: list[Leftover] = list(_find_processes(ended))
+    found = _processes_of_ended_runs(ended)
     mapped = mapped_inodes({leftover.pid for leftover in found})
     for lease in find_leases(temporary or Path(tempfile.gettempdir())):
         # The processes below a dead owner may be ending, as long as its run is.
@@ -111,7 +118,7 @@ def end_run_processes(*, grace_s: float) -> list[Leftover]:
     Returns what had to be killed or removed.
     """
     mine, run = ProcessMark.of(os.getpid()), os.environ.get(RUN_VARIABLE)
-    await_end(_find_processes(mine), grace_s)
+    await_end(_processes_of_ended_runs(mine), grace_s)
     removed: list[Leftover] = []
     # Once more after the first time: what a process left that lived until then, or started meanwhile.
     for _ in range(_MOST_ROUNDS):
@@ -123,6 +130,30 @@ def end_run_processes(*, grace_s: float) -> list[Leftover]:
     return removed
 
 
+def end_earlier_worker() -> list[Leftover]:
+    """In a worker of a run: end what an earlier one in its place has left on this machine, though the run goes on: its
+    processes, stopped ones too, and the files of those that are gone. Returns what that was."""
+    mine = {name: os.environ.get(name) for name in (DRIVER_VARIABLE, WORKER_VARIABLE)}
+    if None in mine.values():
+        return []
+
+    def run_of(variables: Mapping[str, str]) -> str | None:
+        same = all(variables.get(name) == value for name, value in mine.items())
+        return variables.get(RUN_VARIABLE, "") if same else None
+
+    found = [process for process in _find_processes(run_of) if not _is_below(process.pid, os.getpid())]
+    clean_leftovers(found)
+    mapped = mapped_inodes()
+    of_leases = [
+        leftover
+        for lease in find_leases()
+        if (str(lease.driver), lease.worker) == tuple(mine.values()) and lease.owner.standing() == "dead"
+        for leftover in _of_lease(lease, mapped)
+    ]
+    clean_leftovers(of_leases)
+    return found + of_leases
+
+
 def await_end(processes: Iterable[Leftover], timeout_s: float) -> None:
     """Return when all have ended, or after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
@@ -132,9 +163,16 @@ def await_end(processes: Iterable[Leftover], timeout_s: float) -> None:
         waiting = [process for process in waiting if start_ticks(process.pid) == process.started]
 
 
-def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
-    """Processes with the mark of a driver that is gone, or `ended`, and all below them: Ray's agents, which show a long
-    name of their own choice, lose their environment to it."""
+def _processes_of_ended_runs(ended: ProcessMark | None) -> list[Leftover]:
+    """Of drivers that are gone, or of `ended`."""
+    found = list(_find_processes(lambda variables: _run_that_is_over(variables, ended)))
+    # The driver's own tracker lives as long as the driver.
+    return [each for each in found if ended is None or "multiprocessing.resource_tracker" not in each.name]
+
+
+def _find_processes(run_of: Callable[[Mapping[str, str]], str | None]) -> Iterator[Leftover]:
+    """Processes in whose marked environment `run_of` sees a run of which they are left, and all below them: Ray's
+    agents, which show a long name of their own choice, lose their environment to it."""
     found: dict[int, Leftover] = {}
     unmarked: list[int] = []
     for entry in Path("/proc").iterdir():
@@ -147,7 +185,7 @@ def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
             variables = _read_variables(entry)
             if DRIVER_VARIABLE not in variables:
                 unmarked.append(pid)
-            elif (run := _run_that_is_over(variables, ended)) is not None and (process := _describe(pid, run)):
+            elif (run := run_of(variables)) is not None and (process := _describe(pid, run)):
                 found[pid] = process
         except OSError:
             continue  # it ended meanwhile
@@ -159,11 +197,17 @@ def _find_processes(ended: ProcessMark | None) -> Iterator[Leftover]:
             with suppress(OSError):
                 if process := _describe(pid, found[parent].run):
                     found[pid] = process
-    # The driver's own tracker lives as long as the driver.
-    yield from (each for each in found.values() if ended is None or "multiprocessing.resource_tracker" not in each.name)
+    yield from found.values()
 
 
-def _run_that_is_over(variables: dict[str, str], ended: ProcessMark | None) -> str | None:
+def _is_below(pid: int, ancestor: int) -> bool:
+    parent = parent_of(pid)
+    while parent not in (None, 0, ancestor):
+        parent = parent_of(parent)
+    return parent == ancestor
+
+
+def _run_that_is_over(variables: Mapping[str, str], ended: ProcessMark | None) -> str | None:
     """The run of a process with these variables, if its driver is gone or `ended`."""
     try:
         driver = ProcessMark.parse(variables[DRIVER_VARIABLE])

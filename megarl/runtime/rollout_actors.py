@@ -15,11 +15,14 @@ from megarl.config.run import RunConfig
 from megarl.records import PackedRollouts, Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
 from megarl.rollout.engine import RolloutEngine
+from megarl.rollout.failures import EngineLost
 from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
 from megarl.runtime.cluster import Placement, start_worker
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
-from megarl.runtime.failures import Limit, call
+from megarl.runtime.failures import EngineBroken, Limit, WorkerDied, WorkerFailed, WorkerStuck, call, gather_all
+from megarl.runtime.leftovers import end_earlier_worker
 from megarl.runtime.merging import merge_adoptions
+from megarl.runtime.restarts import Restarts
 from megarl.runtime.roster import Roster
 from megarl.runtime.streams import in_batches
 from megarl.runtime.workers import LIVENESS, TellsStacks, Watch, Worker, WorkerName
@@ -33,6 +36,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _EXIT_GRACE_S = 10.0
 _CLOSE_TIMEOUT_S = 45.0
+"""Also for an engine that is replaced; what does not end by then is killed."""
 _TOGETHER_S = 0.1
 """Responses that end within so long are handed on together."""
 _MARGIN_S = 120.0
@@ -66,7 +70,12 @@ class RolloutActor(TellsStacks):
 
     async def setup(self) -> None:
         self._loop = asyncio.get_running_loop()
+        for leftover in await asyncio.to_thread(end_earlier_worker):
+            _log.warning("removed what the engine that was here before left: %s", leftover.name)
         await self._engine.start()
+
+    async def check(self) -> None:
+        await self._engine.check()
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
         await self._engine.connect(endpoint)
@@ -89,7 +98,11 @@ class RolloutActor(TellsStacks):
 
 
 class RayRolloutPool:
-    """All engines as one; implements the loop's `RolloutPool`."""
+    """All engines as one; implements the loop's `RolloutPool`.
+
+    An engine that died or hangs is replaced in the background: its processes are ended, and a new one is started in its
+    place. Whoever asked it is told by EngineLost, and `restore` returns when all engines run.
+    """
 
     def __init__(
         self,
@@ -108,18 +121,32 @@ class RayRolloutPool:
             )
 
         self._config = config
+        self._start = start
         self._workers = [start(index) for index in range(config.rollout.engines)]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
+        self._restarts = Restarts(config.rollout.restarts)
+        self._replacing: dict[int, asyncio.Task[None]] = {}
+        """By engine, its replacement under way, or done since the last `restore`."""
+        self._unlike_policy: set[int] = set()
+        """Engines that were started again and have adopted nothing since: they hold what the run began with."""
+        self._met = False
+        """The policy, once: what fails before ends the run as a failed start."""
+        self.policy_version = 0
 
     async def setup(self) -> None:
         """Start every engine."""
-        limit = Limit(self._config.rollout.start_timeout_s + _MARGIN_S, "above rollout.start_timeout_s")
-        await self._all([worker.ask(RolloutActor.setup) for worker in self._workers], doing="start", limit=limit)
+        asked = [worker.ask(RolloutActor.setup) for worker in self._workers]
+        await self._all(asked, doing="start", limit=self._start_limit)
+
+    @property
+    def _start_limit(self) -> Limit:
+        return Limit(self._config.rollout.start_timeout_s + _MARGIN_S, "above rollout.start_timeout_s")
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
-        """Meet the policy, whose ranks join the session meanwhile."""
+        """Meet the policy, whose ranks join the session meanwhile. EngineLost as for `generate`."""
         asked = [worker.ask(RolloutActor.connect, endpoint) for worker in self._workers]
         await self._all(asked, doing="meet the policy", limit=self._weights_limit)
+        self._met = True
 
     @property
     def _weights_limit(self) -> Limit:
@@ -130,13 +157,18 @@ class RayRolloutPool:
         self, requests: Sequence[SampleRequest], arrived: Callable[[Sequence[int], Sequence[Rollout]], None]
     ) -> list[Rollout]:
         """As `deal_prompts` deals them; `arrived` is told of each when it has come, of several at a time."""
+        if self._unlike_policy:
+            raise RuntimeError(
+                f"engines {sorted(self._unlike_policy)} were started again and lack the policy's weights"
+            )
         deals = deal_prompts(requests, engines=len(self._workers))
 
         async def sample(deal: Deal) -> list[Rollout]:
             worker = self._workers[deal.engine]
             batches = worker.stream(RolloutActor.generate, [requests[index] for index in deal.indexes])
             rollouts: dict[int, Rollout] = {}
-            while (batch := await call(worker, _next_of(batches), doing="sample", limit=None)) is not None:
+            while (batch := await self._call(worker, _next_of(batches), doing="sample", limit=None)) is not None:
+                self._restarts.answered(deal.engine)
                 positions, packed = batch
                 indexes = [deal.indexes[position] for position in positions]
                 come = dict(zip(indexes, packed.unpack(), strict=True))
@@ -144,7 +176,7 @@ class RayRolloutPool:
                 rollouts |= come
             return [rollouts[index] for index in deal.indexes]
 
-        return restore_order(deals, await asyncio.gather(*map(sample, deals)))
+        return restore_order(deals, await gather_all(map(sample, deals)))
 
     async def receive_weights(self, version: int) -> None:
         asked = [worker.ask(RolloutActor.receive_weights, version) for worker in self._workers]
@@ -152,7 +184,29 @@ class RayRolloutPool:
 
     async def adopt_weights(self, version: int) -> Metrics:
         asked = [worker.ask(RolloutActor.adopt_weights, version) for worker in self._workers]
-        return merge_adoptions(await self._all(asked, doing="adopt weights", limit=self._weights_limit))
+        adoptions = await self._all(asked, doing="adopt weights", limit=self._weights_limit)
+        self.policy_version = version
+        self._unlike_policy.clear()
+        return merge_adoptions(adoptions)
+
+    async def restore(self) -> int:
+        """Return when every engine runs and answers; how many were started again since the last call.
+
+        Raises:
+            WorkerFailed: an engine cannot be started again, or not any more.
+        """
+        restarted = 0
+        while True:
+            while self._replacing:
+                await asyncio.gather(*self._replacing.values())
+                restarted += sum(task.done() for task in self._replacing.values())
+                self._replacing = {index: task for index, task in self._replacing.items() if not task.done()}
+            try:
+                asked = [worker.ask(RolloutActor.check) for worker in self._workers]
+                await self._all(asked, doing="say whether it can go on", limit=self._weights_limit)
+            except EngineLost:
+                continue
+            return restarted
 
     async def close(self) -> None:
         """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
@@ -160,17 +214,54 @@ class RayRolloutPool:
         Never raises: a run that ends because something failed tells that failure.
         """
         self._watch.end()
-        asked = [asyncio.ensure_future(_shut_down(worker)) for worker in self._workers]
-        done, _ = await asyncio.wait(asked, timeout=_CLOSE_TIMEOUT_S)
-        for worker, task in zip(self._workers, asked, strict=True):
-            if task not in done:
-                task.cancel()
-                _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
+        for replacing in self._replacing.values():
+            replacing.cancel()
+        await asyncio.gather(*self._replacing.values(), return_exceptions=True)
+        await asyncio.gather(*map(_shut_down, self._workers))
 
     async def _all(self, asked: Sequence[Awaitable[T]], *, doing: str, limit: Limit) -> list[T]:
-        """What every engine was asked for, in their order; the first failure is raised at once."""
+        """What every engine was asked for, in their order; failures as of `gather_all`."""
         pairs = zip(self._workers, asked, strict=True)
-        return await asyncio.gather(*(call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs))
+        return await gather_all(self._call(worker, reply, doing=doing, limit=limit) for worker, reply in pairs)
+
+    async def _call(self, worker: Worker[RolloutActor], reply: Awaitable[T], *, doing: str, limit: Limit | None) -> T:
+        """`failures.call`; EngineLost where the engine cannot go on and is replaced."""
+        try:
+            return await call(worker, reply, doing=doing, limit=limit)
+        except (WorkerDied, WorkerStuck, EngineBroken) as failure:
+            if not self._met:
+                raise
+            self._replace(worker, failure)
+            raise EngineLost(_first_line(failure)) from failure
+
+    def _replace(self, worker: Worker[RolloutActor], failure: WorkerFailed) -> None:
+        """Begin to replace an engine, once however many calls of it failed. Raises `failure` where it is not to be."""
+        index = worker.name.rank
+        if self._workers[index] is worker and index not in self._replacing:
+            self._count(worker, failure)
+            self._unlike_policy.add(index)
+            self._replacing[index] = asyncio.create_task(self._start_again(worker))
+
+    def _count(self, worker: Worker[RolloutActor], failure: WorkerFailed) -> None:
+        which = self._restarts.spend(worker.name.rank, failure)
+        _log.warning("%s is started again (%s) while the others go on: %s", worker, which, _first_line(failure))
+        _log.debug("%s", failure)
+
+    async def _start_again(self, lost: Worker[RolloutActor]) -> None:
+        """Another engine in its place, which has started; tried again as often as an engine may be lost."""
+        index = lost.name.rank
+        if lost.lost.done():  # told before it was killed
+            _log.debug("%s: stacks of when it was given up:\n%s", lost, await lost.tell_stacks(()))
+        while True:
+            await _end(lost)
+            worker = self._workers[index] = self._start(index)
+            self._watch.follow(worker)
+            try:
+                await call(worker, worker.ask(RolloutActor.setup), doing="start again", limit=self._start_limit)
+                return
+            except (WorkerDied, WorkerStuck, EngineBroken) as failure:
+                self._count(worker, failure)
+                lost = worker
 
 
 async def _next_of(batches: AsyncIterator[Awaitable[T]]) -> T | None:
@@ -179,10 +270,24 @@ async def _next_of(batches: AsyncIterator[Awaitable[T]]) -> T | None:
     return None if reply is None else await reply
 
 
+async def _end(worker: Worker[RolloutActor]) -> None:
+    """An engine that was lost: its processes end, or are killed, here or by the one that is started in its place."""
+    await _shut_down(worker)
+    worker.give_up("was replaced")
+
+
 async def _shut_down(worker: Worker[RolloutActor]) -> None:
-    if worker.lost.done():
-        return  # killed
+    """End the engine's processes, if its actor still can, in set time."""
+    if worker.lost.done() or worker.ended:
+        return  # killed, or gone
     try:
-        await worker.ask(RolloutActor.shutdown)
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await worker.ask(RolloutActor.shutdown)
+    except TimeoutError:
+        _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
     except ray.exceptions.RayError as error:
         _log.info("%s had ended before it was closed: %s", worker, error)
+
+
+def _first_line(failure: WorkerFailed) -> str:
+    return str(failure).partition("\n")[0]

@@ -215,11 +215,26 @@ class Watch:
 
     def __init__(self, workers: Sequence[Worker[Any]], *, silence_s: float) -> None:
         """silence_s: cluster.worker_silence_s; a process that is starting has `_START_TIMEOUT_S` at least."""
-        self._tasks = [asyncio.create_task(_watch(worker, silence_s, workers)) for worker in workers]
+        self._silence_s = silence_s
+        self._watched: dict[Worker[Any], asyncio.Task[None]] = {}
+        self._peers: list[Worker[Any]] = list(workers)
+        for worker in workers:
+            self._watch(worker)
+
+    def follow(self, worker: Worker[Any]) -> None:
+        """This one too; those that are lost or have ended are not watched any more."""
+        for gone in [each for each in self._peers if each.lost.done() or each.ended]:
+            self._peers.remove(gone)
+            self._watched.pop(gone).cancel()
+        self._peers.append(worker)
+        self._watch(worker)
 
     def end(self) -> None:
-        for task in self._tasks:
+        for task in self._watched.values():
             task.cancel()
+
+    def _watch(self, worker: Worker[Any]) -> None:
+        self._watched[worker] = asyncio.create_task(_watch(worker, self._silence_s, self._peers))
 
 
 async def _watch(worker: Worker[Any], silence_s: float, peers: Sequence[Worker[Any]]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from megarl.telemetry.atomic_file import write_text_atomically
-from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, WORKER_VARIABLE, ProcessMark
 
 _PREFIX = "megarl-"
 _OWNER = "owner.json"
@@ -34,13 +34,16 @@ class Lease:
     """Of the run; the owner itself where it is of none."""
     run: str
     """The run directory, or nothing."""
+    worker: str = ""
+    """Which worker of the run took it, as WORKER_VARIABLE says; nothing where none did."""
 
     @classmethod
     def take(cls, what: str) -> Self:
         """A new one of this process."""
         path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{what}-"))
         owner, driver = ProcessMark.of(os.getpid()), os.environ.get(DRIVER_VARIABLE)
-        lease = cls(path, owner, ProcessMark.parse(driver) if driver else owner, os.environ.get(RUN_VARIABLE, ""))
+        run, worker = os.environ.get(RUN_VARIABLE, ""), os.environ.get(WORKER_VARIABLE, "")
+        lease = cls(path, owner, ProcessMark.parse(driver) if driver else owner, run, worker)
         lease.note(())
         return lease
 
@@ -50,6 +53,7 @@ class Lease:
             "owner": self.owner.as_json(),
             "driver": self.driver.as_json(),
             "run": self.run,
+            "worker": self.worker,
             "extra": sorted(map(str, extra)),
         }
         write_text_atomically(self.path / _OWNER, json.dumps(facts, indent=2) + "\n")
@@ -79,6 +83,6 @@ def find_leases(directory: Path | None = None) -> Iterator[Lease]:
             owner, driver = (ProcessMark.from_json(facts[name]) for name in ("owner", "driver"))
             if owner.standing(age_s=time.time() - found[1].st_mtime) == "elsewhere":
                 continue  # the directory is shared with another machine, of whatever name
-            yield Lease(path.parent, owner, driver, str(facts["run"]))
+            yield Lease(path.parent, owner, driver, str(facts["run"]), str(facts.get("worker", "")))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # it is being released, or is none of ours

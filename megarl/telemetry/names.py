@@ -145,6 +145,16 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "prompt_length/mean": ("mean", "tokens per prompt"),
     "rollout/logp_diff_mean": ("mean", "mean |trainer - vLLM| log-prob per response token, nats"),
     "rollout/logp_diff_max": ("max", "largest |trainer - vLLM| log-prob of a response token, nats"),
+    "rollout/restarts": ("sum", "engines that died or hung and were started again"),
+    "rollout/regenerated": ("sum", "responses generated again because their engine was lost before they had come"),
+    "rollout/regenerated_compared": (
+        "sum",
+        "finished responses that were generated once more beside those, to see whether their tokens are the same",
+    ),
+    "rollout/regenerated_differences": (
+        "sum",
+        "those among them whose tokens were not the same: the engines depend on what they sample beside a response",
+    ),
     "timing_s/generate": ("sum", "seconds sampling responses; they are decoded and scored meanwhile"),
     "timing_s/reward": ("sum", "seconds that scoring took beyond the sampling"),
     "timing_s/old_logp": (
@@ -155,6 +165,7 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "timing_s/update": ("sum", "seconds in forward, backward and optimizer of all mini-batches"),
     "timing_s/reset_reference": ("sum", "seconds renewing the reference weights"),
     "timing_s/publish": ("sum", "seconds moving the new weights to the engines"),
+    "timing_s/restart": ("sum", "seconds of the two waiting for engines that are started again"),
     "timing_s/publish_pack": (
         "max",
         "its seconds copying out of the policy's parameters (on a CPU with checksums, one pass), slowest rank",

@@ -16,6 +16,8 @@ DRIVER_VARIABLE = "MEGARL_DRIVER"
 """In the environment of every process of a run: the mark of the process that drives it, as `str` gives it."""
 RUN_VARIABLE = "MEGARL_RUN"
 """Likewise: the run directory."""
+WORKER_VARIABLE = "MEGARL_WORKER"
+"""In the environment of a worker and all that it starts: its role and rank, as "rollout-1"."""
 
 Standing = Literal["alive", "dead", "elsewhere"]
 """elsewhere: on another machine or in another container, where this process cannot look."""

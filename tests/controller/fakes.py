@@ -80,6 +80,7 @@ class Recorder:
         self.logged = {"reward/mean": 0.5, "actor/kl_loss": math.nan}
         self.may_finish = asyncio.Event()
         self.may_finish.set()
+        self.policy_version = 0
         self._offset, self._verify, self._shift, self._entropy = offset, verify, shift, entropy
 
     async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
@@ -100,7 +101,12 @@ class Recorder:
 
     async def adopt_weights(self, version: int) -> Metrics:
         self.calls.append(f"adopt {version}")
+        self.policy_version = version
         return {"timing_s/publish_install": Max(0.5)}
+
+    async def restore(self) -> int:
+        self.calls.append("restore")
+        return 0
 
     async def connect(self) -> None:
         self.calls.append("connect")

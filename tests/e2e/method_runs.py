@@ -110,6 +110,11 @@ class LocalPool:
 
     def __init__(self, engine: RolloutEngine) -> None:
         self._engine, self._versions = engine, 0
+        self.policy_version = 0
+
+    async def restore(self) -> int:
+        """There is one engine, and none in its place."""
+        return 0
 
     async def generate(self, requests: Sequence[SampleRequest], arrived: Arrived) -> list[Rollout]:
         rollouts = await self._engine.generate(requests)

@@ -84,8 +84,8 @@ def test_a_killed_policy_rank_is_named(rank: int, tmp_path: Path, tiny_model_dir
 @pytest.mark.slow
 @pytest.mark.parametrize("words", ["VLLM::EngineCore", "ray::RolloutActor"])
 def test_a_killed_engine_is_named(words: str, tmp_path: Path, tiny_model_dir: Path) -> None:
-    """Its actor, or vLLM's process below it."""
-    with start_training(tmp_path, tiny_model_dir) as run:
+    """Its actor, or vLLM's process below it; where it is not to be started again."""
+    with start_training(tmp_path, tiny_model_dir, "rollout.restarts=0") as run:
         wait_for_steps(run)
         run.find(words)[0].kill()
         assert run.wait(END_TIMEOUT_S) == 1

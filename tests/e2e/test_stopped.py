@@ -13,7 +13,7 @@ from tests.e2e.interrupting import ENDLESS, holder_of, wait_for_steps
 from tests.e2e.processes import Megarl
 
 END_TIMEOUT_S = 120
-SHORT = ["rollout.stall_timeout_s=30", "cluster.worker_silence_s=20"]
+SHORT = ["rollout.restarts=0", "rollout.stall_timeout_s=30", "cluster.worker_silence_s=20"]
 """Long enough for the imports and first steps of a busy machine, during which nothing moves for seconds."""
 
 

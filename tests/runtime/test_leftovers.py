@@ -13,9 +13,16 @@ from pathlib import Path
 import pytest
 
 from megarl.rewards.environment import worker_environment
-from megarl.runtime.leftovers import Leftover, clean_leftovers, end_run_processes, find_leftovers, marked_process
+from megarl.runtime.leftovers import (
+    Leftover,
+    clean_leftovers,
+    end_earlier_worker,
+    end_run_processes,
+    find_leftovers,
+    marked_process,
+)
 from megarl.telemetry.leases import SHM, Lease, find_leases
-from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark, start_ticks
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, WORKER_VARIABLE, ProcessMark, start_ticks
 from megarl.telemetry.run_directory import judge_running
 
 
@@ -224,6 +231,60 @@ def test_an_owner_that_died_in_a_live_run_is_not_judged_yet(run: str, temporary:
     lease.note([])
     assert of_run(find_leftovers(), run) == []
     assert [leftover.path for leftover in of_run(find_leftovers(ended=mine), run)] == [lease.path]
+
+
+END_EARLIER = """
+import subprocess
+child = subprocess.Popen(["sleep", "600"])
+from megarl.runtime.leftovers import end_earlier_worker
+for leftover in end_earlier_worker():
+    print(leftover.kind, leftover.pid or leftover.path)
+assert child.poll() is None
+child.kill()
+"""
+
+
+def test_a_worker_ends_what_an_earlier_one_in_its_place_left(run: str, temporary: Path) -> None:
+    """Of no other worker, of no other run, and nothing of its own; a stopped process and what its mark is lost from."""
+    driver = ProcessMark.of(os.getpid())
+
+    def marks(worker: str, driver: ProcessMark = driver) -> dict[str, str]:
+        return os.environ | {DRIVER_VARIABLE: str(driver), RUN_VARIABLE: run, WORKER_VARIABLE: worker}
+
+    sleep = ["sleep", "600"]
+    another = replace(driver, started=driver.started - 1)
+    orphan, stopped, *others = (
+        subprocess.Popen(sleep, env=environment)
+        for environment in (marks("rollout-1"), marks("rollout-1"), marks("rollout-0"), marks("rollout-1", another))
+    )
+    leases = [
+        replace(make_lease(mark_of_the_dead(), run, []), driver=driver, worker=worker)
+        for worker in ("rollout-1", "rollout-0")
+    ]
+    for lease in leases:
+        lease.note([])
+    try:
+        os.kill(stopped.pid, 19)
+        told = subprocess.run(
+            [sys.executable, "-c", END_EARLIER],
+            env=marks("rollout-1") | {"TMPDIR": str(temporary)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\n")
+        assert set(told) == {f"process {orphan.pid}", f"process {stopped.pid}", f"directory {leases[0].path}", ""}
+        assert (orphan.wait(5), stopped.wait(5)) == (-9, -9)
+        assert [process.poll() for process in others] == [None, None]
+        assert [lease.path.exists() for lease in leases] == [False, True]
+    finally:
+        for process in (orphan, stopped, *others):
+            process.kill()
+            process.wait()
+
+
+def test_outside_of_a_run_there_is_no_earlier_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(WORKER_VARIABLE, raising=False)
+    assert end_earlier_worker() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"owner": 3}', "[]"])
