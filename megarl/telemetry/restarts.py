@@ -107,7 +107,10 @@ def read_failures(path: Path) -> list[Failure]:
     except FileNotFoundError:
         return []
     try:
-        return [Failure(**facts) for facts in json.loads(text)]
+        found = json.loads(text)
+        if not isinstance(found, list):
+            raise TypeError
+        return [Failure(**facts) for facts in found]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: expected a list of failures, found {text[:80]!r}") from error
 
