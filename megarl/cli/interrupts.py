@@ -20,7 +20,7 @@ from megarl.controller.stopping import StopRequest
 _HELD_UP_S = 3.0
 CLOSE_LIMIT_S = 180.0
 """Longer than the limits of all that is closed, one after the other."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
@@ -38,10 +38,15 @@ class Interrupts:
         self._raise_now = False
         self._over = threading.Event()
 
+    @property
+    def any_heard(self) -> bool:
+        """Whether a signal came, to stop at once or after a step."""
+        return self._count > 0 or self._stop.reason is not None
+
     @contextmanager
     def heard(self) -> Iterator[None]:
         """While the block runs, signals are handled here."""
-        before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from megarl.cli.run_again import Given, RunAgain, start_again
 from megarl.config.base import ConfigError
 
 app = typer.Typer(
@@ -481,8 +482,11 @@ def convert(  # noqa: PLR0913, PLR0917  (options of the command line)
 
 def main() -> None:
     """Entry point of the console script."""
+    given = Given.now()
     try:
         app()
+    except RunAgain as again:
+        start_again(again.run, given)
     except ConfigError as error:
         _print_error(str(error))
         sys.exit(2)

@@ -4,6 +4,7 @@ All of it is settled, and refused where it must be, before anything of the run i
 sizes are looked at; what is in them is compared with its checksums by the ranks that read it.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from megarl.config.changes import find_changes, find_refusals
 from megarl.config.loader import load_config, source_files
 from megarl.config.run import RunConfig
 from megarl.telemetry.cut_back import cut_back, find_gaps
+from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import PULSE_S, RunDirectory, RunState
 from megarl.telemetry.run_lock import RunHeldError, hold_run
 
@@ -227,9 +229,11 @@ def _exported(run: RunDirectory) -> str:
 def _await_end(run: RunDirectory) -> None:
     """ConfigError while the run's process lives. One that cannot be looked up from here is listened to: it touches
     state.json as long as it lives."""
-    if run.standing()[0] != "running":
-        return
     driver = run.driver()
+    if run.standing()[0] != "running" or (
+        run.read_state().goes_on_s is not None and driver == ProcessMark.of(os.getpid())
+    ):
+        return  # or it is this one, which goes on by itself
     until = time.monotonic() + _SILENT_PULSES * PULSE_S
     touched = run.state_path.stat().st_mtime
     if driver is not None and driver.standing() == "elsewhere":

@@ -6,28 +6,32 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megarl.cli.interrupts import Interrupts, say_at_once
+from megarl.cli.interrupts import SIGNALS, Interrupts, say_at_once
 from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
+from megarl.cli.restart import call_off, go_on, note_failure
 from megarl.cli.resume import Resumed
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
+from megarl.runtime.failures import is_machine_fault
 from megarl.runtime.heart import Heart
 from megarl.runtime.leftovers import clean_killed_runs, end_run_processes, marked_process
 from megarl.slurm.job_directory import link_run
 from megarl.telemetry.columns import Column
 from megarl.telemetry.console import Console
 from megarl.telemetry.logs import setup_logging
+from megarl.telemetry.restarts import Restart
 from megarl.telemetry.run_directory import RunDirectory, RunStatus
 from megarl.telemetry.run_lock import hold_run
 from megarl.telemetry.sinks import build_sinks, build_update_sinks
@@ -69,6 +73,8 @@ class _Outcome:
     status: RunStatus
     message: str | None
     code: int
+    of_machine: bool = False
+    """A start of the same run may get further."""
 
 
 Work = Callable[[Session], Awaitable[None]]
@@ -92,6 +98,8 @@ def run_session(
     link: made to lead to the directory, as soon as there is one.
     The directory is readable in every case: state.json says finished, interrupted or failed, and why; a run that was
     killed is recognised by its process (`RunDirectory.standing`). Afterwards no process of the run is left here.
+
+    Raises RunAgain, when all that is done and a pause is over, where the run goes on by itself (`cli.restart`).
     """
     if resumed:
         directory = resumed.open(config, sources=sources)
@@ -106,19 +114,41 @@ def run_session(
     interrupts = Interrupts(
         kill=functools.partial(_kill, directory), stop=stop, stop_within_s=config.checkpoint.stop_within_s
     )
+    restart: Restart | None = None
     with marked_process(directory.path), interrupts.heard(), directory.pulse():
         opened = _open_session(config, directory, stop, steps=steps, columns=columns, resumed=resumed)
         outcome = _work_to_the_end(config, directory, interrupts, work, opened, verb=verb)
         try:
             end_run_processes(grace_s=_END_GRACE_S)
+            if outcome.of_machine and verb == "train" and not interrupts.any_heard:
+                restart = note_failure(config, directory, outcome.message or "", began=stop.has_steps)
         except KeyboardInterrupt:
             end_run_processes(grace_s=0.0)
+    pause_s = restart.pause_s if restart else None
+    goes_on_s = None if pause_s is None else time.time() + pause_s
+    state = directory.read_state()
     try:
-        directory.write_state(replace(directory.read_state(), status=outcome.status, message=outcome.message))
+        directory.write_state(replace(state, status=outcome.status, message=outcome.message, goes_on_s=goes_on_s))
     except OSError as error:
+        pause_s = None
         print(f"state.json keeps its last state: {describe_write_error(error, directory.path)}", flush=True)
-    _finish(config, directory, outcome, verb=verb)
-    return outcome.code
+    with _signals_as_interrupt():
+        undisturbed = _finish(config, directory, outcome, verb=verb) and not interrupts.any_heard
+        if restart is not None:
+            print(f"restart  {restart.text}", flush=True)
+        return outcome.code if pause_s is None else _go_on_unless_stopped(directory, pause_s, undisturbed=undisturbed)
+
+
+def _go_on_unless_stopped(directory: RunDirectory, pause_s: float, *, undisturbed: bool) -> int:
+    """RunAgain after the pause; the exit code where a signal comes before, or has come."""
+    try:
+        if undisturbed:
+            go_on(directory, pause_s)
+    except KeyboardInterrupt:
+        pass
+    call_off(directory, _STOPPED)
+    print(f"\ninterrupted: {_STOPPED}; megarl train --resume {shown_path(directory.path)} goes on", flush=True)
+    return EXIT_INTERRUPTED
 
 
 def _work_to_the_end(
@@ -149,7 +179,8 @@ def _work_to_the_end(
         text = str(error)
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             text = describe_write_error(error, directory.path)
-        return _Outcome("failed", _with_notes(text or type(error).__name__, error), EXIT_FAILED)
+        text = _with_notes(text or type(error).__name__, error)
+        return _Outcome("failed", text, EXIT_FAILED, of_machine=is_machine_fault(error))
 
 
 async def _work_with_heart(session: Session, work: Work) -> None:
@@ -228,19 +259,21 @@ def _kill(directory: RunDirectory, why: str) -> None:
         os._exit(EXIT_INTERRUPTED)
 
 
-def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, verb: str) -> None:
-    """Say how it ended and draw what there is; nothing here changes the outcome."""
+def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, verb: str) -> bool:
+    """Say how it ended and draw what there is; nothing here changes the outcome. False where a signal came."""
     if outcome.message is not None:
         print(f"\n{outcome.status}: {outcome.message}", flush=True)
-    with _sigterm_as_interrupt():
-        try:
-            if directory.metrics_path.is_file() and directory.metrics_path.stat().st_size:
-                print()
-                draw_figures(directory)
-        except KeyboardInterrupt:
-            print(f"figures  not drawn: {_STOPPED}; megarl report {shown_path(directory.path)} draws them")
-        print(_describe_exports(config, directory, verb))
-        print(f"run      {shown_path(directory.path)}", flush=True)
+    undisturbed = True
+    try:
+        if directory.metrics_path.is_file() and directory.metrics_path.stat().st_size:
+            print()
+            draw_figures(directory)
+    except KeyboardInterrupt:
+        undisturbed = False
+        print(f"figures  not drawn: {_STOPPED}; megarl report {shown_path(directory.path)} draws them")
+    print(_describe_exports(config, directory, verb))
+    print(f"run      {shown_path(directory.path)}", flush=True)
+    return undisturbed
 
 
 def _describe_exports(config: RunConfig, directory: RunDirectory, verb: str) -> str:
@@ -254,12 +287,13 @@ def _describe_exports(config: RunConfig, directory: RunDirectory, verb: str) -> 
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

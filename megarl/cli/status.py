@@ -13,6 +13,7 @@ from megarl.slurm.job_directory import JobDirectory, RunOfJob, find_job
 from megarl.slurm.queue import Queued, find_queued, has_slurm
 from megarl.slurm.times import format_seconds
 from megarl.telemetry.heartbeat import read_heartbeat
+from megarl.telemetry.restarts import read_failures
 from megarl.telemetry.run_directory import RunDirectory
 
 _GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
@@ -93,6 +94,7 @@ def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], 
     lines = [
         f"run        {shown_path(run.path)}",
         f"step       {run.read_state().step} of {steps}, {status}" + (f": {message}" if message else ""),
+        *_describe_restarts(run),
         f"heartbeat  {_describe_heartbeat(run)}",
     ]
     saved = newest_checkpoint(run.checkpoints)
@@ -102,6 +104,20 @@ def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], 
         age = format_seconds(time.time() - saved.path.stat().st_mtime)
         lines.append(f"checkpoint step {saved.step}, {age} ago")
     return lines, status in ("running", "finished", "interrupted")
+
+
+def _describe_restarts(run: RunDirectory) -> list[str]:
+    """Failures after which it went on by itself, or did not."""
+    try:
+        failures = read_failures(run.restarts_path)
+    except ValueError as error:
+        return [f"restarts   {error}"]
+    lines = []
+    for failure in failures:
+        when = format_seconds(time.time() - failure.at_s)
+        first = failure.text.partition("\n")[0]
+        lines.append(f"{when} ago: failed after step {failure.step}: {first}; {failure.verdict}")
+    return [f"{'' if number else 'restarts':<11}{line}" for number, line in enumerate(lines)]
 
 
 def _describe_heartbeat(run: RunDirectory) -> str:

@@ -80,6 +80,13 @@ class ClusterConfig(Config):
     worker_silence_s: float = Field(120.0, gt=0)
     """A worker whose process does not answer for this long, because it is stopped or its machine is gone, ends the run
     with its name. Workers answer beside their work, however long that takes."""
+    restarts: int = Field(5, ge=0)
+    """A run that saves itself (`[checkpoint]`) goes on by itself when a worker has died, hangs or has met an error of
+    its machine: all its processes end, and after a pause it goes on from its newest checkpoint, so many times at most,
+    and not when one step fails twice in one way. 0: it ends, as it does after all that would only repeat itself. Under
+    `megarl submit` it is 0, because the job's script does this, where it must on other nodes."""
+    restart_pause_s: float = Field(60.0, ge=0)
+    """Before the first of those; twice as long before each other one, an hour at most."""
 
 
 class LoggingConfig(Config):

@@ -22,6 +22,11 @@ class StopRequest:
         self._always = saves
         self._heard.set()
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there are steps to stop after: the workers have started."""
+        return self._heard.is_set()
+
     def ask(self, reason: str, *, to_save: bool) -> bool:
         """Stop after this step because of `reason`. False where there is no step to stop after, or where the run does
         not save itself and is not asked `to_save`: then it must be stopped otherwise."""

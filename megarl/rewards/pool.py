@@ -1,7 +1,8 @@
 """Scores responses: verifiers in processes of their own, random rewards in place.
 
 No answer can hang or kill a run: one over the time limit, or one that kills its process or wants too much memory, is
-wrong and says so. A user function that raises does stop the run, because no score would be honest.
+wrong and says so. A process that something else kills or stops costs no answer: another one is asked. A user function
+that raises does stop the run, because no score would be honest.
 """
 
 import asyncio

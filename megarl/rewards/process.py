@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,11 +23,20 @@ from megarl.records import Failure
 from megarl.rewards.environment import worker_environment
 from megarl.rewards.item import RewardError
 from megarl.rewards.messages import OUT_OF_MEMORY_EXIT, Checked, Failed, GroundTruth, Question, Ready, Scored, Taken
+from megarl.telemetry.process_mark import is_stopped
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 120.0
 _TAKEN_TIMEOUT_S = 30.0
 _START_ATTEMPTS = 3
+_ASKED_AT_MOST = 3
+"""How often a question is asked of processes that were ended or stopped from outside while they answered: one that has
+that done to its process is not asked for ever."""
+_OWN_SIGNALS = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP,
+    signal.SIGPIPE, signal.SIGXCPU,
+}  # fmt: skip
+"""By which a process ends for what it does itself."""
 _STDERR_FD = 2
 # The parent's sys.path first, so that the user's module is found where the parent found it. Not `-m`: that, like
 # multiprocessing's spawn, would run or search by the parent's main module, which may import torch.
@@ -38,6 +48,17 @@ _BOOTSTRAP = (
 
 class _NotTakenError(RewardError):
     """The process ended, or stood still, before it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """The process ended, or was ended, without an answer."""
+
+    failure: Failure
+    pid: int
+    how: str
+    from_outside: bool
+    """It is no answer's fault."""
 
 
 class ScoringProcess:
@@ -63,8 +84,9 @@ class ScoringProcess:
     def score(
         self, question: Question, *, timeout_s: float, slow_s: float, on_slow: Callable[[], None]
     ) -> Scored | Failed | Failure:
-        """Ask once; `on_slow` is called when the answer takes longer than `slow_s`. After a time-out or a crash the
-        process has ended.
+        """Ask; `on_slow` is called when the answer takes longer than `slow_s`. After a time-out or a crash the process
+        has ended. A process that something else ends, or stops until `timeout_s`, costs no answer: a fresh one is
+        asked.
 
         RewardError when no process can be started or `stop` was called.
         """
@@ -105,6 +127,8 @@ class ScoringProcess:
                 raise ConfigError(what)
             case Failed(error=what, trace=trace):
                 raise RewardError(f"a reward worker could not build its verifier: {what}\n{trace}")
+            case _ if is_stopped(self.pid):
+                raise _NotTakenError(f"reward worker {self.pid} was stopped while it started")
             case _:
                 raise RewardError(
                     f"reward worker {self.pid} was not ready after {_START_TIMEOUT_S:.0f} s; is it stopped, does the "
@@ -125,6 +149,21 @@ class ScoringProcess:
     def _ask(
         self, question: Question | GroundTruth, *, timeout_s: float, slow_s: float, on_slow: Callable[[], None]
     ) -> Scored | Checked | Failed | Failure:
+        for attempts_left in reversed(range(_ASKED_AT_MOST)):
+            answer = self._ask_once(question, timeout_s=timeout_s, slow_s=slow_s, on_slow=on_slow)
+            if not isinstance(answer, _Lost):
+                return answer
+            again = answer.from_outside and attempts_left
+            if again or answer.failure == "crash":
+                what = "; a fresh one is asked" if again else ""
+                logger.warning("reward worker %d %s while it scored%s", answer.pid, answer.how, what)
+            if not again:
+                return answer.failure
+        raise AssertionError("the last attempt returns")
+
+    def _ask_once(
+        self, question: Question | GroundTruth, *, timeout_s: float, slow_s: float, on_slow: Callable[[], None]
+    ) -> Scored | Checked | Failed | _Lost:
         self._hand_over(question)
         failure: Failure = "timeout"
         try:
@@ -137,12 +176,14 @@ class ScoringProcess:
                 return reply
         except (EOFError, OSError):
             failure = "crash"
+        pid, stopped = self.pid, is_stopped(self.pid)
         code = self._end()
         if self._stopped:
             raise RewardError("the reward pool was closed while it scored")
-        if failure == "crash":
-            logger.warning("a reward worker died %s", self._describe_exit(code))
-        return failure
+        if failure == "timeout":
+            return _Lost(failure, pid, "was stopped", from_outside=stopped)
+        from_outside = code < 0 and -code not in _OWN_SIGNALS
+        return _Lost(failure, pid, self._describe_exit(code), from_outside=from_outside)
 
     def _hand_over(self, question: Question | GroundTruth) -> None:
         """Return when the process has taken the question. One that was killed or stopped while idle or starting is no
@@ -221,8 +262,8 @@ class ScoringProcess:
 
     def _describe_exit(self, code: int) -> str:
         if code == OUT_OF_MEMORY_EXIT:
-            return f"of memory: it wanted more than reward.memory_gib = {self._config.memory_gib:g}"
-        return f"with exit code {code}"
+            return f"died of memory: it wanted more than reward.memory_gib = {self._config.memory_gib:g}"
+        return f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"died with exit code {code}"
 
 
 def _limit_waits(fd: int) -> None:

@@ -54,7 +54,9 @@ class Turn:
         self._is_slow = False
 
     def mark_slow(self) -> None:
-        """The answer takes long: let others go on."""
+        """The answer takes long: let others go on. Again, as when it is asked for once more: nothing."""
+        if self._is_slow:
+            return
         self._is_slow = True
         self._turns.count(running=-1, slow=1)
 

@@ -1,6 +1,7 @@
 """Calls to workers, each with an end: a failure is told with the worker's role, its rank and the end of its log."""
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import ray
 import ray.exceptions
 
 from megarl.config.base import ConfigError
+from megarl.policy.reports import NonFiniteLossError
 from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineError, EngineLost
 from megarl.runtime.workers import Worker
@@ -18,6 +20,16 @@ T = TypeVar("T")
 
 LOG_LINES = 30
 BLAME_WAIT_S = 5.0
+_REPEATS = (NonFiniteLossError, NotImplementedError, RecursionError)
+_OF_MACHINE = {
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
 
 
 class WorkerFailed(RuntimeError):
@@ -34,6 +46,31 @@ class WorkerStuck(WorkerFailed):
 
 class EngineBroken(WorkerFailed):
     """The worker of an engine says that vLLM cannot go on."""
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Whether a run that this has ended may get further when it is started again: a worker is gone, hangs, or cannot
+    reach another one; Ray itself failed; or a worker met an error of torch, CUDA, NCCL, gloo, vLLM or a device.
+
+    Not what the same step would meet again, which is everything else: a configuration, a loss that is not finite, an
+    error of the program, a full disk, a reward function that raises.
+    """
+    match error:
+        case WorkerDied() | TransportError() | EngineLost():
+            return True
+        case WorkerFailed():
+            cause = getattr(error.__cause__, "cause", None)  # what Ray brought from the worker
+            return not isinstance(cause, BaseException) or _is_of_machine(cause)
+        case ray.exceptions.RayTaskError():
+            return False
+    return isinstance(error, ray.exceptions.RayError)
+
+
+def _is_of_machine(cause: BaseException) -> bool:
+    """torch, NCCL, gloo and vLLM raise RuntimeErrors. Of one that could not be pickled Ray brings a RayError."""
+    if isinstance(cause, OSError):
+        return isinstance(cause, ConnectionError | TimeoutError) or cause.errno in _OF_MACHINE
+    return isinstance(cause, RuntimeError | ray.exceptions.RayError) and not isinstance(cause, _REPEATS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,15 @@ An attempt that crashes at the step and in the way of the crash before it is the
 is, of attempts that end by the time limit or are lost, one in a row of those that get no further.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from megarl.telemetry.restarts import fails_alike, pause_after
+
 Ending = Literal["finished", "time limit", "stopped", "refused", "crashed", "unfit", "lost"]
 _AT_ONCE_S = 15
 """The job has left its nodes by then; of a time that is over Slurm makes two minutes."""
-_PAUSE_S = 60
-_LONGEST_PAUSE_S = 3600
 _MOST_LOST = 5
 """Lost attempts at one step after which no other is made."""
 _MOST_SHORT = 2
@@ -99,11 +98,6 @@ def find_lost(attempts: Sequence[Attempt]) -> str | None:
     )
 
 
-def fails_alike(one: Attempt, other: Attempt) -> bool:
-    """Whether both failed at one step in one way: by the first line of the text, numbers left out."""
-    return one.ending == other.ending and one.step == other.step and _kind(one.text) == _kind(other.text)
-
-
 def _after_time_limit(attempts: Sequence[Attempt]) -> Verdict:
     row = [each for each in attempts[-_MOST_SHORT:] if each.ending == "time limit" and not each.got_further]
     if len(row) == _MOST_SHORT:
@@ -115,12 +109,12 @@ def _after_time_limit(attempts: Sequence[Attempt]) -> Verdict:
 def _after_crash(attempts: Sequence[Attempt], *, restarts: int) -> Verdict:
     last = attempts[-1]
     crashes = [attempt for attempt in attempts if attempt.ending in ("crashed", "unfit")]
-    if last.ending == "crashed" and len(crashes) > 1 and fails_alike(crashes[-2], last):
+    if [each.ending for each in crashes[-2:]] == ["crashed", "crashed"] and fails_alike(crashes[-2], last):
         text = f"step {last.step + 1} failed twice in the same way; another attempt would do the same"
         return Verdict(action="stop", text=text)
     if len(crashes) > restarts:
         return Verdict(action="stop", text=f"{len(crashes)} attempts crashed, of which --restarts allows {restarts}")
-    pause_s = min(_PAUSE_S * 2 ** (len(crashes) - 1), _LONGEST_PAUSE_S)
+    pause_s = round(pause_after(len(crashes)))
     avoid = _avoided(attempts)
     without = f", without {', '.join(avoid)}" if avoid else ""
     text = f"the next attempt begins in {pause_s} s{without} (crash {len(crashes)} of at most {restarts + 1})"
@@ -129,8 +123,3 @@ def _after_crash(attempts: Sequence[Attempt], *, restarts: int) -> Verdict:
 
 def _avoided(attempts: Sequence[Attempt]) -> tuple[str, ...]:
     return tuple(sorted({node for attempt in attempts for node in attempt.unfit}))
-
-
-def _kind(text: str) -> str:
-    first = text.strip().partition("\n")[0]
-    return re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?", "#", first)

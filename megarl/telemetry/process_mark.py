@@ -91,6 +91,12 @@ def parent_of(pid: int) -> int | None:
     return None if fields is None else int(fields[1])
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether process `pid` is stopped, by SIGSTOP or another signal, and does nothing until somebody lets it go on."""
+    fields = _stat_fields(pid)
+    return fields is not None and fields[0] == "T"
+
+
 def process_state(pid: int) -> str:
     """What process `pid` does, in words, from /proc."""
     states = {"T": "stopped (by SIGSTOP)", "t": "stopped by a debugger", "D": "waiting for a device or a file system"}

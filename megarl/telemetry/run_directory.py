@@ -9,6 +9,7 @@
     state.json      status, last finished step, the driver's state after it, and which process drives the run; replaced
                     whole when everything of a step is written, touched every half minute while the run lives
     driver.lock     locked by the process that drives the run, as long as that lives (`run_lock`)
+    restarts.json   failures after which it went on by itself, or did not any more (telemetry.restarts)
     heartbeat.json  what every process is doing; replaced whole every few seconds (telemetry.heartbeat)
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
@@ -59,6 +60,8 @@ class RunState:
     """JSON-able state of the driver after them (`controller.progress.RunProgress`); empty before the first."""
     message: str | None = None
     """Why it failed or was interrupted."""
+    goes_on_s: float | None = None
+    """Of one that failed and whose process goes on with it by itself: when, since 1970."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,10 @@ class RunDirectory:
         return self.path / "heartbeat.json"
 
     @property
+    def restarts_path(self) -> Path:
+        return self.path / "restarts.json"
+
+    @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -199,10 +206,10 @@ class RunDirectory:
     def write_state(self, state: RunState) -> None:
         """Replace state.json; after a crash it holds this state or the one before, never half of one.
 
-        A running state names this process as the one that drives the run.
+        A running state names this process as the one that drives the run, and so does one that goes on by itself.
         """
         facts = asdict(state) | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}
-        if state.status == "running":
+        if state.status == "running" or state.goes_on_s is not None:
             facts["driver"] = ProcessMark.of(os.getpid()).as_json()
         write_text_atomically(self.state_path, json.dumps(facts, indent=2, allow_nan=False) + "\n")
 
@@ -213,11 +220,17 @@ class RunDirectory:
         return RunState(**{one.name: facts[one.name] for one in fields(RunState) if one.name in facts})
 
     def standing(self) -> tuple[Standing, str | None]:
-        """(the run's status as it is now, why). state.json alone would say "running" of a run that was killed."""
+        """(the run's status as it is now, why). state.json alone would say "running" of a run that was killed, and
+        "failed" of one that is about to go on."""
         state = self.read_state()
-        if state.status != "running":
+        if state.status != "running" and state.goes_on_s is None:
             return state.status, state.message
-        return judge_running(self.driver(), age_s=time.time() - self.state_path.stat().st_mtime)
+        judged = judge_running(self.driver(), age_s=time.time() - self.state_path.stat().st_mtime)
+        if state.goes_on_s is None:
+            return judged
+        if judged[0] != "running":
+            return state.status, state.message
+        return "running", f"it goes on at {datetime.fromtimestamp(state.goes_on_s):%H:%M:%S} after: {state.message}"
 
     def driver(self) -> ProcessMark | None:
         """The process that drives the run, or drove it last; None where state.json does not say."""

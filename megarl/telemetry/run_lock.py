@@ -1,8 +1,8 @@
 """One process drives a run at a time: a lock on `driver.lock` in its directory.
 
 It is a POSIX record lock: the kernel gives it up when the process ends, however it ends, no other process inherits it,
-and NFS keeps it between machines. It comes before everything that is read of a run that goes on, so that what is
-decided from that still holds when the first file is written.
+NFS keeps it between machines, and it stays with a process that becomes another program. It comes before everything that
+is read of a run that goes on, so that what is decided from that still holds when the first file is written.
 """
 
 import errno
@@ -47,6 +47,21 @@ def hold_run(directory: Path) -> None:
     # Never closed: closing any descriptor of the file would give the lock up.
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, str(ProcessMark.of(os.getpid())).encode(), 0)
+
+
+def keep_lock_over_exec(directory: Path) -> None:
+    """The lock stays with this process when it becomes another program, which then calls `hold_run` again.
+
+    Linux before 5.11 gives the lock of a process with threads up all the same; who takes it first then has it, and
+    `hold_run` tells the other. The descriptor stays open for good: there is one more with every program.
+    """
+    lock = (directory / LOCK_FILE).stat()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(name)), lock):
+                os.set_inheritable(int(name), True)
+        except OSError:
+            continue  # that of the listing itself
 
 
 def _describe(mark: bytes) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from megarl.records import Prompt
 
 
-def by_command(prompt: Prompt, response: str) -> float:
+def by_command(prompt: Prompt, response: str) -> float:  # noqa: PLR0912  (a branch for each command)
     """Does what the response says."""
     match response.split():
         case ["sleep", seconds]:
@@ -20,6 +20,18 @@ def by_command(prompt: Prompt, response: str) -> float:
             (10**7) ** (10**8)
         case ["exit", code]:
             os._exit(int(code))
+        case ["value", seconds, number]:
+            time.sleep(float(seconds))
+            return float(number)
+        case ["signal", path, number]:  # ends or stops its own process, each time that it is asked
+            with Path(path).open("a") as file:
+                file.write("asked\n")
+            os.kill(os.getpid(), int(number))
+            time.sleep(600)
+        case ["noted_exit", path]:
+            with Path(path).open("a") as file:
+                file.write("asked\n")
+            os._exit(5)
         case ["raise"]:
             raise ZeroDivisionError("the user's own bug")
         case ["nan"]:

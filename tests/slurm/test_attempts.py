@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from megarl.slurm.attempts import Attempt, decide, fails_alike, find_lost
+from megarl.slurm.attempts import Attempt, decide, find_lost
 
 
 def attempt(ending: str | None, *, step: int = 0, from_step: int = 0, text: str = "", **facts: Any) -> Attempt:
@@ -58,8 +58,8 @@ def test_one_step_that_fails_twice_in_one_way_is_not_tried_again() -> None:
     assert (
         decide([first, attempt(None), attempt("time limit", from_step=1, step=2), again], restarts=5).action == "stop"
     )
-    assert fails_alike(first, again)
-    assert not fails_alike(first, other)
+    unfit = attempt("unfit", step=7, text=first.text, unfit=("n1",))
+    assert decide([unfit, again], restarts=5).action == "requeue"
 
 
 def test_unfit_nodes_are_avoided_from_then_on() -> None:

@@ -46,7 +46,7 @@ def test_arguments_of_the_trainer_arrive_as_they_were_typed(number: int, tmp_pat
     cases = script[script.index('case "$SLURM_ARRAY_TASK_ID"') : script.index("esac") + 4]
     program = f"SLURM_ARRAY_TASK_ID={number}; here=/x; {cases}\n{assignment}\nprintf '%s\\n' \"${{train[@]}}\""
     done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [*job.train, *CELLS[number].overrides, "--run", "/x/run"]
+    assert done.stdout.splitlines() == [*job.train, *CELLS[number].overrides, "cluster.restarts=0", "--run", "/x/run"]
 
 
 def test_a_site_can_have_a_template_of_its_own(tmp_path: Path) -> None:
