@@ -28,6 +28,7 @@ from megarl.runtime.closing import undisturbed
 from megarl.runtime.leftovers import process_marks
 from megarl.runtime.node_links import NodeLinks, ask_nodes
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
+from megarl.runtime.ray_start import start_local_ray
 from megarl.runtime.ray_thread import RayThread
 from megarl.runtime.ray_token import check_token, guard_local_ray
 from megarl.runtime.workers import BESIDE, LIVENESS, STACKS, Answering, Worker, WorkerName
@@ -143,9 +144,10 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
     if not address and not built_for_cuda():
         local["num_gpus"] = 0  # Ray finds GPUs by the driver; a CPU installation cannot use them
     try:
-        # Without "local" Ray would join any cluster it finds on this machine.
-        where = address.text if address else "local"
-        context = ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **local)
+        if address:
+            context = ray.init(address=address.text, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            context = start_local_ray(**local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         doing = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"cannot {doing}: {error}") from error

@@ -1,7 +1,6 @@
 """Calls to real Ray actors whose process works, is stopped, or takes too long."""
 
 import asyncio
-import logging
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import ray
 
 from megarl.runtime.cluster import start_worker
 from megarl.runtime.failures import Limit, WorkerDied, WorkerFailed, call, call_together
+from megarl.runtime.ray_start import start_local_ray
 from megarl.runtime.roster import Roster
 from megarl.runtime.workers import Watch, Worker, WorkerName
 from megarl.telemetry.heartbeat import IDLE, LOST
@@ -28,7 +28,7 @@ PATIENCE_S = 90.0
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    start_local_ray(num_cpus=2, include_dashboard=False)
     yield
     ray.shutdown()
 
