@@ -15,6 +15,7 @@ from megarl.slurm.attempt import begin
 from megarl.slurm.job_directory import JobDirectory, RunOfJob, link_run
 from megarl.slurm.queue import Queued
 from megarl.telemetry.heartbeat import Heartbeat, ProcessBeat, write_heartbeat
+from megarl.telemetry.restarts import Failure, write_failures
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from tests.checkpoint.manifests import make_manifest
 from tests.telemetry.runs import make_config
@@ -150,3 +151,28 @@ def test_a_run_that_was_not_submitted(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{tmp_path} is neither a run nor a job"):
         run_status([tmp_path])
+
+
+def test_failures_after_which_a_run_went_on_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    ago = time.time() - 300
+    failures = [
+        Failure(
+            at_s=ago, step=4, text="policy rank 1 died\nEnd of its log", driver="x", goes_on_s=ago, verdict="goes on"
+        ),
+        Failure(at_s=ago, step=6, text="engine 0 hangs", driver="x", verdict="it ends"),
+    ]
+    write_failures(run.restarts_path, failures)
+    assert run_status([run.path]) == 0
+    shown = capsys.readouterr().out
+    assert "restarts   5 min ago: failed after step 4: policy rank 1 died; goes on\n" in shown
+    assert "           5 min ago: failed after step 6: engine 0 hangs; it ends\n" in shown
+    # While its process waits it is well.
+    run.write_state(RunState(status="failed", message="engine 0 hangs", goes_on_s=time.time() + 60))
+    assert run_status([run.path]) == 0
+    assert "running: it goes on at " in capsys.readouterr().out
+    run.write_state(RunState(status="failed", message="engine 0 hangs"))
+    assert run_status([run.path]) == 1
+    run.restarts_path.write_text("[")
+    assert run_status([run.path]) == 1
+    assert f"restarts   {run.restarts_path} is damaged" in capsys.readouterr().out
