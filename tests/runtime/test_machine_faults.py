@@ -12,8 +12,8 @@ from megarl.controller.sampling import SamplingExhaustedError
 from megarl.policy.reports import NonFiniteLossError
 from megarl.reshard.signals import TransportError
 from megarl.rewards.item import RewardError
-from megarl.rollout.failures import EngineError
-from megarl.runtime.failures import WorkerDied, WorkerFailed, is_machine_fault
+from megarl.rollout.failures import EngineError, EngineLost
+from megarl.runtime.failures import EngineBroken, WorkerDied, WorkerFailed, WorkerStuck, is_machine_fault
 
 
 def from_worker(cause: Any) -> WorkerFailed:
@@ -27,7 +27,9 @@ def from_worker(cause: Any) -> WorkerFailed:
     "error",
     [
         WorkerDied("policy rank 1 died"),
-        WorkerFailed("policy rank 1 did not make an update within 60 s"),
+        WorkerStuck("policy rank 1 did not make an update within 60 s"),
+        EngineLost("rollout rank 0 died while weights were published"),
+        EngineBroken("rollout rank 0 raised EngineError. It had been started again 3 times"),
         TransportError("rank 1 is gone"),
         from_worker(RuntimeError("NCCL error: unhandled system error")),
         from_worker(torch.OutOfMemoryError("CUDA out of memory")),
