@@ -20,7 +20,7 @@ from megarl.controller.stopping import StopRequest
 _HELD_UP_S = 3.0
 CLOSE_LIMIT_S = 180.0
 """Longer than the limits of all that is closed, one after the other."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
@@ -46,7 +46,7 @@ class Interrupts:
     @contextmanager
     def heard(self) -> Iterator[None]:
         """While the block runs, signals are handled here."""
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
         try:
             yield
         finally:
@@ -116,6 +116,21 @@ class Interrupts:
             os.kill(os.getpid(), number)
         if not self._over.wait(CLOSE_LIMIT_S):
             self._kill(f"stopped by a signal; what ends the workers was not done within {CLOSE_LIMIT_S:g} s")
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """While the block runs, each of the signals raises KeyboardInterrupt: nothing is left that must end in order."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say_at_once(text: str) -> None:

@@ -25,12 +25,12 @@ def note_failure(config: RunConfig, directory: RunDirectory, text: str, *, began
 
     text: what failed. began: whether a first step had begun.
     """
-    saved = newest_checkpoint(directory.checkpoints)
-    if not config.cluster.restarts or (saved is None and not config.checkpoint.on):
-        return None
-    driver, now = str(ProcessMark.of(os.getpid())), time.time()
-    failure = Failure(at_s=now, step=directory.read_state().step, text=text, driver=driver)
     try:
+        saved = newest_checkpoint(directory.checkpoints)
+        if not config.cluster.restarts or (saved is None and not config.checkpoint.on):
+            return None
+        driver, now = str(ProcessMark.of(os.getpid())), time.time()
+        failure = Failure(at_s=now, step=directory.read_state().step, text=text, driver=driver)
         before = read_failures(directory.restarts_path)
         restart = decide_restart(
             [*(each for each in before if each.driver == driver), failure],
@@ -41,7 +41,8 @@ def note_failure(config: RunConfig, directory: RunDirectory, text: str, *, began
             exported=any(directory.exports.glob("step-*")),
         )
         goes_on_s = None if restart.pause_s is None else now + restart.pause_s
-        write_failures(directory.restarts_path, [*before, replace(failure, goes_on_s=goes_on_s, verdict=restart.text)])
+        failure = replace(failure, goes_on_s=goes_on_s, verdict=restart.text)
+        write_failures(directory.restarts_path, [*before, failure])
     except (OSError, ValueError) as error:
         return Restart(pause_s=None, text=f"the run does not go on by itself: {error}")
     return restart

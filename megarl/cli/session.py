@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -13,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megarl.cli.interrupts import SIGNALS, Interrupts, say_at_once
+from megarl.cli.interrupts import Interrupts, say_at_once, signals_as_interrupt
 from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
@@ -124,16 +123,23 @@ def run_session(
                 restart = note_failure(config, directory, outcome.message or "", began=stop.has_steps)
         except KeyboardInterrupt:
             end_run_processes(grace_s=0.0)
+    return _end(config, directory, outcome, restart, verb=verb, stopped=interrupts.any_heard)
+
+
+def _end(
+    config: RunConfig, directory: RunDirectory, outcome: _Outcome, restart: Restart | None, *, verb: str, stopped: bool
+) -> int:
+    """Write and say how it ended, and what follows; the exit code where nothing does. stopped: a signal came."""
     pause_s = restart.pause_s if restart else None
     goes_on_s = None if pause_s is None else time.time() + pause_s
-    state = directory.read_state()
     try:
+        state = directory.read_state()
         directory.write_state(replace(state, status=outcome.status, message=outcome.message, goes_on_s=goes_on_s))
     except OSError as error:
-        pause_s = None
+        restart = pause_s = None
         print(f"state.json keeps its last state: {describe_write_error(error, directory.path)}", flush=True)
-    with _signals_as_interrupt():
-        undisturbed = _finish(config, directory, outcome, verb=verb) and not interrupts.any_heard
+    with signals_as_interrupt():
+        undisturbed = _finish(config, directory, outcome, verb=verb) and not stopped
         if restart is not None:
             print(f"restart  {restart.text}", flush=True)
         return outcome.code if pause_s is None else _go_on_unless_stopped(directory, pause_s, undisturbed=undisturbed)
@@ -284,16 +290,3 @@ def _describe_exports(config: RunConfig, directory: RunDirectory, verb: str) -> 
     only = "; only the last ones are kept: train.export_every is 0" if describe_kept_weights(config, verb) else ""
     more = f" and {len(kept) - 1} earlier" if len(kept) > 1 else ""
     return f"weights  {shown_path(kept[-1])}{more}{only}"
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
