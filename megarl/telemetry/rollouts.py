@@ -49,6 +49,7 @@ from megarl.records import (
     check_lengths,
     column,
     columns_of,
+    group_by_tokens,
     settle,
 )
 from megarl.telemetry.atomic_file import replace_atomically
@@ -179,22 +180,8 @@ def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
             write_statistics=_SCALARS,
         ) as writer,
     ):
-        for group in _by_tokens(rows):
+        for group in group_by_tokens(rows, lambda row: len(row.response_tokens), at_least=_TOKENS_OF_A_GROUP):
             writer.write_table(pa.table([_array(one, group) for one in SCHEMA], schema=SCHEMA))
-
-
-def _by_tokens(rows: Iterable[RolloutRow]) -> Iterator[list[RolloutRow]]:
-    """The rows in groups of about as many tokens; one group without rows where there is none."""
-    group: list[RolloutRow] = []
-    num_tokens = 0
-    for row in rows:
-        group.append(row)
-        num_tokens += len(row.response_tokens)
-        if num_tokens >= _TOKENS_OF_A_GROUP:
-            yield group
-            group, num_tokens = [], 0
-    if group:
-        yield group
 
 
 def _array(column: pa.Field, rows: Sequence[RolloutRow]) -> pa.Array:
