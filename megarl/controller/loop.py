@@ -81,9 +81,10 @@ async def _train_and_report(
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
-    garbage.collect()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
+    del record  # all the objects that responses were: the fewer live, the shorter everything stands
+    garbage.collect()
     if export_due(step, config):
         await parts.policy.export_hf(str(parts.reporter.export_path(step)))
     stop = parts.checkpoints.stop_reason()

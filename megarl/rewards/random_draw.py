@@ -8,7 +8,6 @@ import threading
 from typing import assert_never
 
 import numpy as np
-
 from numpy.typing import NDArray
 
 from megarl.config.reward import RandomReward

@@ -30,9 +30,9 @@ Log-probs are natural logarithms and entropies nats; numbers per token are float
 `objective.tokens.Rule`.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from megarl.records import (
     ArrayRecord,
@@ -162,11 +163,18 @@ _CODED = [
 ]
 
 
-def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
-    """Write `rows` to `path`, whole or not at all; an existing file is replaced.
+RolloutColumns = Mapping[str, Sequence[Any]]
+"""The fields of `RolloutRow` by name, an entry per response in each: as many objects less as there are responses."""
+
+
+def write_rollouts(path: Path, columns: RolloutColumns) -> None:
+    """Write the rows of `columns` to `path`, whole or not at all; an existing file is replaced.
 
     Log-probs hardly repeat, so a dictionary of them would only cost time; their bytes are sorted by significance, which
-    compresses better.
+    compresses better. A part is put together while the one before it is written.
+
+    Raises:
+        ValueError: a column has not an entry for each response, or for each of its tokens.
     """
     with (
         replace_atomically(path) as partial,
@@ -179,31 +187,76 @@ def write_rollouts(path: Path, rows: Iterable[RolloutRow]) -> None:
             # Of tokens they would say nothing: rows are found by their numbers.
             write_statistics=_SCALARS,
         ) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="rollouts") as thread,
     ):
-        for group in group_by_tokens(rows, lambda row: len(row.response_tokens), at_least=_TOKENS_OF_A_GROUP):
-            writer.write_table(pa.table([_array(one, group) for one in SCHEMA], schema=SCHEMA))
+        writing: Future[None] | None = None
+        for rows in _parts(columns):
+            table = _table({name: values[rows] for name, values in columns.items()})
+            if writing is not None:
+                writing.result()
+            writing = thread.submit(writer.write_table, table)
+        if writing is not None:
+            writing.result()
 
 
-def _array(column: pa.Field, rows: Sequence[RolloutRow]) -> pa.Array:
-    """One column of the file."""
-    if column.name in _TRACE_COLUMNS:
-        traces = [row.trace for row in rows]
-        field = _TRACE_COLUMNS[column.name]
-        return _lists([None if trace is None else getattr(trace, field) for trace in traces], column.type)
-    values = [getattr(row, column.name) for row in rows]
-    return _lists(values, column.type) if pa.types.is_list(column.type) else pa.array(values, column.type)
+def _parts(columns: RolloutColumns) -> Iterator[slice]:
+    """The rows in groups of about as many response tokens."""
+    expected = [one.name for one in fields(RolloutRow)]
+    counts = {name: len(columns.get(name, ())) for name in {*expected, *columns}}
+    if set(counts) != set(expected) or len(set(counts.values())) > 1:
+        raise ValueError(f"columns of rollouts have {counts} entries, expected equally many of each of {expected}")
+    responses = columns["response_tokens"]
+    start = 0
+    for group in group_by_tokens(responses, len, at_least=_TOKENS_OF_A_GROUP):
+        yield slice(start, start + len(group))
+        start += len(group)
 
 
-def _lists(cells: Sequence[Any], kind: pa.ListType) -> pa.Array:
-    """A list column from arrays, or from lists of texts; None is null."""
+def _table(columns: RolloutColumns) -> pa.Table:
+    lengths = _lengths(columns["response_tokens"])
+    traces = columns["trace"]
+    arrays = []
+    for one in SCHEMA:
+        if (field := _TRACE_COLUMNS.get(one.name)) is not None:
+            cells: Sequence[Any] = [None if trace is None else getattr(trace, field) for trace in traces]
+        else:
+            cells = columns[one.name]
+        arrays.append(_list_array(one, cells, lengths) if pa.types.is_list(one.type) else pa.array(cells, one.type))
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def _list_array(column: pa.Field, cells: Sequence[Any], lengths: NDArray[np.int32]) -> pa.Array:
+    """A column from arrays, or from tuples of texts; None is null. All but prompts have an entry for each of the
+    `lengths` response tokens."""
     given = [cell for cell in cells if cell is not None]
-    offsets = np.cumsum([0, *(0 if cell is None else len(cell) for cell in cells)], dtype=np.int32)
-    if kind == _TEXTS:
-        values = pa.array(chain.from_iterable(map(list, given)), pa.string()).dictionary_encode()
+    own = _lengths(cells)
+    absent = None if len(given) == len(cells) else np.array([cell is None for cell in cells])
+    differs = own != lengths if absent is None else (own != lengths) & ~absent
+    if column.name != "prompt_tokens" and differs.any():
+        at = int(differs.argmax())
+        raise ValueError(f"row {at}: {lengths[at]} response tokens but {own[at]} entries in {column.name}")
+    if column.type == _TEXTS:
+        values = _coded_texts(given)
     else:
-        values = pa.array(np.concatenate(given) if given else [], kind.value_type)
-    absent = pa.array([cell is None for cell in cells])
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=absent)
+        joined = np.concatenate(given) if given else np.array([], dtype=column.type.value_type.to_pandas_dtype())
+        values = pa.array(joined, column.type.value_type)
+    offsets = np.append(0, own.cumsum()).astype(np.int32)
+    mask = None if absent is None else pa.array(absent)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=column.type, mask=mask)
+
+
+def _lengths(cells: Sequence[Any]) -> NDArray[np.int32]:
+    """Entries of each; none where it is None."""
+    return np.array([0 if cell is None else len(cell) for cell in cells], dtype=np.int32)
+
+
+def _coded_texts(given: Sequence[Any]) -> pa.DictionaryArray:
+    """The texts of tuples or arrays one after the other: few different ones, so that Python's strings become arrow's
+    once each."""
+    texts = [text for cell in given for text in (cell.tolist() if isinstance(cell, np.ndarray) else cell)]
+    codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+    indices = np.fromiter(map(codes.__getitem__, texts), np.int32, count=len(texts))
+    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(list(codes), pa.string()))
 
 
 def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:
