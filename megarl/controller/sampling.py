@@ -96,8 +96,7 @@ def sample_requests(prompts: Sequence[Prompt], *, step: int, config: RunConfig, 
     positions, samples = [first + number for number in numbers], [*range(size)] * len(prompts)
     seeds = sample_seeds(config.train.seed, step, positions, samples)
     return [
-        SampleRequest(prompt=prompts[number].token_ids, seed=seed)
-        for number, seed in zip(numbers, seeds, strict=True)
+        SampleRequest(prompt=prompts[number].token_ids, seed=seed) for number, seed in zip(numbers, seeds, strict=True)
     ]
 
 
