@@ -33,6 +33,7 @@ Log-probs are natural logarithms and entropies nats; numbers per token are float
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +126,9 @@ _ROWS_AT_ONCE = 64
 _TOKENS_OF_A_GROUP = 1 << 20
 """Response tokens that are written at once: what writing needs in memory does not grow with the step."""
 
+_VALUES_AT_ONCE = 1 << 16
+"""Values of a column that are encoded together: parquet's own 1,024 take it a sixth longer."""
+
 _TRACE_COLUMNS = {
     "token_advantage" if one.name == "advantage" else one.name: one.name for one in columns_of(TokenTrace)
 }
@@ -186,6 +190,7 @@ def write_rollouts(path: Path, columns: RolloutColumns) -> None:
             use_byte_stream_split=_FLOATS,
             # Of tokens they would say nothing: rows are found by their numbers.
             write_statistics=_SCALARS,
+            write_batch_size=_VALUES_AT_ONCE,
         ) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="rollouts") as thread,
     ):
@@ -236,7 +241,7 @@ def _list_array(column: pa.Field, cells: Sequence[Any], lengths: NDArray[np.int3
         at = int(differs.argmax())
         raise ValueError(f"row {at}: {lengths[at]} response tokens but {own[at]} entries in {column.name}")
     if column.type == _TEXTS:
-        values = _coded_texts(given)
+        values = pa.array(chain.from_iterable(map(list, given)), pa.string()).dictionary_encode()
     else:
         joined = np.concatenate(given) if given else np.array([], dtype=column.type.value_type.to_pandas_dtype())
         values = pa.array(joined, column.type.value_type)
@@ -248,15 +253,6 @@ def _list_array(column: pa.Field, cells: Sequence[Any], lengths: NDArray[np.int3
 def _lengths(cells: Sequence[Any]) -> NDArray[np.int32]:
     """Entries of each; none where it is None."""
     return np.array([0 if cell is None else len(cell) for cell in cells], dtype=np.int32)
-
-
-def _coded_texts(given: Sequence[Any]) -> pa.DictionaryArray:
-    """The texts of tuples or arrays one after the other: few different ones, so that Python's strings become arrow's
-    once each."""
-    texts = [text for cell in given for text in (cell.tolist() if isinstance(cell, np.ndarray) else cell)]
-    codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
-    indices = np.fromiter(map(codes.__getitem__, texts), np.int32, count=len(texts))
-    return pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(list(codes), pa.string()))
 
 
 def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:
