@@ -84,7 +84,7 @@ async def _train_and_report(
             await parts.reporter.settle()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
-    del record  # all the objects that responses were: the fewer live, the shorter everything stands
+    del record  # and with it the objects that the responses were: all that lives is walked, and everything waits
     garbage.collect()
     if export_due(step, config):
         await parts.policy.export_hf(str(parts.reporter.export_path(step)))

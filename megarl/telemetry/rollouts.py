@@ -41,7 +41,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from megarl.records import (
     ArrayRecord,
@@ -218,7 +217,7 @@ def _parts(columns: RolloutColumns) -> Iterator[slice]:
 
 
 def _table(columns: RolloutColumns) -> pa.Table:
-    lengths = _lengths(columns["response_tokens"])
+    lengths = [len(tokens) for tokens in columns["response_tokens"]]
     traces = columns["trace"]
     arrays = []
     for one in SCHEMA:
@@ -226,33 +225,32 @@ def _table(columns: RolloutColumns) -> pa.Table:
             cells: Sequence[Any] = [None if trace is None else getattr(trace, field) for trace in traces]
         else:
             cells = columns[one.name]
-        arrays.append(_list_array(one, cells, lengths) if pa.types.is_list(one.type) else pa.array(cells, one.type))
+        if pa.types.is_list(one.type):
+            if one.name != "prompt_tokens":
+                _check_lengths(one.name, cells, lengths, sample_ids=columns["sample_id"])
+            arrays.append(_lists(cells, one.type))
+        else:
+            arrays.append(pa.array(cells, one.type))
     return pa.table(arrays, schema=SCHEMA)
 
 
-def _list_array(column: pa.Field, cells: Sequence[Any], lengths: NDArray[np.int32]) -> pa.Array:
-    """A column from arrays, or from tuples of texts; None is null. All but prompts have an entry for each of the
-    `lengths` response tokens."""
+def _check_lengths(name: str, cells: Sequence[Any], lengths: Sequence[int], *, sample_ids: Sequence[int]) -> None:
+    """ValueError where a cell that is no null has not as many entries as its response has tokens."""
+    for cell, length, sample_id in zip(cells, lengths, sample_ids, strict=True):
+        if cell is not None and len(cell) != length:
+            raise ValueError(f"sample {sample_id}: {length} response tokens but {len(cell)} entries in {name}")
+
+
+def _lists(cells: Sequence[Any], kind: pa.ListType) -> pa.Array:
+    """A list column from arrays, or from tuples of texts; None is null."""
     given = [cell for cell in cells if cell is not None]
-    own = _lengths(cells)
-    absent = None if len(given) == len(cells) else np.array([cell is None for cell in cells])
-    differs = own != lengths if absent is None else (own != lengths) & ~absent
-    if column.name != "prompt_tokens" and differs.any():
-        at = int(differs.argmax())
-        raise ValueError(f"row {at}: {lengths[at]} response tokens but {own[at]} entries in {column.name}")
-    if column.type == _TEXTS:
+    offsets = np.cumsum([0, *(0 if cell is None else len(cell) for cell in cells)], dtype=np.int32)
+    if kind == _TEXTS:
         values = pa.array(chain.from_iterable(map(list, given)), pa.string()).dictionary_encode()
     else:
-        joined = np.concatenate(given) if given else np.array([], dtype=column.type.value_type.to_pandas_dtype())
-        values = pa.array(joined, column.type.value_type)
-    offsets = np.append(0, own.cumsum()).astype(np.int32)
-    mask = None if absent is None else pa.array(absent)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=column.type, mask=mask)
-
-
-def _lengths(cells: Sequence[Any]) -> NDArray[np.int32]:
-    """Entries of each; none where it is None."""
-    return np.array([0 if cell is None else len(cell) for cell in cells], dtype=np.int32)
+        values = pa.array(np.concatenate(given) if given else [], kind.value_type)
+    absent = None if len(given) == len(cells) else pa.array([cell is None for cell in cells])
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=absent)
 
 
 def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:

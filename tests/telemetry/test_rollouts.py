@@ -139,9 +139,9 @@ def test_columns_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     names = [field.name for field in dataclasses.fields(RolloutRow)]
     columns = {name: [getattr(row, name) for row in (make_row(), make_row(sample_id=2))] for name in names}
     short = np.zeros(2, dtype=np.float32)
-    with pytest.raises(ValueError, match="row 1: 3 response tokens but 2 entries in old_entropy"):
+    with pytest.raises(ValueError, match="sample 2: 3 response tokens but 2 entries in old_entropy"):
         write_rollouts(path, columns | {"old_entropy": [columns["old_entropy"][0], short]})
-    with pytest.raises(ValueError, match="row 0: 3 response tokens but 1 entries in token_text"):
+    with pytest.raises(ValueError, match="sample 9: 3 response tokens but 1 entries in token_text"):
         write_rollouts(path, columns | {"token_text": [("a",), None]})
     with pytest.raises(ValueError, match=r"'reward': 1.*expected equally many of each of \['step'"):
         write_rollouts(path, columns | {"reward": [1.0]})
