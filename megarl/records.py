@@ -6,20 +6,22 @@ file) goes through `columns_of` and needs no edit for a new one. Arrays have the
 made from, and cross process borders without a copy where pickling keeps buffers out of band.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 StopReason = Literal["stop", "length"]
 Failure = Literal["timeout", "crash"]
 """Why a verifier gave no number."""
 TokenIds = NDArray[np.int32]
 Floats = NDArray[np.float32]
+_TOKEN_DTYPE = np.dtype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,20 @@ def as_floats(values: Sequence[float] | Floats) -> Floats:
     return np.asarray(values, dtype=np.float32)
 
 
+def group_by_tokens(items: Iterable[T], count: Callable[[T], int], *, at_least: int) -> Iterator[list[T]]:
+    """Neighbours together until they have `at_least` tokens, `count` of each; the last group has what is left."""
+    group: list[T] = []
+    num_tokens = 0
+    for item in items:
+        group.append(item)
+        num_tokens += count(item)
+        if num_tokens >= at_least:
+            yield group
+            group, num_tokens = [], 0
+    if group:
+        yield group
+
+
 class ArrayRecord:
     """Equality of records with arrays: all fields are equal; a NaN is equal to nothing."""
 
@@ -87,19 +103,32 @@ def _same(own: Any, theirs: Any) -> bool:
 def settle(record: Any, *, tokens: tuple[str, ...] = ()) -> None:
     """Give the named token fields and every column per token its dtype."""
     for name in tokens:
-        object.__setattr__(record, name, as_tokens(getattr(record, name)))
-    for one in columns_of(type(record)):
-        value = getattr(record, one.name)
-        if one.per == "token" and value is not None:
-            object.__setattr__(record, one.name, np.asarray(value, dtype=one.dtype))
+        _settle_field(record, name, _TOKEN_DTYPE)
+    declared: Any = type(record)
+    for name, dtype in _token_columns(declared):
+        if getattr(record, name) is not None:
+            _settle_field(record, name, dtype)
+
+
+def _settle_field(record: Any, name: str, dtype: np.dtype[Any]) -> None:
+    value = getattr(record, name)
+    # Most are arrays of it already, and a step has hundreds of thousands.
+    if type(value) is not np.ndarray or value.dtype != dtype:
+        object.__setattr__(record, name, np.asarray(value, dtype=dtype))
+
+
+@cache
+def _token_columns(record: Any) -> tuple[tuple[str, np.dtype[Any]], ...]:
+    return tuple((one.name, np.dtype(one.dtype)) for one in columns_of(record) if one.per == "token")
 
 
 def check_lengths(record: Any, count: int, *, whose: str) -> None:
     """ValueError where a column per token has not `count` entries."""
-    for one in columns_of(type(record)):
-        value = getattr(record, one.name)
-        if one.per == "token" and value is not None and value.shape != (count,):
-            raise ValueError(f"{whose}: {count} response tokens but {value.size} entries in {one.name}")
+    declared: Any = type(record)
+    for name, _ in _token_columns(declared):
+        value = getattr(record, name)
+        if value is not None and value.shape != (count,):
+            raise ValueError(f"{whose}: {count} response tokens but {value.size} entries in {name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from megarl.records import PackedRollouts, Rollout
+from megarl.records import PackedRollouts, Rollout, TokenScores, group_by_tokens
 
 
 def make_rollout(prompt: list[int], response: list[int], **fields: object) -> Rollout:
@@ -33,3 +33,21 @@ def test_arrays_are_pickled_together() -> None:
     buffers: list[pickle.PickleBuffer] = []
     pickle.dumps(PackedRollouts.of(ROLLOUTS * 100), protocol=5, buffer_callback=buffers.append)
     assert len(buffers) == 5
+
+
+def test_neighbours_are_grouped_until_they_have_enough_tokens() -> None:
+    texts = ["abc", "", "de", "f", "ghijklm", "", "n"]
+    assert list(group_by_tokens(texts, len, at_least=5)) == [["abc", "", "de"], ["f", "ghijklm"], ["", "n"]]
+    assert list(group_by_tokens([], len, at_least=5)) == []
+
+
+def test_an_array_of_the_declared_dtype_is_kept_and_every_other_becomes_one() -> None:
+    logps = np.array([-1.0, -2.0], dtype=np.float32)
+    read_back = pickle.loads(pickle.dumps(logps))
+    for given in (logps, read_back):
+        assert TokenScores(sample_id=0, old_logp=given, old_entropy=given).old_logp is given
+    swapped = logps.astype(">f4")
+    for given in ((-1.0, -2.0), logps.astype(np.float64), swapped):
+        scores = TokenScores(sample_id=0, old_logp=given, old_entropy=given)  # type: ignore[arg-type]
+        assert scores.old_logp.dtype == np.float32
+        assert scores.old_logp.tolist() == [-1.0, -2.0]

@@ -27,7 +27,8 @@ class Arrivals:
         """`first` is the first prompt's position in the step."""
         self._prompts, self._size, self._first, self._step = prompts, size, first, step
         self._decode, self._scorer = decode, scorer
-        self._come: asyncio.Queue[tuple[int, Rollout]] = asyncio.Queue()
+        self._come: list[tuple[int, Rollout]] = []
+        self._more = asyncio.Event()
         self._items: list[RewardItem | None] = [None] * (size * len(prompts))
         self._verdicts: list[Verdict | None] = [None] * (size * len(prompts))
         self._unverified = [size] * len(prompts)
@@ -35,8 +36,8 @@ class Arrivals:
 
     def add(self, indexes: Sequence[int], rollouts: Sequence[Rollout]) -> None:
         """These have come; on the event loop."""
-        for arrival in zip(indexes, rollouts, strict=True):
-            self._come.put_nowait(arrival)
+        self._come += zip(indexes, rollouts, strict=True)
+        self._more.set()
 
     async def score(self) -> list[tuple[list[RewardItem], list[Score]]]:
         """The items and scores of every prompt, in order, once all have come. Raises what decoding or scoring raises,
@@ -45,9 +46,10 @@ class Arrivals:
             async with asyncio.TaskGroup() as verifying:
                 left = len(self._items)
                 while left:
-                    come = [await self._come.get()]
-                    while len(come) < _AT_ONCE and not self._come.empty():
-                        come.append(self._come.get_nowait())
+                    while not self._come:
+                        self._more.clear()
+                        await self._more.wait()
+                    come, self._come = self._come[:_AT_ONCE], self._come[_AT_ONCE:]
                     left -= len(come)
                     items = await asyncio.to_thread(self._make_items, come)
                     verifying.create_task(self._verify([index for index, _ in come], items))

@@ -25,6 +25,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 
 from megarl.config.run import RunConfig
 from megarl.controller.experts import add_expert_logps
@@ -81,9 +82,10 @@ async def _train_and_report(
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
-    garbage.collect()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
+    del record  # and with it the objects that the responses were: all that lives is walked, and everything waits
+    garbage.collect()
     if export_due(step, config):
         await parts.policy.export_hf(str(parts.reporter.export_path(step)))
     stop = parts.checkpoints.stop_reason()
@@ -134,8 +136,9 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
 
 
 def _token_texts(rollouts: Sequence[Rollout], traces: Sequence[TokenTrace], parts: Parts) -> dict[int, tuple[str, ...]]:
-    ids = [trace.sample_id for trace in traces]
-    return {id_: tuple(map(parts.token_text, rollouts[id_].response.tolist())) for id_ in ids}
+    tokens = {trace.sample_id: rollouts[trace.sample_id].response.tolist() for trace in traces}
+    texts = {token: parts.token_text(token) for token in set(chain.from_iterable(tokens.values()))}
+    return {sample_id: tuple(map(texts.__getitem__, of_response)) for sample_id, of_response in tokens.items()}
 
 
 def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from megarl.config.run import RunConfig
-from megarl.records import Floats, Rollout, TokenScores
+from megarl.records import Floats, Rollout, TokenScores, group_by_tokens
 from megarl.telemetry.metrics import Mean, Metrics, declared
 
 _SHOWN_SAMPLES = 8
+_AT_ONCE = 1 << 13
+"""Tokens that are looked at together: enough for numpy to be fast, few enough for a core's cache."""
 
 
 class LogpMismatchError(RuntimeError):
@@ -51,19 +53,25 @@ def check_finite(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> 
 
 
 def compute_mean_entropy(scores: Sequence[TokenScores]) -> float:
-    """Exact mean entropy over all response tokens before the first update, nats; NaN where there is no token."""
+    """Exact mean entropy over all response tokens before the first update, nats; NaN where there is no token, or where
+    an entropy is not finite."""
     count = sum(len(scored.old_entropy) for scored in scores)
-    return sum_exactly(scored.old_entropy for scored in scores) / count if count else math.nan
+    if not count:
+        return math.nan
+    groups = group_by_tokens(scores, lambda scored: len(scored.old_entropy), at_least=_AT_ONCE)
+    return sum_exactly(_join(scored.old_entropy for scored in group) for group in groups) / count
 
 
 def sum_exactly(parts: Iterable[Floats]) -> float:
-    """The sum of finite numbers, rounded once, however they are dealt out.
+    """The sum, rounded once, however the numbers are dealt out; NaN where one of them is not finite.
 
     Numbers of one binary exponent add up without rounding in a double as long as they are fewer than 2^29; `fsum`
     rounds the sum of these sums.
     """
     of_exponent = np.zeros(_EXPONENTS)
     for values in parts:
+        if not _all_finite(values):
+            return math.nan
         mantissas, exponents = np.frexp(values)
         of_exponent += np.bincount(exponents + _LOWEST, weights=mantissas, minlength=_EXPONENTS)
     return math.fsum(math.ldexp(total, at - _LOWEST) for at, total in enumerate(of_exponent.tolist()))
@@ -85,21 +93,32 @@ def _shown(ids: Sequence[int]) -> str:
 def compute_logp_diff(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> LogpDiff:
     """The difference over all response tokens, not finite where a log-prob is not; ValueError where a response's
     log-probs are not one per token."""
-    total, count, largest = 0.0, 0, 0.0
     for rollout, scored in zip(rollouts, scores, strict=True):
         if len(scored.old_logp) != len(rollout.response):
             raise ValueError(
                 f"sample {scored.sample_id}: {len(rollout.response)} response tokens, "
                 f"{len(scored.old_logp)} trainer log-probs"
             )
+    total, count, largest = 0.0, 0, 0.0
+    pairs = zip(rollouts, scores, strict=True)
+    for group in group_by_tokens(pairs, lambda pair: len(pair[0].response), at_least=_AT_ONCE):
+        differences = _join(scored.old_logp for _, scored in group).astype(np.float64)
         with np.errstate(invalid="ignore"):  # inf - inf
-            differences = np.abs(scored.old_logp.astype(np.float64) - rollout.behavior_logp)
-        if len(differences):
-            # One after the other: numpy's own sum depends on how it blocks them.
-            total += float(differences.cumsum()[-1])
-            largest = max(largest, float(differences.max()))
-        count += len(differences)
+            differences -= _join(rollout.behavior_logp for rollout, _ in group)
+        np.abs(differences, out=differences)
+        largest = max(largest, float(differences.max(initial=0.0)))
+        for rollout, _ in group:
+            size = len(rollout.response)
+            of_response, differences = differences[:size], differences[size:]
+            if len(of_response):
+                # One after the other: numpy's own sum depends on how it blocks them.
+                total += float(of_response.cumsum()[-1])
+            count += len(of_response)
     return LogpDiff(mean=Mean(total, count), largest=largest)
+
+
+def _join(parts: Iterable[Floats]) -> Floats:
+    return np.concatenate(list(parts))
 
 
 def check_logp_diff(difference: LogpDiff, *, step: int, config: RunConfig) -> None:

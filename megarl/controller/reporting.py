@@ -15,7 +15,7 @@ from megarl.records import Rollout, Sample, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.console import Console, Phase
 from megarl.telemetry.metrics import Mean, Metrics, declared, to_values
-from megarl.telemetry.rollouts import RolloutRow, write_rollouts
+from megarl.telemetry.rollouts import RolloutColumns, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import Sinks
 from megarl.telemetry.spans import Spans
@@ -103,9 +103,13 @@ class StepReporter:
 
     async def report(self, record: StepRecord) -> None:
         """One RL step, whose rollouts and metrics are written beside what comes next; `settle` waits for them, and
-        raises what went wrong with them. The step counts as finished once it is committed."""
+        raises what went wrong with them. The step counts as finished once it is committed. Of the record only what is
+        written is kept, in columns: its responses are no objects any more."""
         await self.settle()
-        self._writing = asyncio.create_task(self._write(record, self.spans.collect()))
+        due = rollouts_due(record.step, self._config)
+        # A thread remembers its arguments for a while after the answer: not the record, which it takes out of the list.
+        metrics, columns = await asyncio.to_thread(_take_apart, [record], self.spans.collect(), rollouts=due)
+        self._writing = asyncio.create_task(self._write(record.step, metrics, columns))
 
     def commit(self, progress: RunProgress) -> None:
         """All that the step leaves is written, but for what was reported: when that is, state.json says `progress`."""
@@ -135,16 +139,16 @@ class StepReporter:
         progress = replace(progress, owners={**progress.owners, "reporter": self.state_dict()})
         self._directory.write_state(RunState(status="running", step=progress.step, progress=progress.state_dict()))
 
-    async def _write(self, record: StepRecord, timings: Metrics) -> None:
-        """Rollouts, then what speaks of them: nobody may read of a step whose responses are not yet there."""
-        metrics = await asyncio.to_thread(_step_metrics, record, timings)
-        if rollouts_due(record.step, self._config):
+    async def _write(self, step: int, metrics: Metrics, columns: RolloutColumns | None) -> None:
+        """Rollouts, where they are due, then what speaks of them: nobody may read of a step whose responses are not yet
+        there."""
+        if columns is not None:
             start_s = self.spans.now_s()
-            await asyncio.to_thread(write_rollouts, self._directory.rollouts_path(record.step), rollout_rows(record))
+            await asyncio.to_thread(write_rollouts, self._directory.rollouts_path(step), columns)
             end_s = self.spans.now_s()
-            self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=record.step)
+            self.spans.record("write", start_s=start_s, end_s=end_s, lane="files", step=step)
             metrics |= declared({"timing_s/write": end_s - start_s})
-        self._log(record.step, metrics)
+        self._log(step, metrics)
 
     def report_sft(self, step: int, *, loss: float, metrics: Metrics, num_tokens: int) -> None:
         """One supervised update; `loss` is the mean cross-entropy per answer token in nats. It counts as finished once
@@ -159,6 +163,13 @@ class StepReporter:
         self._sinks.log(step, values)
         self.logged = values
         self._console.step_line({"step": step, **values})
+
+
+def _take_apart(
+    handed_over: list[StepRecord], timings: Metrics, *, rollouts: bool
+) -> tuple[Metrics, RolloutColumns | None]:
+    record = handed_over.pop()
+    return _step_metrics(record, timings), rollout_columns(record) if rollouts else None
 
 
 def _step_metrics(record: StepRecord, timings: Metrics) -> Metrics:
@@ -212,32 +223,31 @@ def length_metrics(rollouts: Sequence[Rollout]) -> Metrics:
     )
 
 
-def rollout_rows(record: StepRecord) -> Iterator[RolloutRow]:
-    """The step's responses as rows of its parquet file."""
+def rollout_columns(record: StepRecord) -> RolloutColumns:
+    """The step's responses as the columns of its parquet file."""
+    ids = range(len(record.rollouts))
     traces = {trace.sample_id: trace for trace in record.traces}
-    parallel = zip(record.items, record.rollouts, record.samples, record.scores, record.token_scores, strict=True)
-    for number, (item, rollout, sample, score, tokens) in enumerate(parallel):
-        yield RolloutRow(
-            step=record.step,
-            sample_id=number,
-            prompt_index=item.prompt.index,
-            sample_index=item.sample_index,
-            policy_version=rollout.policy_version,
-            prompt_text=item.prompt.text,
-            response_text=item.response,
-            prompt_tokens=rollout.prompt,
-            response_tokens=rollout.response,
-            token_text=record.token_texts.get(number),
-            behavior_logp=rollout.behavior_logp,
-            old_logp=tokens.old_logp,
-            old_entropy=tokens.old_entropy,
-            ref_logp=tokens.ref_logp,
-            reward=score.reward,
-            verifier_reward=score.verifier,
-            overlong=score.overlong,
-            bonus=score.bonus,
-            failure=score.failure,
-            advantage=sample.advantage,
-            stop_reason=rollout.stop_reason,
-            trace=traces.get(number),
-        )
+    return {
+        "step": [record.step] * len(ids),
+        "prompt_index": [item.prompt.index for item in record.items],
+        "sample_index": [item.sample_index for item in record.items],
+        "sample_id": ids,
+        "policy_version": [rollout.policy_version for rollout in record.rollouts],
+        "prompt_text": [item.prompt.text for item in record.items],
+        "response_text": [item.response for item in record.items],
+        "prompt_tokens": [rollout.prompt for rollout in record.rollouts],
+        "response_tokens": [rollout.response for rollout in record.rollouts],
+        "token_text": [record.token_texts.get(number) for number in ids],
+        "behavior_logp": [rollout.behavior_logp for rollout in record.rollouts],
+        "old_logp": [tokens.old_logp for tokens in record.token_scores],
+        "old_entropy": [tokens.old_entropy for tokens in record.token_scores],
+        "ref_logp": [tokens.ref_logp for tokens in record.token_scores],
+        "trace": [traces.get(number) for number in ids],
+        "reward": [score.reward for score in record.scores],
+        "verifier_reward": [score.verifier for score in record.scores],
+        "overlong": [score.overlong for score in record.scores],
+        "bonus": [score.bonus for score in record.scores],
+        "failure": [score.failure for score in record.scores],
+        "advantage": [sample.advantage for sample in record.samples],
+        "stop_reason": [rollout.stop_reason for rollout in record.rollouts],
+    }

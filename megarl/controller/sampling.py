@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
-import numpy as np
-
 from megarl.config.advantage import AllGroups, DynamicSampling
 from megarl.config.run import RunConfig
 from megarl.controller.arrivals import Arrivals
 from megarl.controller.cut_off import describe_cut_off
 from megarl.controller.parts import Parts
 from megarl.controller.regeneration import generate
+from megarl.controller.seeds import sample_seeds
 from megarl.objective.advantage import compute_perplexity_bonus
 from megarl.objective.schedules import perplexity_omega
 from megarl.records import Prompt, Rollout, SampleRequest, Score
@@ -92,19 +91,13 @@ def select_groups(drawn: Sequence[Group], *, wanted: int, sampler: DynamicSampli
 def sample_requests(prompts: Sequence[Prompt], *, step: int, config: RunConfig, first: int = 0) -> list[SampleRequest]:
     """Each prompt `samples_per_prompt` times in a row, each sample with its own seed; `first` is the first prompt's
     position in the step."""
+    size = config.train.samples_per_prompt
+    numbers = [number for number in range(len(prompts)) for _ in range(size)]
+    positions, samples = [first + number for number in numbers], [*range(size)] * len(prompts)
+    seeds = sample_seeds(config.train.seed, step, positions, samples)
     return [
-        SampleRequest(prompt=prompt.token_ids, seed=sample_seed(config.train.seed, step, position, sample))
-        for position, prompt in enumerate(prompts, start=first)
-        for sample in range(config.train.samples_per_prompt)
+        SampleRequest(prompt=prompts[number].token_ids, seed=seed) for number, seed in zip(numbers, seeds, strict=True)
     ]
-
-
-def sample_seed(seed: int, step: int, position: int, sample: int) -> int:
-    """A 32-bit seed that depends on nothing else, so that engines and their number do not change a sample.
-
-    `position` is the prompt's in the step: a prompt that a step draws twice is sampled anew.
-    """
-    return int(np.random.SeedSequence((seed, step, position, sample)).generate_state(1)[0])
 
 
 async def _sample_round(count: int, *, first: int, step: int, config: RunConfig, parts: Parts) -> list[Group]:

@@ -80,12 +80,11 @@ async def _begin_step(
 
 def _check_scores(rollouts: Sequence[Rollout], scores: Sequence[TokenScores]) -> tuple[LogpDiff, float]:
     """(the trainer's difference from vLLM, the mean entropy before the first update) of finite numbers."""
-    difference = compute_logp_diff(rollouts, scores)
+    difference, mean_entropy = compute_logp_diff(rollouts, scores), compute_mean_entropy(scores)
     # A sum is finite where its terms are; they are looked at one by one where it is not.
-    sums = [difference.mean.total, *(float(scored.old_entropy.sum()) for scored in scores)]
-    if not all(map(math.isfinite, sums)):
+    if not math.isfinite(difference.mean.total) or not math.isfinite(mean_entropy):
         check_finite(rollouts, scores)
-    return difference, compute_mean_entropy(scores)
+    return difference, mean_entropy
 
 
 async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[list[UpdateResult], list[TokenTrace]]:

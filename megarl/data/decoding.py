@@ -13,14 +13,14 @@ from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from megarl.records import TokenIds
+from megarl.records import TokenIds, group_by_tokens
 
 _PROBES = 64
 _PROBE_TOKENS = 48
-_AT_ONCE = 1 << 13
-"""Tokens that are looked up together: enough for numpy to be fast, few enough for a core's cache."""
+_AT_ONCE = 1 << 16
+"""Tokens that are looked up together: enough for a call to cost nothing, few enough for a core's cache."""
 
 
 def build_decode(tokenizer: Any) -> Callable[[Sequence[TokenIds]], list[str]]:
@@ -42,42 +42,27 @@ def build_token_text(tokenizer: Any) -> Callable[[int], str]:
 
 @dataclass(frozen=True, slots=True)
 class _ByteTable:
-    """The bytes of every token, those of token t at data[starts[t]:starts[t] + sizes[t]].
+    """The bytes of every token.
 
     A special token has none, and neither has the last entry, which is for all ids beyond the vocabulary.
     """
 
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    tokens: pa.BinaryArray
 
     @classmethod
     def of(cls, tokens: Sequence[bytes]) -> Self:
-        sizes = np.array([*map(len, tokens), 0])
-        return cls(np.frombuffer(b"".join(tokens), np.uint8), sizes.cumsum() - sizes, sizes)
+        return cls(pa.array([*tokens, b""], pa.binary()))
 
     def decode(self, responses: Sequence[TokenIds]) -> list[str]:
-        texts: list[str] = []
-        some: list[TokenIds] = []
-        num_tokens = 0
-        for ids in responses:
-            some.append(ids)
-            num_tokens += len(ids)
-            if num_tokens >= _AT_ONCE:
-                texts += self._decode(some)
-                some, num_tokens = [], 0
-        return texts + self._decode(some) if some else texts
+        return [text for some in group_by_tokens(responses, len, at_least=_AT_ONCE) for text in self._decode(some)]
 
     def _decode(self, responses: Sequence[TokenIds]) -> list[str]:
-        ids = np.minimum(np.concatenate(responses), len(self.sizes) - 1)
-        sizes = self.sizes[ids]
-        ends = np.append(0, sizes.cumsum())
-        # Where in `data` each byte of the texts is: the tokens' starts, and the bytes' places after them.
-        at = np.repeat(self.starts[ids] - ends[:-1], sizes)
-        at += np.arange(len(at))
-        data = self.data[at].tobytes()
-        cuts = ends[np.cumsum([0, *map(len, responses)])].tolist()
-        return [data[start:end].decode(errors="replace") for start, end in pairwise(cuts)]
+        ids = np.minimum(np.concatenate(responses), len(self.tokens) - 1)
+        # Where each token's bytes begin, and the bytes, one token after the other.
+        _, starts, data = self.tokens.take(pa.array(ids)).buffers()
+        cuts = np.frombuffer(starts, np.int32)[np.cumsum([0, *map(len, responses)])].tolist()
+        view = memoryview(data or b"")
+        return [str(view[start:end], "utf-8", "replace") for start, end in pairwise(cuts)]
 
 
 def _byte_table(tokenizer: Any) -> _ByteTable | None:

@@ -34,13 +34,14 @@ _ALONE = -1
 
 
 def number_contexts(samples: Sequence[Sample]) -> list[tuple[Numbers, Numbers]]:
-    """For each sample of a whole mini-batch (context, outcome) of its response tokens, int32 [tokens] each.
+    """For each sample of a whole mini-batch (context, outcome) of its first response tokens, int32 of equal lengths.
 
     Tokens of the mini-batch have equal context numbers, from 0, where prompt and response up to the token are equal,
-    and equal outcome numbers where the token is, too; -1: no other token's is. They come from the tokens alone.
+    and equal outcome numbers where the token is, too; -1: no other token's is, which is so of all response tokens
+    beyond. They come from the tokens alone.
     """
     prefixes = _number_prefixes(samples)
-    sizes = [len(sample.response) for sample in samples]
+    sizes = [min(len(ids), len(sample.response)) for ids, sample in zip(prefixes, samples, strict=True)]
     contexts = _number([ids[:size] for ids, size in zip(prefixes, sizes, strict=True)], sizes)
     outcomes = _number([ids[1 : size + 1] for ids, size in zip(prefixes, sizes, strict=True)], sizes)
     return list(zip(contexts, outcomes, strict=True))
@@ -73,7 +74,8 @@ def _common_length(one: TokenIds, other: TokenIds) -> int:
     """Tokens that both begin with."""
     size = min(len(one), len(other))
     differs = one[:size] != other[:size]
-    return int(differs.argmax()) if differs.any() else size
+    first = int(differs.argmax()) if size else 0
+    return first if size and differs[first] else size
 
 
 def _number(classes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> list[Numbers]:

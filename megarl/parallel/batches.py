@@ -20,7 +20,7 @@ from torch import Tensor
 from megarl.records import TokenIds
 
 Contexts = tuple[NDArray[np.int32], NDArray[np.int32]]
-"""(context, outcome) per response token, see `PackedMicroBatch`."""
+"""(context, outcome) of a response's first tokens, equally many of both, see `PackedMicroBatch`; -1 of those beyond."""
 
 _PAD_TOKEN = 0
 
@@ -28,7 +28,7 @@ _PAD_TOKEN = 0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedSamples:
     """One micro-batch as it crosses process borders: numpy arrays, and nothing per token that can be said per sample;
-    16 bytes per token where samples were sampled. `to` makes of it what a model runs on."""
+    8 bytes per token where samples were sampled. `to` makes of it what a model runs on."""
 
     tokens: TokenIds
     """Prompt and response of every sample, one after the other."""
@@ -42,8 +42,10 @@ class PackedSamples:
     """[B]: the caller's name for each sample, to find per-token results again."""
     weight_B: NDArray[np.float32]
     """Aggregation weight of each token of the sample."""
-    contexts: Contexts | None
-    """[R] each; None: nothing is known of them, as if no token had another's."""
+    contexts: Contexts
+    """Of the samples' first tokens, one sample after the other."""
+    context_lengths: NDArray[np.int64]
+    """[B]: how many of each sample's."""
     per_sample: Mapping[str, NDArray[Any]]
     """The columns of the samples, by name, [B] each."""
     per_token: Mapping[str, NDArray[Any]]
@@ -66,7 +68,7 @@ class PackedSamples:
         sequence_R = np.arange(len(self.sample_ids)).repeat(self.response_lengths)
         position_R = np.arange(len(sequence_R)) - np.array(self.response_offsets)[sequence_R]
         first_index_B = (ends - lengths)[: len(self.sample_ids)] + self.prompt_lengths - 1
-        context_R, outcome_R = self.contexts or (np.full(len(sequence_R), -1),) * 2
+        context_R, outcome_R = map(self._spread, self.contexts)
         of_samples = {name: values_B[sequence_R] for name, values_B in self.per_sample.items()}
         made: dict[str, NDArray[Any]] = {
             "tokens_S": self._stream(),
@@ -78,8 +80,8 @@ class PackedSamples:
             "sequence_R": sequence_R,
             "position_R": position_R,
             "sample_id_R": np.array(self.sample_ids, dtype=np.int64)[sequence_R],
-            "context_R": context_R.astype(np.int64),
-            "outcome_R": outcome_R.astype(np.int64),
+            "context_R": context_R,
+            "outcome_R": outcome_R,
         }
         return PackedMicroBatch(
             **{name: _tensor(array, device) for name, array in made.items()},
@@ -87,6 +89,14 @@ class PackedSamples:
             lengths=tuple(lengths.tolist()),
             num_samples=len(self.sample_ids),
         )
+
+    def _spread(self, numbers: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Numbers of the responses' first tokens as [R], -1 beyond."""
+        spread_R = np.full(self.response_offsets[-1], -1)
+        ends = self.context_lengths.cumsum()
+        shift_B = np.array(self.response_offsets[:-1]) - (ends - self.context_lengths)
+        spread_R[np.arange(len(numbers)) + shift_B.repeat(self.context_lengths)] = numbers
+        return spread_R
 
     def _stream_lengths(self) -> NDArray[np.int64]:
         """Of each sequence of the stream, the padding included."""

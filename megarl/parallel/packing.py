@@ -153,7 +153,7 @@ def pack(
         pad_to_multiple: S becomes a multiple of this by one dummy sequence of at most `pad_to_multiple - 1` tokens.
             Sequence parallelism splits S over the tensor ranks.
         sample_ids: a name per sample; default: its position in `samples`.
-        contexts: (context, outcome) of each sample's response tokens; default: all -1.
+        contexts: (context, outcome) of each sample's first response tokens; default: of none.
 
     Raises:
         ValueError: a sample without a prompt, or per-sample data of the wrong length.
@@ -169,6 +169,7 @@ def pack(
             raise ValueError(
                 f"sample {number} has no prompt; its first response token has no token to be predicted from"
             )
+    numbers = [(_NONE, _NONE)] * len(samples) if contexts is None else contexts
     return PackedSamples(
         tokens=np.concatenate([part for sample in samples for part in (sample.prompt, sample.response)]),
         prompt_lengths=np.array([len(sample.prompt) for sample in samples], dtype=np.int64),
@@ -176,10 +177,14 @@ def pack(
         num_padding=-sum(map(stream_length, samples)) % pad_to_multiple,
         sample_ids=tuple(range(len(samples)) if sample_ids is None else sample_ids),
         weight_B=np.array(weights, dtype=np.float32),
-        contexts=None if contexts is None else _join(contexts),
+        contexts=_join(numbers),
+        context_lengths=np.array([len(of_context) for of_context, _ in numbers], dtype=np.int64),
         per_sample=_pack_per_sample(samples),
         per_token=_pack_per_token(samples),
     )
+
+
+_NONE = np.array([], dtype=np.int32)
 
 
 def _join(contexts: Sequence[Contexts]) -> Contexts:

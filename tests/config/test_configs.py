@@ -23,7 +23,8 @@ from megarl.config.trust import ConstantClip, FlexEcClip
 from megarl.models.families import read_model_shape
 from megarl.planning.checks import check_layout
 from megarl.records import TokenTrace
-from megarl.telemetry.rollouts import RolloutRow, write_rollouts
+from megarl.telemetry.rollouts import RolloutRow
+from tests.telemetry.rollout_files import write_rows
 
 ROOT = Path(__file__).parents[2] / "configs"
 PAPERS = ROOT / "papers"
@@ -201,7 +202,7 @@ def test_the_estimate_of_a_rollout_file(tmp_path: Path) -> None:
             advantage=0.5, stop_reason="stop",
         )  # fmt: skip
 
-    write_rollouts(tmp_path / "step.parquet", map(row, range(32)))
+    write_rows(tmp_path / "step.parquet", map(row, range(32)))
     sizes = ["train.prompts_per_step=4", "train.samples_per_prompt=8", "train.mini_batch_responses=32"]
     lengths = ["rollout.max_prompt_tokens=100", f"rollout.max_response_tokens={length}", "logging.traced_responses=8"]
     config = load_config(ROOT / "quickstart.toml", [*sizes, *lengths])

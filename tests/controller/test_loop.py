@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megarl.controller.mismatch import LogpMismatchError, NonFiniteLogpError, compute_mean_entropy
-from megarl.controller.reporting import rollout_rows
+from megarl.controller.reporting import rollout_columns
 from megarl.records import TokenScores
 from megarl.rewards.item import RewardItem
 from megarl.telemetry.metrics import Metrics, to_values
@@ -174,9 +174,9 @@ def test_a_mini_batch_traces_no_more_than_it_has() -> None:
 def test_rows_have_their_own_trace() -> None:
     recorder = Recorder()
     run(make_config(steps=1), recorder)
-    rows = list(rollout_rows(recorder.records[0]))
-    assert [row.sample_id for row in rows] == [0, 1, 2, 3]
+    columns = rollout_columns(recorder.records[0])
+    assert list(columns["sample_id"]) == [0, 1, 2, 3]
     # The updates traced the samples 0 and 2.
-    assert [None if row.trace is None else row.trace.sample_id for row in rows] == [0, None, 2, None]
-    assert [row.token_text for row in rows] == [("<7>", "<8>"), None, ("<7>", "<8>"), None]
-    assert rows[1].old_entropy.tolist() == [1.0, 1.0]
+    assert [None if trace is None else trace.sample_id for trace in columns["trace"]] == [0, None, 2, None]
+    assert columns["token_text"] == [("<7>", "<8>"), None, ("<7>", "<8>"), None]
+    assert columns["old_entropy"][1].tolist() == [1.0, 1.0]

@@ -2,11 +2,13 @@
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.accounting import collect_token_sums
@@ -30,6 +32,18 @@ def sample_of(prompt: tuple[int, ...], response: tuple[int, ...], advantage: flo
     return Sample(prompt=prompt, response=response, behavior_logp=(0.0,) * len(response), advantage=advantage)
 
 
+def number_all(samples: Sequence[Sample]) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """(context, outcome) of all response tokens."""
+    return [
+        (fill(context, len(sample.response)), fill(outcome, len(sample.response)))
+        for sample, (context, outcome) in zip(samples, number_contexts(samples), strict=True)
+    ]
+
+
+def fill(numbers: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+    return np.append(numbers, np.full(size - len(numbers), -1, dtype=np.int32))
+
+
 def test_equal_prefixes_have_equal_numbers() -> None:
     samples = [
         sample_of((1, 2), (3, 4, 5)),
@@ -39,7 +53,7 @@ def test_equal_prefixes_have_equal_numbers() -> None:
         sample_of((1,), (2, 3, 4)),  # the same tokens, but another prompt: prefixes count, however they are divided
         sample_of((2, 1), (3, 4, 5)),  # the order counts
     ]
-    context, outcome = zip(*((c.tolist(), o.tolist()) for c, o in number_contexts(samples)), strict=True)
+    context, outcome = zip(*((c.tolist(), o.tolist()) for c, o in number_all(samples)), strict=True)
     assert [len(numbers) for numbers in context] == [3, 3, 0, 3, 3, 3]
     a, b, c = context[0]
     assert len({a, b, c}) == 3
@@ -57,7 +71,7 @@ def test_numbers_do_not_depend_on_anything_but_the_tokens() -> None:
     draw = random.Random(3)
     samples = [sample_of((1,), tuple(draw.randrange(3) for _ in range(6))) for _ in range(40)]
     keys = [tuple(sample.response[:position]) for sample in samples for position in range(6)]
-    numbers = np.concatenate([context for context, _ in number_contexts(samples)]).tolist()
+    numbers = np.concatenate([context for context, _ in number_all(samples)]).tolist()
     for key, number in zip(keys, numbers, strict=True):
         assert (number == -1) == (keys.count(key) == 1)
     assert len({(key, number) for key, number in zip(keys, numbers, strict=True) if number >= 0}) == max(numbers) + 1
@@ -127,7 +141,7 @@ def tokens_of(samples: list[Sample], *, noise: float, seed: int = 0, moved: bool
             for name, column in columns.items()
         },
     )
-    contexts, outcomes = map(np.concatenate, zip(*number_contexts(samples), strict=True))
+    contexts, outcomes = map(np.concatenate, zip(*number_all(samples), strict=True))
     return tokens.replace(
         context_T=torch.tensor(contexts, dtype=torch.int64), outcome_T=torch.tensor(outcomes, dtype=torch.int64)
     )

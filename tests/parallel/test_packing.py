@@ -213,6 +213,10 @@ def test_context_numbers_go_with_their_samples() -> None:
     numbers = [(np.array([4, 5]), np.array([6, -1])), (np.array([], int),) * 2, (np.array([4]), np.array([6]))]
     batch = pack(samples, [1.0] * 3, contexts=numbers).to("cpu")
     assert (batch.context_R.tolist(), batch.outcome_R.tolist()) == ([4, 5, 4], [6, -1, 6])
+    of_some = [(np.array([4]), np.array([-1])), (np.array([], int),) * 2, (np.array([4]), np.array([6]))]
+    first = pack(samples, [1.0] * 3, contexts=of_some).to("cpu")
+    assert (first.context_R.tolist(), first.outcome_R.tolist()) == ([4, -1, 4], [-1, -1, 6])
+    assert first.context_R.dtype == first.outcome_R.dtype == torch.int64
     alone = pack(samples, [1.0] * 3).to("cpu")
     assert alone.context_R.tolist() == alone.outcome_R.tolist() == [-1] * 3
 

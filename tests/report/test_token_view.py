@@ -15,8 +15,9 @@ from megarl.records import TokenTrace
 from megarl.report.figures import write_run_figures
 from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
 from megarl.report.traces import RuledToken, survey_traces
-from megarl.telemetry.rollouts import RolloutRow, read_rollouts, write_rollouts
+from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
+from tests.telemetry.rollout_files import write_rows
 from tests.telemetry.runs import make_config, write_metrics
 
 
@@ -93,7 +94,7 @@ def traced_row(sample_id: int, rules: tuple[str, ...], *, prompt: int = 0, advan
 def show(folder: Path, rows: Sequence[RolloutRow], updates: StepUpdates | None = None) -> str:
     """The section for a step that wrote `rows`; "" where nothing was traced."""
     path = folder / "step-000007.parquet"
-    write_rollouts(path, rows)
+    write_rows(path, rows)
     survey = survey_traces(path)
     if survey is None:
         return ""
@@ -161,7 +162,7 @@ def test_tokens_are_counted_over_all_traced_responses(tmp_path: Path) -> None:
     path = tmp_path / "step-000007.parquet"
     undecoded = dataclasses.replace(traced_row(100, ("dppo", "")), token_text=None)
     rows = [traced_row(number, ("clip_low" if number % 3 else "", "", "tis")) for number in range(100)]
-    write_rollouts(path, [*rows, undecoded, untraced_row(101)])
+    write_rows(path, [*rows, undecoded, untraced_row(101)])
     survey = survey_traces(path)
     assert survey is not None
     assert [response.sample_id for response in survey.responses] == list(range(101))
@@ -187,8 +188,8 @@ def test_the_report_shows_the_last_rollouts_or_why_it_cannot(tmp_path: Path) -> 
     write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "custom": 1.0}])
     folder = tmp_path / "rollouts"
     folder.mkdir()
-    write_rollouts(folder / "step-000006.parquet", [])
-    write_rollouts(folder / "step-000007.parquet", [traced_row(0, ("clip_low",))])
+    write_rows(folder / "step-000006.parquet", [])
+    write_rows(folder / "step-000007.parquet", [traced_row(0, ("clip_low",))])
     write_run_figures(tmp_path)
     assert "Tokens of step 7" in (tmp_path / "report.html").read_text()
     pq.write_table(pa.table({"x": [1]}), folder / "step-000008.parquet")
@@ -200,7 +201,7 @@ def test_the_run_s_configuration_says_how_many_updates_there_are(tmp_path: Path)
     train = {"prompts_per_step": 4, "samples_per_prompt": 2, "mini_batch_responses": 2}
     run = RunDirectory.create(make_config(tmp_path, train=train), source=None, verb="train")
     write_metrics(run.metrics_path, [{"step": 1, "custom": 1.0}])
-    write_rollouts(run.rollouts_path(7), [traced_row(4, ("clip_high",)), traced_row(6, ("",), prompt=1)])
+    write_rows(run.rollouts_path(7), [traced_row(4, ("clip_high",)), traced_row(6, ("",), prompt=1)])
     write_run_figures(run.path)
     text = run.report_path.read_text()
     assert headings(text) == ["Prompt 0, sample 4", "Prompt 1, sample 6"]

@@ -1,7 +1,9 @@
 """Verifiers without processes: hand-made cases."""
 
+import itertools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -251,6 +253,26 @@ def test_random_rewards_at_the_ends() -> None:
     assert set(draw_many(RandomReward(kind="random", p=0.0))) == {0.0}
     assert set(draw_many(RandomReward(kind="random", p=1.0))) == {1.0}
     assert set(draw_many(RandomReward(kind="random", p=0.5))) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
+def test_a_random_reward_is_the_first_draw_of_a_generator_of_its_own(distribution: str) -> None:
+    """Whatever was drawn before it, in this thread or another."""
+    config = RandomReward(kind="random", distribution=distribution)  # type: ignore[arg-type]
+
+    def own(prompt: int, sample: int) -> float:
+        counter, key = np.array([0, 3, prompt, sample], np.uint64), np.array([7, 0x7265776172640001], np.uint64)
+        generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
+        return float(generator.random() if distribution == "uniform" else generator.normal(config.mean, config.std))
+
+    def draw(place: tuple[int, int]) -> float:
+        return draw_random_reward(config, seed=7, step=3, prompt_index=place[0], sample_index=place[1])
+
+    places = [(prompt, sample) for prompt in range(50) for sample in range(4)]
+    expected = list(itertools.starmap(own, places))
+    assert list(map(draw, places)) == expected
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(draw, places)) == expected
 
 
 def test_random_reward_is_a_fixed_function_of_its_key() -> None:

@@ -13,6 +13,7 @@ import pytest
 from megarl.records import TokenTrace
 from megarl.telemetry import rollouts
 from megarl.telemetry.rollouts import SCHEMA, RolloutRow, read_rollouts, write_rollouts
+from tests.telemetry.rollout_files import write_rows
 
 
 def make_row(**changes: object) -> RolloutRow:
@@ -69,7 +70,7 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
         make_row(trace=make_trace(), token_text=("4", "\n", "é")),
     ]
     path = tmp_path / "step-000003.parquet"
-    write_rollouts(path, rows)
+    write_rows(path, rows)
     assert read_rollouts(path) == rows
     assert read_rollouts(path, sample_ids={9, 3}) == [rows[0], *rows[2:]]
     assert read_rollouts(path, sample_ids=[]) == []
@@ -78,14 +79,14 @@ def test_rows_come_back_equal(tmp_path: Path) -> None:
 
 def test_rows_of_a_long_step_are_found_in_every_part_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "step-000003.parquet"
-    write_rollouts(path, (make_row(sample_id=number) for number in range(200)))
+    write_rows(path, (make_row(sample_id=number) for number in range(200)))
     assert [row.sample_id for row in read_rollouts(path)] == list(range(200))
     assert [row.sample_id for row in read_rollouts(path, sample_ids=(199, 5, 64))] == [5, 64, 199]
 
 
 def test_log_probs_are_float32(tmp_path: Path) -> None:
     path = tmp_path / "rollouts.parquet"
-    write_rollouts(path, [make_row(old_logp=(-0.1, -0.2, -0.3))])
+    write_rows(path, [make_row(old_logp=(-0.1, -0.2, -0.3))])
     assert read_rollouts(path)[0].old_logp.tolist() == [float(np.float32(x)) for x in (-0.1, -0.2, -0.3)]
     schema = pq.read_schema(path)
     assert schema.field("response_tokens").type.value_type == pa.int32()
@@ -109,15 +110,43 @@ def test_the_module_documents_every_column() -> None:
 
 
 def test_an_empty_step_is_a_file_too(tmp_path: Path) -> None:
-    write_rollouts(tmp_path / "a.parquet", [])
+    write_rows(tmp_path / "a.parquet", [])
     assert read_rollouts(tmp_path / "a.parquet") == []
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_rollouts(path, [make_row()])
+    write_rows(path, [make_row()])
     with pytest.raises(pa.ArrowInvalid):
-        write_rollouts(path, [make_row(step=2**40)])  # outside int32
+        write_rows(path, [make_row(step=2**40)])  # outside int32
+    assert read_rollouts(path) == [make_row()]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_step_of_several_parts_comes_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is put together while the one before it is written."""
+    monkeypatch.setattr(rollouts, "_TOKENS_OF_A_GROUP", 6)
+    rows = [make_row(sample_id=number, advantage=float(number)) for number in range(20)]
+    rows[7] = make_row(sample_id=9, trace=make_trace(), token_text=("4", "\n", "é"))
+    write_rows(tmp_path / "a.parquet", rows)
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 10
+    assert read_rollouts(tmp_path / "a.parquet") == rows
+
+
+def test_columns_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_rows(path, [make_row()])
+    names = [field.name for field in dataclasses.fields(RolloutRow)]
+    columns = {name: [getattr(row, name) for row in (make_row(), make_row(sample_id=2))] for name in names}
+    short = np.zeros(2, dtype=np.float32)
+    with pytest.raises(ValueError, match="sample 2: 3 response tokens but 2 entries in old_entropy"):
+        write_rollouts(path, columns | {"old_entropy": [columns["old_entropy"][0], short]})
+    with pytest.raises(ValueError, match="sample 9: 3 response tokens but 1 entries in token_text"):
+        write_rollouts(path, columns | {"token_text": [("a",), None]})
+    with pytest.raises(ValueError, match=r"'reward': 1.*expected equally many of each of \['step'"):
+        write_rollouts(path, columns | {"reward": [1.0]})
+    with pytest.raises(ValueError, match="'rewards': 2"):
+        write_rollouts(path, columns | {"rewards": [1.0, 1.0]})
     assert read_rollouts(path) == [make_row()]
     assert len(list(tmp_path.iterdir())) == 1
 
