@@ -48,6 +48,15 @@ def note_failure(config: RunConfig, directory: RunDirectory, text: str, *, began
     return restart
 
 
+def has_gone_on(directory: RunDirectory) -> bool:
+    """Whether this process goes on with the run by itself, after a failure: it has found room for it before."""
+    driver = str(ProcessMark.of(os.getpid()))
+    try:
+        return any(failure.driver == driver for failure in read_failures(directory.restarts_path))
+    except (OSError, ValueError):
+        return False  # which the next failure tells
+
+
 def call_off(directory: RunDirectory, why: str) -> None:
     """The run does not go on by itself after all."""
     *before, last = read_failures(directory.restarts_path)

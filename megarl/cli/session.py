@@ -16,13 +16,14 @@ from megarl.cli.interrupts import Interrupts, say_at_once, signals_as_interrupt
 from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
-from megarl.cli.restart import call_off, go_on, note_failure
+from megarl.cli.restart import call_off, go_on, has_gone_on, note_failure
 from megarl.cli.resume import Resumed
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
 from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
+from megarl.planning.shortage import ShortageError
 from megarl.runtime.failures import is_machine_fault
 from megarl.runtime.heart import Heart
 from megarl.runtime.leftovers import clean_killed_runs, end_run_processes, marked_process
@@ -178,7 +179,9 @@ def _work_to_the_end(
     except RunStoppedError as error:
         return _Outcome("interrupted", str(error), EXIT_INTERRUPTED)
     except ConfigError as error:
-        return _Outcome("failed", str(error), EXIT_CONFIG)
+        # The nodes were enough before: one of them is lost, and may come back.
+        lost = isinstance(error, ShortageError) and has_gone_on(directory)
+        return _Outcome("failed", str(error), EXIT_CONFIG, of_machine=lost)
     except Exception as error:
         with suppress(OSError):  # of a full disk, which may be the error itself
             (directory.logs / "failure.txt").write_text(traceback.format_exc(), encoding="utf-8")

@@ -49,12 +49,15 @@ def make_step(session: Any, step: int, *, saved: bool) -> None:
 
 def fail(word: str, step: int) -> NoReturn:
     from megarl.config.base import ConfigError
+    from megarl.planning.shortage import ShortageError
     from megarl.policy.reports import NonFiniteLossError
     from megarl.runtime.failures import WorkerDied, WorkerFailed
 
     match word:
         case "refused":
             raise ConfigError("the configuration cannot work")
+        case "no-room":
+            raise ShortageError(f"the Ray cluster cannot place 2 policy ranks: found {step} GPU free")
         case "breaks":
             raise RuntimeError("the driver broke")
         case "not-finite":
@@ -75,8 +78,8 @@ def run_stand_in(config: Any, *, sources: Any, replaced: Any = (), resumed: Any 
     step = resumed.step if resumed else 0
 
     async def work(session: Any) -> None:
-        if word == "unstarted":
-            fail("dies", 0)
+        if word in ("unstarted", "no-room"):
+            fail(word, step)
         session.stop.listen(saves=True)
         if word == "exports":
             (session.directory.exports / "step-000001").mkdir()

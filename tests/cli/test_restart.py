@@ -133,6 +133,7 @@ def test_failures_are_counted_and_a_person_who_starts_it_again_begins_anew(
     ("plan", "code", "words"),
     [
         ("breaks", 1, None),
+        pytest.param("no-room", 2, None, marks=pytest.mark.slow),
         pytest.param("refused", 2, None, marks=pytest.mark.slow),
         pytest.param("not-finite", 1, None, marks=pytest.mark.slow),
         pytest.param("asked", 1, None, marks=pytest.mark.slow),
@@ -185,6 +186,16 @@ def test_a_checkpoint_that_a_signal_asked_for_is_gone_on_from_too(tmp_path: Path
     restart = noted(make_run(tmp_path, 2))
     assert restart is not None
     assert restart.text == "in 60 s the run goes on after step 2 (restart 1 of at most 5)"
+
+
+@pytest.mark.slow
+def test_a_lost_node_is_waited_for_where_there_was_room_before(tmp_path: Path, tiny_model_dir: Path) -> None:
+    code, said = run_plan(tmp_path, tiny_model_dir, "dies,no-room,dies,no-room,no-room", SAVES, AT_ONCE)
+    assert code == 2
+    assert said.count("failed: the Ray cluster cannot place") == 3
+    assert "restart  in 0 s the run goes on after step 1 (restart 2 of at most 5)" in said
+    assert "restart  step 3 failed twice in the same way; it would do so again" in said
+    assert [failure.step for failure in read_failures(latest(tmp_path).restarts_path)] == [1, 1, 2, 2, 2]
 
 
 def test_without_a_complete_checkpoint_it_starts_over_and_says_so(tmp_path: Path, tiny_model_dir: Path) -> None:
