@@ -25,7 +25,7 @@ MADE = ("models", "runs", "data", "build", "my.toml")
 STAND_IN = """#!/bin/sh
 verb="$1"
 shift
-# A clone has no run to go on with; tests/cli/test_resume.py and tests/e2e do.
+# A clone has no run to go on with; tests/cli/test_resume*.py and tests/e2e do.
 [ "$verb $1" = "train --resume" ] && exit 0
 case "$verb" in
   train | sft) verb=show ;;

@@ -18,6 +18,7 @@ from megarl.cli.looking_verbs import doctor, plan, report, show, theory
 from megarl.cli.run_again import Given, RunAgain, start_again
 from megarl.cli.training_verbs import sft, train
 from megarl.config.base import ConfigError
+from megarl.telemetry.run_lock import RunHeldError
 
 app = typer.Typer(
     name="megarl",
@@ -127,6 +128,9 @@ def main() -> None:
     except ConfigError as error:
         _print_error(str(error))
         sys.exit(2)
+    except RunHeldError as error:
+        _print_error(str(error))
+        sys.exit(1)
     except OSError as error:
         from megarl.cli.machine_paths import WRITE_ERRORS, describe_write_error
 

@@ -28,6 +28,8 @@ from megarl.telemetry.run_lock import RunHeldError, hold_run
 _SILENT_PULSES = 3
 """A run whose process cannot be looked up from here is over when it has given no sign of life for so many pulses."""
 _LOOK_EVERY_S = 1.0
+_END_S = 60.0
+"""For the end of a run beyond its last save: processes, figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +99,18 @@ class Arguments:
         return [*([self.config] if self.config else []), *source_files(self.overrides)]
 
 
-def resume(path: Path, arguments: Arguments) -> tuple[RunConfig, Resumed]:
+def resume(path: Path, arguments: Arguments, *, patient: bool = False) -> tuple[RunConfig, Resumed]:
     """(the configuration of the steps to come, how the run goes on), which this process drives from now on.
 
-    ConfigError where it cannot go on, with the reason.
+    patient: a process that still drives the run is about to end, as where a job was requeued, and is waited for.
+
+    Raises:
+        ConfigError: it cannot go on, with the reason.
+        RunHeldError: that process has not ended in time.
     """
     with _saying(path):
         run, named = _find_run(path)
-        _take(run)
+        _take(run, patient=patient)
         checkpoint = _choose(run, named)
     config = _load(run, arguments)
     old = _earlier_config(run, checkpoint)
@@ -162,13 +168,36 @@ def _find_run(path: Path) -> tuple[RunDirectory, Path | None]:
     return run, named
 
 
-def _take(run: RunDirectory) -> None:
-    """Drive the run. Nothing that is read of it from here on can be changed by another process meanwhile."""
-    try:
-        hold_run(run.path)
-    except RunHeldError as error:
-        raise ConfigError(f"{shown_path(run.path)} is still running: {error}; stop it first") from error
-    _await_end(run)
+def _take(run: RunDirectory, *, patient: bool) -> None:
+    """Drive the run. Nothing that is read of it from here on can be changed by another process meanwhile.
+
+    patient: wait for a process that still drives it, as long as it may take to save and stop; RunHeldError when it has
+    not. Otherwise ConfigError at once.
+    """
+    patience_s = _patience_s(run) if patient else 0.0
+    until = time.monotonic() + patience_s
+    held = said = False
+    while True:
+        try:
+            if not held:
+                hold_run(run.path)
+            held = True
+            _await_end(run)
+            return
+        except RunHeldError as error:
+            if not patient:
+                raise ConfigError(f"{shown_path(run.path)} is still running: {error}; stop it first") from error
+            if time.monotonic() > until:
+                text = f"{shown_path(run.path)} is still running after {patience_s:g} s: {error}; stop it first"
+                raise RunHeldError(text) from error
+            if not said:
+                print(f"waiting, for {patience_s:g} s at most, until {shown_path(run.path)} has stopped: {error}")
+            said = True
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _patience_s(run: RunDirectory) -> float:
+    return load_config(run.config_path).checkpoint.stop_within_s + _END_S
 
 
 def _choose(run: RunDirectory, named: Path | None) -> RunCheckpoint | None:
@@ -227,7 +256,7 @@ def _exported(run: RunDirectory) -> str:
 
 
 def _await_end(run: RunDirectory) -> None:
-    """ConfigError while the run's process lives. One that cannot be looked up from here is listened to: it touches
+    """RunHeldError while the run's process lives. One that cannot be looked up from here is listened to: it touches
     state.json as long as it lives."""
     driver = run.driver()
     if run.standing()[0] != "running" or (
@@ -242,8 +271,7 @@ def _await_end(run: RunDirectory) -> None:
             time.sleep(_LOOK_EVERY_S)
         if run.state_path.stat().st_mtime == touched:
             return
-    where = f" (process {driver.pid} on {driver.host})" if driver else ""
-    raise ConfigError(f"{shown_path(run.path)} is still running{where}; stop it first")
+    raise RunHeldError(f"it is driven by process {driver.pid} on {driver.host}" if driver else "by whom is not known")
 
 
 def _load(run: RunDirectory, arguments: Arguments) -> RunConfig:

@@ -44,7 +44,7 @@ def train(
     if run is not None and resume is not None:
         raise ConfigError("megarl train: --run LINK goes on with a run by itself; leave out --resume")
     if run is not None and run.exists():
-        raise typer.Exit(_go_on(run, None, (), allow_change or ()))
+        raise typer.Exit(_go_on(run, None, (), allow_change or (), patient=True))
     if resume is not None:
         raise typer.Exit(_go_on(resume, config, overrides or (), allow_change or ()))
     if allow_change:
@@ -65,13 +65,15 @@ def train(
     raise typer.Exit(run_train(run_config, sources=sources, replaced=replaced(config, overrides), link=run))
 
 
-def _go_on(path: Path, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]) -> int:
+def _go_on(
+    path: Path, config: Path | None, overrides: Sequence[str], allowed: Sequence[str], *, patient: bool = False
+) -> int:
     from megarl.cli.preflight import check_files
     from megarl.cli.resume import Arguments, resume
     from megarl.cli.start_weights import find_start_problems
 
     arguments = Arguments.of(config, overrides, allowed)
-    run_config, resumed = resume(path, arguments)
+    run_config, resumed = resume(path, arguments, patient=patient)
     check_files(resumed.placed(run_config), () if resumed.checkpoint else find_start_problems(run_config))
     from megarl.cli.train import run_train
 

@@ -39,7 +39,7 @@ def begin(resumed: Any) -> int:
 
 def make_step(session: Any, step: int, *, saved: bool) -> None:
     from megarl.telemetry.run_directory import RunState
-    from tests.cli.test_resume import save
+    from tests.cli.resumable_runs import save
 
     session.reporter._log(step, {})
     if saved:

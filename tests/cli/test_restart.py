@@ -24,7 +24,7 @@ from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.run_lock import RunHeldError, hold_run
 from megarl.telemetry.sinks import read_metrics
 from tests.cli.restarting import GIVEN_FD
-from tests.cli.test_resume import make_run
+from tests.cli.resumable_runs import make_run
 from tests.e2e.configuration import write_tiny_config
 from tests.telemetry.runs import make_config
 

@@ -10,7 +10,7 @@ import pytest
 
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import read_metrics
-from tests.cli.test_resume import make_run
+from tests.cli.resumable_runs import make_run
 from tests.telemetry.runs import make_row, write_metrics
 
 SCRIPT = """
