@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from megarl.checkpoint.run_checkpoint import list_checkpoints
 from megarl.slurm.attempts import Attempt
 from megarl.slurm.job_directory import JobDirectory, RunOfJob
 from megarl.slurm.queue import find_queued
@@ -80,6 +81,16 @@ class Submitted:
     def wait_for_step(self, cluster: TwoNodes, step: int) -> None:
         cluster.wait_for(lambda: self.step() >= step or self._is_over(), TIMEOUT_S, f"step {step}")
         assert self.step() >= step, self.logs()
+
+    def wait_for_checkpoint(self, cluster: TwoNodes, step: int) -> None:
+        """A complete one, of this step or a later one: it is written beside the steps after it."""
+
+        def complete() -> bool:
+            found = self.places[0].run()
+            return found is not None and any(each.step >= step for each in list_checkpoints(found.checkpoints))
+
+        self.wait(cluster, lambda: complete() or self._is_over(), f"a checkpoint of step {step}")
+        assert complete(), self.logs()
 
     def wait_to_the_end(self, cluster: TwoNodes) -> None:
         """Until the run is finished; at once with its logs where the job ends before."""

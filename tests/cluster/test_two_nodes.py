@@ -103,7 +103,7 @@ def test_a_requeue_by_others_goes_on_from_the_last_checkpoint(
     uninterrupted: Submitted, cluster: TwoNodes, model: Path, tmp_path: Path
 ) -> None:
     job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60")
-    job.wait_for_step(cluster, 6)
+    job.wait_for_checkpoint(cluster, 4)
     run("scontrol", "requeue", job.number)
     job.start_soon(cluster)
     job.wait_to_the_end(cluster)
@@ -118,7 +118,7 @@ def test_a_node_that_dies_is_waited_for(
     uninterrupted: Submitted, cluster: TwoNodes, model: Path, tmp_path: Path
 ) -> None:
     job = Submitted.submit(tmp_path, model, "--nodes", "2", "--time", "60")
-    job.wait_for_step(cluster, 6)
+    job.wait_for_checkpoint(cluster, 4)
     cluster.kill_node("n2")
     job.wait(cluster, lambda: job.state() == "PENDING", "Slurm puts the job back")
     cluster.start_node("n2")
