@@ -27,6 +27,8 @@ _SHOWN_LINES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """What the job's script calls. `begin` is 0 where the attempt may begin, else NOTHING_TO_DO or a failure; `end`
+    prints what follows, and is 0."""
     options = _parse(arguments)
     place = RunOfJob(options.directory)
     if options.what == "begin":
