@@ -173,15 +173,17 @@ def saved_activations(setup: PolicySetup, stage: int) -> int:
 
     After "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198, equations 2 to 6), for
     what this policy runs instead: flash attention, grouped key-value heads, SwiGLU, no dropout, CUDA's fused norm and
-    SwiGLU kernels. `layer_activations` has the terms. The CPU's kernels save more, so that this is 0.69 to 0.73 of
-    what the real model saves there (hidden 128, MLP 352, float32); with the CPU's extra tensors counted it is 0.998 to
-    1.000 of it on every rank, for every recomputation and for tensor, sequence and pipeline parallelism
-    (tests/models/test_memory.py). With Transformer Engine, which may copy the value, a layer saves the same or less.
+    SwiGLU kernels. `layer_activations` has the terms. The CPU's kernels save more, so that this is 0.71 to 0.78 of
+    what the real model saves there (hidden 128, MLP 352, float32); with the CPU's extra tensors counted it is 0.999 to
+    1.003 of it on every rank, for every recomputation and for tensor, sequence and pipeline parallelism
+    (tests/planning/test_policy_memory.py). With Transformer Engine, which may copy the value, a layer saves the same
+    or less.
     """
     layers = layers_per_chunk(setup.shape, setup.pipeline)
     rows = _norm_rows(setup)
     hidden = rows * setup.shape.hidden_size * setup.itemsize
     saved = layers * (hidden if setup.recompute == "full" else layer_activations(setup))
+    saved += rotation_table(setup)
     if stage == 0:
         saved += 8 * setup.tokens  # token ids
     if stage == setup.pipeline - 1:
@@ -189,18 +191,24 @@ def saved_activations(setup: PolicySetup, stage: int) -> int:
     return saved
 
 
+def rotation_table(setup: PolicySetup) -> int:
+    """Bytes of the cosines and sines [tokens, head_dim / 2] by which all layers of a pass rotate."""
+    return setup.tokens * setup.shape.head_dim * setup.itemsize
+
+
 def layer_activations(setup: PolicySetup) -> int:
     """Bytes that one layer saves of a micro-batch without recomputation of the whole layer.
 
     Elements per token: input and output of the two norms 4 h; fused query, key and value q + 2 k, which stay alive
-    because the value is a view of them; rotated query and key q + k, with the tables of the rotation 4 head_dim;
-    attention output q; SwiGLU's input 2 f and output f. In float32: 1 / rms twice, and the attention's log-sum-exp for
-    each head, which is all that selective recomputation spares beside the attention kernel's own workspace.
+    because the value is a view of them; rotated query and key q + k; attention output q; SwiGLU's input 2 f and output
+    f. In float32: 1 / rms twice, and the attention's log-sum-exp for each head, which is all that selective
+    recomputation spares with Transformer Engine, beside the attention kernel's own workspace. (Without it the rotation
+    is computed again too, and q + k are spared; a plan counts them, as it does not know what a worker will find.)
     """
     shape, share, rows = setup.shape, _share(setup), _norm_rows(setup)
     query, key = share.heads * shape.head_dim, share.kv_heads * shape.head_dim
     # With fewer key-value heads than tensor ranks the fused projection is that of all ranks, gathered.
-    per_token = share.qkv_rows + query + key + 4 * shape.head_dim + query + 3 * share.ffn_rows
+    per_token = share.qkv_rows + query + key + query + 3 * share.ffn_rows
     log_sum_exp = 0 if setup.recompute == "selective" else setup.tokens * share.heads
     elements = 4 * rows * shape.hidden_size + setup.tokens * per_token
     return elements * setup.itemsize + FLOAT32_BYTES * (2 * rows + log_sum_exp)

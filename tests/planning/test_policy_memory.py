@@ -21,6 +21,7 @@ from megarl.planning.policy_memory import (
     layer_activations,
     policy_memory,
     recomputed_layer,
+    rotation_table,
     saved_activations,
 )
 from megarl.policy.moments import MOMENTS
@@ -81,13 +82,13 @@ def test_an_activation_of_a_layer_by_hand() -> None:
     """h = 6, two tensor ranks: one key-value head of 3 and two query heads, f = 4; 10 tokens, bfloat16."""
     shape = make_shape()
     whole = make_setup(shape, tensor=2, tokens=10)
-    per_token = 4 * 6 + (6 + 3 + 3) + (6 + 3) + 4 * 3 + 6 + 3 * 4
+    per_token = 4 * 6 + (6 + 3 + 3) + (6 + 3) + 6 + 3 * 4
     assert layer_activations(whole) == 10 * (2 * per_token + 4 * (2 + 2))
     # Sequence parallelism keeps half of the norms' rows; selective recomputation drops the two heads' log-sum-exp.
     assert layer_activations(replace(whole, sequence=True)) == 10 * (2 * (per_token - 12) + 4 * (1 + 2))
     assert layer_activations(replace(whole, recompute="selective")) == 10 * (2 * per_token + 4 * 2)
-    # Full recomputation keeps each layer's input only: two layers, the ids, the final norm.
-    assert saved_activations(replace(whole, recompute="full"), 0) == 10 * (2 * 12 + 8 + 12 + 4)
+    # Full recomputation keeps each layer's input only: two layers; the rotation's table, the ids, the final norm.
+    assert saved_activations(replace(whole, recompute="full"), 0) == 10 * (2 * 12 + 2 * 3 + 8 + 12 + 4)
 
 
 def test_more_tensor_ranks_than_key_value_heads_gather_the_fused_projection() -> None:
@@ -174,7 +175,7 @@ def test_activations_of_the_real_model(tmp_path: Path) -> None:
             memory = policy_memory(setup, stage)
             formula, on_cpu = (saved_by_autograd(setup, memory, on_cpu=cpu) for cpu in (False, True))
             assert on_cpu == pytest.approx(peak, rel=0.005), config
-            assert 0.70 < formula / peak < 0.77, config
+            assert 0.70 < formula / peak < 0.79, config
 
 
 def saved_by_autograd(setup: PolicySetup, memory: PolicyMemory, *, on_cpu: bool) -> int:
@@ -187,9 +188,13 @@ def saved_by_autograd(setup: PolicySetup, memory: PolicyMemory, *, on_cpu: bool)
     last = memory.stage == setup.pipeline - 1
     held = memory.in_flight * (saved_activations(setup, memory.stage) + hidden * on_cpu * last)
     if setup.recompute == "full":
+        # The table of a micro-batch at rest is held by its arguments, where autograd does not see it.
+        held -= (memory.in_flight - 1) * rotation_table(setup)
         # The last layer is computed again once logits and final norm are gone.
         final = (hidden * (1 + on_cpu) + 4 * rows) * last
         return held + max(memory.logits, recomputed_layer(setup) + extra - final)
+    if setup.recompute == "selective":  # without Transformer Engine the rotated query and key are computed again
+        extra -= setup.tokens * 2 * setup.shape.hidden_size // setup.tensor * setup.itemsize * on_cpu
     return held + memory.in_flight * setup.shape.num_layers // setup.pipeline * extra + memory.logits
 
 

@@ -183,10 +183,10 @@ def test_busy_workers_tell_their_stacks(cluster: None) -> None:
         return told
 
     sleeping, blocked, waiting = asyncio.run(scenario())
-    assert re.search(r"test_workers\.py:\d+ in sleep\n", sleeping)
-    assert re.search(r"test_workers\.py:\d+ in block\n", blocked)
+    assert re.search(r"actors\.py:\d+ in sleep\n", sleeping)
+    assert re.search(r"actors\.py:\d+ in block\n", blocked)
     # The one that waits is a task: what it awaits first, then who awaits it.
-    assert re.search(r"tasks\.py:\d+ in sleep\n.*test_workers\.py:\d+ in sleep", waiting)
+    assert re.search(r"tasks\.py:\d+ in sleep\n.*actors\.py:\d+ in sleep", waiting)
 
 
 def test_a_worker_that_holds_the_interpreters_lock_tells_its_stacks(cluster: None) -> None:
@@ -200,7 +200,7 @@ def test_a_worker_that_holds_the_interpreters_lock_tells_its_stacks(cluster: Non
         await asyncio.gather(pending, return_exceptions=True)
         return text
 
-    assert re.search(r"test_workers\.py\", line \d+ in hold\n", asyncio.run(scenario()))
+    assert re.search(r"actors\.py\", line \d+ in hold\n", asyncio.run(scenario()))
 
 
 def test_a_peer_asks_one_on_its_machine_for_whom_the_driver_cannot(
