@@ -322,8 +322,8 @@ class TokenTrace(ArrayRecord):
     """What multiplied grad log p in the update: of gate and weights, the aggregation's included."""
     advantage: Floats = column("float32", per="token")
     """After token shaping."""
-    rule: NDArray[Any] = column("T", per="token")
-    """Rules that acted, as text, e.g. "clip_high+tis"; "" is none."""
+    rule: NDArray[np.int32] = column("int32", per="token")
+    """`rules.Rule` flags of those that acted."""
 
     def __post_init__(self) -> None:
         settle(self)

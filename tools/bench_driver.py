@@ -47,6 +47,7 @@ from megarl.parallel.batches import BatchShard
 from megarl.policy.reports import ScoredMicroBatch, scores_by_sample
 from megarl.records import Floats, PackedRollouts, Prompt, Rollout, SampleRequest, TokenScores, TokenTrace, as_tokens
 from megarl.rewards.pool import RewardPool
+from megarl.rules import Rule
 from megarl.telemetry.console import Console
 from megarl.telemetry.garbage import ManualCollection
 from megarl.telemetry.metrics import Mean, Metrics, Sum
@@ -320,7 +321,7 @@ class FakeWorkers:
         def numbers() -> Floats:
             return self._draw.random(RESPONSE_TOKENS, dtype=np.float32)
 
-        rule = np.array(("", "", "", "clip_high") * (RESPONSE_TOKENS // 4), dtype="T")
+        rule = np.array((0, 0, 0, int(Rule.CLIP_HIGH)) * (RESPONSE_TOKENS // 4), dtype=np.int32)
         names = ("logp", "entropy", "expected_q", "ratio", "low", "high", "gate", "weight", "coefficient", "advantage")
         return TokenTrace(sample_id=sample_id, rule=rule, **{name: numbers() for name in names})
 

@@ -32,7 +32,7 @@ RuleName = Literal[
     "erc",
     "kl_cov",
 ]
-"""Rules that act on tokens because a variant is on: those of `objective.tokens.Rule`, in lower case."""
+"""Rules that act on tokens because a variant is on: those of `rules.Rule`, in lower case."""
 
 _RULE_EFFECTS: dict[RuleName, Literal["clips", "masks", "limits", "adds"]] = {
     "clip_high": "clips",

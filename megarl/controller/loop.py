@@ -84,8 +84,13 @@ async def _train_and_report(
             await parts.reporter.settle()
     record = replace(record, metrics=record.metrics | stalls.collect())
     await parts.reporter.report(record)
-    del record  # and with it the objects that the responses were: all that lives is walked, and everything waits
+    # The objects that the responses were go first: all that lives is walked, and everything waits. What waits for the
+    # loop has its turn before, between and after.
+    await asyncio.sleep(0)
+    del record
+    await asyncio.sleep(0)
     garbage.collect()
+    await asyncio.sleep(0)
     if export_due(step, config):
         await parts.policy.export_hf(str(parts.reporter.export_path(step)))
     stop = parts.checkpoints.stop_reason()

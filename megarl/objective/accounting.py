@@ -26,7 +26,8 @@ from megarl.objective.contexts import at_resolution, share_values
 from megarl.objective.order_statistics import count, kth_smallest
 from megarl.objective.ratio import LOG_RATIO_LIMIT
 from megarl.objective.token_sums import CLIPPED, COUNTED_RULES, QUINTILES, SUM_NAMES, TokenSums
-from megarl.objective.tokens import Reduce, Rule, TokenBatch, TokenLoss
+from megarl.objective.tokens import Reduce, TokenBatch, TokenLoss
+from megarl.rules import Rule
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from torch import Tensor
 from megarl.config.trust import ArcherClip, BapoClip, Clip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
 from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
-from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch
+from megarl.objective.tokens import Choices, Controls, TokenBatch
+from megarl.rules import Rule
 
 
 def token_bounds(

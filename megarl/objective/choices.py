@@ -29,7 +29,8 @@ from megarl.objective import entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
 from megarl.objective.share import RuleResult, Share, flags, take_share
-from megarl.objective.tokens import Choices, Controls, Reduce, Rule, TokenBatch
+from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
+from megarl.rules import Rule
 
 
 def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, reduce: Reduce) -> Choices:

@@ -17,7 +17,8 @@ from megarl.objective.exact_sums import exact_sums
 from megarl.objective.order_statistics import smallest_k_mask
 from megarl.objective.ratio import log_ratio
 from megarl.objective.share import RuleResult, Share, at_least_one
-from megarl.objective.tokens import Choices, Rule
+from megarl.objective.tokens import Choices
+from megarl.rules import Rule
 
 
 def token_covariance(share: Share) -> Tensor:

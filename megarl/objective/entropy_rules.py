@@ -21,7 +21,7 @@ from megarl.objective.contexts import RESOLUTION, at_resolution
 from megarl.objective.exact_sums import exact_sums
 from megarl.objective.order_statistics import kth_smallest, smallest_k_mask
 from megarl.objective.share import RuleResult, Share, at_least_one, share_of
-from megarl.objective.tokens import Rule
+from megarl.rules import Rule
 
 _PROBABILITY_LIMIT = 1e-8
 """STEER keeps p in [1e-8, 1 - 1e-8]."""

@@ -25,7 +25,8 @@ from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGat
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
-from megarl.objective.tokens import Rule, TokenBatch
+from megarl.objective.tokens import TokenBatch
+from megarl.rules import Rule
 
 _SMALLEST_COMPLEMENT = 1e-8
 """1 - p is at least this in the Bernoulli KL, as in DPPO's code; log p has no more digits than that near 0."""

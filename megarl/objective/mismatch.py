@@ -15,7 +15,8 @@ from megarl.config.weight import MaskedImportance, SequenceRejection, TruncatedI
 from megarl.objective.exact_sums import exact_sums
 from megarl.objective.ratio import LOG_RATIO_LIMIT
 from megarl.objective.share import RuleResult, Share, flags
-from megarl.objective.tokens import Rule, TokenBatch
+from megarl.objective.tokens import TokenBatch
+from megarl.rules import Rule
 
 _EXP_LIMIT = 700.0
 """exp(±700) is finite and not 0 in float64."""

@@ -17,7 +17,8 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.objective.contexts import share_values
 from megarl.objective.shaping import shaped_advantage
 from megarl.objective.token_random import token_keys
-from megarl.objective.tokens import Controls, Reduce, Rule, TokenBatch
+from megarl.objective.tokens import Controls, Reduce, TokenBatch
+from megarl.rules import Rule
 
 RuleResult = tuple[Tensor, Tensor]
 """Weight, [T], and int32 flags, [T]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megarl.config.facts import rules_that
 from megarl.config.objective import ObjectiveConfig
-from megarl.objective.tokens import Rule
+from megarl.rules import Rule
 from megarl.telemetry.metrics import Mean, Metrics, Values, declared
 
 CLIPPED = fold(Rule.__or__, (Rule[name.upper()] for name in rules_that("clips")))

@@ -11,7 +11,8 @@ from megarl.config.facts import NoFormulaError
 from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, PositiveScale, WeightsConfig
 from megarl.objective.contexts import RESOLUTION
 from megarl.objective.share import flags
-from megarl.objective.tokens import Controls, Rule, TokenBatch
+from megarl.objective.tokens import Controls, TokenBatch
+from megarl.rules import Rule
 
 _ENTROPY_OFFSET = 1e-8
 """Added to both entropies of ERC's ratio, as its authors do."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.objective.tokens import TokenBatch, TokenLoss, rule_names
+from megarl.objective.tokens import TokenBatch, TokenLoss
 from megarl.parallel.batches import PackedMicroBatch
 from megarl.parallel.vocab import TokenDistribution
 from megarl.policy.reports import ScoredMicroBatch
@@ -76,10 +76,9 @@ def make_traces(tokens: TokenBatch, loss: TokenLoss, *, ids: range) -> list[Toke
         "weight": loss.weight_T,
         "coefficient": loss.coefficient_T,
         "advantage": loss.advantage_T,
+        "rule": loss.rule_T,
     }
     columns = {name: column_T[chosen_T].cpu().numpy() for name, column_T in columns_T.items()}
-    flags, which = np.unique(loss.rule_T[chosen_T].cpu().numpy(), return_inverse=True)
-    columns["rule"] = np.array([rule_names(int(found)) for found in flags], dtype="T")[which]
     sample_ids = tokens.sample_id_T[chosen_T].cpu().numpy()
     # A response's tokens are consecutive and in order, so its rows are one run of equal ids.
     edges = [0, *(np.flatnonzero(np.diff(sample_ids)) + 1).tolist(), len(sample_ids)]

@@ -4,11 +4,13 @@ act on most. The responses are chosen among all that were traced. Pure; HTML wit
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from megarl.records import TokenTrace
 from megarl.report.templates import render_template
 from megarl.report.traces import CLIPPING, RuledToken, TracedResponse, TraceSurvey, is_clipped
+from megarl.rules import rule_names
 from megarl.telemetry.columns import format_number
 from megarl.telemetry.rollouts import RolloutRow
 
@@ -130,7 +132,7 @@ def _update_rows(survey: TraceSurvey, updates: StepUpdates) -> list[_UpdateRow]:
 
 
 def _show_response(row: RolloutRow, trace: TokenTrace, largest: float, updates: StepUpdates | None) -> _Response:
-    num_ruled = sum(map(bool, trace.rule))
+    num_ruled = int(np.count_nonzero(trace.rule))
     update = f", update {updates.index(row.sample_id)} of {updates.count}" if updates else ""
     num_shown = min(len(trace.logp), _SHOWN_TOKENS)
     return _Response(
@@ -143,7 +145,7 @@ def _show_response(row: RolloutRow, trace: TokenTrace, largest: float, updates: 
 
 
 def _show_token(row: RolloutRow, trace: TokenTrace, position: int, largest: float) -> _Token:
-    rule = trace.rule[position]
+    rule = rule_names(int(trace.rule[position]))
     names = rule.split("+") if rule else []
     numbers = (
         f"token {position}: log p {trace.logp[position]:.3f}, H {trace.entropy[position]:.3f}, "

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from megarl.objective.token_sums import merge_token_sums, to_metrics
-from megarl.objective.tokens import Rule
 from megarl.objective.update_result import UpdateResult
 from megarl.policy.reports import UpdateReport
 from megarl.reshard.tally import PublishReport
 from megarl.rollout.weight_updates import Adoption
+from megarl.rules import Rule
 from megarl.telemetry.metrics import Mean, Metrics, declared, merge
 
 

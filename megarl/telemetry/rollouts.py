@@ -26,11 +26,10 @@ metric is the mean over updates, or tokens. logging.traced_responses says how ma
 
 reward = verifier_reward (times reward.truncated_factor where stop_reason is "length") + overlong + bonus.
 
-Log-probs are natural logarithms and entropies nats; numbers per token are float32. The rules are those of
-`objective.tokens.Rule`.
+Log-probs are natural logarithms and entropies nats; numbers per token are float32. The rules are those of `rules.Rule`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -41,6 +40,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from megarl.records import (
     ArrayRecord,
@@ -53,6 +53,7 @@ from megarl.records import (
     group_by_tokens,
     settle,
 )
+from megarl.rules import rule_flags, rule_names
 from megarl.telemetry.atomic_file import replace_atomically
 
 
@@ -228,7 +229,7 @@ def _table(columns: RolloutColumns) -> pa.Table:
         if pa.types.is_list(one.type):
             if one.name != "prompt_tokens":
                 _check_lengths(one.name, cells, lengths, sample_ids=columns["sample_id"])
-            arrays.append(_lists(cells, one.type))
+            arrays.append(_lists(cells, one.type, _VALUES_OF.get(one.name, _values)))
         else:
             arrays.append(pa.array(cells, one.type))
     return pa.table(arrays, schema=SCHEMA)
@@ -241,16 +242,35 @@ def _check_lengths(name: str, cells: Sequence[Any], lengths: Sequence[int], *, s
             raise ValueError(f"sample {sample_id}: {length} response tokens but {len(cell)} entries in {name}")
 
 
-def _lists(cells: Sequence[Any], kind: pa.ListType) -> pa.Array:
-    """A list column from arrays, or from tuples of texts; None is null."""
+def _lists(
+    cells: Sequence[Any], kind: pa.ListType, values_of: Callable[[Sequence[Any], pa.DataType], pa.Array]
+) -> pa.Array:
+    """A list column, `values_of` the cells that there are one after the other; None is null."""
     given = [cell for cell in cells if cell is not None]
     offsets = np.cumsum([0, *(0 if cell is None else len(cell) for cell in cells)], dtype=np.int32)
-    if kind == _TEXTS:
-        values = pa.array(chain.from_iterable(map(list, given)), pa.string()).dictionary_encode()
-    else:
-        values = pa.array(np.concatenate(given) if given else [], kind.value_type)
     absent = None if len(given) == len(cells) else pa.array([cell is None for cell in cells])
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=absent)
+    return pa.ListArray.from_arrays(pa.array(offsets), values_of(given, kind.value_type), type=kind, mask=absent)
+
+
+def _values(cells: Sequence[NDArray[Any]], kind: pa.DataType) -> pa.Array:
+    return pa.array(np.concatenate(cells) if cells else [], kind)
+
+
+def _texts(cells: Sequence[Sequence[str]], kind: pa.DataType) -> pa.Array:
+    return pa.array(list(chain.from_iterable(cells)), kind.value_type).dictionary_encode()
+
+
+def _names_of_rules(cells: Sequence[NDArray[np.int32]], kind: pa.DataType) -> pa.Array:
+    flags, codes = np.unique(np.concatenate(cells) if cells else [], return_inverse=True)
+    names = pa.array([rule_names(int(found)) for found in flags], kind.value_type)
+    return pa.DictionaryArray.from_arrays(pa.array(codes, kind.index_type), names)
+
+
+_VALUES_OF: dict[str, Callable[[Sequence[Any], pa.DataType], pa.Array]] = {
+    "token_text": _texts,
+    "rule": _names_of_rules,
+}
+"""Columns that a row has not as numbers, or the file not."""
 
 
 def read_rollouts(path: Path, *, sample_ids: Collection[int] | None = None) -> list[RolloutRow]:
@@ -280,6 +300,7 @@ def _row(columns: dict[str, Any]) -> RolloutRow:
     traced = {field: cells.pop(name) for name, field in _TRACE_COLUMNS.items()}
     trace = None
     if traced["logp"] is not None:
+        traced["rule"] = [rule_flags(names) for names in traced["rule"]]
         trace = TokenTrace(sample_id=cells["sample_id"], **traced)
     if cells["token_text"] is not None:
         cells["token_text"] = tuple(cells["token_text"])

@@ -192,7 +192,7 @@ def test_the_estimate_of_a_rollout_file(tmp_path: Path) -> None:
         tokens = tuple(int(draw.paretovariate(0.3)) % 150_000 for _ in range(length))
         trace = TokenTrace(
             sample_id=index, **{name: numbers() for name in ("logp", "entropy", "ratio", "expected_q", "coefficient")},
-            **dict.fromkeys(("low", "high", "gate", "weight", "advantage"), (1.0,) * length), rule=("",) * length,
+            **dict.fromkeys(("low", "high", "gate", "weight", "advantage"), (1.0,) * length), rule=(0,) * length,
         )  # fmt: skip
         return RolloutRow(
             step=1, prompt_index=0, sample_index=index, sample_id=index, policy_version=0, prompt_text="x" * 400,

@@ -23,7 +23,7 @@ from megarl.config.weight import (
     WeightVariant,
 )
 from megarl.objective.token_sums import CLIPPED, MASKS, possible_rules
-from megarl.objective.tokens import Rule
+from megarl.rules import Rule
 
 PLUG_POINTS: dict[type[Variant], set[str]] = {
     SamplerVariant: {"needs_spread"},

@@ -23,6 +23,7 @@ from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem, Verdict
+from megarl.rules import Rule
 from megarl.telemetry.metrics import Max, Mean, Metrics
 from megarl.telemetry.spans import Spans
 
@@ -271,7 +272,7 @@ def make_trace(sample_id: int) -> TokenTrace:
         weight=two,
         coefficient=two,
         advantage=two,
-        rule=("", "clip_high"),
+        rule=(0, int(Rule.CLIP_HIGH)),
     )
 
 

@@ -25,7 +25,7 @@ from megarl.data.sft import load_pairs
 from megarl.data.stops import StopConditions, load_stops
 from megarl.data.tokenizer import load_tokenizer
 from megarl.objective.controllers import ControllerState
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.policy.mini_batch import ObjectivePasses
@@ -38,6 +38,7 @@ from megarl.reshard.seal import new_secret
 from megarl.reshard.signals import listen
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.engine import RolloutEngine
+from megarl.rules import Rule
 from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console

@@ -9,7 +9,8 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.config.trust import RatioConfig
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import GateResult, apply_gate
-from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch
+from megarl.objective.tokens import Choices, Controls, TokenBatch
+from megarl.rules import Rule
 from tests.objective.tokens import make_tokens
 
 OFF = {"kind": "none"}

@@ -16,7 +16,8 @@ from megarl.objective.token_sums import (
     possible_rules,
     to_metrics,
 )
-from megarl.objective.tokens import Choices, Rule, TokenBatch
+from megarl.objective.tokens import Choices, TokenBatch
+from megarl.rules import Rule
 from tests.objective.accounting import compute, metrics_of, pairs
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from megarl.config.trust import ArcherClip, BapoClip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
 from megarl.objective.bounds import clipped_sides, token_bounds
-from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch
+from megarl.objective.tokens import Choices, Controls, TokenBatch
+from megarl.rules import Rule
 from tests.objective.tokens import make_tokens
 
 FLEXEC = FlexEcClip(kind="flexec")

@@ -10,7 +10,8 @@ from megarl.config.facts import NoFormulaError, RuleName
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import WeightsConfig, WeightVariant
 from megarl.objective.choices import choose, needs_choices
-from megarl.objective.tokens import Choices, Rule, TokenBatch
+from megarl.objective.tokens import Choices, TokenBatch
+from megarl.rules import Rule
 from tests.dist.gloo import run_on_ranks
 from tests.objective.choosing import CONTROLS, batch_of, by_token, choose_of, random_samples
 from tests.objective.simulated_ranks import SingleRank, on_ranks, raised_on_ranks

@@ -16,8 +16,9 @@ from megarl.objective.choices import choose
 from megarl.objective.contexts import RESOLUTION, at_resolution, number_contexts, share_values
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.token_sums import SUM_NAMES, TokenSums
-from megarl.objective.tokens import Choices, Rule, TokenBatch
+from megarl.objective.tokens import Choices, TokenBatch
 from megarl.records import Sample
+from megarl.rules import Rule
 from tests.objective.choosing import CONTROLS, by_token
 from tests.objective.simulated_ranks import SingleRank, on_ranks
 from tests.objective.tokens import make_tokens

@@ -9,7 +9,8 @@ from megarl.objective.contexts import RESOLUTION, at_resolution
 from megarl.objective.covariance import token_covariance
 from megarl.objective.share import take_share
 from megarl.objective.token_random import token_keys
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.tokens import Controls
+from megarl.rules import Rule
 from tests.objective.choosing import CONTROLS, batch_of, choose_of, random_samples
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.choices import choose
-from megarl.objective.tokens import Rule
+from megarl.rules import Rule
 from tests.objective.choosing import CONTROLS, batch_of, choose_of, random_samples
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens

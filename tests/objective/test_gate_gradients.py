@@ -12,7 +12,8 @@ from torch import Tensor
 from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.gates import apply_gate
-from megarl.objective.tokens import Rule, TokenBatch
+from megarl.objective.tokens import TokenBatch
+from megarl.rules import Rule
 from tests.objective.gating import CLIP, OFF, gated, objective, rules
 from tests.objective.tokens import make_tokens
 

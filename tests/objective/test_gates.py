@@ -8,7 +8,8 @@ import torch
 from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import apply_gate
-from megarl.objective.tokens import Choices, Rule
+from megarl.objective.tokens import Choices
+from megarl.rules import Rule
 from tests.objective.gating import CLIP, CONTROLS, OFF, gated, gradient, objective, rules
 from tests.objective.tokens import make_tokens
 

@@ -7,7 +7,8 @@ import torch
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.loss import compute_token_loss
-from megarl.objective.tokens import Choices, Controls, Rule, TokenBatch, TokenLoss
+from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
+from megarl.rules import Rule
 from tests.objective.tokens import make_tokens
 
 CONTROLS = Controls(step=1, seed=0, entropy_coefficient=0.5, positive_scale=2.0, upper=(-0.25, 0.5), lower=(0.0, 0.2))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from megarl.objective.tokens import Rule
+from megarl.rules import Rule
 from tests.objective.choosing import choose_of
 from tests.objective.simulated_ranks import on_ranks, raised_on_ranks
 from tests.objective.tokens import make_tokens

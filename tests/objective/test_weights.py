@@ -6,8 +6,9 @@ import torch
 
 from megarl.config.facts import NoFormulaError, RuleName
 from megarl.config.weight import WeightsConfig, WeightVariant
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.tokens import Controls
 from megarl.objective.weights import token_weights
+from megarl.rules import Rule
 from tests.objective.tokens import make_tokens
 
 

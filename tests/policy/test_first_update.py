@@ -1,6 +1,8 @@
 """In a step's first update the policy is the old one: what rounding makes of its ratio decides nothing."""
 
 import dataclasses
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from megarl.controller.batching import shard_step
 from megarl.objective.tokens import Controls
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample, TokenTrace
+from megarl.rules import Rule
 from tests.policy.ranks import make_checkpoint, make_config, make_samples, run_workers
 
 OBJECTIVE = {
@@ -51,10 +54,10 @@ def test_a_first_update_sees_a_ratio_of_one(tmp_path: Path) -> None:
     )[0]
     for traces in (exact, rounded):
         assert {ratio for trace in traces for ratio in trace.ratio} == {1.0}
-        assert {rule for trace in traces for rule in trace.rule} == {"kl_cov"}
+        assert {rule for trace in traces for rule in trace.rule} == {Rule.KL_COV}
     for trace, of_exact in zip(rounded, exact, strict=True):
         assert trace.coefficient == pytest.approx(of_exact.coefficient)
     # What is no rounding stays to be seen.
     assert {round(ratio, 3) for trace in other for ratio in trace.ratio.tolist()} == {1.284}
-    rules = {part for trace in other for rule in trace.rule for part in rule.split("+")}
-    assert rules == {"clip_high", "erc", "kl_cov"}
+    rules = reduce(or_, (Rule(int(flags)) for trace in other for flags in trace.rule))
+    assert rules == Rule.CLIP_HIGH | Rule.ERC | Rule.KL_COV

@@ -23,11 +23,12 @@ from megarl.controller.batching import shard_step
 from megarl.objective.contexts import at_resolution
 from megarl.objective.controllers import ControllerState
 from megarl.objective.token_sums import SUM_NAMES
-from megarl.objective.tokens import Controls, Rule
+from megarl.objective.tokens import Controls
 from megarl.policy.mini_batch import ObjectivePasses
 from megarl.policy.passes import Passes
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
+from megarl.rules import Rule
 from tests.policy.ranks import (
     StepResult,
     make_checkpoint,

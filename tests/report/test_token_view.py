@@ -15,6 +15,7 @@ from megarl.records import TokenTrace
 from megarl.report.figures import write_run_figures
 from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
 from megarl.report.traces import RuledToken, survey_traces
+from megarl.rules import rule_flags
 from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from tests.telemetry.rollout_files import write_rows
@@ -63,7 +64,7 @@ def traced_row(sample_id: int, rules: tuple[str, ...], *, prompt: int = 0, advan
         weight=(2.0,) * num,
         coefficient=(0.5,) * num,
         advantage=(advantage,) * num,
-        rule=rules,
+        rule=[rule_flags(names) for names in rules],
     )
     return RolloutRow(
         step=7,

@@ -9,10 +9,11 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.token_sums import TokenSums
-from megarl.objective.tokens import Choices, Controls, Rule
+from megarl.objective.tokens import Choices, Controls
 from megarl.policy.reports import UpdateReport
 from megarl.reshard.tally import PublishReport
 from megarl.rollout.weight_updates import Adoption
+from megarl.rules import Rule
 from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
 from megarl.telemetry.metrics import Max, Mean, Min
 from tests.objective.tokens import make_tokens

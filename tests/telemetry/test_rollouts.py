@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megarl.records import TokenTrace
+from megarl.rules import Rule
 from megarl.telemetry import rollouts
 from megarl.telemetry.rollouts import SCHEMA, RolloutRow, read_rollouts, write_rollouts
 from tests.telemetry.rollout_files import write_rows
@@ -57,7 +58,7 @@ def make_trace(**changes: object) -> TokenTrace:
         "weight": (1.0, 0.0, 2.0),
         "coefficient": (0.25, 0.0, -1.5),
         "advantage": (0.5, -0.25, -1.0),
-        "rule": ("", "clip_low+tis", "clip_high"),
+        "rule": [int(flags) for flags in (Rule(0), Rule.CLIP_LOW | Rule.TIS, Rule.CLIP_HIGH)],
     }
     return TokenTrace(**(fields | changes))  # type: ignore[arg-type]
 
