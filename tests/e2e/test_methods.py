@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from megarl.config.loader import load_config
+from megarl.rules import rule_names
 from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 from tests.e2e.configuration import write_tiny_config
 
@@ -69,7 +70,7 @@ def check_run(run: Path, method: str) -> None:
         assert shares <= 1 + 1e-9, method
     objective = load_config(run / "config.toml").objective
     rows = read_rollouts(run / "rollouts" / "step-000002.parquet")
-    acted = {rule for row in rows if row.trace for rule in row.trace.rule}
+    acted = {rule_names(int(flags)) for row in rows if row.trace for flags in row.trace.rule}
     for side in ("low", "high"):
         # Every response is traced here, so what the step counts as clipped must be found among its tokens.
         found = any(f"clip_{side}" in rule or "dppo" in rule for rule in acted)

@@ -28,7 +28,7 @@ from megarl.policy.mini_batch import ObjectivePasses
 from megarl.policy.passes import Passes
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample
-from megarl.rules import Rule
+from megarl.rules import Rule, rule_names
 from tests.policy.ranks import (
     StepResult,
     make_checkpoint,
@@ -119,8 +119,8 @@ def check_matrix(
             assert_same(f"{name} under {layout}", result[name], expected[name])
     check_survey(expected["high-entropy-tokens"])
     check_ties(expected["high-entropy-tokens, ties"], ties)
-    rules = {rule for result in expected.values() for trace in result.traces for rule in trace.rule}
-    return {part for joined in rules for part in joined.split("+") if part}
+    acted = {int(flags) for result in expected.values() for trace in result.traces for flags in trace.rule}
+    return {rule_names(int(rule)) for rule in Rule if any(flags & rule for flags in acted)}
 
 
 def check_ties(result: StepResult, samples: list[Sample]) -> None:
@@ -129,11 +129,11 @@ def check_ties(result: StepResult, samples: list[Sample]) -> None:
         by_context: dict[Any, set[bool]] = {}
         traces = result.traces[8 * update : 8 * update + 8]
         for trace in traces:
-            for position, rule in enumerate(trace.rule):
+            for position, flags in enumerate(trace.rule):
                 context = tuple(samples[trace.sample_id].response[:position])
-                by_context.setdefault(context, set()).add("low_entropy" in rule)
-        assert all(len(flags) == 1 for flags in by_context.values()), f"update {update}"
-        kept = sum("low_entropy" not in rule for trace in traces for rule in trace.rule)
+                by_context.setdefault(context, set()).add(bool(flags & Rule.LOW_ENTROPY))
+        assert all(len(dropped) == 1 for dropped in by_context.values()), f"update {update}"
+        kept = sum(not flags & Rule.LOW_ENTROPY for trace in traces for flags in trace.rule)
         assert 22 < kept <= 28, f"update {update}"  # the 22nd and all that tie with it, four or eight
 
 
@@ -143,7 +143,7 @@ def check_survey(result: StepResult) -> None:
         traces = [trace for trace in result.traces if trace.sample_id // 8 == update]
         entropy = [value for trace in traces for value in trace.entropy]
         entropy = at_resolution(torch.tensor(entropy)).tolist()
-        dropped = ["low_entropy" in rule for trace in traces for rule in trace.rule]
+        dropped = [bool(flags & Rule.LOW_ENTROPY) for trace in traces for flags in trace.rule]
         threshold = sorted(entropy, reverse=True)[math.ceil(0.2 * len(entropy)) - 1]
         assert dropped == [value < threshold for value in entropy], f"update {update}"
 
