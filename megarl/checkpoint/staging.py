@@ -1,11 +1,9 @@
 """Where a rank's state lies while it is written: memory that the rank fills and its writer process reads.
 
-A file without a name (memfd): it needs no room in /dev/shm and goes with the last process that has it, however that
-ends. It is made for the first save and kept for the next ones, because fresh pages cost as much time as the copy.
+It is made for the first save and kept for the next ones, because fresh pages cost as much time as the copy.
 """
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
-from megarl.parallel.pinned import PinnedMemory
+from megarl.parallel.memory_file import MemoryFile, map_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of a rank's state."""
@@ -79,28 +77,26 @@ class StagingMemory:
         available = psutil.virtual_memory().available
         if num_bytes > available:  # the kernel would end some process instead
             raise _no_memory(num_bytes, f"{available / 2**20:.0f} MiB are available")
-        self.descriptor = os.memfd_create("megarl-checkpoint", os.MFD_CLOEXEC)
         try:
-            # Reserved now: memory that is not there is an error here and not a bus error in the copy.
-            os.posix_fallocate(self.descriptor, 0, num_bytes)
-            self._bytes = map_memory(self.descriptor, num_bytes)
-            self._pinned = PinnedMemory(self._bytes)
-        except (OSError, RuntimeError) as error:
-            os.close(self.descriptor)
+            self._file = MemoryFile("megarl-checkpoint", num_bytes)
+        except MemoryError as error:
             raise _no_memory(num_bytes, str(error)) from error
+
+    @property
+    def descriptor(self) -> int:
+        return self._file.descriptor
 
     def fill(self, pieces: Sequence[StatePiece], staged: Sequence[StagedPiece]) -> None:
         """Copy every piece to its place; it is there when this returns."""
         for piece, place in zip(pieces, staged, strict=True):
-            view_staged(self._bytes, place).copy_(piece.tensor, non_blocking=True)
+            view_staged(self._file.data, place).copy_(piece.tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def close(self) -> None:
         """Give the memory back, once the writer process has ended too."""
-        self._pinned.close()
-        del self._pinned, self._bytes
-        os.close(self.descriptor)
+        self._file.close()
+        del self._file
 
 
 def _no_memory(num_bytes: int, why: str) -> CheckpointError:
@@ -112,7 +108,7 @@ def _no_memory(num_bytes: int, why: str) -> CheckpointError:
 
 def map_memory(descriptor: int, num_bytes: int) -> Tensor:
     """[num_bytes] of the memory behind an open descriptor."""
-    return torch.from_file(f"/proc/self/fd/{descriptor}", shared=True, size=num_bytes, dtype=torch.uint8)
+    return map_file(f"/proc/self/fd/{descriptor}", num_bytes)
 
 
 def view_staged(memory: Tensor, piece: StagedPiece) -> Tensor:

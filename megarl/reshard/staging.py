@@ -1,9 +1,8 @@
 """Where an engine worker keeps what arrives until all of it may be installed, and how others of its host reach it.
 
 Private memory is filled by messages. Shared memory is filled by the policy's ranks on the same host, which pack
-straight into it: host memory is a file without a name (memfd), which needs no room in /dev/shm and goes with the last
-process that has it mapped, however that ends; a GPU's is opened by CUDA IPC. Beside a GPU both sides' mappings of host
-memory are pinned (`parallel.pinned`).
+straight into it: host memory is a `MemoryFile`, a GPU's is opened by CUDA IPC. Beside a GPU both sides' mappings of
+host memory are pinned (`parallel.pinned`).
 """
 
 import os
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megarl.parallel.memory_file import MemoryFile, map_file
 from megarl.parallel.pinned import PinnedMemory, PinningError
 from megarl.reshard.cuda_ipc import export_cuda, import_cuda
 from megarl.reshard.signals import TransportError
@@ -37,35 +37,27 @@ class SharedMemory:
 
     def __init__(self, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         """Raises TransportError where there is not enough memory, or it cannot be pinned."""
-        self._descriptor: int | None = None
-        self._pinned: PinnedMemory | None = None
+        self._file: MemoryFile | None = None
         if device.type == "cuda":
             self.data = torch.empty(num_elements, dtype=dtype, device=device)
             self.address: dict[str, Any] = {"node": node_name(), "cuda": export_cuda(self.data)}
             return
         num_bytes = num_elements * dtype.itemsize
-        self._descriptor = os.memfd_create("megarl-weights", os.MFD_CLOEXEC)
         try:
-            # Reserved now: memory that is not there is an error here and not a bus error in mid-run.
-            os.posix_fallocate(self._descriptor, 0, num_bytes)
-            self.data = _map(f"/proc/self/fd/{self._descriptor}", num_bytes).view(dtype)
-            self._pinned = PinnedMemory(self.data)
-        except (OSError, PinningError) as error:
-            self.close()
+            self._file = MemoryFile("megarl-weights", num_bytes)
+        except MemoryError as error:
             raise TransportError(
                 f"no memory for the {num_bytes / 2**20:.0f} MiB that an engine worker receives ({error}); free host "
                 "memory or give the engines more tensor ranks"
             ) from error
-        place = {"pid": os.getpid(), "descriptor": self._descriptor, "bytes": num_bytes}
+        self.data = self._file.data.view(dtype)
+        place = {"pid": os.getpid(), "descriptor": self._file.descriptor, "bytes": num_bytes}
         self.address = {"node": node_name(), **place}
 
     def close(self) -> None:
         """Let nobody else open it; memory that is mapped stays with those who have it. Idempotent."""
-        if self._pinned is not None:
-            self._pinned.close()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = self._pinned = None
+        if self._file is not None:
+            self._file.close()
 
 
 class OpenedMemory:
@@ -84,7 +76,7 @@ class OpenedMemory:
             return
         path = f"/proc/{address['pid']}/fd/{address['descriptor']}"
         try:
-            self.data = _map(path, address["bytes"]).view(dtype)
+            self.data = map_file(path, address["bytes"]).view(dtype)
         except (OSError, RuntimeError) as error:
             raise TransportError(
                 f"the memory of {owner} cannot be opened at {path} ({error}): both must run as one user and see each "
@@ -100,7 +92,3 @@ class OpenedMemory:
         if self._pinned is not None:
             self._pinned.close()
         self.data, self._pinned = torch.empty(0), None
-
-
-def _map(path: str, num_bytes: int) -> Tensor:
-    return torch.from_file(path, shared=True, size=num_bytes, dtype=torch.uint8)
