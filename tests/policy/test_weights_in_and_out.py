@@ -2,14 +2,20 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from megarl.checkpoint.convert import convert
 from megarl.config.run import RunConfig
+from megarl.controller.batching import shard_step
+from megarl.parallel.batches import BatchShard
 from megarl.policy.worker import MegatronWorker
 from tests.policy.ranks import make_checkpoint, make_config, make_samples, run_steps, run_workers
+from tests.policy.states import save_checkpoint
+from tests.policy.test_state import train
 
 LAYOUTS = [(2, 1), (3, 1), (1, 2), (2, 2)]
 
@@ -34,6 +40,36 @@ def test_round_trip_is_exact(tmp_path: Path, tied: bool) -> None:
         for name, tensor in expected.items():
             assert found[name].dtype == tensor.dtype, f"{path}: {name}"
             assert torch.equal(found[name].view(torch.int16), tensor.view(torch.int16)), f"{path}: {name}"
+
+
+def test_a_converted_checkpoint_is_the_export_byte_for_byte(tmp_path: Path) -> None:
+    """In float32; from bfloat16 too, whose checkpoint keeps its float32 main weights beside what is exported."""
+    source = make_checkpoint(tmp_path / "source")
+    layouts: dict[str, dict[str, Any]] = {
+        "float32": {"parallel": {"tensor": 2, "world_size": 2}},
+        "bfloat16": {"parallel": {"pipeline": 2, "world_size": 2}, "model__dtype": "bfloat16"},
+    }
+    jobs = []
+    for name, changes in layouts.items():
+        config = make_config(source, train__mini_batch_responses=6, train__samples_per_prompt=3, **changes)
+        (tmp_path / name).mkdir()
+        jobs.append((config, (shard_step(make_samples(12), config), str(tmp_path / name))))
+    run_workers(jobs, train_save_and_export)
+    for name in layouts:
+        exported, converted = tmp_path / name / "exported", tmp_path / name / "converted"
+        convert(tmp_path / name / "step-000001", converted, to="hf", model=exported)
+        files = {path.name: path.read_bytes() for path in exported.iterdir()}
+        assert {path.name: path.read_bytes() for path in converted.iterdir()} == files, name
+        trained, start = load_file(exported / "model.safetensors"), load_file(source / "model.safetensors")
+        assert all(not torch.equal(tensor, start[key].to(tensor.dtype)) for key, tensor in trained.items()), name
+
+
+def train_save_and_export(
+    worker: MegatronWorker, config: RunConfig, rank: int, shards: list[BatchShard], directory: str
+) -> None:
+    train(worker, shards[worker._grid.position(rank).data])
+    save_checkpoint(worker, config, directory)
+    worker.export_hf(f"{directory}/exported")
 
 
 def test_bfloat16_policy_keeps_what_bfloat16_would_lose(tmp_path: Path) -> None:
