@@ -18,6 +18,11 @@ from tests.e2e.processes import Megarl
 TIMEOUT_S = 400
 
 
+def slow(*values: object) -> object:
+    """A case that starts Python, torch and transformers once more for what another case shows the way of."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Refused:
     """How a command ended."""
@@ -126,10 +131,10 @@ def test_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (empty_data, ["empty.jsonl", "the data set is empty"]),
         (unreadable_truth, ["gold.jsonl line 2", "the ground truth ''", "correct the row"]),
-        (reward_without_a_number, ["reward.verifier.path 'mine:score'", "returned None", "expected a number"]),
-        (prompt_too_long, ["rollout.max_prompt_tokens is 8", "tokens", "raise the limit"]),
+        slow(empty_data, ["empty.jsonl", "the data set is empty"]),
+        slow(reward_without_a_number, ["reward.verifier.path 'mine:score'", "returned None", "expected a number"]),
+        slow(prompt_too_long, ["rollout.max_prompt_tokens is 8", "tokens", "raise the limit"]),
     ],
 )
 def test_data_is_refused_before_a_worker_starts(
@@ -143,7 +148,7 @@ def test_data_is_refused_before_a_worker_starts(
     assert refused.status == "failed"
 
 
-@pytest.mark.parametrize("verb", ["train", "sft"])
+@pytest.mark.parametrize("verb", ["train", slow("sft")])
 def test_what_a_fragment_takes_back_is_said(verb: str, tmp_path: Path, tiny_model_dir: Path) -> None:
     """As `megarl show` says it, on the display and in the log; the data end these runs."""
     (tmp_path / "wide.toml").write_text("[objective.clip]\nhigh = 0.5\n")
@@ -169,7 +174,7 @@ def test_truncated_weights_are_refused_before_anything_starts(model_copy: Path, 
 # At start and in the run
 
 
-@pytest.mark.parametrize("verb", ["train", "sft"])
+@pytest.mark.parametrize("verb", ["train", slow("sft")])
 def test_a_dead_ray_address(verb: str, tmp_path: Path, tiny_model_dir: Path) -> None:
     refused = refuse(tmp_path, tiny_model_dir, "cluster.ray_address=127.0.0.1:1", verb=verb)
     assert refused.code == 2

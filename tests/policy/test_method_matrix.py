@@ -77,8 +77,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 DP2": {"parallel": {"tensor": 2, "world_size": 4}},
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
 }
-QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "prorlv2", "steer")
-QUICK_LAYOUTS = ("one rank", "TP3", "PP2", "DP2, micro-batches of 24 tokens")
+QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "prorlv2")
+QUICK_LAYOUTS = ("one rank", "TP3", "DP2, micro-batches of 24 tokens")
 
 TRAIN = {
     "train": {"prompts_per_step": 6, "samples_per_prompt": 4, "mini_batch_responses": 8, "steps": 4},
