@@ -11,7 +11,7 @@ from megarl.slurm.times import parse_time_limit
 
 _REQUEUE_S = 30
 """Before its time is over, a job whose run is not done with saving is put back into the queue as it is."""
-_RAY_WAIT_S = 300
+_RAY_WAIT_S = _STEP_WAIT_S = 300
 _NAME = re.compile(r"[\w.-]+")
 _OURS = (
     "job-name", "nodes", "ntasks", "ntasks-per-node", "gpus-per-node", "exclusive", "mem", "requeue", "no-requeue",
@@ -115,6 +115,11 @@ class Job:
     def ray_wait_s(self) -> int:
         """Seconds for which the nodes wait for each other."""
         return _RAY_WAIT_S
+
+    @property
+    def step_wait_s(self) -> int:
+        """Seconds for which Slurm may have no place for a step on nodes that the job has."""
+        return _STEP_WAIT_S
 
     def find_problems(self) -> Iterator[str]:
         """What is wrong with the options, whatever Slurm and the configuration say."""

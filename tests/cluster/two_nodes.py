@@ -56,7 +56,7 @@ PartitionName=test Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
         super().start()
         for node in NODES:
             self.start_node(node)
-        self.wait_for(lambda: self.node_states() == {"idle"}, _UP_TIMEOUT_S, "both nodes are idle")
+        self.wait_for(self.all_idle, _UP_TIMEOUT_S, "both nodes are idle")
 
     def close(self) -> None:
         """End every process, node by node, then the network and the files."""
@@ -83,8 +83,13 @@ PartitionName=test Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
             slurmd.send_signal(signal.SIGKILL)
         daemon.wait(timeout=30)
 
-    def node_states(self) -> set[str]:
-        return set(run("sinfo", "--noheader", "--Node", "--format=%T").split())
+    def node_states(self) -> dict[str, str]:
+        """By node; a star is for one that does not answer."""
+        lines = run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
+        return dict(line.split() for line in lines)
+
+    def all_idle(self) -> bool:
+        return set(self.node_states().values()) == {"idle"}
 
     def _make_network(self) -> None:
         self._remove_network()
