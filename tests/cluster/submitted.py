@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ class Submitted:
     """A job, from `megarl submit` on."""
 
     number: str
+    """As Slurm has it; of a cell "17_2"."""
     directory: Path
     said: str
+    index: int = 0
+    """Of the cell."""
 
     @classmethod
     def submit(cls, cwd: Path, model: Path, *arguments: str) -> "Submitted":
@@ -47,19 +50,23 @@ class Submitted:
         words = dict(line.split(maxsplit=1) for line in said.splitlines())
         return cls(words["submitted"].split()[1].rstrip(":"), cwd / words["directory"], said)
 
+    def cell(self, index: int) -> "Submitted":
+        """Of an array."""
+        return replace(self, number=f"{self.number}_{index}", index=index)
+
     @property
-    def places(self) -> list[RunOfJob]:
-        return JobDirectory(self.directory).runs()
+    def place(self) -> RunOfJob:
+        return JobDirectory(self.directory).runs()[self.index]
 
     @property
     def run(self) -> RunDirectory:
-        found = self.places[0].run()
+        found = self.place.run()
         assert found is not None
         return found
 
     @property
     def attempts(self) -> list[Attempt]:
-        return self.places[0].read_attempts()
+        return self.place.read_attempts()
 
     def state(self) -> str:
         """In the queue."""
@@ -75,7 +82,7 @@ class Submitted:
 
     def step(self) -> int:
         """Finished steps of its run; -1 before there is one."""
-        found = self.places[0].run()
+        found = self.place.run()
         return found.read_state().step if found is not None else -1
 
     def wait_for_step(self, cluster: TwoNodes, step: int) -> None:
@@ -86,7 +93,7 @@ class Submitted:
         """A complete one, of this step or a later one: it is written beside the steps after it."""
 
         def complete() -> bool:
-            found = self.places[0].run()
+            found = self.place.run()
             return found is not None and any(each.step >= step for each in list_checkpoints(found.checkpoints))
 
         self.wait(cluster, lambda: complete() or self._is_over(), f"a checkpoint of step {step}")
@@ -105,8 +112,15 @@ class Submitted:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
     def start_soon(self, cluster: TwoNodes) -> None:
-        """When the job is back in the queue: Slurm's own pause is two minutes."""
-        self.wait(cluster, lambda: self.state() == "PENDING", "it is back in the queue")
+        """When the job is back in the queue: Slurm's own pause is two minutes. The attempt before has left its nodes
+        then: Slurm would take its end for the new one's."""
+        nodes = run("scontrol", "show", "hostnames", self.attempts[-1].nodes).split()
+
+        def is_out() -> bool:
+            states = cluster.node_states()
+            return self.state() == "PENDING" and all(states[node] == "idle" for node in nodes)
+
+        self.wait(cluster, is_out, "it is back in the queue")
         run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -117,7 +131,7 @@ class Submitted:
         """The end of every log, for a failed test."""
         files = [*self.directory.rglob("*.log"), *self.directory.rglob("attempts.json")]
         text = "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-2500:]}" for path in sorted(files))
-        found = self.places[0].run()
+        found = self.place.run()
         return text + (f"\n--- state\n{found.state_path.read_text()}" if found else "")
 
     def _is_over(self) -> bool:

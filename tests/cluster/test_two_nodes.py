@@ -71,7 +71,7 @@ def test_the_quickstart_finishes_with_its_pipeline_across_both_nodes(
     job = uninterrupted
     (attempt,) = job.attempts
     assert (attempt.ending, attempt.step, attempt.nodes) == ("finished", STEPS, "n[1-2]")
-    logs = job.places[0].logs(0)
+    logs = job.place.logs(0)
     assert {path.name for path in logs.glob("*.log")} == {"batch.log", "n1.log", "n2.log"}
     assert all("this node is fit" in (logs / f"{node}.log").read_text() for node in ("n1", "n2"))
     told = megarl(job.directory.parents[2], "status", str(job.directory)).splitlines()
@@ -131,24 +131,31 @@ def test_a_node_that_dies_is_waited_for(
     assert job.metrics() == uninterrupted.metrics()
 
 
-def test_a_crash_pauses_and_the_same_crash_ends_the_job(cluster: TwoNodes, model: Path, tmp_path: Path) -> None:
-    """No trainer and vLLM agree to 1e-12 nats: every attempt crashes in its first step."""
-    one_node = ["--nodes", "1", "cluster.gpus_per_node=4", "--time", "60"]
-    job = Submitted.submit(tmp_path, model, *one_node, "rollout.max_logp_diff=1e-12")
+def test_a_cell_that_crashes_is_tried_again_after_a_pause_and_the_other_left_alone(
+    cluster: TwoNodes, model: Path, tmp_path: Path
+) -> None:
+    """No trainer and vLLM agree to 1e-12 nats: every attempt of the second cell crashes in its first step. As the last
+    of the array it has the array's number, under which Slurm knows the first one too, which is in its steps then."""
+    axes = ["--array", "rollout.max_logp_diff=[0.1, 1e-12]"]
+    array = Submitted.submit(tmp_path, model, "--nodes", "1", "cluster.gpus_per_node=4", "--time", "60", *axes)
+    sound, job = array.cell(0), array.cell(1)
     job.wait(cluster, lambda: job.number_of_ended() == 1 and job.state() == "PENDING", "it is back in the queue")
+    assert sound.state() == "RUNNING"
     (first,) = job.attempts
     assert (first.ending, first.step) == ("crashed", 0)
     assert "rollout.max_logp_diff" in first.text
     assert first.verdict == "the next attempt begins in 60 s (crash 1 of at most 6)"
-    assert first.ended_s is not None
     # A moment after it is back in the queue, where Slurm's own pause is two minutes.
     ended_s = first.ended_s
+    assert ended_s is not None
     job.wait(cluster, lambda: job.start_time() - ended_s < 90, "the pause is the attempt's")
     assert job.start_time() - ended_s > 40
-    run("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+    job.start_soon(cluster)
     job.wait(cluster, lambda: job.state() == "FAILED", "the job is given up")
     assert [each.ending for each in job.attempts] == ["crashed", "crashed"]
     assert job.attempts[1].verdict == "step 1 failed twice in the same way; another attempt would do the same"
+    sound.wait_to_the_end(cluster)
+    assert [each.ending for each in sound.attempts] == ["finished"]
 
 
 def test_four_cells_two_at_a_time(cluster: TwoNodes, model: Path, tmp_path: Path) -> None:
@@ -165,9 +172,9 @@ def test_four_cells_two_at_a_time(cluster: TwoNodes, model: Path, tmp_path: Path
 
     job.wait(cluster, all_over, "all four are done")
     assert most == 2
-    runs = [place.run() for place in job.places]
-    assert [found.read_state().status for found in runs if found] == ["finished"] * 4
-    assert [found.path.name[:12] for found in runs if found] == [f"quickstart-{index}" for index in range(4)]
+    runs = [job.cell(index).run for index in range(4)]
+    assert [found.read_state().status for found in runs] == ["finished"] * 4
+    assert [found.path.name[:12] for found in runs] == [f"quickstart-{index}" for index in range(4)]
     told = megarl(tmp_path, "status", str(job.directory))
     assert f"job        {job.number}_3 COMPLETED" in told
     assert "train.seed=1 objective.clip.high=inf" in told

@@ -2,11 +2,13 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from megarl.config.base import ConfigError
+from megarl.slurm.job import Cell
 from megarl.slurm.script import find_template, render_script
 from tests.slurm.golden import FOLDER, JOBS, OF_A_CONFIGURATION
 from tests.slurm.jobs import CELLS, make_job
@@ -47,6 +49,31 @@ def test_arguments_of_the_trainer_arrive_as_they_were_typed(number: int, tmp_pat
     program = f"SLURM_ARRAY_TASK_ID={number}; here=/x; {cases}\n{assignment}\nprintf '%s\\n' \"${{train[@]}}\""
     done = subprocess.run(["bash", "-euc", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [*job.train, *CELLS[number].overrides, "cluster.restarts=0", "--run", "/x/run"]
+
+
+@pytest.mark.parametrize(("cells", "number"), [(CELLS, "17_1"), ((), "17")])
+def test_an_attempt_is_put_back_by_its_own_number(cells: Sequence[Cell], number: str) -> None:
+    """The last cell's job has the number of the array, which would put back all of its cells."""
+    script = render_script(make_job(cells=cells))
+    end = script[(begin := script.index("end_attempt() {")) : script.index("\n}\n", begin) + 3]
+    (assignment,) = [line for line in script.splitlines() if line.startswith("job=")]
+    program = f"""
+        SLURM_JOB_ID=17 SLURM_ARRAY_JOB_ID=17 SLURM_ARRAY_TASK_ID=1 asked=0
+        squeue() {{ echo "squeue $*" >&2; echo RUNNING; }}
+        scontrol() {{ echo "scontrol $*" >&2; }}
+        record() {{ echo requeue 60 n3; }}
+        {assignment}
+        {end}
+        end_attempt
+    """
+    done = subprocess.run(["bash", "-uc", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"squeue -h -j {number} -o %T",
+        f"scontrol requeue {number}",
+        f"scontrol update JobId={number} StartTime=now+60",
+        f"scontrol update JobId={number} ExcNodeList=n3",
+    ]
 
 
 def test_a_site_can_have_a_template_of_its_own(tmp_path: Path) -> None:
