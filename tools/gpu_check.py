@@ -59,7 +59,7 @@ class Part:
 
 
 PARTS = (
-    Part("rl_run", 260, "gpu_parts.rl_run"),
+    Part("rl_run", 320, "gpu_parts.rl_run"),
     Part("kernels", 60, "gpu_parts.kernels", interpreted=True),
     Part("parity", 50, "gpu_parts.parity"),
     Part("layouts", 80, "gpu_parts.layouts"),

@@ -16,15 +16,15 @@ from tests.reshard.publication import Peer, Setting, connect
 VERSIONS = (1, 2, 3)
 """Version 3 differs from 2 in one element of 37."""
 SHAPE = {
-    "num_layers": 8,
+    "num_layers": 4,
     "hidden_size": 1024,
     "ffn_size": 2816,
     "num_heads": 16,
     "num_kv_heads": 4,
     "head_dim": 64,
-    "vocab_size": 32_000,
+    "vocab_size": 16_000,
 }
-"""0.15 G parameters."""
+"""0.08 G parameters."""
 BUCKET_BYTES = 64 << 20
 CALL_TIMEOUT_S = 60.0
 

@@ -28,7 +28,7 @@ LOGP_LIMITS = {"float32": 5e-3, "bfloat16": 0.1}
 """Mean |trainer - vLLM| log-prob: 1e-6 and 0.01 to 0.05 were measured on CPUs; on a GPU kernels differ more."""
 SMALL = (
     *("train.steps=3", "train.prompts_per_step=12", "train.samples_per_prompt=8"),
-    "policy.optimizer.warmup_updates=1",
+    *("policy.optimizer.warmup_updates=1", "parallel.tensor=1", "parallel.world_size=1"),
 )
 TERMINATION_S = 20.0
 """Of the part's time, for a run that is not done to end its workers."""
