@@ -220,3 +220,64 @@ def test_every_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(quickstart["rewards"]) == 3
     assert quickstart["logp_diff_mean"] < 1e-4
     assert all(row["ok"] for part in found["parts"] for row in part["rows"] if "ok" in row)
+
+
+def run_of(folder: Path, verb: str, rewards: list[float]) -> None:
+    """What a run of megarl leaves, of which rl_run reads something."""
+    run = folder / "runs" / verb
+    (run / "hf" / "step-000080").mkdir(parents=True)
+    rows = [
+        {
+            "step": step,
+            "reward/mean": reward,
+            "rollout/logp_diff_mean": 1e-3,
+            "rollout/logp_diff_max": 0.1,
+            "timing_s/step": 2.0 / step,
+        }
+        for step, reward in enumerate(rewards, start=1)
+    ]
+    (run / "state.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    latest = folder / "runs" / "latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(verb)
+
+
+@pytest.mark.parametrize("gain", [0.3, 0.1])
+def test_a_whole_run_is_judged_by_its_rewards_and_log_probs(
+    gain: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = []
+
+    def leave_a_run(check: Check, verb: str, *overrides: str) -> None:
+        commands.append([verb, *overrides])
+        run_of(tmp_path, verb, [0.5] * 5 + [0.5 + gain] * 5)
+
+    monkeypatch.setattr(rl_run, "megarl", leave_a_run)
+    settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 99, gpus=3, shape="")
+    rl_run.run_quickstart(Check(settings), tmp_path / "model")
+    assert [command[0] for command in commands] == ["sft", "train"]
+    assert commands[1][1].endswith("sft/hf/step-000080")
+    assert {"parallel.tensor=2", "cluster.gpus_per_node=3"} <= set(commands[1])
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    (row,) = [line["row"] for line in lines if "row" in line]
+    assert (row["steps"], row["rewards"][-1], row["logp_diff_mean"]) == (10, 0.5 + gain, 1e-3)
+    assert row["ok"] == (gain > rl_run.REQUIRED_GAIN)
+    wrong = [line["wrong"] for line in lines if "wrong" in line]
+    assert wrong == ([] if row["ok"] else ["quickstart: missing gain 0.05 (at most 0)"])
+    assert any("a step 0.20 s at best, log-probs 1.0e-03 from vLLM's" in line.get("said", "") for line in lines)
+
+
+def test_a_command_that_fails_or_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 9, gpus=0, shape="")
+    check = Check(settings)
+    with pytest.raises(RuntimeError, match=r"(?s)-c .*: 3\nno such card"):
+        rl_run.start(check, "-c", "import sys; print('no such card'); sys.exit(3)")
+    monkeypatch.setattr(rl_run, "TERMINATION_S", 5.0)
+    slow = (
+        "import time\nprint('begun', flush=True)\n"
+        "try:\n    time.sleep(99)\nexcept KeyboardInterrupt:\n    print('put away')"
+    )
+    with pytest.raises(RuntimeError, match=r"(?s)not done in time\nbegun\nput away"):
+        rl_run.start(check, "-c", slow)
+    assert check.left_s > 0
