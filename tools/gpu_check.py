@@ -209,6 +209,7 @@ def make_environment(part: Part, gpus: int) -> dict[str, str]:
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
     }
     if part.interpreted and not gpus:
         settings["TRITON_INTERPRET"] = "1"
