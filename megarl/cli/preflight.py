@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from megarl.cli.doctor_packages import detect_stack
 from megarl.cli.machine_paths import find_path_problems
+from megarl.cli.stack import deciding_versions, find_backend_problems, find_version_problems
 from megarl.config.base import ConfigError
 from megarl.config.preflight import find_file_problems
 from megarl.config.run import RunConfig
@@ -12,10 +14,21 @@ from megarl.models.shape import ModelError
 from megarl.planning.checks import check_layout
 
 
-def check_files(config: RunConfig, others: Iterable[str] = ()) -> None:
-    """Raise one ConfigError with everything wrong with the run's files, with the layout for its model, and with where
-    it writes. others: problems that only this verb has."""
-    problems = [*find_file_problems(config), *_check_model(config), *find_path_problems(config), *others]
+def check_files(config: RunConfig, others: Iterable[str] = (), *, versions: bool = True) -> None:
+    """Raise one ConfigError with everything wrong with the run's files, with the layout for its model, with where it
+    writes, and with the packages it would run on.
+
+    others: problems that only this verb has. versions: of packages too; doctor, which says them elsewhere, does not.
+    """
+    installed = deciding_versions()
+    problems = [
+        *(find_version_problems(installed) if versions else ()),
+        *find_backend_problems(config, detect_stack(installed)),
+        *find_file_problems(config),
+        *_check_model(config),
+        *find_path_problems(config),
+        *others,
+    ]
     if problems:
         raise ConfigError("\n".join(problems), problems)
 

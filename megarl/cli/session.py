@@ -18,6 +18,7 @@ from megarl.cli.paths import shown_path
 from megarl.cli.report import draw_figures
 from megarl.cli.restart import call_off, go_on, has_gone_on, note_failure
 from megarl.cli.resume import Resumed
+from megarl.cli.stack import deciding_versions, find_costs
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
@@ -169,7 +170,8 @@ def _work_to_the_end(
 ) -> _Outcome:
     try:
         with opened as session:
-            session.say(*(f"warning: {warning}" for warning in find_warnings(config)))
+            warnings = (*find_warnings(config), *find_costs(config, deciding_versions()))
+            session.say(*(f"warning: {warning}" for warning in warnings))
             for note in filter(None, (describe_kept_weights(config, verb), describe_saves(config, verb))):
                 session.console.note(note)
             asyncio.run(interrupts.cancellable(_work_with_heart(session, work)))

@@ -92,6 +92,10 @@ class PolicyConfig(Config):
     head: Annotated[Literal["logits", "fused"], MayChange("rounding")] = "logits"
     """Output head: logits of a micro-batch's response tokens at once (fastest), or fused with the loss so that
     [tokens, vocabulary] never exists (least memory, one more matrix product)."""
+    backend: Annotated[Literal["auto", "nccl", "gloo"], MayChange("rounding")] = "auto"
+    """torch.distributed backend of the policy's ranks. auto: nccl on GPUs, gloo without. gloo on GPUs is for ranks that
+    must share one, which nccl refuses: every collective then goes through host memory (a reduce-scatter as a whole
+    all-reduce), many times slower, and there is no pipeline, because gloo does not send from a GPU."""
     tokens_per_micro_batch: Annotated[int, MayChange("rounding")] = Field(8192, ge=1)
     """Packed tokens a micro-batch may hold; one longer sequence makes a micro-batch of its own."""
     master_port: Annotated[int, MayChange()] = Field(0, ge=0, le=65535)

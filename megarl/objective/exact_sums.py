@@ -11,12 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from megarl.objective.segment_sums import HIGH_BITS, LOW_BITS, SMALLEST_EXPONENT, split_scaled
 from megarl.objective.tokens import Reduce
-
-_HIGH_BITS, _LOW_BITS = 30, 31
-"""Two integers per value, each at most 2^30 in magnitude: 2^33 tokens add up within int64."""
-_SMALLEST_EXPONENT = -900
-"""Keeps the scale itself finite; sums of values below 2^-961 come out as 0."""
 
 
 def exact_sums(columns: Iterable[Tensor], reduce: Reduce) -> list[float]:
@@ -36,11 +32,11 @@ def exact_sums(columns: Iterable[Tensor], reduce: Reduce) -> list[float]:
     for index, magnitude in enumerate(magnitudes):
         if not math.isfinite(magnitude):
             raise ValueError(f"column {index} of the sums has a NaN or infinite value; finite ones are expected")
-    exponents = [max(math.frexp(magnitude)[1], _SMALLEST_EXPONENT) for magnitude in magnitudes]
+    exponents = [max(math.frexp(magnitude)[1], SMALLEST_EXPONENT) for magnitude in magnitudes]
     pairs = [_scaled_sum(column_T, exponent) for column_T, exponent in zip(columns, exponents, strict=True)]
     totals = reduce.sum(torch.stack(pairs)).tolist()
     return [
-        math.ldexp(float((high << _LOW_BITS) + low), exponent - _HIGH_BITS - _LOW_BITS)
+        math.ldexp(float((high << LOW_BITS) + low), exponent - HIGH_BITS - LOW_BITS)
         for (high, low), exponent in zip(totals, exponents, strict=True)
     ]
 
@@ -53,7 +49,5 @@ def _largest(column_T: Tensor) -> Tensor:
 
 def _scaled_sum(column_T: Tensor, exponent: int) -> Tensor:
     """[2] int64: sums of the high and the low integers of value / 2^exponent, which is at most 1 in magnitude."""
-    scaled_T = column_T.detach().to(torch.float64) * 2.0 ** (_HIGH_BITS - exponent)
-    high_T = scaled_T.round()
-    low_T = ((scaled_T - high_T) * 2.0**_LOW_BITS).round()
-    return torch.stack((high_T.to(torch.int64).sum(), low_T.to(torch.int64).sum()))
+    high_T, low_T = split_scaled(column_T.detach().to(torch.float64) * 2.0 ** (HIGH_BITS - exponent))
+    return torch.stack((high_T.sum(), low_T.sum()))

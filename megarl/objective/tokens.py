@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megarl.objective.segment_sums import segment_sum
+
 
 class Reduce(Protocol):
     """Combines equal-shaped tensors of all ranks that hold a share of the mini-batch; every rank must call."""
@@ -92,10 +94,8 @@ class TokenBatch:
         return zeros.index_add(0, self.sequence_T, torch.ones_like(self.logp_T.detach()))
 
     def sequence_sum(self, values_T: Tensor) -> Tensor:
-        """Sum over each response, [B]; differentiable. In float64, because a GPU adds in no fixed order: what that
-        leaves open disappears when the sum is rounded back."""
-        zeros_B = values_T.new_zeros(self.num_sequences, dtype=torch.float64)
-        return zeros_B.index_add(0, self.sequence_T, values_T.double()).to(values_T.dtype)
+        """Sum over each response, [B]; differentiable, and the same to the last bit in whatever order a device adds."""
+        return segment_sum(values_T, self.sequence_T, self.num_sequences)
 
     def sequence_mean(self, values_T: Tensor) -> Tensor:
         """Mean over each token's response, given back to its tokens, [T]; differentiable."""

@@ -1,4 +1,4 @@
-"""The machine: CUDA with NCCL, or CPU with gloo. Decided here and nowhere else.
+"""The machine: CUDA with NCCL (or gloo, where it was chosen), or CPU with gloo. Decided here and nowhere else.
 
 Megatron-core calls `torch.cuda` unconditionally. Where there is no CUDA device `adapt_process_to_cpu` makes those calls
 mean the CPU, for one process: a device named "cuda" is the CPU, streams and synchronisation do nothing, the CUDA random
@@ -8,7 +8,7 @@ state is the CPU generator's. It is called by a policy worker as its first act; 
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -30,9 +30,13 @@ def built_for_cuda() -> bool:
     return torch.version.cuda is not None
 
 
-def collective_backend() -> str:
-    """torch.distributed backend of the policy's groups."""
-    return "nccl" if cuda_present() else "gloo"
+def collective_backend(chosen: Literal["auto", "nccl", "gloo"] = "auto") -> Literal["nccl", "gloo"]:
+    """torch.distributed backend of the policy's groups. ValueError for nccl without CUDA."""
+    if chosen == "nccl" and not cuda_present():
+        raise ValueError("policy.backend is nccl, and this process sees no GPU; use auto or gloo")
+    if chosen == "auto":
+        return "nccl" if cuda_present() else "gloo"
+    return chosen
 
 
 def multiplies_bfloat16() -> bool:

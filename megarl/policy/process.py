@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psutil
 import torch
@@ -39,15 +40,30 @@ class RankPlace:
     """Index among the GPUs this process sees."""
 
 
-def join_policy_group(place: RankPlace, *, grid: RankGrid, timeout_s: float, seed: int) -> torch.device:
-    """Meet all policy ranks and build Megatron's groups; returns the device to compute on."""
+def join_policy_group(
+    place: RankPlace,
+    *,
+    grid: RankGrid,
+    timeout_s: float,
+    seed: int,
+    backend: Literal["auto", "nccl", "gloo"] = "auto",
+) -> torch.device:
+    """Meet all policy ranks and build Megatron's groups; returns the device to compute on.
+
+    ValueError for a `backend` that cannot be here, before anyone is waited for.
+    """
     # Sequence parallelism relies on kernels starting in program order; read when the CUDA context is made.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     device = prepare_process(place.local_rank)
+    collectives = collective_backend(backend)
+    if device.type == "cuda" and collectives == "gloo" and grid.pipeline > 1:
+        raise ValueError(
+            f"gloo does not send from a GPU, and there are {grid.pipeline} stages: use policy.backend nccl"
+        )
     timeout = datetime.timedelta(seconds=timeout_s)
     seal_objects(place.secret)
     dist.init_process_group(
-        collective_backend(),
+        collectives,
         store=_meet(place, timeout_s=timeout_s),
         rank=place.rank,
         world_size=place.world_size,

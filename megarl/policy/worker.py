@@ -70,6 +70,7 @@ class MegatronWorker:
             grid=self._grid,
             timeout_s=config.policy.collective_timeout_s,
             seed=config.train.seed,
+            backend=config.policy.backend,
         )
         self._shape = read_model_shape(Path(config.model.path))
         self._layout = rank_layout(self._shape, grid=self._grid, rank=place.rank)

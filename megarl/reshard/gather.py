@@ -77,7 +77,8 @@ def gather_hf_tensors(local: Mapping[str, Tensor], plan: GatherPlan, *, rank: in
             continue
         mine = [part for name in bucket for part in plan.parts[name] if part.rank == rank]
         if mine:
-            dist.send(torch.cat([_region(local, part).to(plan.dtype).reshape(-1) for part in mine]), dst=0)
+            values = torch.cat([_region(local, part).to(plan.dtype).reshape(-1) for part in mine])
+            dist.send(values.to(sent_from(values.device)), dst=0)
 
 
 def _assemble(local: Mapping[str, Tensor], plan: GatherPlan, bucket: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -93,11 +94,17 @@ def _assemble(local: Mapping[str, Tensor], plan: GatherPlan, bucket: Sequence[st
             for part, target in zip(parts, targets, strict=True):
                 target.copy_(_region(local, part))
             continue
-        buffer = torch.empty(sum(target.numel() for target in targets), dtype=plan.dtype, device=device)
+        count = sum(target.numel() for target in targets)
+        buffer = torch.empty(count, dtype=plan.dtype, device=sent_from(device))
         dist.recv(buffer, src=sender)
         for target, values in zip(targets, buffer.split([target.numel() for target in targets]), strict=True):
             target.copy_(values.view(target.shape))
     yield from full.items()
+
+
+def sent_from(device: torch.device) -> torch.device:
+    """Where a message of a rank on `device` must lie: gloo takes a GPU's address for one of the host's."""
+    return torch.device("cpu") if dist.get_backend() == "gloo" else device
 
 
 def _region(local: Mapping[str, Tensor], part: Part) -> Tensor:

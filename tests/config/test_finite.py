@@ -140,7 +140,7 @@ def test_no_configuration_of_the_repository_is_warned_of() -> None:
 
 
 def test_doctor_shows_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "check_files", lambda config, others: None)
+    monkeypatch.setattr(doctor, "check_files", lambda config, others, versions: None)
     _, findings = doctor.check_config(write_config(tmp_path, SMALL), ["objective.clip.high=1.28"])
     (warning,) = [finding for finding in findings if finding.level == "warning"]
     assert warning.found == "objective.clip.high 1.28 is the distance from 1: ratios are clipped above 2.28"

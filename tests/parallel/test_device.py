@@ -46,3 +46,23 @@ def test_importing_every_module_leaves_torch_as_it_was() -> None:
 
 def test_the_adaptation_makes_cuda_mean_the_cpu() -> None:
     run(ADAPTED)
+
+
+BACKENDS = """
+import torch
+from megarl.parallel import device
+assert device.collective_backend() == device.collective_backend("gloo") == "gloo"
+try:
+    device.collective_backend("nccl")
+except ValueError as error:
+    assert "sees no GPU; use auto or gloo" in str(error)
+else:
+    raise AssertionError("expected ValueError")
+torch.cuda.is_available = lambda: True
+assert device.collective_backend() == device.collective_backend("nccl") == "nccl"
+assert device.collective_backend("gloo") == "gloo"
+"""
+
+
+def test_the_backend_is_chosen_or_follows_the_device() -> None:
+    run(BACKENDS)

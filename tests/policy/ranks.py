@@ -1,4 +1,7 @@
-"""Policy workers on gloo ranks: tiny checkpoints, batches, and what runs them."""
+"""Policy workers on ranks of this machine: tiny checkpoints, batches, and what runs them.
+
+On the CPU and gloo, or on the GPUs that there are and NCCL.
+"""
 
 import random
 import tempfile
@@ -17,6 +20,7 @@ from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.policy.worker import MegatronWorker
 from megarl.records import Sample, TokenTrace
 from tests.dist.gloo import run_on_ranks
+from tests.dist.gpus import take_gpu
 
 
 def make_checkpoint(
@@ -134,6 +138,7 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...
     # The worker meets its peers by itself, as it does in a run.
     dist.destroy_process_group()
     store = dist.FileStore(ports, world)
+    local_rank = take_gpu(rank, world)
     results = []
     for number, (config, work, args) in enumerate(jobs):
         listener = listen("127.0.0.1", 0) if rank == 0 else None
@@ -146,6 +151,7 @@ def _run_jobs(jobs: Sequence[tuple[RunConfig, Callable[..., Any], tuple[Any, ...
             master_port=int(store.get(f"port {number}")),
             secret="5e" * 32,
             listener=listener,
+            local_rank=local_rank,
         )
         worker = MegatronWorker(
             config,
@@ -189,7 +195,7 @@ def export(worker: MegatronWorker) -> dict[str, torch.Tensor]:
     if worker._grid.position(worker._place.rank).data != 0:
         return {}
     plan = plan_export(worker._shape, grid=worker._grid, bucket_bytes=20_000, dtype=worker._dtype)
-    return {name: tensor.clone() for name, tensor in export_hf_weights(worker._chunks, plan)}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in export_hf_weights(worker._chunks, plan)}
 
 
 def _by_id(shard: BatchShard, scored: Any) -> dict[int, tuple[list[float], list[float] | None]]:

@@ -32,10 +32,12 @@ def make_model(path: Path, *, rope_scaling: dict[str, object] | None = None, **o
     return path
 
 
-def transformers_logp(path: Path, samples: list[Sample], temperature: float) -> list[list[float]]:
+def transformers_logp(
+    path: Path, samples: list[Sample], temperature: float, dtype: torch.dtype = torch.float32
+) -> list[list[float]]:
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     result = []
     for sample in samples:
         tokens = torch.tensor([[*sample.prompt, *sample.response]])

@@ -24,6 +24,7 @@ from megarl.reshard.regions import parameter_key, view_region
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer, Transport, WeightEndpoint
 from megarl.reshard.tally import PublishReport
+from tests.dist.gpus import take_gpu
 from tests.models.shapes import make_shape
 from tests.reshard.fault_processes import Action, Processes, arm
 from tests.reshard.wanted import live_parameters, targets_of
@@ -42,6 +43,9 @@ class Setting:
     rollout_tensor: int = 1
     transport: Transport = "network"
     delta: bool = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of policy and engines; peers share GPUs where there are fewer."""
+    staging: Literal["host", "device"] = "host"
     bucket_bytes: int = 1024
     timeout_s: float = 20.0
     dtype: torch.dtype = torch.float32
@@ -77,8 +81,8 @@ class Setting:
             tensor=self.rollout_tensor,
             transport=self.transport,
             bucket_bytes=self.bucket_bytes,
-            device="cpu",
-            staging="host",
+            device=self.device,
+            staging=self.staging,
             delta=self.delta,
         )
 
@@ -118,7 +122,10 @@ class PolicyRank:
         )
         self._setting = setting
         self._entries: Sequence[ParameterEntry] = list_parameters(setting.shape, layout)
-        self._parameters = {parameter_key(entry.chunk, entry.name): torch.empty(entry.shape) for entry in self._entries}
+        self._parameters = {
+            parameter_key(entry.chunk, entry.name): torch.empty(entry.shape, device=setting.device)
+            for entry in self._entries
+        }
         self.end = WeightSender(endpoint, setting.offer, self._parameters, rank=rank, store=store)
 
     def publish(self, version: int) -> PublishReport:
@@ -140,10 +147,14 @@ class EngineWorker:
         )
         targets = targets_of(self._live)
         self._parameters = self._zeros()
-        self.end = WeightReceiver(endpoint, worker=worker, record=lambda _: targets)
+        device = setting.device if setting.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
+        self.end = WeightReceiver(endpoint, worker=worker, record=lambda _: targets, device=device)
 
     def _zeros(self) -> dict[str, Tensor]:
-        return {parameter.name: torch.zeros(parameter.shape, dtype=self._setting.dtype) for parameter in self._live}
+        return {
+            parameter.name: torch.zeros(parameter.shape, dtype=self._setting.dtype, device=self._setting.device)
+            for parameter in self._live
+        }
 
     def publish(self, version: int) -> bool:
         """Receive and install a version; does the worker hold exactly that then?"""
@@ -173,6 +184,8 @@ def join(
     signals._DEFENCE_S = setting.defence_s
     plan._MIN_SHARE_BYTES = 1 << 22 if setting.min_share_bytes is None else setting.min_share_bytes
     sender.await_request = receiver.await_request = _force_fanout(setting.fanout)  # type: ignore[assignment]
+    if setting.device == "cuda":
+        torch.cuda.set_device(take_gpu(peer, setting.num_peers))
     if peer < setting.grid.world_size:
         return PolicyRank(setting, endpoint, rank=peer, store=store)
     return EngineWorker(setting, endpoint, worker=peer - setting.grid.world_size)

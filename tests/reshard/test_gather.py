@@ -8,7 +8,7 @@ import torch
 from megarl.models.layout import layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors, list_parameters
-from megarl.reshard.gather import gather_hf_tensors, plan_gather
+from megarl.reshard.gather import gather_hf_tensors, plan_gather, sent_from
 from megarl.reshard.regions import parameter_key
 
 SHAPE = ModelShape(
@@ -89,3 +89,9 @@ def test_chunks_of_a_virtual_pipeline_are_kept_apart() -> None:
     ]
     name = "decoder.layers.0.mlp.linear_fc2.weight"
     assert places == [[(0, f"0:{name}")], [(1, f"0:{name}")], [(0, f"1:{name}")], [(1, f"1:{name}")]]
+
+
+@pytest.mark.parametrize(("backend", "place"), [("gloo", "cpu"), ("nccl", "cuda")])
+def test_gloo_sends_from_host_memory(backend: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: backend)
+    assert sent_from(torch.device("cuda")).type == place

@@ -1,0 +1,1 @@
+"""The parts of tools/gpu_check.py: what each measures. A part is a module with `run(check)`."""
