@@ -9,8 +9,7 @@ engine samples before every one has adopted what the policy published: asleep th
 What goes wrong: an engine that dies or hangs asleep, or while it is put to sleep, is started again when the policy has
 given way, before the publication, which is for all engines then; one that is lost while it wakes or adopts likewise,
 and the publication is repeated from the policy (`controller.publication`). Where the policy cannot give its memory, or
-take it back, or an engine keeps too much of it, the run ends with that and goes on as after any such end (from its
-newest checkpoint, where it saves itself).
+take it back, or an engine keeps too much of it, the run ends with that, and can go on from its newest checkpoint.
 """
 
 from collections.abc import Mapping, Sequence

@@ -286,7 +286,8 @@ class RayPolicyGroup:
             asked = [worker.ask(PolicyActor.gpu_bytes) for worker in self._workers]
             sizes = await self._all(asked, doing="say how much memory its GPU has")
             self._moved = await asyncio.to_thread(choose_moved, self._config, gpu_bytes=_least(sizes))
-            _log.info("while engines sample, host memory holds %s of the policy", self._moved or "nothing")
+            held = " and ".join(self._moved) or "nothing"
+            _log.info("while engines sample, host memory holds %s of the policy", held)
         asked_way = [worker.ask(PolicyActor.give_way, self._moved) for worker in self._workers]
         return await self._all(asked_way, doing="give its memory to the engines")
 

@@ -1,5 +1,6 @@
 """What a rank gives back comes back bit for bit, and nothing may use it meanwhile."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,68 @@ def test_a_copy_that_fails_loses_nothing_and_may_be_tried_again(moment: str, mon
     away.take()
     assert torch.equal(main, before[0])
     assert torch.equal(moments, before[1])
+
+
+class Stream:
+    """Stands for a CUDA stream: says what it is asked."""
+
+    def __init__(self, diary: list[str], name: str) -> None:
+        self._diary, self._name = diary, name
+
+    def wait_stream(self, other: "Stream") -> None:
+        self._diary.append(f"{self._name} waits for {other._name}")
+
+    def synchronize(self) -> None:
+        self._diary.append(f"{self._name} has ended")
+
+    def __enter__(self) -> None:
+        self._diary.append(f"in {self._name}")
+
+    def __exit__(self, *_: object) -> None:
+        self._diary.append(f"out of {self._name}")
+
+
+def test_beside_a_gpu_copies_have_ended_before_memory_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of calls, with stand-ins for streams and tensors on the CPU."""
+    diary: list[str] = []
+    side, current = Stream(diary, "side"), Stream(diary, "current")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: diary.append("cache emptied"))
+    main = torch.randn(6)
+    before, copy, resize = main.clone(), Tensor.copy_, torch.UntypedStorage.resize_
+
+    def copy_noted(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        diary.append(f"copy, {'queued' if non_blocking else 'waited for'}")
+        return copy(target, source)
+
+    def resize_noted(storage: torch.UntypedStorage, size: int) -> None:
+        diary.append(f"{size} bytes")
+        resize(storage, size)
+
+    away = Offload(dropped=[], moved={"optimizer": [main]}, device=torch.device("cuda", 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "copy_", copy_noted)
+        patch.setattr(torch.UntypedStorage, "resize_", resize_noted)
+        away.give()
+        given, diary[:] = list(diary), []
+        away.take()
+    moved = ["side waits for current", "in side", "copy, queued", "out of side", "side has ended"]
+    assert given == [*moved, "0 bytes", "cache emptied"]
+    assert diary == ["24 bytes", *moved]
+    assert torch.equal(main, before)
+
+
+def test_torch_takes_the_calls_that_need_a_gpu() -> None:
+    """Names and arguments of what no machine without one can call."""
+    inspect.signature(torch.cuda.mem_get_info).bind(torch.device("cuda", 0))
+    inspect.signature(torch.cuda.memory_reserved).bind(torch.device("cuda", 0))
+    inspect.signature(torch.cuda.get_device_properties).bind(torch.device("cuda", 0))
+    inspect.signature(torch.cuda.current_stream).bind(torch.device("cuda", 0))
+    inspect.signature(torch.cuda.Stream.__new__).bind(torch.cuda.Stream, torch.device("cuda", 0))
+    inspect.signature(torch.cuda.stream).bind(None)
+    inspect.signature(torch.cuda.empty_cache).bind()
 
 
 KL: dict[str, Any] = {"auxiliary": {"kl": {"coefficient": 0.5}}}
