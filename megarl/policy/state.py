@@ -11,7 +11,7 @@ rate's schedule) and the optimizer's own count since its moments were last forgo
 memory, not copies.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron.core.optimizer import MegatronOptimizer
@@ -20,6 +20,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor, nn
 
 from megarl.checkpoint.staging import StatePiece
+from megarl.config.cluster import Moved
 from megarl.models.global_space import flat_pieces, global_tensors, rank_pieces
 from megarl.models.layout import RankLayout
 from megarl.models.shape import ModelShape
@@ -174,6 +175,18 @@ class RankState:
             for part in optimizer_parts(self._optimizer)
             for parameter, main, start in _updated(part)
         }
+
+
+def moved_tensors(state: RankState, moved: Collection[Moved]) -> dict[str, list[Tensor]]:
+    """What of a rank's state goes by these names; moments that the optimizer has not made yet are made."""
+    tensors: dict[str, list[Tensor]] = {}
+    if "optimizer" in moved:
+        shares = state.shares().values()
+        tensors["optimizer"] = [share.main.data for share in shares if share.is_copy]
+        tensors["optimizer"] += [share.moments[name] for share in shares for name in MOMENTS]
+    if "reference" in moved:
+        tensors["reference"] = list((state.reference or {}).values())
+    return tensors
 
 
 def deal(sizes: Mapping[str, int], *, ranks: int) -> dict[str, int]:

@@ -31,11 +31,11 @@ from megarl.parallel.grid import RankGrid
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel
-from megarl.policy.moments import MOMENTS
 from megarl.policy.offload import Offload
 from megarl.policy.optimizer import (
     build_optimizer,
     forget_moments,
+    gradient_buffers,
     learning_rate,
     set_learning_rate,
     wrap_data_parallel,
@@ -43,7 +43,7 @@ from megarl.policy.optimizer import (
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
 from megarl.policy.reports import GpuUse, MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
-from megarl.policy.state import DataPlace, RankState
+from megarl.policy.state import DataPlace, RankState, moved_tensors
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
     build_chunks,
@@ -134,7 +134,8 @@ class MegatronWorker:
             raise RuntimeError("give_way before apply_update: gradients that wait for it would be lost")
         self._optimizer.zero_grad()
         if self._offload is None:
-            self._offload = self._make_offload(moved)
+            tensors = moved_tensors(self._state, moved)
+            self._offload = Offload(dropped=gradient_buffers(self._ddp), moved=tensors, device=self._device)
         self._offload.give()
         if self._device.type != "cuda":
             return None
@@ -151,19 +152,6 @@ class MegatronWorker:
         if self._device.type != "cuda":
             return None
         return int(torch.cuda.get_device_properties(self._device).total_memory)
-
-    def _make_offload(self, moved: Sequence[Moved]) -> Offload:
-        tensors: dict[str, list[Tensor]] = {}
-        if "optimizer" in moved:
-            shares = self._state.shares().values()
-            tensors["optimizer"] = [share.main.data for share in shares if share.is_copy]
-            tensors["optimizer"] += [share.moments[name] for share in shares for name in MOMENTS]
-        if "reference" in moved:
-            tensors["reference"] = list((self._state.reference or {}).values())
-        gradients = [
-            buffer.grad_data for chunk in self._ddp for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
-        ]
-        return Offload(dropped=gradients, moved=tensors, device=self._device)
 
     @property
     def _reports(self) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from megarl.config.base import ConfigError
 from megarl.config.cluster import find_allocator_problem
 from megarl.config.run import RunConfig
+from megarl.config.warnings import find_warnings
 from tests.config.text import SMALL, load_small, problems_of, write_config
 
 ON = "cluster.colocate=true"
@@ -79,6 +80,16 @@ def test_values_that_are_wrong_are_told_by_their_own_checks(tmp_path: Path) -> N
 def test_what_does_not_go_together(overrides: tuple[str, ...], problem: str, tmp_path: Path) -> None:
     (found,) = problems_of(write_config(tmp_path, SMALL), *overrides)
     assert found.partition(" [override")[0] == problem
+
+
+def test_gpus_that_no_engine_shares_are_told(tmp_path: Path) -> None:
+    (text,) = find_warnings(load_small(tmp_path, ON, *EIGHT, "rollout.tensor=3"))
+    assert text == (
+        "rollout.engines 2 x tensor 3 share 6 of the policy's 8 GPUs (cluster.colocate); the others idle while engines "
+        "sample"
+    )
+    assert find_warnings(load_small(tmp_path, ON, *EIGHT)) == []
+    assert find_warnings(load_small(tmp_path, *EIGHT, "cluster.nodes=2", "rollout.publish.transport='network'")) == []
 
 
 def test_what_may_move(tmp_path: Path) -> None:
