@@ -98,7 +98,7 @@ def plan_shared(
         return shared_memory(stages, engine, layer=layer, moved=moved)
 
     if config.cluster.offload is not None:
-        return with_moved(tuple(config.cluster.offload))
+        return with_moved(tuple(dict.fromkeys(config.cluster.offload)))
     choices = sorted(map(with_moved, _choices(config)), key=lambda plan: plan.host)
     if gpu_bytes is None:
         return choices[-1]

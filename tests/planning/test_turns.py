@@ -131,6 +131,14 @@ def test_a_policy_has_what_a_sleeping_engine_leaves() -> None:
     )
 
 
+def test_a_layout_that_leaves_engines_no_place_is_not_advised() -> None:
+    """Three engines of two fill the six GPUs; a tensor size of 4 would be a policy of four."""
+    train = ("train.prompts_per_step=384", "train.mini_batch_responses=384")
+    plan = plan_of("qwen2.5-72b", TURNS, *train, gpus=6, tensor=2, rollout_tensor=2)
+    assert plan.layout.engines == 3
+    assert plan.fit is None or plan.fit.changes.get("parallel.world_size", 6) >= 6
+
+
 def test_without_turns_there_are_none() -> None:
     assert plan_of("qwen2.5-7b", gpus=8, tensor=2).shared is None
 
