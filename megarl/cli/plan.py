@@ -11,6 +11,7 @@ from megarl.planning.changes import Changes
 from megarl.planning.engine_memory import GIB, RolloutMemory
 from megarl.planning.fit import LAYOUT
 from megarl.planning.run_plan import RunPlan, plan_run
+from megarl.planning.turns import OF_ENGINES, SharedMemory, could_move, fraction_beside
 from megarl.planning.updates import longest_sequence
 
 
@@ -30,6 +31,9 @@ class PlanReport:
         del numbers["engine_that_starts"]  # a warning says it
         for stage, memory in zip(numbers["policy"], self.plan.policy, strict=True):
             stage["total"] = memory.total
+        if shared := self.plan.shared:
+            for numbers_of_turn, turn in zip(numbers["shared"]["turns"], shared.turns, strict=True):
+                numbers_of_turn["total"] = turn.total
         if fit := self.plan.fit:
             numbers["fit"] = {"arguments": arguments_of(fit.changes), "total_bytes": fit.total_bytes}
         return {
@@ -49,11 +53,11 @@ def make_plan(planned: Planned, *, gpu_memory_gib: float) -> PlanReport:
         model=planned.model,
         shape_file=None if planned.shape_file is None else shown_path(planned.shape_file),
         plan=plan,
-        warnings=tuple(_warnings(plan, planned, gpu_memory_gib)),
+        warnings=tuple(_warnings(plan, planned)),
     )
 
 
-def _warnings(plan: RunPlan, planned: Planned, gpu_memory_gib: float) -> Iterator[str]:
+def _warnings(plan: RunPlan, planned: Planned) -> Iterator[str]:
     """What does not fit, its largest part, and what to change."""
     if not plan.policy_fits:
         worst = plan.worst
@@ -64,8 +68,8 @@ def _warnings(plan: RunPlan, planned: Planned, gpu_memory_gib: float) -> Iterato
             else ("no split of this model that was tried fits; shorten the sequences, or use GPUs with more memory")
         )
         yield (
-            f"the policy does not fit: stage {worst.stage} needs {worst.total / GIB:.1f} of {gpu_memory_gib:g} GiB, "
-            f"most of it {name} ({size / GIB:.1f} GiB); {change}"
+            f"the policy does not fit: stage {worst.stage} needs {worst.total / GIB:.1f} of "
+            f"{plan.policy_limit / GIB:g} GiB{_beside(plan)}, most of it {name} ({size / GIB:.1f} GiB); {change}"
         )
     rollout = plan.rollout
     if not rollout.starts:
@@ -74,12 +78,40 @@ def _warnings(plan: RunPlan, planned: Planned, gpu_memory_gib: float) -> Iterato
             f"weights take {rollout.weights / GIB:.1f} GiB, and the KV cache needs "
             f"{_longest_kv_gib(planned, rollout):.2f} GiB for one sequence of the longest; {_engine_advice(plan)}"
         )
+    elif plan.shared is not None:
+        yield from _turns_warnings(plan, plan.shared, planned)
     elif not plan.rollout_fits:
         yield (
             f"an engine's staging memory does not fit: {rollout.staging / GIB:.1f} GiB beside the "
             f"{rollout.budget / GIB:.1f} GiB of rollout.memory_fraction; set rollout.publish.staging=host, or lower "
             "rollout.memory_fraction"
         )
+
+
+def _beside(plan: RunPlan) -> str:
+    return " beside an engine that sleeps" if plan.shared else ""
+
+
+def _turns_warnings(plan: RunPlan, shared: SharedMemory, planned: Planned) -> Iterator[str]:
+    """Phases of engines for which the policy does not leave enough of its GPUs."""
+    over = [turn for turn in shared.turns if turn.name in OF_ENGINES and turn.total > plan.gpu_memory_bytes]
+    if not over:
+        return
+    worst = max(over, key=lambda turn: turn.total)
+    fraction = fraction_beside(planned.config, planned.shape, shared, gpu_bytes=plan.gpu_memory_bytes)
+    if fraction is not None and [turn.name for turn in over] == ["generate"]:
+        change = f"set rollout.memory_fraction={fraction:g}"
+    else:
+        change = (
+            "split policy and engines over more GPUs (--tensor, --pipeline, --rollout-tensor), or take more (--gpus)"
+        )
+    if len(shared.moved) < len(could_move(planned.config)):
+        change += f", or let more move: cluster.offload={format_value(list(could_move(planned.config)))}"
+    yield (
+        f"policy and engines do not fit in turns: {worst.name} takes {worst.total / GIB:.1f} of "
+        f"{plan.gpu_memory_bytes / GIB:g} GiB, {worst.policy / GIB:.1f} of it the policy's and "
+        f"{worst.engine / GIB:.1f} the engine's; {change}"
+    )
 
 
 def _longest_kv_gib(planned: Planned, rollout: RolloutMemory) -> float:

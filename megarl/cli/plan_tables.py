@@ -11,6 +11,7 @@ from megarl.cli.plan import PlanReport
 from megarl.planning.engine_memory import GIB
 from megarl.planning.policy_memory import PolicyMemory
 from megarl.planning.run_plan import RunPlan
+from megarl.planning.turns import SharedMemory
 from megarl.reshard.fanout import FANOUTS
 
 
@@ -24,14 +25,19 @@ def print_plan(console: Console, report: PlanReport) -> None:
     _print_layout(console, plan)
     _print_policy(console, plan)
     _print_rollout(console, plan)
+    if plan.shared:
+        _print_turns(console, plan, plan.shared)
     _print_updates(console, plan)
     _print_publication(console, plan)
     console.print()
     for warning in report.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=not console.is_terminal)
     if not report.warnings:
-        worst, memory = plan.worst.total / GIB, plan.gpu_memory_bytes / GIB
-        text = f"✓ fits: {worst:.1f} of {memory:g} GiB on the fullest policy GPU, engines with room for "
+        memory = plan.gpu_memory_bytes / GIB
+        worst, where = plan.worst.total / GIB, "on the fullest policy GPU"
+        if plan.shared:
+            worst, where = plan.shared.fullest.total / GIB, f"of a GPU in its fullest phase, {plan.shared.fullest.name}"
+        text = f"✓ fits: {worst:.1f} of {memory:g} GiB {where}, engines with room for "
         console.print(Text(f"{text}{plan.rollout.full_sequences:,} of the longest sequences", style="green"))
 
 
@@ -41,7 +47,12 @@ def _print_layout(console: Console, plan: RunPlan) -> None:
     engines = f"{layout.engines:,} {_plural('engine', layout.engines)} × tensor {layout.engine_tensor}"
     rows = [
         ("policy", f"{layout.policy_gpus:,}", split, _span(layout.policy_nodes)),
-        ("engines", f"{layout.engines * layout.engine_tensor:,}", engines, _span(layout.engine_nodes)),
+        (
+            "engines",
+            f"{layout.engines * layout.engine_tensor:,}{' of these' if plan.shared else ''}",
+            engines,
+            _span(layout.engine_nodes),
+        ),
     ]
     _print(console, "Layout", ("<role", "GPUs", "<split", "<nodes"), rows, caption=_nodes(plan))
 
@@ -107,6 +118,20 @@ def _print_rollout(console: Console, plan: RunPlan) -> None:
     _print(console, "Memory of an engine GPU", ("<for", "GiB", "<"), rows, total=True)
     if rollout.staging:
         console.print(f"and {_gib(rollout.staging)} GiB in which new weights are staged", highlight=False)
+
+
+def _print_turns(console: Console, plan: RunPlan, shared: SharedMemory) -> None:
+    rows = [(turn.name, _gib(turn.policy), _gib(turn.engine), _gib(turn.total)) for turn in shared.turns]
+    caption = f"GiB at the fullest moment of a phase, of {plan.gpu_memory_bytes / GIB:g}"
+    if shared.moved:
+        of_node = shared.host * min(plan.layout.policy_gpus, plan.layout.gpus_per_node)
+        caption += (
+            f"; while engines sample, host memory holds {' and '.join(shared.moved)}: {_gib(shared.host)} GiB of a "
+            f"policy rank, {_gib(of_node)} on a node"
+        )
+    _print(
+        console, "Memory of a shared GPU over a step", ("<phase", "policy", "engine", "total"), rows, caption=caption
+    )
 
 
 def _print_updates(console: Console, plan: RunPlan) -> None:

@@ -78,7 +78,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
         "logging": (describe_rollout_files(config),),
         "cluster": (
             f"with CUDA: {config.gpus_needed} of {gpus} GPUs used: policy {parallel.world_size}, "
-            f"engines {config.rollout.engines} x {config.rollout.tensor}",
+            f"{'in turns with ' if cluster.colocate else ''}engines {config.rollout.engines} x {config.rollout.tensor}",
         ),
     }
 

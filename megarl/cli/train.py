@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,11 +18,13 @@ from megarl.cli.session import Session, run_session
 from megarl.cli.start_weights import find_start, pin_start
 from megarl.config.base import ConfigError
 from megarl.config.changes import allows_any
+from megarl.config.cluster import find_allocator_problem
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
+from megarl.controller.turns import GIB, OwnGpus, ResidualMemory, SharedGpus, Turns
 from megarl.data.decoding import build_decode, build_token_text
 from megarl.objective.controllers import ControllerState
 from megarl.rewards.pool import RewardPool, check_reward
@@ -53,6 +56,8 @@ def run_train(
     start = None if reached else find_start(config)
     config = pin_start(config, start)
     check_reward(config.reward)
+    if config.cluster.colocate and (problem := find_allocator_problem(os.environ)):
+        raise ConfigError(problem)
     if not is_done:
         config.checkpoint.check_end(time.time())
     model = load_model_inputs(config)
@@ -75,7 +80,14 @@ def run_train(
             async with _started_ray(session) as placement:
                 roster, stop_token_ids = session.heart.roster, model.stops.token_ids
                 policy = RayPolicyGroup(config, session.directory, placement, roster)
-                pool = RayRolloutPool(config, session.directory, placement, roster, stop_token_ids=stop_token_ids)
+                pool = RayRolloutPool(
+                    config,
+                    session.directory,
+                    placement,
+                    roster,
+                    stop_token_ids=stop_token_ids,
+                    gpus=await policy.find_gpus(),
+                )
                 parts = Parts(
                     policy=policy,
                     pool=pool,
@@ -92,12 +104,13 @@ def run_train(
                     connect=functools.partial(_connect, policy, pool),
                     experts=data.experts,
                     stops=model.stops,
+                    turns=_find_turns(session, policy, pool, placement),
                 )
                 progress = _find_progress(config, parts, resumed, begins=start is not None)
                 try:
                     load = functools.partial(_load, session, policy, reached or start, weights_only=reached is None)
                     async with session.heart.explaining():
-                        await _start_workers(session, policy, pool, load)
+                        await _start_workers(session, policy, pool, load, parts.turns)
                         await train(config, parts, progress=progress)
                 finally:
                     policy.stop_watching()
@@ -158,11 +171,29 @@ async def _started_ray(session: Session) -> AsyncIterator[Placement]:
         yield placement
 
 
+def _find_turns(session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, placement: Placement) -> Turns:
+    config = session.config
+    if not config.cluster.colocate:
+        return OwnGpus()
+    residual = ResidualMemory(placement.plan.engine_ranks, limit_bytes=config.rollout.asleep_gib * GIB)
+    return SharedGpus(policy, pool, session.reporter, residual=residual)
+
+
 async def _start_workers(
-    session: Session, policy: RayPolicyGroup, pool: RayRolloutPool, load: Callable[[], Awaitable[None]]
+    session: Session,
+    policy: RayPolicyGroup,
+    pool: RayRolloutPool,
+    load: Callable[[], Awaitable[None]],
+    turns: Turns,
 ) -> None:
     """load: what the ranks read before they meet the engines."""
-    await asyncio.gather(_start_policy(session, policy, load), _start_engines(session, pool))
+    if turns.shared:  # vLLM measures what it finds of a GPU, and must find all of it
+        await _start_engines(session, pool)
+        await turns.start()
+        await _start_policy(session, policy, load)
+        await turns.to_publication()
+    else:
+        await asyncio.gather(_start_policy(session, policy, load), _start_engines(session, pool))
     with session.reporter.start_up("weight transfer"):
         await _connect(policy, pool)
 

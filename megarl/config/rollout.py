@@ -29,7 +29,8 @@ class RolloutConfig(Config):
     """vLLM engines and sampling."""
 
     engines: Annotated[int, MayChange("rounding")] = Field(1, ge=1)
-    """vLLM engines, one Ray actor each."""
+    """vLLM engines, one Ray actor each. With cluster.colocate, where this is absent: as many as the policy's GPUs
+    hold."""
     tensor: Annotated[int, MayChange("rounding")] = Field(1, ge=1)
     """Tensor-parallel ranks of each engine."""
     temperature: float = Field(1.0, gt=0)
@@ -49,6 +50,10 @@ class RolloutConfig(Config):
     """CUDA only: share of a GPU's memory for an engine (vLLM's gpu_memory_utilization)."""
     cpu_kv_cache_gib: Annotated[float, MayChange("rounding")] = Field(1.0, gt=0)
     """CPU only: KV cache of an engine."""
+    asleep_gib: Annotated[float, MayChange()] = Field(8.0, gt=0)
+    """CUDA with cluster.colocate: an engine that keeps more of a GPU than this while it sleeps ends the run, because
+    the policy has the GPU then. What stays is its CUDA context, its graphs and NCCL's buffers; the step's
+    memory/asleep_max_gib says how much."""
     max_logp_diff: Annotated[Unbounded, MayChange()] = Field(0.1, gt=0)
     """The run stops when a step's mean |trainer - vLLM| log-prob over tokens is above this; inf never stops it.
     Measured: 1e-6 in float32, 0.01 to 0.05 in bfloat16; 0.14 and more where one side's temperature is 0.7, not 1."""

@@ -1,13 +1,14 @@
 """The whole configuration of a run, and the rules that span sections."""
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from megarl.config.advantage import Advantage, DynamicSampling, Sampler
 from megarl.config.base import Config, ConfigError, raise_problems
 from megarl.config.checkpoint import CheckpointConfig
+from megarl.config.cluster import ClusterConfig, fill_with_engines
 from megarl.config.data import DataConfig
 from megarl.config.facts import MayChange, join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
@@ -68,27 +69,6 @@ class SftConfig(Config):
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
 
 
-class ClusterConfig(Config):
-    """Machines of the run."""
-
-    nodes: int = Field(1, ge=1)
-    """Machines."""
-    gpus_per_node: int = Field(8, ge=1)
-    """GPUs of a node; without CUDA the number of workers it may hold."""
-    ray_address: str | None = None
-    """Join a running Ray cluster ("auto" or host:port) instead of starting one on this machine."""
-    worker_silence_s: float = Field(120.0, gt=0)
-    """A worker whose process does not answer for this long, because it is stopped or its machine is gone, ends the run
-    with its name. Workers answer beside their work, however long that takes."""
-    restarts: int = Field(5, ge=0)
-    """A run that saves itself (`[checkpoint]`) goes on by itself when a worker has died, hangs or has met an error of
-    its machine: all its processes end, and after a pause it goes on from its newest checkpoint, so many times at most,
-    and not when one step fails twice in one way. 0: it ends, as it does after all that would only repeat itself. Under
-    `megarl submit` it is 0, because the job's script does this, where it must on other nodes."""
-    restart_pause_s: float = Field(60.0, ge=0)
-    """Before the first of those; twice as long before each other one, an hour at most."""
-
-
 class LoggingConfig(Config):
     """What a run writes and where."""
 
@@ -124,14 +104,20 @@ class RunConfig(Config):
     cluster: Annotated[ClusterConfig, MayChange()] = ClusterConfig()
     logging: Annotated[LoggingConfig, MayChange()] = LoggingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_gpus(cls, values: Any) -> Any:
+        return fill_with_engines(values)
+
     @model_validator(mode="after")
     def _rules_across_sections(self) -> Self:
         return raise_problems(self, _CHECKS)
 
     @property
     def gpus_needed(self) -> int:
-        """GPUs of policy and engines together: each has its own."""
-        return self.parallel.world_size + self.rollout.engines * self.rollout.tensor
+        """GPUs of policy and engines together; those that they share count once."""
+        engines = 0 if self.cluster.colocate else self.rollout.engines * self.rollout.tensor
+        return self.parallel.world_size + engines
 
     @property
     def follows_length(self) -> tuple[str, ...]:
@@ -176,8 +162,9 @@ def _check_gpus(config: RunConfig) -> Iterator[str]:
     gpus = config.cluster.nodes * config.cluster.gpus_per_node
     rollout = config.rollout.engines * config.rollout.tensor
     if config.gpus_needed > gpus:
+        engines = "" if config.cluster.colocate else f" and rollout.engines x tensor = {rollout}"
         yield (
-            f"parallel.world_size {config.parallel.world_size} and rollout.engines x tensor = {rollout} need "
+            f"parallel.world_size {config.parallel.world_size}{engines} need{'' if engines else 's'} "
             f"{config.gpus_needed} GPUs, cluster.nodes x gpus_per_node = {gpus}"
         )
     if config.rollout.tensor > config.cluster.gpus_per_node:
@@ -185,6 +172,27 @@ def _check_gpus(config: RunConfig) -> Iterator[str]:
             f"rollout.tensor {config.rollout.tensor} is larger than cluster.gpus_per_node "
             f"{config.cluster.gpus_per_node}; an engine lives on one node"
         )
+
+
+def _check_colocation(config: RunConfig) -> Iterator[str]:
+    cluster, rollout, gpus = config.cluster, config.rollout, config.parallel.world_size
+    if not cluster.colocate:
+        if cluster.offload is not None:
+            yield "cluster.offload says what moves while engines share the policy's GPUs; set cluster.colocate = true"
+        return
+    if rollout.engines * rollout.tensor > gpus:
+        yield (
+            f"rollout.engines {rollout.engines} x tensor {rollout.tensor} take {rollout.engines * rollout.tensor} "
+            f"GPUs, but with cluster.colocate they share the {gpus} of the policy (parallel.world_size); lower one of "
+            "the two, or leave rollout.engines out"
+        )
+    if rollout.publish.staging == "device":
+        yield (
+            'rollout.publish.staging "device" keeps a second copy of an engine\'s weights on a GPU that '
+            'cluster.colocate shares; set it to "host"'
+        )
+    if "reference" in (cluster.offload or ()) and not config.objective.auxiliary.reads("reference"):
+        yield 'cluster.offload names "reference", but the objective has no KL, so there is none; leave it out'
 
 
 def _check_transport(config: RunConfig) -> Iterator[str]:
@@ -318,6 +326,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_ranks_and_batch,
     _check_sequence,
     _check_gpus,
+    _check_colocation,
     _check_transport,
     _check_optimizers,
     _check_overlong,

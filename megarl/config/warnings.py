@@ -47,8 +47,18 @@ def _min_lr_unread(config: RunConfig) -> Iterator[str]:
             )
 
 
+def _idle_gpus(config: RunConfig) -> Iterator[str]:
+    used, gpus = config.rollout.engines * config.rollout.tensor, config.parallel.world_size
+    if config.cluster.colocate and used < gpus:
+        yield (
+            f"rollout.engines {config.rollout.engines} x tensor {config.rollout.tensor} share {used} of the policy's "
+            f"{gpus} GPUs (cluster.colocate); the others idle while engines sample"
+        )
+
+
 _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _distances_like_ratios,
     _ratios_like_distances,
     _min_lr_unread,
+    _idle_gpus,
 )

@@ -14,6 +14,8 @@ Who waits for whom, time from left to right:
     files       |step before: rollouts, metrics, state|                                 |this step's ...
     checkpoint  |of the step before, where one was due ......|                        |copy|write ...
 
+Where both have the same GPUs they take turns (`controller.turns`): between the lines above engines sleep and wake.
+
 A response is decoded and verified when it has come. Long work of the driver's own runs in threads, so that the event
 loop hears the workers meanwhile (perf/loop_stall_max). A step's files are written beside the next step, in the order in
 which they may be believed: rollouts, metrics, state, and a state only after the export that was due. The next step
@@ -55,8 +57,8 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
         progress.restore(parts.owners, steps=config.train.steps)
     await parts.checkpoints.listen()
     try:
-        if progress is not None and reached.step < config.train.steps:
-            # The engines have read the weights that the run began with.
+        if (progress is not None or parts.turns.shared) and reached.step < config.train.steps:
+            # The engines have read the weights that the run began with, and have lost them where they slept.
             with parts.reporter.start_up(f"weights of step {reached.step}"):
                 await publish_weights(reached.policy_version, parts)
         with ManualCollection() as garbage:
@@ -115,6 +117,7 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
     """One step, from prompts to weights published as `version`."""
     report = parts.reporter
     groups, sampled = await sample_groups(step, config, parts)
+    turned = await parts.turns.to_policy()
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     samples = await asyncio.to_thread(make_samples, groups, config, parts.history)
     if parts.experts is not None:
@@ -125,7 +128,7 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
             )
     trained = await train_on(step, samples, rollouts, config=config, parts=parts)
     with report.phase("publish"):
-        published = await publish_weights(version, parts) | parts.engine_losses.collect()
+        published = await publish_weights(version, parts) | parts.engine_losses.collect() | turned
     return StepRecord(
         step=step,
         policy_version=version,

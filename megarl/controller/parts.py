@@ -8,6 +8,7 @@ from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.engine_losses import EngineLosses
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
+from megarl.controller.turns import OwnGpus, Turns
 from megarl.data.sampler import PromptSampler
 from megarl.data.sft import Pair
 from megarl.data.stops import StopConditions
@@ -41,6 +42,8 @@ class Parts:
     stops: StopConditions = field(default_factory=StopConditions)
     """What ends a response, for messages."""
     engine_losses: EngineLosses = field(default_factory=EngineLosses)
+    turns: Turns = field(default_factory=OwnGpus)
+    """Who has the GPUs when."""
 
     @property
     def owners(self) -> Mapping[str, StateOwner]:

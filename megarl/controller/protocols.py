@@ -7,6 +7,7 @@ from megarl.checkpoint.saved import SavedState
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
+from megarl.policy.reports import GpuUse
 from megarl.records import Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem, Verdict
 from megarl.telemetry.metrics import Metrics
@@ -39,6 +40,13 @@ class PolicyGroup(Protocol):
 
     async def reset_reference(self) -> None:
         """The reference becomes the current weights, and the optimizer's moments start anew."""
+
+    async def give_way(self) -> Sequence[GpuUse | None]:
+        """Where engines share the policy's GPUs: give back all that publishing, exporting and saving do not need. By
+        rank, what is in use of its GPU then; None without one. Nothing where that is so already."""
+
+    async def take_back(self) -> None:
+        """All of it is there again, before anything else is asked of the policy. Nothing where it is there."""
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         """One supervised update; `shards` are per data-parallel rank."""
@@ -85,6 +93,17 @@ class RolloutPool(Protocol):
 
     async def adopt_weights(self, version: int) -> Metrics:
         """Install `version`, which the policy has published."""
+
+    async def sleep(self) -> Sequence[Sequence[int] | None]:
+        """Every engine's memory is given back, its weights are lost; one that cannot sleep is ended, and started again
+        when `restore` is called. By engine, the bytes in use then on its workers' GPUs by whatever process; None of a
+        lost one, and where engines have no GPU. Does not raise EngineLost."""
+
+    async def wake_weights(self) -> None:
+        """Engines that sleep have memory for a publication; those that do not are left alone."""
+
+    async def wake_cache(self) -> None:
+        """Engines that have adopted a publication since they slept may sample."""
 
     async def restore(self) -> int:
         """Return when every engine runs; how many were started again since the last call. Raises what became of one

@@ -1,6 +1,8 @@
 """New weights from the policy to the engines.
 
-Invariant: an engine has the old weights until it has all of the new ones; a publication that fails changes none.
+Invariant: an engine has the old weights until it has all of the new ones; a publication that fails changes none. One
+that shares its GPUs (`controller.turns`) has none when it begins, and does not sample before all engines have the new
+ones.
 """
 
 import logging
@@ -27,10 +29,15 @@ async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> 
     while True:
         try:
             if anew:
+                await parts.turns.make_room()
                 if await _restore(parts):
                     first = None  # what it failed of is not there any more
+            await parts.turns.to_publication(anew=anew)
+            if anew:
                 await parts.connect()
-            return await _publish(version, parts)
+            published = await _publish(version, parts)
+            await parts.turns.to_engines()
+            return published
         except EngineLost as lost:
             _log.warning("%s. Publishing once more when it is back", lost)
         except Exception as error:

@@ -14,6 +14,7 @@ from megarl.models.shape import ModelShape
 from megarl.planning.changes import Changes, changed, loads
 from megarl.planning.nodes import nodes_needed
 from megarl.planning.policy_memory import policy_setup, stages_memory
+from megarl.planning.shortage import ShortageError
 from megarl.planning.updates import longest_stream
 
 LAYOUT = ("parallel.world_size", "parallel.tensor", "parallel.pipeline")
@@ -80,7 +81,10 @@ def _works(config: RunConfig, shape: ModelShape, changes: Changes) -> bool:
         return False
     if now.world_size % (now.tensor * now.pipeline):
         return False
-    nodes = {"cluster.nodes": max(config.cluster.nodes, nodes_needed(changed(config, changes)))}
+    try:
+        nodes = {"cluster.nodes": max(config.cluster.nodes, nodes_needed(changed(config, changes)))}
+    except ShortageError:  # engines that share the policy's GPUs have not enough of them then
+        return False
     return loads(config, {**changes, **nodes, **_cluster(config, changes, nodes_chosen=False)})
 
 

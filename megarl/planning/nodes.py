@@ -63,7 +63,8 @@ def place_run(config: RunConfig) -> PlacedRun:
         count = math.ceil(parallel.world_size / per_node)
     count += math.ceil(rollout.engines / (per_node // rollout.tensor))
     domain = "" if groups_per_node else "all"  # a plan to count nodes by, whose problem is told
-    nodes = tuple(Node(str(index), {"CPU": per_node, "GPU": per_node}, domain=domain) for index in range(count))
+    free = {"CPU": 2.0 * per_node, "GPU": float(per_node)}
+    nodes = tuple(Node(str(index), free, domain=domain) for index in range(count))
     workers = Workers.of(config, engines=rollout.engines, on_gpu=True)
     return PlacedRun(config, nodes, plan_placement(nodes, workers))
 

@@ -2,12 +2,15 @@
 
 Invariants: a tensor-parallel group of the policy lies on one node or, where none has room for it, in one NVLink domain;
 an engine lies on one node; policy ranks are numbered node after node, so that pipeline stages and replicas are what
-lies on different nodes; no node gives more than it has; the same nodes and workers give the same plan.
+lies on different nodes; no node gives more than it has; the same nodes and workers give the same plan. Engines that
+share the policy's GPUs (cluster.colocate) have those of neighbouring ranks of one node, and no rank has two.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megarl.planning.packing import Bin, pack
@@ -21,6 +24,8 @@ class PlacementPlan:
 
     rank_nodes: tuple[int, ...]
     engine_nodes: tuple[int, ...]
+    engine_ranks: tuple[tuple[int, ...], ...] = ()
+    """The policy ranks whose GPUs each engine's workers share, in their order; () where engines have their own."""
 
     @property
     def num_nodes(self) -> int:
@@ -42,11 +47,53 @@ def plan_placement(nodes: Sequence[Node], workers: Workers) -> PlacementPlan:
     """Fill nodes with whole tensor groups of the policy, node after node, then with engines: in the order given, those
     first that tensor groups fill; or the smallest, or the largest of them first where the policy lies on fewer nodes
     then. Where none of that leaves room for all: as many groups on the first nodes as leave room for all. Only where
-    groups do not fit so they lie on several nodes of an NVLink domain.
+    groups do not fit so they lie on several nodes of an NVLink domain. Engines that share the policy's GPUs are dealt
+    to its ranks, node after node.
 
     ShortageError, which says what is missing where, if there is no plan with these rules; ScatteredError if it is not
     the amount.
     """
+    return _plan_shared(nodes, workers) if workers.shared else _plan_apart(nodes, workers)
+
+
+def _plan_shared(nodes: Sequence[Node], workers: Workers) -> PlacementPlan:
+    """The policy as if it were alone; where that leaves too few GPUs beside each other, in units that both divide."""
+    policy = replace(workers, engines=0)
+    try:
+        plans = [_plan_apart(nodes, policy)]
+    except ShortageError as error:
+        raise type(error)(str(error).replace(str(policy), str(workers), 1)) from None
+    unit = math.lcm(workers.tensor, workers.engine_tensor)
+    if workers.ranks % unit == 0:
+        with suppress(ShortageError):
+            plans.append(_plan_apart(nodes, replace(policy, tensor=unit)))
+    dealt = [_deal(plan.rank_nodes, workers) for plan in plans]
+    for plan, places in zip(plans, dealt, strict=True):
+        if len(places) >= workers.engines:
+            sharing = tuple(places[: workers.engines])
+            return PlacementPlan(plan.rank_nodes, tuple(plan.rank_nodes[ranks[0]] for ranks in sharing), sharing)
+    most = max(map(len, dealt))
+    raise ScatteredError(
+        f"the GPUs of {workers.ranks} policy ranks hold {most} of {workers.engines} engines of "
+        f"{workers.engine_tensor} (cluster.colocate): an engine shares those of neighbouring ranks of one node; lower "
+        "rollout.engines, or choose rollout.tensor and parallel.tensor so that both divide the GPUs of a node"
+    )
+
+
+def _deal(rank_nodes: Sequence[int], workers: Workers) -> list[tuple[int, ...]]:
+    """All sets of neighbouring ranks of one node that an engine can share with, none twice."""
+    by_node: dict[int, list[int]] = {}
+    for rank, node in enumerate(rank_nodes):
+        by_node.setdefault(node, []).append(rank)
+    size = workers.engine_tensor if workers.on_gpu else 1  # an engine without GPUs is one logical CPU
+    return [
+        tuple(ranks[first : first + size])
+        for ranks in by_node.values()
+        for first in range(0, len(ranks) // size * size, size)
+    ]
+
+
+def _plan_apart(nodes: Sequence[Node], workers: Workers) -> PlacementPlan:
     filled = [plan for order in _orders(nodes, workers) if (plan := _fill(nodes, workers, order)) is not None]
     if filled:
         return min(filled, key=lambda plan: len(set(plan.rank_nodes)))

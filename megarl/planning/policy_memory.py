@@ -67,7 +67,8 @@ class PolicyMemory:
     logits: int
     """Of one micro-batch, with the hidden rows they are made of; on the last stage only."""
     working: int
-    """Estimate of what backward holds for a moment."""
+    """Estimate of what backward holds for a moment; or the optimizer's step, where that takes more than all that is
+    gone by then."""
     publication: int
     context: int = CONTEXT_BYTES
 
@@ -130,6 +131,10 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
     owned = sum(min(-(-size // shards), whole) for size, whole in zip(sizes, unpadded, strict=True))
     main_copy = setup.itemsize < FLOAT32_BYTES
     in_flight = min(setup.pipeline - stage, setup.micro_batches)
+    activations = in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage))
+    logits = _logits(setup) if stage == setup.pipeline - 1 else 0
+    # torch's AdamW takes the root of the second moments of all parameters at once; a fused one does not.
+    step = owned * FLOAT32_BYTES
     return PolicyMemory(
         stage=stage,
         in_flight=in_flight,
@@ -137,9 +142,9 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
         reference=sum(unpadded) * setup.itemsize if setup.reference else 0,
         gradients=sum(sizes) * FLOAT32_BYTES,
         optimizer=owned * FLOAT32_BYTES * (3 if main_copy else 2),
-        activations=in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage)),
-        logits=_logits(setup) if stage == setup.pipeline - 1 else 0,
-        working=_working(setup, stage),
+        activations=activations,
+        logits=logits,
+        working=max(_working(setup, stage), step - activations - logits),
         publication=setup.publication,
     )
 

@@ -50,6 +50,8 @@ class Workers:
     """Tensor ranks of an engine, which share a node."""
     on_gpu: bool
     """Without, a policy rank or an engine is one logical CPU, however many cores there are: they take turns."""
+    shared: bool = False
+    """Engines lie on GPUs of policy ranks (cluster.colocate), and take turns with them."""
 
     @classmethod
     def of(cls, config: RunConfig, *, engines: int, on_gpu: bool) -> Self:
@@ -61,6 +63,7 @@ class Workers:
             engines=engines,
             engine_tensor=config.rollout.tensor,
             on_gpu=on_gpu,
+            shared=config.cluster.colocate and engines > 0,
         )
 
     @property
@@ -70,8 +73,10 @@ class Workers:
 
     @property
     def rank_needs(self) -> dict[str, float]:
-        """Of one policy rank."""
-        return {"CPU": 1.0, "GPU": 1.0} if self.on_gpu else {"CPU": 1.0}
+        """Of one policy rank, and of the engine's worker that shares its place."""
+        if not self.on_gpu:
+            return {"CPU": 1.0}
+        return {"CPU": 2.0 if self.shared else 1.0, "GPU": 1.0}
 
     @property
     def group_needs(self) -> dict[str, float]:
@@ -80,14 +85,21 @@ class Workers:
 
     @property
     def engine_needs(self) -> dict[str, float]:
-        """Of one engine."""
+        """Of one engine with a place of its own."""
         return {"CPU": 1.0, "GPU": float(self.engine_tensor)} if self.on_gpu else {"CPU": 1.0}
 
     @property
+    def half(self) -> dict[str, float]:
+        """Of a shared place: what Ray gives the policy rank, and the engine whose first GPU it is."""
+        return {"CPU": 1.0, "GPU": 0.5} if self.on_gpu else {"CPU": 0.5}
+
+    @property
     def needs(self) -> dict[str, float]:
-        """Of all together."""
+        """Of all together; what is shared counts once."""
         rank, engine = self.rank_needs, self.engine_needs
-        return {kind: self.ranks * rank[kind] + self.engines * engine[kind] for kind in rank}
+        engines = 0 if self.shared else self.engines
+        return {kind: self.ranks * rank[kind] + engines * engine[kind] for kind in rank}
 
     def __str__(self) -> str:
-        return f"{self.ranks} policy ranks and {self.engines} engines of {self.engine_tensor}"
+        where = " on their GPUs" if self.shared else ""
+        return f"{self.ranks} policy ranks and {self.engines} engines of {self.engine_tensor}{where}"

@@ -10,6 +10,7 @@ from megarl.planning.fit import Fit, find_fit
 from megarl.planning.nodes import PlacedRun
 from megarl.planning.policy_memory import PolicyMemory, policy_setup, stages_memory
 from megarl.planning.transfer import Publication, plan_publication
+from megarl.planning.turns import ASLEEP_BYTES, OF_ENGINES, SharedMemory, plan_shared
 from megarl.planning.updates import Updates, plan_updates
 from megarl.reshard.plan import NUM_SLOTS
 
@@ -49,6 +50,8 @@ class RunPlan:
     """A number of workers per engine with which vLLM starts, where it does not; None too where none was found."""
     updates: tuple[Updates, ...]
     publication: Publication
+    shared: SharedMemory | None = None
+    """Phase by phase, where policy and engines share the GPUs."""
 
     @property
     def worst(self) -> PolicyMemory:
@@ -56,13 +59,21 @@ class RunPlan:
         return max(self.policy, key=lambda stage: stage.total)
 
     @property
+    def policy_limit(self) -> int:
+        """Bytes of a GPU that the policy may have: not those of an engine that sleeps there."""
+        return self.gpu_memory_bytes - (ASLEEP_BYTES if self.shared else 0)
+
+    @property
     def policy_fits(self) -> bool:
-        return self.worst.total <= self.gpu_memory_bytes
+        return self.worst.total <= self.policy_limit
 
     @property
     def rollout_fits(self) -> bool:
         """Room for one sequence, without which vLLM does not start, and for the staging memory."""
-        return self.rollout.starts and self.rollout.budget + self.rollout.staging <= self.gpu_memory_bytes
+        beside = self.rollout.budget + self.rollout.staging
+        if self.shared:
+            beside = max(turn.total for turn in self.shared.turns if turn.name in OF_ENGINES)
+        return self.rollout.starts and beside <= self.gpu_memory_bytes
 
     @property
     def fits(self) -> bool:
@@ -86,7 +97,8 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
     kept += publication.sent_max_bytes if publish.delta else 0
     limit = int(gpu_memory_gib * GIB)
     policy = stages_memory(policy_setup(config, shape, publication=kept))
-    fits = max(stage.total for stage in policy) <= limit
+    policy_limit = limit - (ASLEEP_BYTES if config.cluster.colocate else 0)
+    fits = max(stage.total for stage in policy) <= policy_limit
     engine = rollout_setup(config, shape, gpu_memory_gib=gpu_memory_gib, tensor=config.rollout.tensor)
     rollout = rollout_memory(engine)
     return RunPlan(
@@ -96,11 +108,12 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
         gpu_memory_bytes=limit,
         layout=_describe_layout(placed),
         policy=policy,
-        fit=None if fits else find_fit(config, shape, limit=limit, publication=kept, nodes_chosen=nodes_chosen),
+        fit=None if fits else find_fit(config, shape, limit=policy_limit, publication=kept, nodes_chosen=nodes_chosen),
         rollout=rollout,
         engine_that_starts=None if rollout.starts else find_engine(config, shape, gpu_memory_gib=gpu_memory_gib),
         updates=tuple(plan_updates(config)),
         publication=publication,
+        shared=plan_shared(config, shape, policy, rollout, gpu_bytes=limit) if config.cluster.colocate else None,
     )
 
 

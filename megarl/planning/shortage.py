@@ -67,7 +67,7 @@ def _most(rooms: Sequence[int], parts: Sequence[Sequence[int]], nodes: Sequence[
 
 
 def _engines_too_large(nodes: Sequence[Node], workers: Workers) -> Iterator[str]:
-    if workers.engines and not any(room(node.free, workers.engine_needs) for node in nodes):
+    if workers.engines and not workers.shared and not any(room(node.free, workers.engine_needs) for node in nodes):
         yield f"one node with {_list(workers.engine_needs)} free for an engine (rollout.tensor {workers.engine_tensor})"
 
 
@@ -75,12 +75,17 @@ def _cpus_too_few(nodes: Sequence[Node], workers: Workers) -> Iterator[str]:
     """Where GPUs, of which there are enough, cannot be used because Ray has no CPU to go with them."""
     if not workers.on_gpu or sum(int(node.free.get("GPU", 0.0)) for node in nodes) < workers.needs["GPU"]:
         return
-    idle = [node for node in nodes if node.free.get("CPU", 0.0) < int(node.free.get("GPU", 0.0))]
+    each = workers.rank_needs["CPU"]
+    idle = [node for node in nodes if node.free.get("CPU", 0.0) < each * int(node.free.get("GPU", 0.0))]
     if idle:
         yield (
-            f"CPU on {_names([node.name for node in idle])}, with fewer of them free than GPU: every policy rank and "
-            "every engine takes one; show Ray more (`ray start --num-cpus`, Slurm's --cpus-per-task)"
+            f"CPU on {_names([node.name for node in idle])}, with fewer of them free than {_for_gpus(each)}: every "
+            "policy rank and every engine takes one; show Ray more (`ray start --num-cpus`, Slurm's --cpus-per-task)"
         )
+
+
+def _for_gpus(each: float) -> str:
+    return "GPU" if each == 1 else f"{each:g} a GPU"
 
 
 def _describe_nodes(nodes: Sequence[Node], *, kinds: Iterable[str]) -> Iterator[str]:

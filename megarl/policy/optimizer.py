@@ -8,6 +8,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
 
 from megarl.config.policy import OptimizerConfig
 
@@ -39,6 +40,11 @@ def wrap_data_parallel(
         DistributedDataParallel(config=chunk.config, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+
+
+def gradient_buffers(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
+    """What holds the gradients of all parameters."""
+    return [buffer.grad_data for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
 
 
 def build_optimizer(

@@ -69,5 +69,15 @@ def _by_sample(batch: PackedSamples, values: MicroBatchScores) -> Iterator[Token
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """Of a rank's GPU, after the rank has given back what it does not need while engines sample."""
+
+    used: int
+    """Bytes that are taken, by whatever process."""
+    reserved: int
+    """Bytes that this rank's allocator holds of them."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss of a micro-batch is NaN or infinite; the message names its samples."""

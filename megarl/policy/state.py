@@ -11,7 +11,7 @@ rate's schedule) and the optimizer's own count since its moments were last forgo
 memory, not copies.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron.core.optimizer import MegatronOptimizer
@@ -20,6 +20,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor, nn
 
 from megarl.checkpoint.staging import StatePiece
+from megarl.config.cluster import Moved
 from megarl.models.global_space import flat_pieces, global_tensors, rank_pieces
 from megarl.models.layout import RankLayout
 from megarl.models.shape import ModelShape
@@ -76,7 +77,10 @@ class RankState:
         layout: RankLayout,
         spec: Spec,
         data: DataPlace,
+        present: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ) -> None:
+        """present: where a tensor's values are to be read, if not in its own memory (`Offload.present`)."""
+        self._present = present
         self._names = {parameter: name for name, parameter in named_parameters(chunks).items()}
         self.weights = shared_parameters(chunks)
         self.reference = None if reference is None else shared_parameters(reference)
@@ -123,8 +127,9 @@ class RankState:
     def reference_pieces(self, name: str) -> Iterator[StatePiece]:
         """Likewise of the reference, which there must be."""
         assert self.reference is not None
+        reference = self._present(self.reference[name])
         for piece in self._placed[name].pieces:
-            view = self.reference[name][piece.local].view(piece.sizes)
+            view = reference[piece.local].view(piece.sizes)
             yield StatePiece(reference_key(piece.key), self._shapes[piece.key], piece.offsets, view)
 
     def share_pieces(self, name: str, share: Share) -> Iterator[StatePiece]:
@@ -143,7 +148,7 @@ class RankState:
             yield from self._flat(name, share, share.moments[moment], moment)
 
     def _flat(self, name: str, share: Share, tensor: Tensor, what: str) -> Iterator[StatePiece]:
-        placed, flat = self._placed[name], tensor.view(-1)
+        placed, flat = self._placed[name], self._present(tensor).view(-1)
         for piece in placed.pieces:
             for part in flat_pieces(piece, placed.entry.shape, start=share.start, size=flat.numel()):
                 view = flat[part.start : part.start + part.num_elements].view(part.sizes)
@@ -170,6 +175,18 @@ class RankState:
             for part in optimizer_parts(self._optimizer)
             for parameter, main, start in _updated(part)
         }
+
+
+def moved_tensors(state: RankState, moved: Collection[Moved]) -> dict[str, list[Tensor]]:
+    """What of a rank's state goes by these names; moments that the optimizer has not made yet are made."""
+    tensors: dict[str, list[Tensor]] = {}
+    if "optimizer" in moved:
+        shares = state.shares().values()
+        tensors["optimizer"] = [share.main.data for share in shares if share.is_copy]
+        tensors["optimizer"] += [share.moments[name] for share in shares for name in MOMENTS]
+    if "reference" in moved:
+        tensors["reference"] = list((state.reference or {}).values())
+    return tensors
 
 
 def deal(sizes: Mapping[str, int], *, ranks: int) -> dict[str, int]:

@@ -121,7 +121,8 @@ def make_offer(
         tensor=config.rollout.tensor,
         transport=publish.transport,
         bucket_bytes=publish.bucket_mib << 20,
-        device="cuda" if device.type == "cuda" else "cpu",
+        # NCCL takes no two ranks on one GPU: what goes to engines on the policy's own goes through host memory.
+        device="cuda" if device.type == "cuda" and not config.cluster.colocate else "cpu",
         staging=publish.staging if device.type == "cuda" else "host",
         delta=publish.delta,
     )

@@ -5,6 +5,7 @@ pipeline stage, first tensor rank) and are None elsewhere.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megarl.checkpoint.manifest import check_model
 from megarl.checkpoint.rank_saver import RankSaver, WrittenPart
 from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.checkpoint.saved import StagedNumbers
+from megarl.config.cluster import Moved
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
@@ -29,17 +31,19 @@ from megarl.parallel.grid import RankGrid
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel
+from megarl.policy.offload import Offload
 from megarl.policy.optimizer import (
     build_optimizer,
     forget_moments,
+    gradient_buffers,
     learning_rate,
     set_learning_rate,
     wrap_data_parallel,
 )
 from megarl.policy.passes import Passes
 from megarl.policy.process import RankPlace, join_policy_group, leave_policy_group
-from megarl.policy.reports import MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
-from megarl.policy.state import DataPlace, RankState
+from megarl.policy.reports import GpuUse, MicroBatchScores, NonFiniteLossError, ScoredMicroBatch, UpdateReport
+from megarl.policy.state import DataPlace, RankState, moved_tensors
 from megarl.policy.token_batches import make_traces, merge_parts
 from megarl.policy.weights import (
     build_chunks,
@@ -94,7 +98,9 @@ class MegatronWorker:
             layout=self._layout,
             spec=layer_spec(),
             data=DataPlace(rank=self._grid.position(place.rank).data, ranks=self._grid.data),
+            present=self._present,
         )
+        self._offload: Offload | None = None
         self._saver = RankSaver(place.rank, timeout_s=config.checkpoint.timeout_s)
         self._objective = ObjectivePasses(
             config.objective,
@@ -111,6 +117,43 @@ class MegatronWorker:
     def _build_chunks(self) -> list[PolicyModel]:
         return build_chunks(self._config, shape=self._shape, layout=self._layout, device=self._device)
 
+    def _present(self, tensor: Tensor) -> Tensor:
+        return tensor if self._offload is None else self._offload.present(tensor)
+
+    def _check_here(self, verb: str) -> None:
+        """RuntimeError while the rank's memory is given back: engines use the GPU, and nothing here may."""
+        if self._offload is not None and self._offload.away:
+            raise RuntimeError(f"policy rank {self._place.rank} cannot {verb}: it has given its memory to the engines")
+
+    def give_way(self, moved: Sequence[Moved]) -> GpuUse | None:
+        """Give gradients back and move the named to host memory, for engines on the same GPU; the weights stay, and
+        can be published, exported and saved. Nothing where that is so already. None without a GPU.
+
+        Raises OffloadError where the host has no room: all of it is still here.
+        """
+        if self._differentiated is not None:
+            raise RuntimeError("give_way before apply_update: gradients that wait for it would be lost")
+        self._optimizer.zero_grad()
+        if self._offload is None:
+            tensors = moved_tensors(self._state, moved)
+            self._offload = Offload(dropped=gradient_buffers(self._ddp), moved=tensors, device=self._device)
+        self._offload.give()
+        if self._device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self._device)
+        return GpuUse(used=total - free, reserved=torch.cuda.memory_reserved(self._device))
+
+    def take_back(self) -> None:
+        """Everything is here again, as it was but for the gradients. OffloadError where the GPU has no room."""
+        if self._offload is not None:
+            self._offload.take()
+
+    def gpu_bytes(self) -> int | None:
+        """Memory of the rank's GPU; None without one."""
+        if self._device.type != "cuda":
+            return None
+        return int(torch.cuda.get_device_properties(self._device).total_memory)
+
     @property
     def _reports(self) -> bool:
         return self._place.rank == self._grid.reporter(self._grid.position(self._place.rank).data)
@@ -118,6 +161,7 @@ class MegatronWorker:
     def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[MicroBatchScores]] | None:
         """Old log-probs and entropies of the response tokens; `hold` keeps the batch for updates, which also need
         the reference's log-probs."""
+        self._check_here("compute log-probs")
         reference = self._reference if hold else None
         flat = iter(self._objective.score(self._chunks, reference, [batch for mini in shard for batch in mini]))
         scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
@@ -130,6 +174,7 @@ class MegatronWorker:
 
         The report traces the tokens of the samples whose id is in `traced`.
         """
+        self._check_here("make an update")
         batches, scores = self._held[index], self._scores[index]
         choices = self._objective.choose(self._chunks, batches, scores, controls, first=index == 0)
         self._prepare_update()
@@ -139,6 +184,7 @@ class MegatronWorker:
     def score_and_differentiate(self, shard: BatchShard, controls: Controls) -> list[list[MicroBatchScores]] | None:
         """What `score` returns, by the forward of the step's only update, for whose gradients `apply_update` waits: no
         weight changes before the caller has seen the scores. Nothing is held."""
+        self._check_here("make an update")
         (batches,) = shard
         self._prepare_update()
         parts, scores = self._objective.score_and_differentiate(self._ddp, self._reference, batches, controls)
@@ -154,6 +200,7 @@ class MegatronWorker:
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
+        self._check_here("make an update")
         self._prepare_update()
         return self._finish_update(self._objective.imitate(self._ddp, batches), batches, traced=range(0))
 
@@ -207,6 +254,7 @@ class MegatronWorker:
 
     def reset_reference(self) -> None:
         """The reference becomes the current weights, and the optimizer's moments start anew (ProRL)."""
+        self._check_here("renew the reference")
         if self._reference is None:
             raise RuntimeError("reset_reference: the objective has no KL, so there is no reference to renew")
         for reference, chunk in zip(self._reference, self._chunks, strict=True):
@@ -236,6 +284,7 @@ class MegatronWorker:
         weights_only: with an optimizer and a schedule that begin, and a reference of these weights. Raises
         CheckpointError, naming file and tensor, where it is not of this model or damaged.
         """
+        self._check_here("read a checkpoint")
         manifest = RunCheckpoint.open(Path(directory)).manifest
         check_model(manifest, self._shape, directory)
         with open_dist_checkpoint(directory, verify=True) as checkpoint:
@@ -286,6 +335,8 @@ class MegatronWorker:
         """Leave the engines and the process groups."""
         self._saver.close()
         self._leave_session()
+        if self._offload is not None:
+            self._offload.close()
         leave_policy_group()
 
 

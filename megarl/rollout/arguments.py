@@ -29,6 +29,7 @@ _FIXED = {
     "skip_tokenizer_init": None,
     "weight_transfer_config": None,
     "worker_extension_cls": None,
+    "enable_sleep_mode": "cluster.colocate",
     "pipeline_parallel_size": None,
     "data_parallel_size": None,
 }
@@ -51,8 +52,11 @@ def check_vllm_overrides(overrides: dict[str, Any]) -> None:
             raise ConfigError(f"rollout.vllm_overrides.{name}: megarl sets this argument itself; {hint}")
 
 
-def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngineArgs":
-    """vLLM's arguments for one engine, overrides last. Raises ConfigError for bad overrides."""
+def build_engine_args(config: RolloutConfig, model: ModelConfig, *, sleeps: bool = False) -> "AsyncEngineArgs":
+    """vLLM's arguments for one engine, overrides last. Raises ConfigError for bad overrides.
+
+    sleeps: it can give its memory back, where this build of vLLM has that.
+    """
     from vllm.config.weight_transfer import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -80,6 +84,7 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig) -> "AsyncEngine
         arguments["kv_cache_memory_bytes"] = int(config.cpu_kv_cache_gib * 2**30) // config.tensor
     else:
         arguments["gpu_memory_utilization"] = config.memory_fraction
+        arguments["enable_sleep_mode"] = sleeps
     return AsyncEngineArgs(**(arguments | config.vllm_overrides))
 
 

@@ -1,6 +1,7 @@
 """One vLLM engine: samples responses with their log-probs, and adopts new weights between generate calls.
 
-Its parts: `engine_state` (what it may do now), `engine_process` (vLLM's processes), `sampling`, `weight_updates`.
+Its parts: `engine_state` (what it may do now), `engine_process` (vLLM's processes), `sampling`, `weight_updates`,
+`sleeping` (turns on shared GPUs).
 Invariants: installing weights waits for running `generate` calls to end and holds back new ones; no process outlives
 `shutdown`.
 """
@@ -16,6 +17,7 @@ from megarl.rollout.engine_process import EXIT_GRACE_S, EngineProcess
 from megarl.rollout.engine_state import EngineState, State
 from megarl.rollout.failures import EngineError
 from megarl.rollout.sampling import Arrived, Sampler
+from megarl.rollout.sleeping import Sleeping
 from megarl.rollout.weight_updates import Adoption, WeightUpdates, worker_call_limit_s
 
 
@@ -30,16 +32,23 @@ class RolloutEngine:
         index: int,
         stop_token_ids: tuple[int, ...],
         log_path: Path | None = None,
+        shares_gpus: bool = False,
     ) -> None:
-        """`index` numbers the engine among config.engines; vLLM's log goes to `log_path` (None: a temporary file)."""
+        """`index` numbers the engine among config.engines; vLLM's log goes to `log_path` (None: a temporary file).
+
+        shares_gpus: it can sleep (cluster.colocate).
+        """
         if not 0 <= index < config.engines:
             raise ValueError(f"engine index {index} is not in 0 .. {config.engines - 1} (rollout.engines)")
         self._state = EngineState(f"engine {index}")
-        self._process = EngineProcess(config=config, model=model, state=self._state, log_path=log_path)
+        self._process = EngineProcess(
+            config=config, model=model, state=self._state, log_path=log_path, shares_gpus=shares_gpus
+        )
         self._sampler = Sampler(config, name=self._state.name, stop_token_ids=tuple(stop_token_ids))
         self._updates = WeightUpdates(
             index=index, state=self._state, process=self._process, call_limit_s=worker_call_limit_s(config)
         )
+        self._sleeping = Sleeping(state=self._state, process=self._process, call_limit_s=worker_call_limit_s(config))
 
     @property
     def state(self) -> State:
@@ -85,6 +94,22 @@ class RolloutEngine:
         """EngineError where it cannot go on: its processes died, or do not answer."""
         self._state.check_ready("go on")
         await self._updates.check()
+
+    async def sleep(self) -> list[int] | None:
+        """Give the GPUs' memory back once running generate calls have ended: weights and KV cache are gone.
+
+        Returns the bytes in use afterwards on every worker's GPU, by whatever process; None on a CPU, where nothing is
+        given back. EngineError where vLLM fails at it.
+        """
+        return await self._sleeping.sleep()
+
+    async def wake_weights(self) -> None:
+        """Memory for weights again, which the next publication fills. EngineError where vLLM fails at it."""
+        await self._sleeping.wake_weights()
+
+    async def wake_cache(self) -> None:
+        """The KV cache again, after the publication: it samples. EngineError where vLLM fails at it."""
+        await self._sleeping.wake_cache()
 
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """Connect every worker to the policy as index x tensor + tensor rank, while the policy's ranks connect too.

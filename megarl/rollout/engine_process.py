@@ -5,12 +5,14 @@ Invariant: no process, and no file of theirs in memory, outlives `end` or a fail
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from megarl.config.base import ConfigError
+from megarl.config.cluster import find_allocator_problem
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.rollout.arguments import build_engine_args
@@ -37,8 +39,19 @@ _log = logging.getLogger(__name__)
 class EngineProcess:
     """An `AsyncLLM`, the processes that it started and their log. Breaks `state` when they cannot go on."""
 
-    def __init__(self, *, config: RolloutConfig, model: ModelConfig, state: EngineState, log_path: Path | None) -> None:
-        """vLLM's log goes to `log_path` (None: a temporary file)."""
+    def __init__(
+        self,
+        *,
+        config: RolloutConfig,
+        model: ModelConfig,
+        state: EngineState,
+        log_path: Path | None,
+        shares_gpus: bool = False,
+    ) -> None:
+        """vLLM's log goes to `log_path` (None: a temporary file). shares_gpus: it must be able to sleep."""
+        self._shares_gpus = shares_gpus
+        self.sleeps = False
+        """Whether it can; known once it has started."""
         self._config, self._model, self._state = config, model, state
         self._log_path = log_path
         self._keeps_log = log_path is not None
@@ -70,9 +83,12 @@ class EngineProcess:
         """Start vLLM's processes and load the checkpoint.
 
         Raises:
-            ConfigError: rollout.vllm_overrides has a name that vLLM does not know or that megarl sets.
+            ConfigError: rollout.vllm_overrides has a name that vLLM does not know or that megarl sets, or the
+                environment keeps an engine from sleeping that has to.
             EngineStartError: with the root cause and what to change; nothing is left running.
         """
+        if self._shares_gpus and (problem := find_allocator_problem(os.environ)):
+            raise ConfigError(problem)
         self._prepare_log()
         self._processes = ChildProcesses()
         building = asyncio.create_task(asyncio.to_thread(self._build))
@@ -109,7 +125,14 @@ class EngineProcess:
         )
 
     def _build(self) -> None:
-        arguments = build_engine_args(self._config, self._model)
+        arguments = build_engine_args(self._config, self._model, sleeps=self._shares_gpus)
+        self.sleeps = arguments.enable_sleep_mode
+        if self._shares_gpus and not self.sleeps:
+            _log.warning(
+                "%s: vLLM's CPU build has no sleep mode, so this engine keeps its memory while the policy trains "
+                "(cluster.colocate); everything else of the turns is the same",
+                self._state.name,
+            )
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._llm = AsyncLLM.from_engine_args(arguments)

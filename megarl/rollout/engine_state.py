@@ -1,6 +1,9 @@
 """What an engine may do now: sample, or change its weights, never both; nothing more once it is broken.
 
 new -> (open) ready -> (updating) updating -> ready ... -> (close) closed; `fail` makes any but a closed one broken.
+
+Beside that, where it shares its GPUs, its memory: awake -> asleep -> blank -> loaded -> awake. It samples only awake; a
+blank one has memory for weights and none in it, and becomes loaded by a publication that came whole.
 """
 
 import asyncio
@@ -11,6 +14,7 @@ from typing import Literal
 from megarl.rollout.failures import EngineError
 
 State = Literal["new", "ready", "updating", "broken", "closed"]
+Memory = Literal["awake", "asleep", "blank", "loaded"]
 
 
 class EngineState:
@@ -20,6 +24,7 @@ class EngineState:
         """name: the engine, for messages."""
         self.name = name
         self.now: State = "new"
+        self.memory: Memory = "awake"
         self.reason = ""
         """Why it is broken."""
         self._running = 0
@@ -40,6 +45,11 @@ class EngineState:
         self.now = "closed"
         await self._notify()
 
+    def check_memory(self, verb: str, *allowed: Memory) -> None:
+        """RuntimeError unless its memory is as it must be: whoever asked has not woken it, or woke it too early."""
+        if self.memory not in allowed:
+            raise RuntimeError(f"{self.name} cannot {verb}: its memory is {self.memory}, not {' or '.join(allowed)}")
+
     def check_ready(self, verb: str) -> None:
         """EngineError unless it is ready."""
         if self.now != "ready":
@@ -51,6 +61,7 @@ class EngineState:
         """Hold off changes of weights, after waiting for one in progress."""
         async with self._changed:
             await self._await_ready("sample")
+            self.check_memory("sample", "awake")
             self._running += 1
         try:
             yield
@@ -59,10 +70,10 @@ class EngineState:
             await self._notify()
 
     @asynccontextmanager
-    async def updating(self) -> AsyncIterator[None]:
+    async def updating(self, verb: str = "adopt weights") -> AsyncIterator[None]:
         """Hold back sampling; `await_idle` says when what runs has ended. Ready again after it, unless it failed."""
         async with self._changed:
-            await self._await_ready("adopt weights")
+            await self._await_ready(verb)
             self.now = "updating"
         try:
             yield

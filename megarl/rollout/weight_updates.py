@@ -52,6 +52,7 @@ class WeightUpdates:
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """See RolloutEngine."""
         self._state.check_ready("connect")
+        self._state.check_memory("connect", "awake", "blank", "loaded")
         await self._forget_version()
         info = endpoint.as_dict() | {"engine_index": self._index}
         await self._call_workers("init_weight_transfer_engine", init_info=info)
@@ -63,6 +64,7 @@ class WeightUpdates:
     async def receive(self, version: int) -> None:
         """Begin to receive `version` beside sampling. TransportError: the connection has ended."""
         self._state.check_ready("receive weights")
+        self._state.check_memory("receive weights", "awake", "blank", "loaded")
         await self._forget_version()
         await self._call_workers("start_weight_update")
         self._receiving = version
@@ -70,6 +72,7 @@ class WeightUpdates:
     async def adopt(self, version: int) -> Adoption:
         """Install what `receive` began to receive; see RolloutEngine."""
         self._state.check_ready("adopt weights")
+        self._state.check_memory("adopt weights", "awake", "blank", "loaded")
         if self._receiving != version:
             raise EngineError(f"{self._state.name} receives weights version {self._receiving}, not {version}")
         self._receiving = None
@@ -83,6 +86,8 @@ class WeightUpdates:
                     raise WeightAdoptionError(f"{self._state.name}: {self._state.reason}") from error
                 raise
             self.version = version
+            if self._state.memory == "blank":
+                self._state.memory = "loaded"
         return adoption
 
     async def _forget_version(self) -> None:

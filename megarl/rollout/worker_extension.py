@@ -7,6 +7,7 @@ fails must leave the engine sampling.
 
 from typing import Any
 
+import torch
 from vllm.logger import init_logger
 
 _log = init_logger(__name__)
@@ -14,6 +15,9 @@ _log = init_logger(__name__)
 
 class WorkerExtension:
     """Mixed into vLLM's worker class by the engine argument `worker_extension_cls`."""
+
+    device: torch.device
+    """vLLM's worker sets it."""
 
     def megarl_call(self, method: str, arguments: dict[str, Any]) -> str | None:
         """Call the worker's own `method`; what went wrong, or None."""
@@ -23,3 +27,8 @@ class WorkerExtension:
             _log.exception("%s failed", method)
             return str(error) or type(error).__name__
         return None
+
+    def megarl_used_bytes(self) -> int:
+        """Bytes in use on this worker's GPU, by whatever process."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free

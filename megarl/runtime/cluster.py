@@ -22,7 +22,7 @@ from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.parallel.device import built_for_cuda
 from megarl.planning.placement import PlacementPlan, by_topology, plan_placement
-from megarl.planning.resources import Node, Workers
+from megarl.planning.resources import Node, Resources, Workers
 from megarl.planning.shortage import ScatteredError, ShortageError
 from megarl.runtime.closing import undisturbed
 from megarl.runtime.leftovers import process_marks
@@ -51,22 +51,30 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Placement:
-    """Bundles of the placement group: one per policy rank, in rank order, then one per engine."""
+    """Bundles of the placement group: one per policy rank, in rank order, then one per engine that has its own."""
 
     group: PlacementGroup
     workers: Workers
+    plan: PlacementPlan
 
     def policy_rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a policy rank."""
-        return self._options(rank, gpus=1)
+        return self._options(rank, self.workers.half if self.workers.shared else self.workers.rank_needs)
 
     def engine(self, index: int) -> dict[str, Any]:
-        """Ray options of an engine."""
-        return self._options(self.workers.ranks + index, gpus=self.workers.engine_tensor)
+        """Ray options of an engine. One that shares GPUs is Ray's half of the first; all of them are reserved."""
+        if self.workers.shared:
+            return self._options(self.plan.engine_ranks[index][0], self.workers.half)
+        return self._options(self.workers.ranks + index, self.workers.engine_needs)
 
-    def _options(self, bundle: int, *, gpus: int) -> dict[str, Any]:
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether policy ranks and engines have GPUs together, which Ray cannot tell them apart."""
+        return self.workers.shared and self.workers.on_gpu
+
+    def _options(self, bundle: int, needs: Resources) -> dict[str, Any]:
         strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle)
-        return {"num_cpus": 1, "num_gpus": gpus if self.workers.on_gpu else 0, "scheduling_strategy": strategy}
+        return {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
 
 
 async def check_cluster(config: RunConfig) -> None:
@@ -137,8 +145,9 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Actors without GPUs must still see CUDA's absence the way the driver does.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    workers = config.parallel.world_size + num_engines
-    local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    # With a GPU beside each rank a place has CPUs for two; without, both take turns on one.
+    workers = Workers.of(config, engines=num_engines, on_gpu=built_for_cuda())
+    local: dict[str, Any] = {} if address else {"num_cpus": int(workers.needs["CPU"]), "include_dashboard": False}
     if not address:
         guard_local_ray()
     if not address and not built_for_cuda():
@@ -171,7 +180,7 @@ def _reserve(config: RunConfig, *, num_engines: int, joined: bool, given_up: thr
         try:
             plan = plan_placement(free, workers)
             if group := _place(plan, free, workers, given_up=given_up):
-                return Placement(group, workers)
+                return Placement(group, workers, plan)
             problem = ConfigError(f"the Ray cluster had room for {workers}, and other jobs or a lost node took it")
         except ShortageError as error:
             problem = error
@@ -225,8 +234,9 @@ def _place(
     plan: PlacementPlan, nodes: Sequence[Node], workers: Workers, *, given_up: threading.Event
 ) -> PlacementGroup | None:
     """The group of the plan's bundles, each on its node; None, and nothing reserved, where they do not come soon."""
-    bundles = [workers.rank_needs] * workers.ranks + [workers.engine_needs] * workers.engines
-    places = [{NODE_ID_LABEL_KEY: nodes[at].ray_id} for at in (*plan.rank_nodes, *plan.engine_nodes)]
+    own = () if workers.shared else plan.engine_nodes
+    bundles = [workers.rank_needs] * workers.ranks + [workers.engine_needs] * len(own)
+    places = [{NODE_ID_LABEL_KEY: nodes[at].ray_id} for at in (*plan.rank_nodes, *own)]
     group = ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=places)
     deadline = time.monotonic() + _RESERVE_TIMEOUT_S
     while not (placed := group.wait(1.0)) and time.monotonic() < deadline and not given_up.is_set():

@@ -16,6 +16,7 @@ from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.rank_saver import WrittenPart
 from megarl.checkpoint.saved import SavedState, StagedNumbers
 from megarl.config.base import ConfigError
+from megarl.config.cluster import Moved
 from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.objective.token_sums import possible_rules
@@ -23,7 +24,8 @@ from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.grid import RankGrid
-from megarl.policy.reports import MicroBatchScores, UpdateReport, scores_by_sample
+from megarl.planning.turns import choose_moved
+from megarl.policy.reports import GpuUse, MicroBatchScores, UpdateReport, scores_by_sample
 from megarl.records import TokenScores, TokenTrace
 from megarl.reshard.seal import new_secret
 from megarl.reshard.session import WeightEndpoint
@@ -34,6 +36,7 @@ from megarl.runtime.failures import Limit, call, call_together
 from megarl.runtime.merging import merge_publish_reports, merge_reports
 from megarl.runtime.roster import Roster
 from megarl.runtime.saving import Outcome, Saving, merge_written, numbers_of, outcome, results
+from megarl.runtime.shared_gpus import UNSET, GpuPlace, find_own_gpu, see_gpus, visible_gpus
 from megarl.runtime.workers import BESIDE, LIVENESS, TellsStacks, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
 from megarl.telemetry.metrics import Metrics
@@ -85,6 +88,12 @@ class PolicyActor(TellsStacks):
             ) from error
         return host, self._listener.getsockname()[1]
 
+    def find_gpu(self) -> GpuPlace:
+        return find_own_gpu()
+
+    def see_gpus(self, visible: str) -> None:
+        see_gpus(visible)
+
     def setup(
         self, master: tuple[str, int], secret: str, optimizer: OptimizerConfig, total_updates: int, reference: bool
     ) -> None:
@@ -126,6 +135,15 @@ class PolicyActor(TellsStacks):
     def reset_reference(self) -> None:
         self._live.reset_reference()
 
+    def give_way(self, moved: Sequence[Moved]) -> GpuUse | None:
+        return self._live.give_way(moved)
+
+    def take_back(self) -> None:
+        self._live.take_back()
+
+    def gpu_bytes(self) -> int | None:
+        return self._live.gpu_bytes()
+
     def open_session(self) -> WeightEndpoint | None:
         return self._live.open_session()
 
@@ -161,19 +179,33 @@ class RayPolicyGroup:
     """All policy ranks as one; implements the loop's `PolicyGroup`."""
 
     def __init__(self, config: RunConfig, directory: RunDirectory, placement: Placement, roster: Roster) -> None:
-        self._config = config
+        self._config, self._placement = config, placement
         self._grid = RankGrid.of(config.parallel)
         # One thread per rank: ranks share the cores where there is no GPU, and a GPU rank needs no more.
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(UNSET if placement.shares_gpus else {})}
 
         def start(rank: int) -> Worker[PolicyActor]:
             name = WorkerName("policy", rank, directory.log_path("policy", rank))
             options = placement.policy_rank(rank)
-            return roster.add(start_worker(name, PolicyActor, options, threads, config, rank, directory.logs))
+            return roster.add(start_worker(name, PolicyActor, options, environment, config, rank, directory.logs))
 
         self._workers = [start(rank) for rank in range(self._grid.world_size)]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
+        self._moved: tuple[Moved, ...] | None = None
+        """What gives way to engines; None until it was asked for."""
         self._limit = Limit(config.policy.call_timeout_s, "policy.call_timeout_s; raise it if the work is that long")
+
+    async def find_gpus(self) -> list[GpuPlace]:
+        """Which GPU every rank has, where engines share them; nothing else was asked of the ranks before. Else none."""
+        if not self._placement.shares_gpus:
+            return []
+        asked = [worker.ask(PolicyActor.find_gpu) for worker in self._workers]
+        places = await self._all(asked, doing="say which GPU it has", limit=self._start_limit)
+        seeing = [
+            worker.ask(PolicyActor.see_gpus, visible_gpus(places, [rank])) for rank, worker in enumerate(self._workers)
+        ]
+        await self._all(seeing, doing="see its node's GPUs", limit=self._start_limit)
+        return places
 
     async def setup(self, *, optimizer: OptimizerConfig, total_updates: int, reference: bool) -> None:
         """Meet, build the model, read the weights."""
@@ -249,6 +281,20 @@ class RayPolicyGroup:
         asked = [worker.ask(PolicyActor.reset_reference) for worker in self._workers]
         await self._all(asked, doing="renew the reference")
 
+    async def give_way(self) -> list[GpuUse | None]:
+        if self._moved is None:
+            asked = [worker.ask(PolicyActor.gpu_bytes) for worker in self._workers]
+            sizes = await self._all(asked, doing="say how much memory its GPU has")
+            self._moved = await asyncio.to_thread(choose_moved, self._config, gpu_bytes=_least(sizes))
+            held = " and ".join(self._moved) or "nothing"
+            _log.info("while engines sample, host memory holds %s of the policy", held)
+        asked_way = [worker.ask(PolicyActor.give_way, self._moved) for worker in self._workers]
+        return await self._all(asked_way, doing="give its memory to the engines")
+
+    async def take_back(self) -> None:
+        asked = [worker.ask(PolicyActor.take_back) for worker in self._workers]
+        await self._all(asked, doing="take its memory back")
+
     async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         asked = [worker.ask(PolicyActor.sft_update, shard) for worker, shard in self._dealt(shards)]
         return self._merge(await self._all(asked, doing="make an update"))
@@ -310,6 +356,12 @@ class RayPolicyGroup:
             if task not in done:
                 task.cancel()
                 _log.warning("%s did not end within %g s", worker, _CLOSE_TIMEOUT_S)
+
+
+def _least(sizes: Sequence[int | None]) -> int | None:
+    """None where there are no GPUs."""
+    known = [size for size in sizes if size is not None]
+    return min(known) if known else None
 
 
 async def _closed(worker: Worker[PolicyActor]) -> None:

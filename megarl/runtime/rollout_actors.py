@@ -24,6 +24,7 @@ from megarl.runtime.leftovers import end_earlier_worker
 from megarl.runtime.merging import merge_adoptions
 from megarl.runtime.restarts import Restarts
 from megarl.runtime.roster import Roster
+from megarl.runtime.shared_gpus import UNSET, GpuPlace, visible_gpus
 from megarl.runtime.streams import in_batches
 from megarl.runtime.workers import LIVENESS, TellsStacks, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
@@ -59,6 +60,7 @@ class RolloutActor(TellsStacks):
             index=index,
             stop_token_ids=stop_token_ids,
             log_path=logs / f"rollout-{index}.log",
+            shares_gpus=config.cluster.colocate,
         )
 
     @ray.method(concurrency_group=LIVENESS)
@@ -93,6 +95,15 @@ class RolloutActor(TellsStacks):
     async def adopt_weights(self, version: int) -> Adoption:
         return await self._engine.adopt_weights(version)
 
+    async def sleep(self) -> list[int] | None:
+        return await self._engine.sleep()
+
+    async def wake_weights(self) -> None:
+        await self._engine.wake_weights()
+
+    async def wake_cache(self) -> None:
+        await self._engine.wake_cache()
+
     async def shutdown(self) -> None:
         await self._engine.shutdown(grace_s=_EXIT_GRACE_S)
 
@@ -101,7 +112,8 @@ class RayRolloutPool:
     """All engines as one; implements the loop's `RolloutPool`.
 
     An engine that died or hangs is replaced in the background: its processes are ended, and a new one is started in its
-    place. Whoever asked it is told by EngineLost, and `restore` returns when all engines run.
+    place. Whoever asked it is told by EngineLost, and `restore` returns when all engines run. While the policy has the
+    GPUs that engines share (from `sleep` on until they are woken or restored) no engine is started on them.
     """
 
     def __init__(
@@ -112,12 +124,17 @@ class RayRolloutPool:
         roster: Roster,
         *,
         stop_token_ids: tuple[int, ...],
+        gpus: Sequence[GpuPlace] = (),
     ) -> None:
+        """gpus: of the policy ranks, where engines share them."""
+
         def start(index: int) -> Worker[RolloutActor]:
             name = WorkerName("rollout", index, directory.log_path("rollout", index))
-            options = placement.engine(index)
+            options, sees = placement.engine(index), {}
+            if gpus:
+                sees = {**UNSET, "CUDA_VISIBLE_DEVICES": visible_gpus(gpus, placement.plan.engine_ranks[index])}
             return roster.add(
-                start_worker(name, RolloutActor, options, {}, config, index, stop_token_ids, directory.logs)
+                start_worker(name, RolloutActor, options, sees, config, index, stop_token_ids, directory.logs)
             )
 
         self._config = config
@@ -129,6 +146,11 @@ class RayRolloutPool:
         """By engine, its replacement under way, or done since the last `restore`."""
         self._unlike_policy: set[int] = set()
         """Engines that were started again and have adopted nothing since: they hold what the run began with."""
+        self._ended: dict[int, asyncio.Event] = {}
+        """Of engines that are replaced: that the processes of the one that was lost are gone."""
+        self._have_room = asyncio.Event()
+        """Engines may be started: the policy does not have the GPUs that they share."""
+        self._have_room.set()
         self._met = False
         """The policy, once: what fails before ends the run as a failed start."""
         self.policy_version = 0
@@ -189,6 +211,34 @@ class RayRolloutPool:
         self._unlike_policy.clear()
         return merge_adoptions(adoptions)
 
+    async def sleep(self) -> list[list[int] | None]:
+        """Every engine's memory is given back: of one that is lost meanwhile because its processes have ended. By
+        engine, the bytes in use afterwards on its workers' GPUs; None of a lost one, and on a CPU."""
+        if self._have_room.is_set():  # else they wait for it
+            await asyncio.gather(*self._replacing.values())
+        self._have_room.clear()
+        return await gather_all(map(self._put_to_sleep, list(self._workers)))
+
+    async def _put_to_sleep(self, worker: Worker[RolloutActor]) -> list[int] | None:
+        try:
+            asked = worker.ask(RolloutActor.sleep)
+            return await self._call(worker, asked, doing="give its memory back", limit=self._weights_limit)
+        except EngineLost as lost:
+            _log.warning("%s. It is started again when the policy has given the GPUs back", lost)
+            await self._ended[worker.name.rank].wait()
+            return None
+
+    async def wake_weights(self) -> None:
+        """Every engine has memory for the weights that the policy is about to publish."""
+        self._have_room.set()
+        asked = [worker.ask(RolloutActor.wake_weights) for worker in self._workers]
+        await self._all(asked, doing="take memory for weights", limit=self._weights_limit)
+
+    async def wake_cache(self) -> None:
+        """Every engine, which has adopted weights, may sample."""
+        asked = [worker.ask(RolloutActor.wake_cache) for worker in self._workers]
+        await self._all(asked, doing="take memory for its cache", limit=self._weights_limit)
+
     async def restore(self) -> int:
         """Return when every engine runs and answers; how many were started again since the last call.
 
@@ -196,6 +246,7 @@ class RayRolloutPool:
             WorkerFailed: an engine cannot be started again, or not any more.
         """
         restarted = 0
+        self._have_room.set()
         while True:
             while self._replacing:
                 await asyncio.gather(*self._replacing.values())
@@ -240,6 +291,7 @@ class RayRolloutPool:
         if self._workers[index] is worker and index not in self._replacing:
             self._count(worker, failure)
             self._unlike_policy.add(index)
+            self._ended[index] = asyncio.Event()
             self._replacing[index] = asyncio.create_task(self._start_again(worker))
 
     def _count(self, worker: Worker[RolloutActor], failure: WorkerFailed) -> None:
@@ -254,6 +306,8 @@ class RayRolloutPool:
             _log.debug("%s: stacks of when it was given up:\n%s", lost, await lost.tell_stacks(()))
         while True:
             await _end(lost)
+            self._ended[index].set()
+            await self._have_room.wait()
             worker = self._workers[index] = self._start(index)
             self._watch.follow(worker)
             try:

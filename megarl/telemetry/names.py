@@ -157,6 +157,10 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     ),
     "timing_s/generate": ("sum", "seconds sampling responses; they are decoded and scored meanwhile"),
     "timing_s/reward": ("sum", "seconds that scoring took beyond the sampling"),
+    "timing_s/sleep": (
+        "sum",
+        "with cluster.colocate: seconds in which engines gave their memory back and the policy took its own",
+    ),
     "timing_s/old_logp": (
         "sum",
         "seconds computing old_logp (trainer, before the first update) and ref_logp, if any; absent where the only "
@@ -165,6 +169,10 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "timing_s/update": ("sum", "seconds in forward, backward and optimizer of all mini-batches"),
     "timing_s/reset_reference": ("sum", "seconds renewing the reference weights"),
     "timing_s/publish": ("sum", "seconds moving the new weights to the engines"),
+    "timing_s/wake": (
+        "sum",
+        "with cluster.colocate: its seconds in which the policy gave its memory back and engines took theirs",
+    ),
     "timing_s/restart": ("sum", "seconds of the two waiting for engines that are started again"),
     "timing_s/publish_pack": (
         "max",
@@ -195,6 +203,10 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
         "share of the sent elements that differ from the publication before (with publish.delta)",
     ),
     "publish/bytes_over_dense": ("mean", "bytes sent over what all elements would have been (with publish.delta)"),
+    "memory/asleep_max_gib": (
+        "max",
+        "GiB of its GPU that the engine kept while it slept which kept most (CUDA with cluster.colocate)",
+    ),
     "perf/tokens_per_s": ("mean", "prompt and response tokens trained on, per second of the whole step"),
     "perf/loop_stall_max": (
         "max",

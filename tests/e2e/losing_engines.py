@@ -2,9 +2,10 @@
 
     python tests/e2e/losing_engines.py "2 generate core-1 SIGKILL, 3 publish actor-0 SIGSTOP" train run.toml
 
-Each: the step; "generate", when the engine has answered and owes more answers, or "publish", when it was told to
-receive; which of its processes, vLLM's core or the actor above it, and of which engine; the signal. The moments are
-places in the driver's calls; everything else is the real program.
+Each: the step; "generate", when the engine has answered and owes more answers, "publish", when it was told to receive,
+or "asleep", when it sleeps and the policy has the GPUs that they share; which of its processes, vLLM's core or the
+actor above it, and of which engine; the signal. The moments are places in the driver's calls; everything else is the
+real program.
 """
 
 import signal
@@ -30,6 +31,7 @@ class Losses:
         from megarl.runtime.rollout_actors import RayRolloutPool
 
         train_step, generate, receive = loop.train_step, RayRolloutPool.generate, RayRolloutPool.receive_weights
+        sleep = RayRolloutPool.sleep
 
         async def follow(step: int, config: Any, parts: Any, **named: Any) -> Any:
             self._step = step
@@ -52,6 +54,12 @@ class Losses:
             await receive(pool, version)
             self._act(pool, "publish", None)
 
+        async def go_to_sleep(pool: Any) -> Any:
+            used = await sleep(pool)
+            self._act(pool, "asleep", None)
+            return used
+
+        RayRolloutPool.sleep = go_to_sleep  # type: ignore[method-assign]
         loop.train_step = follow  # type: ignore[assignment]
         RayRolloutPool.generate = generate_some  # type: ignore[method-assign]
         RayRolloutPool.receive_weights = receive_weights  # type: ignore[method-assign]
