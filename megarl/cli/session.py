@@ -273,6 +273,9 @@ def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, ve
     if outcome.message is not None:
         print(f"\n{outcome.status}: {outcome.message}", flush=True)
     undisturbed = True
+    if verb == "eval":
+        print(f"answers  {shown_path(directory.evaluations)}", flush=True)
+        return undisturbed
     try:
         if directory.metrics_path.is_file() and directory.metrics_path.stat().st_size:
             print()

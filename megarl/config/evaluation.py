@@ -90,9 +90,11 @@ class EvalConfig(Config):
         return self.samples if benchmark.samples is None else benchmark.samples
 
 
-def name_benchmark(text: str, path: str) -> str:
-    """A message about data like data.train's, of the table `path`: it names that instead where it is a benchmark's."""
-    return text.replace("data.train.", f"{path}.") if path.startswith("eval.benchmarks.") else text
+def name_benchmark(text: str, name: str) -> str:
+    """A message about data.train or reward.verifier that is about this benchmark's: it names that instead."""
+    where = f"eval.benchmarks.{name}"
+    text = text.replace("data.train.", f"{where}.data.").replace("reward.verifier", f"{where}.verifier")
+    return text if where in text else f"{where}: {text}"
 
 
 def _check_names(config: EvalConfig) -> Iterator[str]:

@@ -32,7 +32,9 @@ def describe_validation_error(error: ValidationError, schema: type[Config]) -> l
     for detail in error.errors():
         path, section, info = _locate(schema, detail["loc"])
         if detail["type"] == "value_error" and isinstance(detail["ctx"]["error"], ConfigError):
-            found += (("", name_benchmark(text, path)) for text in detail["ctx"]["error"].problems)
+            name = path.removeprefix("eval.benchmarks.").partition(".")[0] if "benchmarks." in path else ""
+            texts = detail["ctx"]["error"].problems
+            found += (("", name_benchmark(text, name) if name else text) for text in texts)
         else:
             text = _describe(detail, path, section, info, schema)
             found.append((text.partition(":")[0], text))  # of a tag the text's path is longer than pydantic's
