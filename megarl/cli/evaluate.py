@@ -62,11 +62,11 @@ def run_eval(
     base: another evaluation to compare with. run: a link that leads to the evaluation's directory, or that directory;
     where it does already, that evaluation goes on.
     """
-    config = _engines_alone(config)
+    goes_on = None if run is None or not run.exists() else _open(run)
+    config = _adapted(config, goes_on)
     model = load_text_inputs(config) if evaluated.is_dist else load_model_inputs(config)
     config = model.pin(config)
     name = str(evaluated.path)
-    goes_on = None if run is None or not run.exists() else _open(run)
     if goes_on is not None:
         wanted = {benchmark: answer_settings(config, benchmark, model=name) for benchmark in config.eval.benchmarks}
         folder = goes_on.directory.evaluations
@@ -101,11 +101,20 @@ def run_eval(
     )
 
 
-def _engines_alone(config: RunConfig) -> RunConfig:
-    """Nobody trains: no policy rank takes a place, and nothing is logged by steps."""
-    parallel = config.parallel.model_copy(update={"world_size": 0, "tensor": 1})
+def _adapted(config: RunConfig, goes_on: Resumed | None) -> RunConfig:
+    """Nothing is logged by steps; an evaluation that goes on shows the day that it began with, where nobody says
+    another."""
     logging = config.logging.model_copy(update={"wandb_project": None, "tensorboard": False})
-    return config.model_copy(update={"parallel": parallel, "logging": logging})
+    data = config.data
+    if data.date is None and goes_on is not None:
+        data = data.model_copy(update={"date": goes_on.before.data.date})
+    return config.model_copy(update={"data": data, "logging": logging})
+
+
+def _engines_alone(config: RunConfig) -> RunConfig:
+    """For the placement: nobody trains, no policy rank takes a place."""
+    parallel = config.parallel.model_copy(update={"world_size": 0, "tensor": 1})
+    return config.model_copy(update={"parallel": parallel})
 
 
 def _open(run: Path) -> _GoesOn:
@@ -156,7 +165,7 @@ async def _engines(
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(_weights(session, config, evaluated))
         with session.reporter.start_up("ray"):
-            cluster = ray_cluster(served, num_engines=served.rollout.engines)
+            cluster = ray_cluster(_engines_alone(served), num_engines=served.rollout.engines)
             placement = await stack.enter_async_context(cluster)
         stop_token_ids, roster = model.stops.token_ids, session.heart.roster
         pool = RayRolloutPool(served, session.directory, placement, roster, stop_token_ids=stop_token_ids)
