@@ -165,10 +165,11 @@ async def _engines(
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(_weights(session, config, evaluated))
         with session.reporter.start_up("ray"):
-            cluster = ray_cluster(_engines_alone(served), num_engines=served.rollout.engines)
+            alone = _engines_alone(served)
+            cluster = ray_cluster(alone, num_engines=alone.rollout.engines)
             placement = await stack.enter_async_context(cluster)
         stop_token_ids, roster = model.stops.token_ids, session.heart.roster
-        pool = RayRolloutPool(served, session.directory, placement, roster, stop_token_ids=stop_token_ids)
+        pool = RayRolloutPool(alone, session.directory, placement, roster, stop_token_ids=stop_token_ids)
         try:
             async with session.heart.explaining():
                 with session.reporter.start_up("vLLM engines"):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Arrived = Callable[[int, Rollout], None]
 """Told, on the event loop, which request has been answered, by its position, and how."""
 
+_NOT_TRAINED_ON = "evaluation"
+
 _STOP_REASONS: dict[str, StopReason] = {"stop": "stop", "length": "length"}
 
 
@@ -71,6 +73,9 @@ class Sampler:
             self._config, seed=request.seed, stop_token_ids=self._stop_token_ids, settings=request.settings
         )
         prompt: Any = {"prompt_token_ids": list(request.prompt)}
+        if request.settings is not None:
+            # Of what it leaves in the prefix cache training finds nothing: its samples are the same without it.
+            prompt["cache_salt"] = _NOT_TRAINED_ON
         output: Any = None
         async for latest in llm.generate(prompt, params, request_id=str(self._num_requests)):
             output = latest

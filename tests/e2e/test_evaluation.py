@@ -38,6 +38,12 @@ def answers(directory: Path, name: str) -> list[dict[str, Any]]:
     return read_answers(directory / f"{name}.parquet").to_pylist()
 
 
+def trained(row: dict[str, float | None]) -> dict[str, float | None]:
+    """What a row says of training: not when, how long, or of benchmarks."""
+    others = ("timestamp", "timing_s/", "perf/", "memory/", "eval/")
+    return {name: value for name, value in row.items() if not name.startswith(others)}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -60,6 +66,12 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
     assert [row["step"] for row in rows if "eval/sums/mean@4" in row] == [0, 2, 3]
     assert [row["step"] for row in rows if "timing_s/eval" in row] == [0, 2, 3]
     assert "<html" in run.report_path.read_text()
+    # Training is what it is without, to the last bit.
+    (tmp_path / "plain").mkdir()
+    run_to_end(tmp_path / "plain", "train", config)
+    plain = read_metrics(RunDirectory.open(tmp_path / "plain" / "runs" / "latest").metrics_path)
+    assert [trained(row) for row in rows[1:]] == [trained(row) for row in plain]
+
     own = run.evaluations / "step-000003"
     assert answers(own, "sums") != answers(run.evaluations / "step-000000", "sums")
     assert read_settings(own / "sums.parquet")["top_p"] == 0.95

@@ -1,6 +1,10 @@
 """What megarl hands to vLLM, checked before anything starts."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,6 +75,24 @@ def test_an_engine_is_asked_for_no_more_than_it_is_made_for() -> None:
     with pytest.raises(ValueError, match=r"request 0 asks for 10 tokens; expected at most 9"):
         sampler.check_prompts([SampleRequest(prompt=(1,), seed=0, settings=settings)])
     sampler.check_prompts([SampleRequest(prompt=(1,), seed=0, settings=replace(settings, max_tokens=9))])
+
+
+def test_an_evaluation_shares_no_prefix_with_training() -> None:
+    """What it leaves in the prefix cache would else be found by training, whose samples it must not change."""
+    prompts: list[dict[str, object]] = []
+
+    class Asked:
+        async def generate(self, prompt: dict[str, object], *_: object, **__: object) -> AsyncIterator[object]:
+            prompts.append(prompt)
+            token = SimpleNamespace(token_ids=[5], logprobs=[{5: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
+            yield SimpleNamespace(outputs=[token])
+
+    settings = SamplingSettings(temperature=1.0, top_p=0.9, max_tokens=4)
+    sampler = Sampler(RolloutConfig(), name="engine 0", stop_token_ids=())
+    requests = [SampleRequest(prompt=(1,), seed=0), SampleRequest(prompt=(1,), seed=0, settings=settings)]
+    llm: Any = Asked()
+    asyncio.run(sampler.sample(llm, requests, version=0))
+    assert prompts == [{"prompt_token_ids": [1]}, {"prompt_token_ids": [1], "cache_salt": "evaluation"}]
 
 
 def test_stop_strings_are_kept_and_need_the_tokenizer() -> None:
