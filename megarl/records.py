@@ -154,11 +154,24 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """How a response is sampled that is not trained on."""
+
+    temperature: float
+    top_p: float
+    """The fewest most probable tokens with this probability together are sampled from."""
+    max_tokens: int
+    """At most those for which the engines are made, rollout.max_response_tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampleRequest:
     """Ask an engine for one response."""
 
     prompt: tuple[int, ...]
     seed: int
+    settings: SamplingSettings | None = None
+    """None: as training samples, from all tokens, by rollout.temperature and max_response_tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -169,7 +182,8 @@ class Rollout(ArrayRecord):
     response: TokenIds
     """Sampled tokens, with the stop token, or the tokens of the stop string, when it stopped there."""
     behavior_logp: Floats = column("float32", per="token")
-    """log p of each response token, temperature applied, under the weights that sampled it (`policy_version`)."""
+    """log p of each response token, temperature applied (and top-p, where `SamplingSettings` have it), under the
+    weights that sampled it (`policy_version`)."""
     stop_reason: StopReason
     policy_version: int
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from megarl.cli.convert_verb import convert
+from megarl.cli.evaluation_verb import evaluate
 from megarl.cli.job_verbs import status, submit
 from megarl.cli.looking_verbs import doctor, plan, report, show, theory
 from megarl.cli.run_again import Given, RunAgain, start_again
@@ -46,6 +47,12 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     sft: (
         "megarl sft configs/quickstart.toml",
         "megarl sft configs/quickstart.toml sft.steps=50 sft.optimizer.lr=2e-5",
+    ),
+    evaluate: (
+        "megarl eval runs/latest",
+        "megarl eval runs/latest configs/benchmarks/math.toml eval.samples=64 --run runs/mine-eval   (again: goes on)",
+        "megarl eval models/Qwen2.5-7B configs/mine.toml configs/benchmarks/math.toml --run runs/base-eval",
+        "megarl eval runs/mine/checkpoints/step-000040 --base runs/base-eval",
     ),
     show: (
         "megarl show configs/quickstart.toml",
@@ -114,8 +121,11 @@ def _megarl(
     return
 
 
+_NAMES: dict[Callable[..., None], str] = {evaluate: "eval"}
+"""Of verbs that Python has a function of that name for."""
+
 for _verb, _lines in _EXAMPLES.items():
-    app.command(epilog=_examples(*_lines))(_verb)
+    app.command(_NAMES.get(_verb), epilog=_examples(*_lines))(_verb)
 
 
 def main() -> None:

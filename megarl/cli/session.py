@@ -274,6 +274,9 @@ def _finish(config: RunConfig, directory: RunDirectory, outcome: _Outcome, *, ve
     """Say how it ended and draw what there is; nothing here changes the outcome. False where a signal came."""
     if outcome.message is not None:
         print(f"\n{outcome.status}: {outcome.message}", flush=True)
+    if verb == "eval":
+        print(f"answers  {shown_path(directory.evaluations)}", flush=True)
+        return True
     undisturbed = True
     try:
         if directory.metrics_path.is_file() and directory.metrics_path.stat().st_size:

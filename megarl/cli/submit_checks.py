@@ -6,8 +6,8 @@ from pathlib import Path
 from megarl.cli.plan import make_plan
 from megarl.cli.plan_config import Planned
 from megarl.cli.preflight import check_files
-from megarl.cli.start_weights import find_start_problems
 from megarl.cli.submit_options import Asked, read_paths
+from megarl.cli.train_checks import find_train_problems
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
@@ -48,7 +48,7 @@ def _check_run(config: RunConfig, *, on_gpu: bool, gpu_gib: float) -> Iterator[s
     if config.cluster.ray_address is not None:
         yield "cluster.ray_address: a job starts Ray on its own nodes; remove it"
     try:
-        check_files(config, find_start_problems(config))
+        check_files(config, find_train_problems(config))
     except ConfigError as error:
         yield from error.problems
         return

@@ -54,11 +54,11 @@ def train(
             "megarl train: expected a CONFIG file or --resume RUN; e.g. megarl train configs/quickstart.toml"
         )
     from megarl.cli.preflight import check_files
-    from megarl.cli.start_weights import find_start_problems
+    from megarl.cli.train_checks import find_train_problems
     from megarl.config.loader import load_config, source_files
 
     run_config = load_config(config, overrides or ())
-    check_files(run_config, find_start_problems(run_config))
+    check_files(run_config, find_train_problems(run_config))
     from megarl.cli.train import run_train
 
     sources = [config, *source_files(overrides or ())]
@@ -70,11 +70,12 @@ def _go_on(
 ) -> int:
     from megarl.cli.preflight import check_files
     from megarl.cli.resume import Arguments, resume
-    from megarl.cli.start_weights import find_start_problems
+    from megarl.cli.train_checks import find_train_problems
 
     arguments = Arguments.of(config, overrides, allowed)
     run_config, resumed = resume(path, arguments, patient=patient)
-    check_files(resumed.placed(run_config), () if resumed.checkpoint else find_start_problems(run_config))
+    problems = find_train_problems(run_config, begins=not resumed.checkpoint)
+    check_files(resumed.placed(run_config), problems)
     from megarl.cli.train import run_train
 
     return run_train(run_config, sources=arguments.sources, resumed=resumed)

@@ -4,14 +4,14 @@ Which fields may change is said at the fields (`facts.MayChange`); all others wo
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megarl.config.base import Config
 from megarl.config.dump import format_value
 from megarl.config.facts import Effect, MayChange
-from megarl.config.fields import iter_fields
+from megarl.config.fields import iter_fields, named_section
 from megarl.config.run import RunConfig
 
 
@@ -90,8 +90,22 @@ def _changes(old: Config, new: Config, prefix: str, inherited: Effect | None) ->
         path = f"{prefix}{name}"
         if isinstance(mine, Config) and type(mine) is type(theirs):
             yield from _changes(mine, theirs, f"{path}.", effect)
+        elif named_section(info.annotation):
+            yield from _named_changes(mine, theirs, f"{path}.", effect)
         else:
             yield ConfigChange(path=path, old=mine, new=theirs, effect=effect)
+
+
+def _named_changes(
+    old: Mapping[str, Config], new: Mapping[str, Config], prefix: str, effect: Effect | None
+) -> Iterator[ConfigChange]:
+    """Of tables under names of the user's choice; one that only one of both has is one value."""
+    for name in dict.fromkeys((*old, *new)):
+        mine, theirs = old.get(name), new.get(name)
+        if mine is not None and theirs is not None:
+            yield from _changes(mine, theirs, f"{prefix}{name}.", effect)
+        else:
+            yield ConfigChange(path=f"{prefix}{name}", old=mine, new=theirs, effect=effect)
 
 
 def _shown(value: Any) -> str:

@@ -64,6 +64,8 @@ def _append_section(lines: list[str], section: Config, path: str, comments: Mapp
         value = getattr(section, name)
         if isinstance(value, Config):
             subsections.append((name, value))
+        elif isinstance(value, dict) and value and all(isinstance(item, Config) for item in value.values()):
+            subsections += [(f"{name}.{format_key(key)}", item) for key, item in value.items()]
         elif value is not None:
             scalars.append(f"{name} = {format_value(value)}")
     body = [f"# {comment}" for comment in comments.get(path, ())] + scalars

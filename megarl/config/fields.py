@@ -1,7 +1,8 @@
 """The schema as a list: every field with its dotted path, type in words, default and documentation.
 
 A tagged union (`data.train`, `reward.verifier`, `objective.advantage`) contributes the fields of all its members
-under one path; `FieldEntry.when` says under which tag a field is valid.
+under one path; `FieldEntry.when` says under which tag a field is valid. Of tables under names of the user's choice
+(`eval.benchmarks`) the fields are listed once, under "NAME".
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ _TYPE_WORDS: dict[Any, str] = {
     tuple: "an array",
     dict: "a table",
 }
+
+
+ANY_NAME = "NAME"
+"""In a path, where the user chooses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,12 @@ def section_types(annotation: Any) -> list[type[Config]]:
     return [found for part in get_args(annotation) for found in section_types(part)]
 
 
+def named_section(annotation: Any) -> type[Config] | None:
+    """The Config class of tables under names of the user's choice: that of `dict[str, BenchmarkConfig]`."""
+    found = section_types(get_args(annotation)[1]) if get_origin(annotation) is dict else []
+    return found[0] if found else None
+
+
 def is_optional_section(info: FieldInfo) -> bool:
     """Whether a field is a table that may be absent: `tis: TruncatedImportance | None`."""
     return bool(section_types(info.annotation)) and NoneType in get_args(info.annotation)
@@ -78,6 +89,8 @@ def iter_fields(section: type[Config], prefix: str = "", when: str | None = None
     for name, info in section.model_fields.items():
         path = f"{prefix}{name}"
         yield FieldEntry(path=path, info=info, when=when)
+        if named := named_section(info.annotation):
+            yield from iter_fields(named, f"{path}.{ANY_NAME}.", when)
         members = section_types(info.annotation)
         for member in members:
             tag = union_tag(member) if len(members) > 1 else None

@@ -3,7 +3,7 @@
 Tables merge key by key, later layers win. Where a layer chooses another member of a tagged union (`kind`, `method`,
 `source`), what files said under the old tag goes: bounds of one clip method mean nothing in another, even where the
 keys have one name. What overrides said stays, since somebody just typed it; where the new member has no such key it is
-an unknown key. `false` for an optional table takes it away.
+an unknown key. `false` for an optional table, or for one under a name of the user's choice, takes it away.
 """
 
 import re
@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from megarl.config.base import Config
-from megarl.config.fields import is_optional_section, section_types, union_tag
+from megarl.config.fields import is_optional_section, named_section, section_types, union_tag
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Stands for a table of tables, one of this class under each name."""
+
+    section: type[Config]
+
+
+_Schemas = Sequence[type[Config] | _Named]
+"""What a table may be: members of a union."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
@@ -60,7 +71,8 @@ class Layers:
         """Set one value; a table replaces the table that was there. Returns (path, value) of what stands in the way
         where a parent is not a table, else None."""
         origin = Origin(override, is_file=False)
-        table, path, sections = self.table, "", [self._schema]
+        table, path = self.table, ""
+        sections: _Schemas = [self._schema]
         for parent in keys[:-1]:
             path, sections = _join(path, parent), _sections_below(sections, parent)
             if parent not in table:
@@ -107,7 +119,7 @@ class Layers:
         table: dict[str, Any],
         path: str,
         layer: Mapping[str, Any],
-        sections: list[type[Config]],
+        sections: _Schemas,
         origin: Origin,
     ) -> None:
         self._switch_member(table, path, layer, sections, origin)
@@ -132,7 +144,7 @@ class Layers:
         table: dict[str, Any],
         path: str,
         layer: Mapping[str, Any],
-        sections: list[type[Config]],
+        sections: _Schemas,
         origin: Origin,
     ) -> None:
         tag = _tag_of(sections)
@@ -166,21 +178,28 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _sections_below(sections: list[type[Config]], key: str) -> list[type[Config]]:
+def _sections_below(sections: _Schemas, key: str) -> _Schemas:
     for section in sections:
+        if isinstance(section, _Named):
+            return [section.section]
         if key in section.model_fields:
-            return section_types(section.model_fields[key].annotation)
+            annotation = section.model_fields[key].annotation
+            named = named_section(annotation)
+            return [_Named(named)] if named else section_types(annotation)
     return []
 
 
-def _is_optional(sections: list[type[Config]], key: str) -> bool:
-    return any(key in section.model_fields and is_optional_section(section.model_fields[key]) for section in sections)
+def _is_optional(sections: _Schemas, key: str) -> bool:
+    return any(
+        isinstance(section, _Named) or (key in section.model_fields and is_optional_section(section.model_fields[key]))
+        for section in sections
+    )
 
 
-def _tag_of(sections: list[type[Config]]) -> tuple[str, Any] | None:
+def _tag_of(sections: _Schemas) -> tuple[str, Any] | None:
     """(key, default) of the tag that tells a union's members, None where there is one section or none."""
     if len(sections) < 2:
         return None
-    tags = [(section, tag) for section in sections if (tag := union_tag(section))]
+    tags = [(one, tag) for one in sections if not isinstance(one, _Named) and (tag := union_tag(one))]
     defaults = [tag[1] for section, tag in tags if not section.model_fields[tag[0]].is_required()]
     return (tags[0][1][0], defaults[0] if defaults else None) if tags else None

@@ -10,12 +10,14 @@ from pydantic.fields import FieldInfo
 
 from megarl.config.base import Config, ConfigError
 from megarl.config.dump import format_value
+from megarl.config.evaluation import name_benchmark
 from megarl.config.fields import (
     describe_choices,
     describe_type,
     is_optional_section,
     is_plain_union,
     iter_fields,
+    named_section,
     section_types,
     union_tag,
 )
@@ -30,7 +32,9 @@ def describe_validation_error(error: ValidationError, schema: type[Config]) -> l
     for detail in error.errors():
         path, section, info = _locate(schema, detail["loc"])
         if detail["type"] == "value_error" and isinstance(detail["ctx"]["error"], ConfigError):
-            found += (("", text) for text in detail["ctx"]["error"].problems)
+            name = path.removeprefix("eval.benchmarks.").partition(".")[0] if "benchmarks." in path else ""
+            texts = detail["ctx"]["error"].problems
+            found += (("", name_benchmark(text, name) if name else text) for text in texts)
         else:
             text = _describe(detail, path, section, info, schema)
             found.append((text.partition(":")[0], text))  # of a tag the text's path is longer than pydantic's
@@ -49,6 +53,10 @@ def _locate(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str, type
             continue
         if info is not None and is_plain_union(info):  # pydantic names the type it tried
             break
+        if info is not None and (named := named_section(info.annotation)) and not candidates:
+            candidates = [named]  # under a name of the user's choice
+            keys.append(str(key))
+            continue
         section = candidates[0] if candidates else None
         info = section.model_fields.get(str(key)) if section else None
         candidates = section_types(info.annotation) if info else []

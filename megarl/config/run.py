@@ -10,6 +10,7 @@ from megarl.config.base import Config, ConfigError, raise_problems
 from megarl.config.checkpoint import CheckpointConfig
 from megarl.config.cluster import ClusterConfig, fill_with_engines
 from megarl.config.data import DataConfig
+from megarl.config.evaluation import EvalConfig
 from megarl.config.facts import MayChange, join_or, tags_where
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.policy import ModelConfig, OptimizerConfig, ParallelConfig, PolicyConfig
@@ -87,7 +88,7 @@ class LoggingConfig(Config):
 
 
 class RunConfig(Config):
-    """One file configures `megarl sft` and `megarl train`; what a verb does not need it does not read."""
+    """One file configures `megarl sft`, `train` and `eval`; what a verb does not need it does not read."""
 
     name: Annotated[str, MayChange()] = Field(pattern=r"^[\w.-]+$")
     """Names the run directory."""
@@ -100,6 +101,7 @@ class RunConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     sft: Annotated[SftConfig | None, MayChange()] = None
+    eval: Annotated[EvalConfig, MayChange()] = EvalConfig()
     checkpoint: Annotated[CheckpointConfig, MayChange()] = CheckpointConfig()
     cluster: Annotated[ClusterConfig, MayChange()] = ClusterConfig()
     logging: Annotated[LoggingConfig, MayChange()] = LoggingConfig()
@@ -112,6 +114,11 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _rules_across_sections(self) -> Self:
         return raise_problems(self, _CHECKS)
+
+    @property
+    def eval_tokens(self) -> int:
+        """Longest response of an evaluation."""
+        return self.eval.max_tokens or self.rollout.max_response_tokens
 
     @property
     def gpus_needed(self) -> int:
@@ -322,6 +329,14 @@ def _check_reward_matches_data(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _check_eval_tokens(config: RunConfig) -> Iterator[str]:
+    if config.eval_tokens > config.rollout.max_response_tokens:
+        yield (
+            f"eval.max_tokens {config.eval_tokens} is above rollout.max_response_tokens "
+            f"{config.rollout.max_response_tokens}, for which the engines are made; raise that, or lower it"
+        )
+
+
 _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_ranks_and_batch,
     _check_sequence,
@@ -337,4 +352,5 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_wrong,
     _check_rules_that_need_updates,
     _check_reward_matches_data,
+    _check_eval_tokens,
 )

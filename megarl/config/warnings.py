@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from megarl.config.data import ReasoningGymData
 from megarl.config.facts import Distance, LargestWeight, marked_fields
 from megarl.config.run import RunConfig
 
@@ -56,9 +57,26 @@ def _idle_gpus(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _benchmarks_of_training_problems(config: RunConfig) -> Iterator[str]:
+    """reasoning-gym makes problem i of seed s from s + i: of neighbouring seeds nearly all problems are the same."""
+    train = config.data.train
+    if not isinstance(train, ReasoningGymData):
+        return
+    for name, data in ((name, benchmark.data) for name, benchmark in config.eval.benchmarks.items()):
+        if not isinstance(data, ReasoningGymData) or (data.task, data.options) != (train.task, train.options):
+            continue
+        shared = min(data.seed + data.size, train.seed + train.size) - max(data.seed, train.seed)
+        if shared > 0:
+            yield (
+                f"eval.benchmarks.{name}.data: {shared} of its {data.size} problems are among those of data.train; "
+                f"a seed from {train.seed + train.size} on has others"
+            )
+
+
 _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _distances_like_ratios,
     _ratios_like_distances,
     _min_lr_unread,
     _idle_gpus,
+    _benchmarks_of_training_problems,
 )

@@ -22,11 +22,20 @@ class Arrivals:
     """The responses of one round: `size` in a row belong to one prompt."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], *, size: int, first: int, step: int, decode: Decode, scorer: Scorer
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        size: int,
+        first: int,
+        step: int,
+        decode: Decode,
+        scorer: Scorer,
+        concluded: Callable[[int, Sequence[RewardItem], Sequence[Score]], None] = lambda *_: None,
     ) -> None:
-        """`first` is the first prompt's position in the step."""
+        """`first` is the first prompt's position in the step. `concluded` is told, on the event loop, of each prompt
+        by its number when all of its responses have their scores."""
         self._prompts, self._size, self._first, self._step = prompts, size, first, step
-        self._decode, self._scorer = decode, scorer
+        self._decode, self._scorer, self._concluded = decode, scorer, concluded
         self._come: list[tuple[int, Rollout]] = []
         self._more = asyncio.Event()
         self._items: list[RewardItem | None] = [None] * (size * len(prompts))
@@ -89,3 +98,4 @@ class Arrivals:
         items = [item for item in self._items[mine] if item is not None]
         verdicts = [verdict for verdict in self._verdicts[mine] if verdict is not None]
         self._scored[number] = (items, self._scorer.conclude(items, verdicts))
+        self._concluded(number, *self._scored[number])

@@ -13,6 +13,7 @@ Who waits for whom, time from left to right:
     driver                      pack|        |checks                              report|
     files       |step before: rollouts, metrics, state|                                 |this step's ...
     checkpoint  |of the step before, where one was due ......|                        |copy|write ...
+    evaluation                                                                         (|engines, rewards|, where due)
 
 Where both have the same GPUs they take turns (`controller.turns`): between the lines above engines sleep and wake.
 
@@ -35,6 +36,7 @@ from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
 from megarl.controller.publication import publish_weights
 from megarl.controller.reporting import StepRecord
+from megarl.controller.run_evaluation import evaluate_after, evaluate_start
 from megarl.controller.sampling import Group, sample_groups
 from megarl.controller.updating import train_on
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
@@ -61,6 +63,8 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
             # The engines have read the weights that the run began with, and have lost them where they slept.
             with parts.reporter.start_up(f"weights of step {reached.step}"):
                 await publish_weights(reached.policy_version, parts)
+        if not reached.step:
+            await evaluate_start(config, parts)
         with ManualCollection() as garbage:
             async with StallWatch() as stalls:
                 while reached.step < config.train.steps:
@@ -84,7 +88,8 @@ async def _train_and_report(
         record = await train_step(step, config, parts, version=version)
         with parts.reporter.phase("write_wait"):
             await parts.reporter.settle()
-    record = replace(record, metrics=record.metrics | stalls.collect())
+    evaluated = await evaluate_after(step, config, parts)
+    record = replace(record, metrics=record.metrics | evaluated | stalls.collect())
     await parts.reporter.report(record)
     # The objects that the responses were go first: all that lives is walked, and everything waits. What waits for the
     # loop has its turn before, between and after.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from megarl.controller.arrivals import Decode
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.engine_losses import EngineLosses
+from megarl.controller.evaluating import Evaluator
 from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.controller.turns import OwnGpus, Turns
@@ -44,6 +45,8 @@ class Parts:
     engine_losses: EngineLosses = field(default_factory=EngineLosses)
     turns: Turns = field(default_factory=OwnGpus)
     """Who has the GPUs when."""
+    evaluator: Evaluator | None = None
+    """None where eval.every_steps is 0."""
 
     @property
     def owners(self) -> Mapping[str, StateOwner]:

@@ -90,6 +90,21 @@ class StepReporter:
         """Directory of the Hugging Face checkpoint of a step."""
         return self._directory.exports / f"step-{step:06d}"
 
+    def evaluation_path(self, step: int) -> Path:
+        """Directory of the answers to benchmarks of the weights after a step."""
+        return self._directory.evaluations / f"step-{step:06d}"
+
+    def weights_name(self, step: int) -> str:
+        """By which those who compare answers know the weights after a step."""
+        return f"run {self._id}, step {step}"
+
+    async def report_start(self, metrics: Metrics) -> None:
+        """What was measured of the weights that the run begins with: a row of step 0, without a line of its own."""
+        await self.settle()
+        values = to_values(metrics | self.spans.collect())
+        self._sinks.log(0, values)
+        self.logged = values
+
     def positions(self) -> dict[str, Any]:
         """JSON-able, between two steps when what was reported is settled: the run's id, and how many bytes its files of
         rows have, which are on the disk then, if the disk takes them."""

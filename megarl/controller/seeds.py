@@ -1,5 +1,6 @@
 """The seeds of a step's samples, all at once: numpy's own makes one at a time, as slowly as a response is decoded."""
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,15 @@ def sample_seeds(seed: int, step: int, positions: Sequence[int], samples: Sequen
             pool[target] = _mix(pool[target], hashed(words))
     seeds: list[int] = _Hash(0x8B51F9DD, 0x58F38DED)(pool[0]).tolist()
     return seeds
+
+
+def evaluation_seeds(seed: int, benchmark: str, problems: Sequence[int], samples: Sequence[int]) -> list[int]:
+    """A 32-bit seed for each (problem, sample) of a benchmark, whoever is asked: `sample_seeds` of step 0, which
+    training has not, with the CRC-32 of the benchmark's name below the seed.
+
+    `problems` are positions in the data set, so that a problem's seeds do not depend on which others are asked.
+    """
+    return sample_seeds(seed << 32 | zlib.crc32(benchmark.encode()), 0, problems, samples)
 
 
 def _mix(one: Words, other: Words) -> Words:

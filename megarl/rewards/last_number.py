@@ -39,6 +39,18 @@ def read_number(answer: str) -> Number:
     return value
 
 
+def read_whole_number(text: str) -> Number | None:
+    """The value of a text that is a number and nothing else; None where it is more, or less."""
+    found = _NUMBER.fullmatch(_spell(text).strip(" \t\n.$"))
+    return _value(found) if found else None
+
+
+def find_last_number(response: str, *, thinking: bool = False) -> Number | None:
+    """The number that `score_last_number` compares; None where there is none."""
+    numbers = _find_numbers(_statement(response, thinking=thinking))
+    return _value(numbers[-1]) if numbers else None
+
+
 def score_last_number(answer: str, response: str, *, thinking: bool = False) -> float:
     """1.0 when the answer's last number equals the ground truth's value, else 0.0.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
+from megarl.records import SamplingSettings
 from megarl.rollout.plugin import BACKEND, WORKER_EXTENSION
 
 if TYPE_CHECKING:
@@ -88,8 +89,15 @@ def build_engine_args(config: RolloutConfig, model: ModelConfig, *, sleeps: bool
     return AsyncEngineArgs(**(arguments | config.vllm_overrides))
 
 
-def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: tuple[int, ...]) -> "SamplingParams":
-    """Pure sampling at the configured temperature: no top-p, no top-k, no penalty; log-probs of sampled tokens.
+def build_sampling_params(
+    config: RolloutConfig,
+    *,
+    seed: int,
+    stop_token_ids: tuple[int, ...],
+    settings: SamplingSettings | None = None,
+) -> "SamplingParams":
+    """Pure sampling at the configured temperature, or by `settings`: no top-k, no penalty, and no top-p but theirs;
+    log-probs of sampled tokens, of the distribution that they were drawn from.
 
     `stop_token_ids` are all that stop, the configuration's included. A stop string's tokens stay in the response; it is
     looked for in the whole text, special tokens spelled out.
@@ -100,10 +108,10 @@ def build_sampling_params(config: RolloutConfig, *, seed: int, stop_token_ids: t
     return SamplingParams(
         n=1,
         seed=seed,
-        temperature=config.temperature,
-        top_p=1.0,
+        temperature=settings.temperature if settings else config.temperature,
+        top_p=settings.top_p if settings else 1.0,
         top_k=0,
-        max_tokens=config.max_response_tokens,
+        max_tokens=settings.max_tokens if settings else config.max_response_tokens,
         stop_token_ids=list(stop_token_ids),
         stop=list(config.stop_strings),
         include_stop_str_in_output=True,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Arrived = Callable[[int, Rollout], None]
 """Told, on the event loop, which request has been answered, by its position, and how."""
 
+_NOT_TRAINED_ON = "evaluation"
+
 _STOP_REASONS: dict[str, StopReason] = {"stop": "stop", "length": "length"}
 
 
@@ -32,12 +34,18 @@ class Sampler:
         self._num_requests = 0
 
     def check_prompts(self, requests: Sequence[SampleRequest]) -> None:
-        """ValueError for a prompt that is empty or longer than rollout.max_prompt_tokens."""
+        """ValueError for a prompt that is empty or longer than rollout.max_prompt_tokens, or a response that may be
+        longer than rollout.max_response_tokens."""
         for position, request in enumerate(requests):
             if not 0 < len(request.prompt) <= self._config.max_prompt_tokens:
                 raise ValueError(
                     f"request {position} has a prompt of {len(request.prompt)} tokens; expected 1 .. "
                     f"{self._config.max_prompt_tokens} (rollout.max_prompt_tokens)"
+                )
+            if request.settings and request.settings.max_tokens > self._config.max_response_tokens:
+                raise ValueError(
+                    f"request {position} asks for {request.settings.max_tokens} tokens; expected at most "
+                    f"{self._config.max_response_tokens} (rollout.max_response_tokens)"
                 )
 
     async def sample(
@@ -61,8 +69,13 @@ class Sampler:
 
     async def _sample_one(self, llm: "AsyncLLM", request: SampleRequest, version: int) -> Rollout:
         self._num_requests += 1
-        params = build_sampling_params(self._config, seed=request.seed, stop_token_ids=self._stop_token_ids)
+        params = build_sampling_params(
+            self._config, seed=request.seed, stop_token_ids=self._stop_token_ids, settings=request.settings
+        )
         prompt: Any = {"prompt_token_ids": list(request.prompt)}
+        if request.settings is not None:
+            # Of what it leaves in the prefix cache training finds nothing: its samples are the same without it.
+            prompt["cache_salt"] = _NOT_TRAINED_ON
         output: Any = None
         async for latest in llm.generate(prompt, params, request_id=str(self._num_requests)):
             output = latest

@@ -25,7 +25,8 @@ _RECORD_HEAD, _RECORD_TAIL = struct.Struct("<QI"), 4
 
 
 def cut_back(run: RunDirectory, *, step: int) -> list[str]:
-    """Leave in the run's files what speaks of steps up to `step` (0: nothing); a line for each thing that was cut.
+    """Leave in the run's files what speaks of steps up to `step`, or nothing where that is 0, not what was measured
+    before the first step either: it is measured again. A line for each thing that was cut.
 
     Checkpoints are none of its business: what is newer than the one to go on from is refused before.
     """
@@ -35,6 +36,7 @@ def cut_back(run: RunDirectory, *, step: int) -> list[str]:
         *_cut_timeline(run.timeline_path, step=step),
         *_remove_files(run.rollouts, step=step),
         *_remove_files(run.exports, step=step),
+        *_remove_files(run.evaluations, step=step),
         *_cut_events(run.tensorboard, step=step),
     ]
 
@@ -49,7 +51,7 @@ def cut_rows(path: Path, *, step: int) -> Iterator[str]:
         for line in file:
             found = _step_of_row(line)
             is_open = not line.endswith(b"\n")
-            if cut or (is_open and found is None) or (found is not None and found > step):
+            if cut or (is_open and found is None) or (found is not None and _is_beyond(found, step)):
                 cut += 1
             else:
                 kept += len(line)
@@ -59,6 +61,10 @@ def cut_rows(path: Path, *, step: int) -> Iterator[str]:
     elif is_open:
         with path.open("ab") as file:
             file.write(b"\n")
+
+
+def _is_beyond(found: int, step: int) -> bool:
+    return found > step or not step
 
 
 def _step_of_row(line: bytes) -> int | None:
@@ -98,7 +104,7 @@ def _remove_files(folder: Path, *, step: int) -> Iterator[str]:
         return
     for path in sorted(folder.iterdir()):
         found = _FILE_STEP.match(path.name)
-        if path.name.endswith(".partial") or (found and int(found[1]) > step):
+        if path.name.endswith(".partial") or (found and _is_beyond(int(found[1]), step)):
             remove_tree(path)
             yield f"{folder.name}/{path.name}"
 

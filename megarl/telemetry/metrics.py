@@ -4,7 +4,7 @@
 mean carries its total and its count, so a mean of means cannot happen; `.value` is taken once, at the end, by whoever
 logs. All types are frozen, picklable and free of tensors.
 
-Which of them a name is stands in `names.MERGES` alone, and `declared` alone makes metrics: of the values of each name
+Which of them a name is says `names.merge_of` alone, and `declared` alone makes metrics: of the values of each name
 what is declared there. `Mean` is besides a number of its own, a sum with its count, that others hold and hand in.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol, Self
 
-from megarl.telemetry.names import MERGES, Merge
+from megarl.telemetry.names import Merge, merge_of
 
 
 class Metric(Protocol):
@@ -178,9 +178,10 @@ def declared(values: Mapping[str, Values]) -> Metrics:
 
 
 def _declared(name: str, values: Values) -> Metric:
-    if name not in MERGES:
+    merge = merge_of(name)
+    if merge is None:
         raise KeyError(f"metric {name!r} is not declared in telemetry/names.py")
-    kind = _TYPES[MERGES[name]]
+    kind = _TYPES[merge]
     if not isinstance(values, Mean):
         return kind.of(values if isinstance(values, Iterable) else [values])
     _refuse_undeclared(name, values)
@@ -217,10 +218,11 @@ def to_values(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
 def _refuse_undeclared(name: str, metric: Metric) -> None:
     """TypeError where the name is declared and the metric is of another type."""
-    if name in MERGES and type(metric) is not (expected := _TYPES[MERGES[name]]):
+    merge = merge_of(name)
+    if merge is not None and type(metric) is not (expected := _TYPES[merge]):
         raise TypeError(
             f"metric {name!r} is a {type(metric).__name__}, but telemetry/names.py declares that it merges as "
-            f'"{MERGES[name]}": make it a {expected.__name__}, as `declared` does'
+            f'"{merge}": make it a {expected.__name__}, as `declared` does'
         )
 
 

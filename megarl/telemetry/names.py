@@ -195,6 +195,7 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
         "sum",
         "seconds between the step before and this one while the policy's state was copied for a checkpoint",
     ),
+    "timing_s/eval": ("sum", "seconds of the evaluation after this step, which are not in timing_s/step"),
     "timing_s/write": ("sum", "seconds writing this step's rollouts, beside the next step"),
     "publish/bytes": ("sum", "bytes of weights that the policy sent to the engines"),
     "publish/messages": ("sum", "messages in which they were sent"),
@@ -218,6 +219,30 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
 
 MERGES: dict[str, Merge] = {name: merge for name, (merge, _) in _DECLARED.items()}
 DESCRIPTIONS: dict[str, str] = {name: text for name, (_, text) in _DECLARED.items()}
+
+_EVALUATION = "eval/"
+
+EVALUATION_MEASURES: dict[str, str] = {
+    "mean@N": "mean over problems of the share of their N responses that are correct",
+    "pass@K": "mean over problems of the probability that one of K responses is correct (unbiased, from N)",
+    "maj@K": "mean over problems of the probability that the most frequent answer of K responses is correct (from N)",
+    "length_mean": "tokens per response",
+    "truncated": "share of responses cut off at eval.max_tokens",
+    "entropy": "minus the mean log-prob per token of the distribution that was sampled from (eval.top_p), nats: an "
+    "estimate of its entropy",
+}
+"""Of `eval/<benchmark>/<measure>`, K and N numbers: each is of the whole evaluation, and merges with nothing."""
+
+
+def evaluation_name(benchmark: str, measure: str) -> str:
+    """The name in metrics.jsonl."""
+    return f"{_EVALUATION}{benchmark}/{measure}"
+
+
+def merge_of(name: str) -> Merge | None:
+    """How the metric merges; None: it is not declared."""
+    return "last" if name.startswith(_EVALUATION) else MERGES.get(name)
+
 
 PHASES: tuple[str, ...] = ("generate", "reward", "old_logp", "update", "publish")
 """The phases of a step in their order; `timing_s/<phase>`. Together they are at most `timing_s/step`."""

@@ -14,6 +14,7 @@
     metrics.jsonl, updates.jsonl, timeline.json, report.html, rollouts/, logs/, figures/
     checkpoints/    what the run goes on from (checkpoint.run_checkpoint)
     hf/             exported weights, a Hugging Face checkpoint each
+    eval/           answers to benchmarks (evaluation.answers): of a run in step-000012/, of `megarl eval` right here
     job             a link to the job that the run is of, where it was submitted (slurm.job_directory)
 
 A run directory is made once and never reused for another run; a run that goes on opens its own again.
@@ -72,7 +73,8 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: RunConfig, *, source: Path | None, verb: str, fragments: Sequence[Path] = ()) -> Self:
-        """Make `<logging.directory>/<name>-<verb>-<UTC time>` and point `latest` beside it there.
+        """Make `<logging.directory>/<name>-<verb>-<UTC time>` and point `latest` beside it there, unless it trains
+        nothing ("eval").
 
         source: the configuration file the user gave, kept word for word; None when there was none. fragments: the
         files laid over it, kept likewise.
@@ -88,7 +90,8 @@ class RunDirectory:
         facts = {"verb": verb, "id": secrets.token_hex(4), "started": started.isoformat(timespec="seconds")}
         run._write_versions(facts | _describe_sources(source, fragments) | collect_versions())
         run.write_state(RunState(status="running"))
-        _point_latest(parent / "latest", run.path.name)
+        if verb != "eval":
+            _point_latest(parent / "latest", run.path.name)
         return run
 
     @classmethod
@@ -129,7 +132,8 @@ class RunDirectory:
         # What may be changed before what is: who dies in between is not asked again.
         self._write_versions(versions | {"went_on": [*versions.get("went_on", ()), facts | collect_versions()]})
         self._replace_config(config, before, step=state.step)
-        _point_latest(self.path.parent / "latest", self.path.name)
+        if versions.get("verb") != "eval":
+            _point_latest(self.path.parent / "latest", self.path.name)
 
     @property
     def run_id(self) -> str:
@@ -183,6 +187,10 @@ class RunDirectory:
     @property
     def exports(self) -> Path:
         return self.path / "hf"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
 
     @property
     def tensorboard(self) -> Path:

@@ -24,7 +24,7 @@ from megarl.parallel.batches import BatchShard, split_by_sample
 from megarl.records import Prompt, Rollout, SampleRequest, Score, TokenScores, TokenTrace
 from megarl.rewards.item import RewardItem, Verdict
 from megarl.rules import Rule
-from megarl.telemetry.metrics import Max, Mean, Metrics
+from megarl.telemetry.metrics import Max, Mean, Metrics, to_values
 from megarl.telemetry.spans import Spans
 
 PROMPTS = [Prompt(index=i, text=f"p{i}", token_ids=(i, i + 1), answer="1") for i in range(6)]
@@ -234,6 +234,18 @@ class Recorder:
 
     def export_path(self, step: int) -> str:
         return f"hf-{step}"
+
+    evaluations = Path("unused")
+
+    def evaluation_path(self, step: int) -> Path:
+        return self.evaluations / f"step-{step:06d}"
+
+    def weights_name(self, step: int) -> str:
+        return f"weights of step {step}"
+
+    async def report_start(self, metrics: Metrics) -> None:
+        self.calls.append("start measured")
+        self.start = to_values(metrics)
 
 
 class Scores:

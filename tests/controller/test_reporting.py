@@ -22,6 +22,7 @@ from megarl.rewards.item import RewardItem, Verdict
 from megarl.telemetry.columns import RL_COLUMNS
 from megarl.telemetry.console import Console
 from megarl.telemetry.garbage import ManualCollection
+from megarl.telemetry.metrics import declared
 from megarl.telemetry.rollouts import RolloutColumns, read_rollouts, write_rollouts
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from megarl.telemetry.sinks import JsonlSink, build_sinks, build_update_sinks
@@ -232,3 +233,17 @@ def test_a_state_of_another_version_tells_where_the_run_is_and_is_no_progress(tm
     assert directory.read_state() == RunState(status="finished", step=4)
     with pytest.raises(ValueError, match=r"progress state has keys \[\], expected \['format', 'owners', 'policy_"):
         RunProgress.from_state(directory.read_state().progress)
+
+
+def test_what_is_measured_at_the_start_is_a_row_of_step_0(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path)
+    with open_reporter(config, directory) as reporter:
+        with reporter.phase("eval", total=3):
+            pass
+        asyncio.run(reporter.report_start(declared({"eval/sums/mean@4": 0.25})))
+        assert reporter.logged["eval/sums/mean@4"] == 0.25
+        assert reporter.evaluation_path(12) == directory.path / "eval" / "step-000012"
+        assert reporter.weights_name(12) == f"run {directory.run_id}, step 12"
+    (row,) = [json.loads(line) for line in directory.metrics_path.read_text().splitlines()]
+    assert (row["step"], row["eval/sums/mean@4"]) == (0, 0.25)
+    assert row["timing_s/eval"] >= 0

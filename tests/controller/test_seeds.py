@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from megarl.controller.seeds import sample_seeds
+from megarl.controller.seeds import evaluation_seeds, sample_seeds
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**63 - 1, 2**100 + 3])
@@ -25,3 +25,15 @@ def test_there_are_seeds_for_no_sample_and_none_of_a_negative_number() -> None:
     assert sample_seeds(0, 1, [], []) == []
     with pytest.raises(ValueError, match="-1 is negative"):
         sample_seeds(-1, 1, [0], [0])
+
+
+def test_a_problem_is_asked_with_its_own_seeds_whichever_others_are_asked() -> None:
+    every = evaluation_seeds(3, "math500", [0, 0, 5, 5], [0, 1, 0, 1])
+    assert evaluation_seeds(3, "math500", [5, 5], [0, 1]) == every[2:]
+    assert len({*every, *evaluation_seeds(3, "gsm8k", [0, 0, 5, 5], [0, 1, 0, 1])}) == 8
+    assert not {*every} & {*evaluation_seeds(4, "math500", [0, 0, 5, 5], [0, 1, 0, 1])}
+
+
+def test_no_step_of_training_has_the_seeds_of_an_evaluation() -> None:
+    trained = [seed for step in range(1, 50) for seed in sample_seeds(0, step, [*range(8)] * 4, [*range(4)] * 8)]
+    assert not {*trained} & {*evaluation_seeds(0, "sums", [*range(8)] * 4, [*range(4)] * 8)}

@@ -1,12 +1,20 @@
 """What megarl hands to vLLM, checked before anything starts."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
+from megarl.records import SampleRequest, SamplingSettings
 from megarl.rollout.arguments import build_engine_args, build_sampling_params, check_vllm_overrides
 from megarl.rollout.environment import bind_threads
+from megarl.rollout.sampling import Sampler
 
 
 @pytest.mark.parametrize(
@@ -51,6 +59,40 @@ def test_sampling_is_pure() -> None:
     assert (params.top_p, params.top_k, params.min_p, params.repetition_penalty) == (1.0, 0, 0.0, 1.0)
     assert params.stop_token_ids == [1, 2]
     assert (params.stop, params.detokenize, params.ignore_eos) == ([], False, True)
+
+
+def test_an_evaluation_samples_as_it_says() -> None:
+    settings = SamplingSettings(temperature=0.5, top_p=0.9, max_tokens=7)
+    config = RolloutConfig(temperature=0.7, max_response_tokens=9, stop_strings=["x"])
+    params = build_sampling_params(config, seed=4, stop_token_ids=(1, 2), settings=settings)
+    assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.5, 0.9, 0, 7)
+    assert (params.seed, params.stop_token_ids, params.stop, params.logprobs) == (4, [1, 2], ["x"], 0)
+
+
+def test_an_engine_is_asked_for_no_more_than_it_is_made_for() -> None:
+    sampler = Sampler(RolloutConfig(max_response_tokens=9), name="engine 0", stop_token_ids=())
+    settings = SamplingSettings(temperature=1.0, top_p=0.9, max_tokens=10)
+    with pytest.raises(ValueError, match=r"request 0 asks for 10 tokens; expected at most 9"):
+        sampler.check_prompts([SampleRequest(prompt=(1,), seed=0, settings=settings)])
+    sampler.check_prompts([SampleRequest(prompt=(1,), seed=0, settings=replace(settings, max_tokens=9))])
+
+
+def test_an_evaluation_shares_no_prefix_with_training() -> None:
+    """What it leaves in the prefix cache would else be found by training, whose samples it must not change."""
+    prompts: list[dict[str, object]] = []
+
+    class Asked:
+        async def generate(self, prompt: dict[str, object], *_: object, **__: object) -> AsyncIterator[object]:
+            prompts.append(prompt)
+            token = SimpleNamespace(token_ids=[5], logprobs=[{5: SimpleNamespace(logprob=-1.0)}], finish_reason="stop")
+            yield SimpleNamespace(outputs=[token])
+
+    settings = SamplingSettings(temperature=1.0, top_p=0.9, max_tokens=4)
+    sampler = Sampler(RolloutConfig(), name="engine 0", stop_token_ids=())
+    requests = [SampleRequest(prompt=(1,), seed=0), SampleRequest(prompt=(1,), seed=0, settings=settings)]
+    llm: Any = Asked()
+    asyncio.run(sampler.sample(llm, requests, version=0))
+    assert prompts == [{"prompt_token_ids": [1]}, {"prompt_token_ids": [1], "cache_salt": "evaluation"}]
 
 
 def test_stop_strings_are_kept_and_need_the_tokenizer() -> None:

@@ -63,6 +63,21 @@ def test_what_is_beyond_the_step_goes_and_the_rest_stays_as_it_is(step: int, tmp
     assert cut_back(run, step=step) == []  # nothing is left to cut
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_evaluations_beyond_the_step_go_and_a_run_that_starts_over_has_none(step: int, tmp_path: Path) -> None:
+    """That of the weights which the run began with has a row of step 0."""
+    run = make_run(tmp_path)
+    rows = run.metrics_path.read_bytes()
+    run.metrics_path.write_bytes(b'{"step": 0, "eval/sums/mean@4": 0.5}\n' + rows)
+    for number in (0, 2):
+        (run.evaluations / f"step-{number:06d}" / "sums.parts").mkdir(parents=True)
+        (run.evaluations / f"step-{number:06d}" / "other.parquet").write_text("rows")
+    cut_back(run, step=step)
+    assert steps_of(run.metrics_path) == (list(range(step + 1)) if step else [])
+    kept = [f"step-{number:06d}" for number in (0, 2) if number <= step] if step else []
+    assert sorted(path.name for path in run.evaluations.iterdir()) == kept
+
+
 def test_the_timeline_goes_on_after_it_was_cut(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     cut_back(run, step=2)

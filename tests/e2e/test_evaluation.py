@@ -1,0 +1,97 @@
+"""The same weights inside a run, as its export and as its checkpoint: the same answers, the same numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megarl.evaluation.answers import read_answers, read_settings
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import read_metrics
+from tests.e2e.configuration import write_tiny_config
+from tests.e2e.processes import Megarl
+
+TIMEOUT_S = 400
+BENCHMARKS = """
+[eval]
+every_steps = 2
+samples = 4
+[eval.benchmarks.sums]
+data = { source = "reasoning_gym", task = "chain_sum", size = 6, seed = 1000, options = OPTIONS }
+[eval.benchmarks.words]
+samples = 2
+data = { source = "file", path = "PATH", layout = "prompt_answer" }
+"""
+
+
+def run_to_end(cwd: Path, *arguments: str | Path) -> str:
+    """What `megarl ...` has printed; it leaves nothing behind."""
+    with Megarl(*arguments, cwd=cwd) as command:
+        code = command.wait(TIMEOUT_S)
+        assert code == 0, command.text
+        assert command.leftovers() == []
+        return command.text
+
+
+def answers(directory: Path, name: str) -> list[dict[str, Any]]:
+    return read_answers(directory / f"{name}.parquet").to_pylist()
+
+
+def trained(row: dict[str, float | None]) -> dict[str, float | None]:
+    """What a row says of training: not when, how long, or of benchmarks."""
+    others = ("timestamp", "timing_s/", "perf/", "memory/", "eval/")
+    return {name: value for name, value in row.items() if not name.startswith(others)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_model_dir: Path) -> None:
+    problems = tmp_path / "words.jsonl"
+    problems.write_text(
+        "".join(json.dumps({"prompt": f"What is {n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(5))
+    )
+    fragment = tmp_path / "benchmarks.toml"
+    options = "{ max_terms = 2, max_digits = 1 }"
+    fragment.write_text(BENCHMARKS.replace("PATH", str(problems)).replace("OPTIONS", options))
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    text = run_to_end(tmp_path, "train", config, fragment, "checkpoint.every_steps=3")
+    run = RunDirectory.open(tmp_path / "runs" / "latest")
+    assert "eval   step 3: sums: mean@4" in text
+
+    # Before the first step, after every second one and after the last; in the rows of those steps.
+    assert sorted(path.name for path in run.evaluations.iterdir()) == ["step-000000", "step-000002", "step-000003"]
+    rows = read_metrics(run.metrics_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert [row["step"] for row in rows if "eval/sums/mean@4" in row] == [0, 2, 3]
+    assert [row["step"] for row in rows if "timing_s/eval" in row] == [0, 2, 3]
+    assert "<html" in run.report_path.read_text()
+    # Training is what it is without, to the last bit.
+    (tmp_path / "plain").mkdir()
+    run_to_end(tmp_path / "plain", "train", config)
+    plain = read_metrics(RunDirectory.open(tmp_path / "plain" / "runs" / "latest").metrics_path)
+    assert [trained(row) for row in rows[1:]] == [trained(row) for row in plain]
+
+    own = run.evaluations / "step-000003"
+    assert answers(own, "sums") != answers(run.evaluations / "step-000000", "sums")
+    assert read_settings(own / "sums.parquet")["top_p"] == 0.95
+
+    base = run.evaluations / "step-000000"
+    told = run_to_end(tmp_path, "eval", run.path, "--base", base, "--run", tmp_path / "export")
+    run_to_end(tmp_path, "eval", run.checkpoints / "step-000003", "--run", tmp_path / "checkpoint")
+    for link in ("export", "checkpoint"):
+        directory = tmp_path / link / "eval"
+        for name in ("sums", "words"):
+            assert answers(directory, name) == answers(own, name), (link, name)
+        numbers = json.loads((directory / "results.json").read_text())["benchmarks"]
+        assert numbers == json.loads((own / "results.json").read_text())["benchmarks"]
+    assert not (tmp_path / "checkpoint" / "converted").exists()
+    assert RunDirectory.open(tmp_path / "runs" / "latest").path == run.path
+    assert "against base" in told
+    compared = json.loads((tmp_path / "export" / "eval" / "results.json").read_text())["against_base"]
+    assert set(compared) == {"sums", "words"}
+
+    # All is there: no engine starts.
+    again = run_to_end(tmp_path, "eval", run.path, "--run", tmp_path / "export")
+    assert "nothing is sampled" in again
+    assert "vLLM engines" not in again
