@@ -206,6 +206,7 @@ def test_the_time_that_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     file = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
