@@ -180,13 +180,14 @@ def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFi
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("gpus", [0, 2, 3, 8])
+@pytest.mark.parametrize("gpus", [0, 1, 2, 3, 8])
 def test_runs_are_placed_on_the_gpus_that_there_are(gpus: int) -> None:
     for tensor in (1, 2):
         overrides = rl_run.placement(gpus, tensor=tensor)
         config = load_config(rl_run.CONFIG, overrides)
         if gpus:
             assert config.gpus_needed <= gpus
+            assert config.cluster.colocate == (gpus == 1)
             assert config.parallel.tensor == (tensor if gpus > tensor else 1)
 
 
