@@ -180,13 +180,14 @@ def test_bad_arguments(arguments: list[str], said: str, capsys: pytest.CaptureFi
     assert said in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("gpus", [0, 2, 3, 8])
+@pytest.mark.parametrize("gpus", [0, 1, 2, 3, 8])
 def test_runs_are_placed_on_the_gpus_that_there_are(gpus: int) -> None:
     for tensor in (1, 2):
         overrides = rl_run.placement(gpus, tensor=tensor)
         config = load_config(rl_run.CONFIG, overrides)
         if gpus:
             assert config.gpus_needed <= gpus
+            assert config.cluster.colocate == (gpus == 1)
             assert config.parallel.tensor == (tensor if gpus > tensor else 1)
 
 
@@ -206,6 +207,7 @@ def test_the_time_that_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_part_runs_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     file = tmp_path / "found.json"
     monkeypatch.setattr(sys, "argv", ["gpu_check.py"])
