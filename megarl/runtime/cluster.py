@@ -69,7 +69,7 @@ class Placement:
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether policy ranks and engines have GPUs together, which Ray cannot tell them apart."""
+        """Whether a policy rank and an engine have one GPU together (`runtime.shared_gpus`)."""
         return self.workers.shared and self.workers.on_gpu
 
     def _options(self, bundle: int, needs: Resources) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import time
 
 import ray
 
+from megarl.runtime.shared_gpus import GpuPlace, find_own_gpu
 from megarl.runtime.workers import LIVENESS, TellsStacks
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.stacks import hear_stack_requests
@@ -36,6 +37,20 @@ class Sleeper(TellsStacks):
     def fail(self, seconds: float) -> None:
         time.sleep(seconds)
         raise RuntimeError("the peer did not come")
+
+
+class Seeing(TellsStacks):
+    """Says which GPUs it has, as Ray tells it, and which CUDA would show it."""
+
+    @ray.method(concurrency_group=LIVENESS)
+    def answer(self) -> ProcessMark:
+        return ProcessMark.of(os.getpid())
+
+    def find_gpu(self) -> GpuPlace:
+        return find_own_gpu()
+
+    def visible(self) -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 class Busy(TellsStacks):
