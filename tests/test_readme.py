@@ -34,6 +34,7 @@ case "$verb" in
   # Its options are read; a clone has nothing to convert.
   convert) "{python}" -m megarl.cli.main convert "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
+  eval) "{python}" -m megarl.cli.main eval "$@" 2>&1 | grep -q "expected a checkpoint's directory, found nothing at"; exit $? ;;
   status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"

@@ -12,7 +12,7 @@ import pytest
 
 from megarl.slurm.queue import try_script
 from megarl.slurm.script import render_script
-from tests.cluster.submitted import STEPS, Submitted, megarl, policy_networks
+from tests.cluster.submitted import STEPS, TIMEOUT_S, Submitted, megarl, policy_networks
 from tests.cluster.two_nodes import BRIDGE, TwoNodes, describe_missing, run
 from tests.slurm.jobs import make_job
 
@@ -170,7 +170,7 @@ def test_four_cells_two_at_a_time(cluster: TwoNodes, model: Path, tmp_path: Path
         most = max(most, states.count("RUNNING"))
         return states.count("COMPLETED") == 4
 
-    job.wait(cluster, all_over, "all four are done")
+    job.wait(cluster, all_over, "all four are done", timeout_s=2 * TIMEOUT_S)
     assert most == 2
     runs = [job.cell(index).run for index in range(4)]
     assert [found.read_state().status for found in runs] == ["finished"] * 4
