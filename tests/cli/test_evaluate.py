@@ -188,3 +188,10 @@ def test_engines_have_the_gpus_to_themselves(tmp_path: Path, colocate: str) -> N
     assert workers.needs == {"CPU": 2.0, "GPU": 4.0}
     plan = plan_placement([Node("n0", {"CPU": 8.0, "GPU": 4.0})], workers)
     assert (plan.rank_nodes, plan.engine_nodes) == ((), (0, 0))
+
+
+def test_an_override_with_a_path_needs_no_file_before_it(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """The run's own configuration is taken; what is refused then is said of the override."""
+    run = make_run(tmp_path, tiny_model_dir, 2)
+    result = CliRunner().invoke(app, ["eval", str(run.path), f"logging.directoy={tmp_path}/x"])
+    assert "logging.directoy: unknown key; did you mean logging.directory?" in str(result.exception)
