@@ -112,9 +112,10 @@ def _adapted(config: RunConfig, goes_on: Resumed | None) -> RunConfig:
 
 
 def _engines_alone(config: RunConfig) -> RunConfig:
-    """For the placement: nobody trains, no policy rank takes a place."""
+    """Nobody trains: no policy rank takes a place, or has GPUs that engines could share."""
     parallel = config.parallel.model_copy(update={"world_size": 0, "tensor": 1})
-    return config.model_copy(update={"parallel": parallel})
+    cluster = config.cluster.model_copy(update={"colocate": False})
+    return config.model_copy(update={"parallel": parallel, "cluster": cluster})
 
 
 def _open(run: Path) -> _GoesOn:

@@ -40,7 +40,7 @@ def load_theory(path: Path | None, arguments: Sequence[str]) -> TheoryConfig:
     Without CONFIG the command line has the first override in its place, which is told by its "=".
     Raises ConfigError with all problems.
     """
-    if path is not None and "=" in path.name and not path.exists():
+    if path is not None and is_override(str(path)) and not path.exists():
         path, arguments = None, [str(path), *arguments]
     return load_section(path, arguments, TheoryConfig)
 
@@ -79,6 +79,12 @@ def find_replacements(path: Path, arguments: Sequence[str]) -> list[Replacement]
 def is_fragment(argument: str) -> bool:
     """Whether an argument after CONFIG names a file and not an override."""
     return argument.endswith(".toml") and "=" not in argument
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument in CONFIG's place reads as a.b=value, whatever the value: model.path=/models/x too."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and _OVERRIDE_KEY.fullmatch(key.strip()) is not None
 
 
 def source_files(arguments: Sequence[str]) -> list[Path]:

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megarl.cli.benchmarks import load_benchmarks
+from megarl.cli.evaluate import _engines_alone
 from megarl.cli.evaluated_model import check_evaluation, find_evaluated, load_evaluation
 from megarl.cli.evaluation_base import find_base
 from megarl.cli.inputs import load_text_inputs
@@ -15,6 +16,8 @@ from megarl.cli.train_checks import find_train_problems
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
+from megarl.planning.placement import plan_placement
+from megarl.planning.resources import Node, Workers
 from megarl.telemetry.run_directory import RunDirectory
 from tests.config.text import SMALL, write_config
 from tests.evaluation.answers import write_answers
@@ -167,3 +170,28 @@ def test_answers_to_other_questions_are_left_alone(tmp_path: Path, tiny_model_di
     trained = RunDirectory.create(loaded, source=None, verb="train")
     result = CliRunner().invoke(app, ["eval", str(tiny_model_dir), str(config), "--run", str(trained.path)])
     assert "it leads to a run of `megarl train`" in str(result.exception)
+
+
+@pytest.mark.parametrize("colocate", ["true", "false"])
+def test_engines_have_the_gpus_to_themselves(tmp_path: Path, colocate: str) -> None:
+    config = load_config(
+        write_config(tmp_path, SMALL + BENCHMARK),
+        [
+            "parallel.world_size=4",
+            "parallel.tensor=2",
+            "rollout.engines=2",
+            "rollout.tensor=2",
+            f"cluster.colocate={colocate}",
+        ],
+    )
+    workers = Workers.of(_engines_alone(config), engines=2, on_gpu=True)
+    assert workers.needs == {"CPU": 2.0, "GPU": 4.0}
+    plan = plan_placement([Node("n0", {"CPU": 8.0, "GPU": 4.0})], workers)
+    assert (plan.rank_nodes, plan.engine_nodes) == ((), (0, 0))
+
+
+def test_an_override_with_a_path_needs_no_file_before_it(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """The run's own configuration is taken; what is refused then is said of the override."""
+    run = make_run(tmp_path, tiny_model_dir, 2)
+    result = CliRunner().invoke(app, ["eval", str(run.path), f"logging.directoy={tmp_path}/x"])
+    assert "logging.directoy: unknown key; did you mean logging.directory?" in str(result.exception)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megarl.config.base import ConfigError
-from megarl.config.loader import load_config
+from megarl.config.loader import is_override, load_config
 from megarl.config.run import RunConfig
 from tests.config.text import SMALL, problems_of, write_config
 
@@ -230,3 +230,8 @@ def test_an_array_says_of_what(tmp_path: Path) -> None:
     )
     assert "expected an array of strings" in strings
     assert "expected an array of integers" in integers
+
+
+def test_an_override_in_the_place_of_the_file_is_told_by_its_key() -> None:
+    assert all(map(is_override, ("train.steps=3", "model.path=/models/x", "logging.directory=runs/a=b", "name=")))
+    assert not any(map(is_override, ("configs/a.toml", "runs/lr=3/config.toml", "=3", "a b=3", "train.steps")))
