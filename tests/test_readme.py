@@ -31,10 +31,9 @@ case "$verb" in
   train | sft) verb=show ;;
   doctor) [ -n "$WHOLE" ] || verb=show ;;
   theory) [ -n "$WHOLE" ] || exit 0 ;;
-  # Its options are read; a clone has nothing to convert.
-  convert) "{python}" -m megarl.cli.main convert "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
+  # Their options are read; a clone has nothing to convert or to ask.
+  convert | eval) "{python}" -m megarl.cli.main "$verb" "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
-  eval) "{python}" -m megarl.cli.main eval "$@" 2>&1 | grep -q "expected a checkpoint's directory, found nothing at"; exit $? ;;
   status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"
