@@ -75,10 +75,15 @@ def describe_ending(place: RunOfJob, attempt: Attempt, *, asked: bool) -> Attemp
     step = state.step if state is not None else attempt.from_step
     code = _read_code(logs / "trainer.exit")
     text = (state.message if state is not None else None) or ""
-    ending = _find_ending(code, unfit=bool(unfit), asked=asked or _saved_by_clock(place, text))
-    if ending == "unfit":
+    ending = _find_ending(
+        code,
+        unfit=bool(unfit),
+        began=(logs / "trainer.pid").exists(),
+        asked=asked or _saved_by_clock(place, text),
+    )
+    if unfit:
         text = "; ".join(f"{node}: {reason}" for node, reason in unfit.items())
-    elif ending in ("crashed", "refused") and not text:
+    elif ending in ("crashed", "refused", "unfit") and not text:
         text = _describe_silence(logs, code)
     return replace(attempt, ending=ending, ended_s=time.time(), step=step, text=text or ending, unfit=tuple(unfit))
 
@@ -91,7 +96,7 @@ def _state_of(place: RunOfJob, attempt: Attempt) -> RunState | None:
     return run.read_state()
 
 
-def _find_ending(code: int | None, *, unfit: bool, asked: bool) -> Ending:
+def _find_ending(code: int | None, *, unfit: bool, began: bool, asked: bool) -> Ending:
     if unfit:
         return "unfit"
     if code == 0:
@@ -100,6 +105,8 @@ def _find_ending(code: int | None, *, unfit: bool, asked: bool) -> Ending:
         return "refused"
     if asked and code in (None, _EXIT_INTERRUPTED):
         return "time limit"
+    if code is None and not began:
+        return "unfit"
     return "stopped" if code == _EXIT_INTERRUPTED else "crashed"
 
 

@@ -4,7 +4,8 @@
     time limit          asked to save before the time limit: the next attempt follows at once
     stopped             by a person: nothing follows
     refused             the configuration cannot work: nothing follows, however often it is tried
-    crashed, unfit      a pause, longer each time, then the next attempt; for unfit nodes on others
+    crashed, unfit      a pause, longer each time, then the next attempt. unfit: nodes did not pass their check, without
+                        which it goes on, or Ray did not start over them; the run is not to blame
     lost                nobody could say how it ended (node lost, preempted, requeued): Slurm itself starts the next
 
 An attempt that crashes at the step and in the way of the crash before it is the last: a third would not do better. So

@@ -105,9 +105,7 @@ class Submitted:
         assert self.state() == "COMPLETED", self.logs()
         assert self.run.read_state().status == "finished"
 
-    def wait(
-        self, cluster: TwoNodes, happened: Callable[[], bool], what: str, *, timeout_s: float = TIMEOUT_S
-    ) -> None:
+    def wait(self, cluster: TwoNodes, happened: Callable[[], bool], what: str, *, timeout_s: float = TIMEOUT_S) -> None:
         try:
             cluster.wait_for(happened, timeout_s, what)
         except AssertionError as error:

@@ -77,7 +77,7 @@ def test_a_silent_end_is_described_by_the_last_words_of_the_nodes(place: RunOfJo
     leave(place, 0, code=None, began=False)
     (place.logs(0) / "n1.log").write_text("On head node.\nFailed to start Ray: port 10000 is in use\n\n")
     ended = describe_ending(place, place.read_attempts()[-1], asked=False)
-    assert ended.ending == "crashed"
+    assert ended.ending == "unfit"
     assert ended.text.splitlines() == [
         "the trainer did not begin: the check of a node, or the start of Ray, did not end well",
         "n1: On head node.",
