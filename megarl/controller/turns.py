@@ -9,7 +9,8 @@ engine samples before every one has adopted what the policy published: asleep th
 What goes wrong: an engine that dies or hangs asleep, or while it is put to sleep, is started again when the policy has
 given way, before the publication, which is for all engines then; one that is lost while it wakes or adopts likewise,
 and the publication is repeated from the policy (`controller.publication`). Where the policy cannot give its memory, or
-take it back, or an engine keeps too much of it, the run ends with that, and can go on from its newest checkpoint.
+take it back, or an engine keeps too much of it, the run ends with that, and goes on from its newest checkpoint in fresh
+processes where it saves itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,10 @@ from typing import Protocol
 from megarl.controller.protocols import PolicyGroup, RolloutPool
 from megarl.controller.reporting import StepReporter
 from megarl.policy.reports import GpuUse
+from megarl.rollout.failures import ResidualMemoryError
 from megarl.telemetry.metrics import Metrics, declared
 
 GIB = 1 << 30
-
-
-class ResidualMemoryError(RuntimeError):
-    """Engines that sleep keep more of a GPU than they may."""
 
 
 class Turns(Protocol):

@@ -55,6 +55,10 @@ class EngineError(RuntimeError):
     """An engine cannot sample any more; the text names the cause."""
 
 
+class ResidualMemoryError(RuntimeError):
+    """Engines that sleep keep more of a GPU than they may: a new process has none of what has grown there."""
+
+
 class EngineLost(RuntimeError):
     """An engine died or hangs, and another is being started in its place; the text says why. What was asked of it is
     not done, and the new one has no weights of the policy yet."""

@@ -12,7 +12,7 @@ import ray.exceptions
 from megarl.config.base import ConfigError
 from megarl.policy.reports import NonFiniteLossError
 from megarl.reshard.signals import TransportError
-from megarl.rollout.failures import EngineError, EngineLost
+from megarl.rollout.failures import EngineError, EngineLost, ResidualMemoryError
 from megarl.runtime.workers import Worker
 from megarl.telemetry.logs import tail
 
@@ -50,13 +50,14 @@ class EngineBroken(WorkerFailed):
 
 def is_machine_fault(error: BaseException) -> bool:
     """Whether a run that this has ended may get further when it is started again: a worker is gone, hangs, or cannot
-    reach another one; Ray itself failed; or a worker met an error of torch, CUDA, NCCL, gloo, vLLM or a device.
+    reach another one; sleeping engines keep too much of a GPU; Ray itself failed; or a worker met an error of torch,
+    CUDA, NCCL, gloo, vLLM or a device.
 
     Not what the same step would meet again, which is everything else: a configuration, a loss that is not finite, an
     error of the program, a full disk, a reward function that raises.
     """
     match error:
-        case WorkerDied() | TransportError() | EngineLost():
+        case WorkerDied() | TransportError() | EngineLost() | ResidualMemoryError():
             return True
         case WorkerFailed():
             cause = getattr(error.__cause__, "cause", None)  # what Ray brought from the worker

@@ -13,14 +13,14 @@ import pytest
 
 from megarl.config.run import RunConfig
 from megarl.controller.protocols import Arrived
-from megarl.controller.turns import GIB, ResidualMemory, ResidualMemoryError, SharedGpus
+from megarl.controller.turns import GIB, ResidualMemory, SharedGpus
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard
 from megarl.policy.reports import GpuUse
 from megarl.records import Rollout, SampleRequest, TokenScores, TokenTrace
 from megarl.reshard.signals import TransportError
-from megarl.rollout.failures import EngineLost
+from megarl.rollout.failures import EngineLost, ResidualMemoryError
 from megarl.telemetry.metrics import Metrics, to_values
 from tests.controller.fakes import Recorder, make_config, run
 

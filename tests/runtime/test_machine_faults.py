@@ -9,10 +9,11 @@ import torch
 
 from megarl.config.base import ConfigError
 from megarl.controller.sampling import SamplingExhaustedError
+from megarl.policy.offload import OffloadError
 from megarl.policy.reports import NonFiniteLossError
 from megarl.reshard.signals import TransportError
 from megarl.rewards.item import RewardError
-from megarl.rollout.failures import EngineError, EngineLost
+from megarl.rollout.failures import EngineError, EngineLost, ResidualMemoryError
 from megarl.runtime.failures import EngineBroken, WorkerDied, WorkerFailed, WorkerStuck, is_machine_fault
 
 
@@ -40,6 +41,8 @@ def from_worker(cause: Any) -> WorkerFailed:
         from_worker(OSError(errno.EIO, "Input/output error")),
         from_worker(type("NotPickled", (RuntimeError,), {})("local class")),
         ray.exceptions.RaySystemError("the control service does not answer"),
+        ResidualMemoryError("engine 0 sleeps and keeps 13.0 GiB"),
+        from_worker(OffloadError("no host memory for 10 GiB of optimizer")),
     ],
 )
 def test_of_a_machine(error: BaseException) -> None:
