@@ -127,7 +127,9 @@ def build_job(asked: Asked, *, directory: Path, command: Sequence[str]) -> Job:
         train=asked.train_arguments(directory),
         nodes=config.cluster.nodes,
         gpus_per_node=config.cluster.gpus_per_node if on_gpu else 0,
-        workers_per_node=config.cluster.gpus_per_node,
+        # On a GPU that they share, a policy rank and an engine are two.
+        workers_per_node=config.cluster.gpus_per_node
+        * (2 if on_gpu and any(run.cluster.colocate for run in asked.runs) else 1),
         paths=tuple(read_paths(asked.runs)),
         needs=_GPU_NODE if on_gpu else _CPU_NODE,
         stop_within_s=math.ceil(max(checkpoint.stop_within_s for checkpoint in checkpoints)),

@@ -86,6 +86,16 @@ def test_a_sweep_is_checked_and_named_cell_by_cell(config: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("colocate", "gpus_per_node", "workers"), [("false", 4, 4), ("true", 4, 8), ("true", 0, 3)])
+def test_ray_has_a_cpu_for_each_of_two_that_share_a_gpu(
+    config: Path, colocate: str, gpus_per_node: int, workers: int
+) -> None:
+    overrides = ("cluster.gpus_per_node=3", f"cluster.colocate={colocate}", "rollout.engines=1")
+    asked = load_asked(config, overrides, SubmitOptions(gpus_per_node=gpus_per_node))
+    job = build_job(asked, directory=Path("/jobs/x"), command=())
+    assert (job.workers_per_node, job.gpus_per_node) == (workers, gpus_per_node)
+
+
 def test_files_are_kept_under_names_of_their_own_in_the_order_of_the_command(config: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
