@@ -13,7 +13,6 @@ from megarl.controller.evaluating import Benchmark, OpenScorer
 from megarl.controller.protocols import Scorer
 from megarl.data.progress import Listener
 from megarl.data.prompt_checks import check_own_texts
-from megarl.data.prompts import load_prompts
 from megarl.rewards.pool import RewardPool, check_reward
 
 _TRIED_PROMPTS = 2
@@ -52,13 +51,7 @@ def _load(
 ) -> Benchmark:
     check_reward(config.reward)
     check_own_texts(config.data, model.tokenizer)
-    prompts = load_prompts(
-        config.data,
-        model.tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-        embedding_rows=model.embedding_rows,
-        listen=listen,
-    )
+    prompts = model.load_prompts(config, listen)
     return Benchmark(name=name, config=benchmark, prompts=check_answers(config, prompts, listen), digest=prompts.digest)
 
 

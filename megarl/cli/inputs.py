@@ -43,6 +43,16 @@ class ModelInputs:
         """The configuration with the day that the run's prompts show, as its directory keeps it."""
         return config.model_copy(update={"data": config.data.model_copy(update={"date": self.date})})
 
+    def load_prompts(self, config: RunConfig, listen: Listener | None) -> PromptSet:
+        """Those of data.train, for this model; what `data.prompts.load_prompts` says of them."""
+        return load_prompts(
+            config.data,
+            self.tokenizer,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            embedding_rows=self.embedding_rows,
+            listen=listen,
+        )
+
     def describe(self) -> list[str]:
         """Lines for a person: what ends a response, and the day the prompts show."""
         date = self.describe_date()
@@ -95,13 +105,7 @@ def load_text_inputs(config: RunConfig) -> ModelInputs:
 def load_train_inputs(config: RunConfig, model: ModelInputs, listen: Listener | None = None) -> TrainInputs:
     """Prompts, their order, and answers where a loss asks for them. Long on large sets: `listen` is told how far it
     is."""
-    prompts = load_prompts(
-        config.data,
-        model.tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-        embedding_rows=model.embedding_rows,
-        listen=listen,
-    )
+    prompts = model.load_prompts(config, listen)
     prompts = check_answers(config, prompts, listen)
     sampler = PromptSampler(
         len(prompts),

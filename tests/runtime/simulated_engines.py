@@ -123,3 +123,12 @@ class Stage:
             self.told += indexes
 
         return await self.pool.generate(REQUESTS, arrived)
+
+
+def play(scenario: Coroutine[Any, Any, Any]) -> Any:
+    """What it returns; it ends."""
+
+    async def bounded() -> Any:
+        return await asyncio.wait_for(scenario, 60.0)
+
+    return asyncio.run(bounded())

@@ -1,8 +1,7 @@
 """An engine that is lost is replaced while the others go on. Needs no Ray: an actor is what its handle answers."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -12,23 +11,7 @@ from megarl.rollout.failures import EngineError, EngineLost, EngineStartError, W
 from megarl.runtime import workers
 from megarl.runtime.failures import EngineBroken, WorkerDied, WorkerFailed
 from megarl.telemetry.metrics import to_values
-from tests.runtime.simulated_engines import OF_ENGINE_1, Engine, Stage, gone, raised
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
-    def make(*first: Engine, later: Sequence[Engine] = (), **rollout: Any) -> Stage:
-        return Stage(monkeypatch, first, later, **rollout)
-
-    monkeypatch.setattr(workers, "STACKS_WAIT_S", 0.2)
-    return make
-
-
-def play(scenario: Coroutine[Any, Any, Any]) -> Any:
-    async def bounded() -> Any:
-        return await asyncio.wait_for(scenario, 60.0)
-
-    return asyncio.run(bounded())
+from tests.runtime.simulated_engines import OF_ENGINE_1, Engine, Stage, gone, play, raised
 
 
 def test_a_dead_engine_is_replaced_while_the_others_go_on(stage: Callable[..., Stage]) -> None:

@@ -2,20 +2,19 @@
 Needs no Ray: an actor is what its handle answers."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from megarl.planning.placement import PlacementPlan
 from megarl.planning.resources import Workers
 from megarl.rollout.failures import EngineLost
-from megarl.runtime import shared_gpus, workers
+from megarl.runtime import shared_gpus
 from megarl.runtime.cluster import Placement
 from megarl.runtime.failures import WorkerDied
 from megarl.runtime.shared_gpus import GpuPlace, find_own_gpu, visible_gpus
-from tests.runtime.simulated_engines import Engine, Stage, gone
+from tests.runtime.simulated_engines import Engine, Stage, gone, play
 
 FOUR = [GpuPlace("a", "2"), GpuPlace("a", "10"), GpuPlace("a", "0"), GpuPlace("b", "0")]
 
@@ -57,22 +56,6 @@ def test_ray_gives_a_half_of_the_rank_whose_gpu_is_the_first() -> None:
     engine = own.engine(1)
     assert (engine["num_gpus"], engine["scheduling_strategy"].placement_group_bundle_index) == (2.0, 5)
     assert not own.shares_gpus
-
-
-@pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stage]:
-    def make(*first: Engine, later: Sequence[Engine] = (), **rollout: Any) -> Stage:
-        return Stage(monkeypatch, first, later, **rollout)
-
-    monkeypatch.setattr(workers, "STACKS_WAIT_S", 0.2)
-    return make
-
-
-def play(scenario: Coroutine[Any, Any, Any]) -> Any:
-    async def bounded() -> Any:
-        return await asyncio.wait_for(scenario, 60.0)
-
-    return asyncio.run(bounded())
 
 
 def test_a_turn_asks_every_engine(stage: Callable[..., Stage]) -> None:
