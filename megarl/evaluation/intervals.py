@@ -66,7 +66,7 @@ def _resampled_means(values_PM: Floats, *, resamples: int, seed: int) -> Floats:
 
 def _counts(problems: int, *, resamples: int, seed: int) -> Iterator[Floats]:
     """[some resamples, problems]: how often each problem was drawn."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.Generator(np.random.PCG64(seed))
     at_once = max(1, _DRAWS_AT_ONCE // problems)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)

@@ -85,7 +85,8 @@ def _flexec_bounds(q_T: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
     high_T = (1.0 + upper_start) / (1.0 - upper_slope * q_T)
     # 1 + a q is 0 only for the line 1 - p at q = 1, where 1 - b = 0 too: any r is inside, lo = 0.
     low_T = (1.0 - lower_start) / (1.0 + lower_slope * q_T).clamp(min=torch.finfo(q_T.dtype).tiny)
-    return low_T.clamp(0.0, 1.0), high_T
+    # A distance of 0 must not become less by rounding: a ratio of 1 is inside.
+    return low_T.clamp(0.0, 1.0), high_T.clamp(min=1.0)
 
 
 def _checked_line(name: str, line: tuple[float, float]) -> tuple[float, float]:

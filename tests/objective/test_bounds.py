@@ -112,6 +112,14 @@ def test_flexec_closed_form_gates_as_the_line_in_the_current_probability(q, p, u
     assert 0 <= low <= 1 <= high
 
 
+def test_a_distance_of_zero_leaves_a_ratio_of_one_inside() -> None:
+    """torch multiplies by a reciprocal: (1 + b) / (1 + b) is 1 - 2^-53 for this b."""
+    start = 0.06037897869932653
+    tokens = make_tokens(logp=[0.0], old_logp=[0.0])
+    (low,), (high,) = bounds_of(FLEXEC, tokens, upper=(-start, start), lower=(-start, start))
+    assert low <= 1.0 <= high
+
+
 def test_flexec_line_that_reaches_zero() -> None:
     # low(p) = 1 - p: r >= r q always holds, so nothing is clipped; at q = 1 the closed form is 0 / 0.
     lows, _ = bounds_of(FLEXEC, make_tokens(old_logp=[-1.0, 0.0]), lower=(-1.0, 1.0))

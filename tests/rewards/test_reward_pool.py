@@ -262,7 +262,7 @@ def test_overlong_penalty_is_added_to_the_verifiers_score() -> None:
 
 
 def test_math_verify_in_a_worker_scores_garbage_zero_and_bounds_runaway_arithmetic() -> None:
-    with make_pool(MathVerifyReward(kind="math_verify"), timeout_s=3.0) as pool:
+    with make_pool(MathVerifyReward(kind="math_verify"), timeout_s=8.0) as pool:
         scores = score(pool, "\\boxed{7}", "\\boxed{\\frac{}{", "\\boxed{9^{9^{9^{9^9}}}}", "the answer is $7$")
     assert [s.verifier for s in scores] == [1.0, 0.0, 0.0, 1.0]
 

@@ -199,7 +199,7 @@ def test_layouts_share_processes_by_their_world_size() -> None:
 
 
 def test_the_time_that_is_left(tmp_path: Path) -> None:
-    settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 9, gpus=0, shape="")
+    settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 20, gpus=0, shape="")
     assert CheckSettings(**json.loads(settings.as_json())) == settings
     check = Check(settings)
     assert (check.small, check.device) == (True, "cpu")
@@ -278,7 +278,7 @@ def test_a_command_that_fails_or_takes_too_long_says_so(tmp_path: Path, monkeypa
     check = Check(settings)
     with pytest.raises(RuntimeError, match=r"(?s)-c .*: 3\nno such card"):
         rl_run.start(check, "-c", "import sys; print('no such card'); sys.exit(3)")
-    monkeypatch.setattr(rl_run, "TERMINATION_S", 5.0)
+    monkeypatch.setattr(rl_run, "TERMINATION_S", 15.0)
     slow = (
         "import time\nprint('begun', flush=True)\n"
         "try:\n    time.sleep(99)\nexcept KeyboardInterrupt:\n    print('put away')"
