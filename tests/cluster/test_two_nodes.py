@@ -4,6 +4,7 @@ Each goes on as if nothing had happened: its metrics are those of the run that w
 """
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,10 @@ def test_a_node_that_dies_is_waited_for(
     job.wait_for_checkpoint(cluster, 4)
     cluster.kill_node("n2")
     job.wait(cluster, lambda: job.state() == "PENDING", "Slurm puts the job back")
-    # Sooner Slurm 22.05 places the job on a node that it then takes for busy; srun's --immediate is for that.
+    # The lost attempt's srun gives up after 12 s. On a node that is back before, Slurm 22.05 finds no place for a step:
+    # after five minutes that attempt is given up, too (srun's --immediate), and the one after it goes on.
     job.wait(cluster, lambda: cluster.node_states() == {"n1": "idle", "n2": "down*"}, "Slurm is done with the nodes")
+    time.sleep(20)
     cluster.start_node("n2")
     job.start_soon(cluster)
     job.wait_to_the_end(cluster)
