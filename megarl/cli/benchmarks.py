@@ -3,17 +3,18 @@
 import asyncio
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 
 from megarl.cli.inputs import ModelInputs, check_answers
+from megarl.cli.loading import load_beside
 from megarl.config.base import ConfigError
 from megarl.config.evaluation import BenchmarkConfig, name_benchmark
 from megarl.config.run import RunConfig
-from megarl.controller.evaluating import Benchmark, OpenScorer
-from megarl.controller.protocols import Scorer
+from megarl.controller.evaluating import Benchmark, Evaluator
+from megarl.data.decoding import build_decode
 from megarl.data.progress import Listener
 from megarl.data.prompt_checks import check_own_texts
 from megarl.rewards.pool import RewardPool, check_reward
+from megarl.telemetry.console import Console
 
 _TRIED_PROMPTS = 2
 
@@ -33,12 +34,15 @@ def load_benchmarks(config: RunConfig, model: ModelInputs, listen: Listener | No
     return loaded
 
 
-def open_scorers(config: RunConfig) -> OpenScorer:
-    """Starts the judge of a benchmark as training's verifier is started."""
-    return functools.partial(_open_scorer, config)
+async def load_evaluator(config: RunConfig, model: ModelInputs, console: Console) -> Evaluator:
+    """With the benchmarks of `load_benchmarks`, whose judges were tried and are started as training's verifier is."""
+    benchmarks = await load_beside(functools.partial(load_benchmarks, config, model), console)
+    await _try_judges(config, benchmarks)
+    opening = functools.partial(_open_pool, config)
+    return Evaluator(config, benchmarks, decode=build_decode(model.tokenizer), open_scorer=opening)
 
 
-async def try_judges(config: RunConfig, benchmarks: Sequence[Benchmark]) -> None:
+async def _try_judges(config: RunConfig, benchmarks: Sequence[Benchmark]) -> None:
     """Call users' functions on the first problems, as training does before it starts; ConfigError, RewardError."""
     for benchmark in benchmarks:
         if benchmark.config.judge.kind == "function":
@@ -70,10 +74,6 @@ def _as_read(config: RunConfig, benchmark: BenchmarkConfig) -> RunConfig:
     return config.model_copy(
         update={"data": config.data.model_copy(update=data), "reward": config.reward.model_copy(update=reward)}
     )
-
-
-def _open_scorer(config: RunConfig, benchmark: BenchmarkConfig) -> AbstractContextManager[Scorer]:
-    return _open_pool(config, benchmark)
 
 
 def _open_pool(config: RunConfig, benchmark: BenchmarkConfig) -> RewardPool:

@@ -1,7 +1,6 @@
 """`megarl eval`: a model's answers to benchmarks, sampled by vLLM engines alone."""
 
 import asyncio
-import functools
 import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
@@ -11,11 +10,10 @@ from pathlib import Path
 
 from megarl.checkpoint.convert import convert
 from megarl.checkpoint.errors import CheckpointError
-from megarl.cli.benchmarks import load_benchmarks, open_scorers, try_judges
+from megarl.cli.benchmarks import load_evaluator
 from megarl.cli.evaluated_model import EvaluatedModel
 from megarl.cli.evaluation_base import find_base
 from megarl.cli.inputs import ModelInputs, load_model_inputs, load_text_inputs
-from megarl.cli.loading import load_beside
 from megarl.cli.paths import shown_path
 from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
@@ -24,7 +22,6 @@ from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.controller.evaluating import RESULTS, Ask, Evaluator, answer_settings
 from megarl.controller.protocols import Arrived
-from megarl.data.decoding import build_decode
 from megarl.evaluation.answers import AnswersFile, find_other_settings
 from megarl.evaluation.summary import Comparison, Summary
 from megarl.evaluation.table import comparison_lines, summary_lines
@@ -137,10 +134,9 @@ def _open(run: Path) -> _GoesOn:
 
 async def _load(session: Session, config: RunConfig, model: ModelInputs) -> Evaluator:
     with session.reporter.start_up("benchmarks"):
-        benchmarks = await load_beside(functools.partial(load_benchmarks, config, model), session.console)
-        await try_judges(config, benchmarks)
-    session.say(*(f"asks   {one.name}: {len(one.prompts)} problems" for one in benchmarks))
-    return Evaluator(config, benchmarks, decode=build_decode(model.tokenizer), open_scorer=open_scorers(config))
+        evaluator = await load_evaluator(config, model, session.console)
+    session.say(*(f"asks   {one.name}: {len(one.prompts)} problems" for one in evaluator.benchmarks))
+    return evaluator
 
 
 def _check_same(directory: RunDirectory, files: Sequence[AnswersFile]) -> None:

@@ -43,11 +43,9 @@ def evaluate(
     CONFIG is that of the run that made the weights, unless one is given. A fragment is laid over that.
     """
     from megarl.cli.evaluated_model import check_evaluation, find_evaluated, load_evaluation
-    from megarl.config.loader import is_override, source_files
+    from megarl.config.loader import source_files, told_apart
 
-    given = list(overrides or ())
-    if config is not None and is_override(str(config)) and not config.exists():
-        config, given = None, [str(config), *given]
+    config, given = told_apart(config, overrides or ())
     model = find_evaluated(source)
     run_config = load_evaluation(model, config, given)
     check_evaluation(run_config, model)

@@ -18,7 +18,7 @@ from megarl.cli.resume_text import describe_going_on
 from megarl.cli.run_paths import find_run, open_checkpoint
 from megarl.config.base import ConfigError
 from megarl.config.changes import find_changes, find_refusals
-from megarl.config.loader import is_override, load_config, source_files
+from megarl.config.loader import load_config, source_files, told_apart
 from megarl.config.run import RunConfig
 from megarl.telemetry.cut_back import cut_back, find_gaps
 from megarl.telemetry.process_mark import ProcessMark
@@ -88,9 +88,8 @@ class Arguments:
 
     @classmethod
     def of(cls, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]) -> "Arguments":
-        """Without CONFIG the command line has the first override in its place, which is told by its "="."""
-        if config is not None and is_override(str(config)) and not config.exists():
-            config, overrides = None, [str(config), *overrides]
+        """As they were typed; see `told_apart`."""
+        config, overrides = told_apart(config, overrides)
         return cls(config=config, overrides=tuple(overrides), allowed=tuple(allowed))
 
     @property

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from megarl.checkpoint.run_checkpoint import RunCheckpoint
-from megarl.cli.benchmarks import load_benchmarks, open_scorers, try_judges
-from megarl.cli.inputs import ModelInputs, load_model_inputs, load_train_inputs
+from megarl.cli.benchmarks import load_evaluator
+from megarl.cli.inputs import load_model_inputs, load_train_inputs
 from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path, shown_path
 from megarl.cli.resume import Resumed
@@ -22,7 +22,6 @@ from megarl.config.changes import allows_any
 from megarl.config.cluster import find_allocator_problem
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
-from megarl.controller.evaluating import Evaluator
 from megarl.controller.loop import train
 from megarl.controller.parts import Parts
 from megarl.controller.progress import RunProgress
@@ -73,7 +72,7 @@ def run_train(
         await check_cluster(config)
         with session.reporter.start_up("data"):
             data = await load_beside(functools.partial(load_train_inputs, config, model), session.console)
-            evaluator = await _load_evaluator(session, model)
+            evaluator = await load_evaluator(config, model, session.console) if config.eval.every_steps else None
         if start is not None:
             session.say(f"start  weights of {shown_path(start.path)} (train.init_from)")
         session.say(*model.describe(), f"data   {data.prompts.about}")
@@ -132,16 +131,6 @@ def run_train(
         resumed=resumed,
         link=link,
     )
-
-
-async def _load_evaluator(session: Session, model: ModelInputs) -> Evaluator | None:
-    """The benchmarks of evaluations inside the run, where there are to be any."""
-    config = session.config
-    if not config.eval.every_steps:
-        return None
-    benchmarks = await load_beside(functools.partial(load_benchmarks, config, model), session.console)
-    await try_judges(config, benchmarks)
-    return Evaluator(config, benchmarks, decode=build_decode(model.tokenizer), open_scorer=open_scorers(config))
 
 
 def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, begins: bool) -> RunProgress | None:

@@ -37,12 +37,9 @@ def load_config(path: Path, arguments: Sequence[str] = ()) -> RunConfig:
 def load_theory(path: Path | None, arguments: Sequence[str]) -> TheoryConfig:
     """The configuration of `megarl theory [CONFIG] [a.b=value ...]`; the defaults where no file is given.
 
-    Without CONFIG the command line has the first override in its place, which is told by its "=".
     Raises ConfigError with all problems.
     """
-    if path is not None and is_override(str(path)) and not path.exists():
-        path, arguments = None, [str(path), *arguments]
-    return load_section(path, arguments, TheoryConfig)
+    return load_section(*told_apart(path, arguments), TheoryConfig)
 
 
 def load_section(path: Path | None, arguments: Sequence[str], schema: type[Schema]) -> Schema:
@@ -85,6 +82,14 @@ def is_override(argument: str) -> bool:
     """Whether an argument in CONFIG's place reads as a.b=value, whatever the value: model.path=/models/x too."""
     key, equals, _ = argument.partition("=")
     return bool(equals) and _OVERRIDE_KEY.fullmatch(key.strip()) is not None
+
+
+def told_apart(config: Path | None, arguments: Sequence[str]) -> tuple[Path | None, Sequence[str]]:
+    """(CONFIG, what comes after it) where CONFIG may be left out: the command line then has the first override in its
+    place, which is told by its "="."""
+    if config is not None and is_override(str(config)) and not config.exists():
+        return None, [str(config), *arguments]
+    return config, arguments
 
 
 def source_files(arguments: Sequence[str]) -> list[Path]:
