@@ -1,7 +1,7 @@
 """What the cells of an ablation have made so far, and which of it is compared.
 
-Reading is safe while runs go on: a row of metrics.jsonl is there whole or not at all, and a cell that has not begun, was
-cut short or cannot be read is left out with a reason, never silently.
+Reading is safe while runs go on: a row of metrics.jsonl is there whole or not at all, and a cell that has not begun,
+was cut short or cannot be read is left out with a reason, never silently.
 """
 
 from collections.abc import Mapping, Sequence

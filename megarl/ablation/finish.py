@@ -12,8 +12,8 @@ from megarl.telemetry.atomic_file import write_text_atomically
 def tabulate(directory: AblationDirectory) -> AblationSummary:
     """Write table.parquet and summary.json from what there is; both are whole or as they were.
 
-    Cells that are missing, cut short or cannot be read are named in the summary. Raises ValueError where the plan itself
-    is damaged, OSError where the files cannot be written.
+    Cells that are missing, cut short or cannot be read are named in the summary. Raises ValueError where the plan
+    itself is damaged, OSError where the files cannot be written.
     """
     plan = directory.plan()
     cells = read_cells(directory)

@@ -1,8 +1,8 @@
-"""mean@n and pass@k by problem, from the answers that evaluations inside the runs have kept: for intervals over problems.
+"""mean@n and pass@k by problem, from the answers that evaluations inside the runs have kept: intervals over problems.
 
 Every seed of every setting is asked the same problems, each sample with a seed of its own (`eval.seed`), so values of
-one problem are averaged over a setting's seeds, and settings are compared problem by problem. That interval says how the
-number would move with other problems, for these runs; the one over seeds, with other runs, for these problems.
+one problem are averaged over a setting's seeds, and settings are compared problem by problem. That interval says how
+the number would move with other problems, for these runs; the one over seeds, with other runs, for these problems.
 """
 
 from collections.abc import Mapping, Sequence

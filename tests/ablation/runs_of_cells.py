@@ -52,9 +52,9 @@ def add_run(
 
 
 def add_evaluation(
-    run: RunDirectory, step: int, rows: Sequence[str], *, name: str = "sums", **settings: object
+    run: RunDirectory, step: int, rows: Sequence[str], *, name: str = "sums", seed: int = 0
 ) -> None:
     """Answers after a step: a row of letters per problem, "x" is right; its numbers go into metrics.jsonl by hand."""
     directory = run.evaluations / f"step-{step:06d}"
     directory.mkdir(parents=True, exist_ok=True)
-    write_answers(directory, rows, name=name, model=f"run, step {step}", samples=len(rows[0]), **settings)
+    write_answers(directory, rows, name=name, model=f"run, step {step}", samples=len(rows[0]), seed=seed)
