@@ -6,6 +6,8 @@ Hours: only from what was measured, in an earlier run of the same shape or in th
 """
 
 import heapq
+import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,33 +81,37 @@ class Pace:
 def measure_pace(rows: Sequence[Mapping[str, float | None]], *, started_s: float, source: str) -> Pace | None:
     """From the rows of a metrics.jsonl, by step; None: too few. started_s: when the run did, since 1970.
 
-    Rows are stamped when all of a step is done, so what lies between two includes what no step counts as its own.
+    Rows are stamped when all of a step is done, so what lies between two includes what no step counts as its own. The
+    medians: a run that was stopped and went on has a night between two steps.
     """
     if not rows or any(row.get("timestamp") is None for row in rows):
         return None
     first = rows[0]
     own = _number(first, "timing_s/step") if _number(first, "step") else 0.0
-    pairs = [(before, row) for before, row in zip(rows, rows[1:], strict=False) if _number(before, "step") >= 1]
+    pairs = [(before, row) for before, row in itertools.pairwise(rows) if _number(before, "step") >= 1]
     gaps = [(_number(row, "timestamp") - _number(before, "timestamp"), _evaluates(row)) for before, row in pairs]
     plain = [seconds for seconds, evaluates in gaps if not evaluates]
     if len(plain) < _FEWEST_STEPS:
         return None
-    step_s = sum(plain) / len(plain)
+    step_s = statistics.median(plain)
     evaluating = [seconds - step_s for seconds, evaluates in gaps if evaluates]
     return Pace(
         start_s=max(0.0, _number(first, "timestamp") - own - started_s),
         step_s=step_s,
-        eval_s=max(0.0, sum(evaluating) / len(evaluating)) if evaluating else 0.0,
+        eval_s=max(0.0, statistics.median(evaluating)) if evaluating else 0.0,
         steps=len(plain),
         source=source,
     )
 
 
-def shape_of(config: RunConfig) -> dict[str, Any]:
-    """What the seconds of a step depend on: runs with equal shapes on equal machines take about as long."""
+def shape_of(config: RunConfig, model: object) -> dict[str, Any]:
+    """What the seconds of a step depend on: runs with equal shapes on equal machines take about as long.
+
+    model: equal for models of equal sizes, wherever they lie.
+    """
     train, rollout = config.train, config.rollout
     return {
-        "model": config.model.model_dump(),
+        "model": (model, config.model.dtype),
         "parallel": config.parallel.model_dump(),
         "tokens_per_micro_batch": config.policy.tokens_per_micro_batch,
         "recompute": config.policy.recompute,
@@ -151,7 +157,7 @@ class Estimate:
         if self.room.certain <= self.free_bytes:
             return None
         return (
-            f"the exports and checkpoints of {self.cells} runs take {_gb(self.room.certain)}, but the disk has "
+            f"exports and checkpoints of all {self.cells} runs take {_gb(self.room.certain)}, but the disk has "
             f"{_gb(self.free_bytes)} free; free space, set output to a directory with more, or save less "
             "(train.export_every, checkpoint.keep_last, checkpoint.every_steps)"
         )
@@ -162,9 +168,9 @@ class Estimate:
         if self.problem or self.room.most <= self.free_bytes:
             return None
         return (
-            f"with rollouts the runs take up to {_gb(self.room.most)}, and the disk has {_gb(self.free_bytes)} free: if "
-            "every response were as long as it may be it would fill; logging.rollouts_every says how often they are "
-            "written"
+            f"with rollouts the runs take up to {_gb(self.room.most)}, and the disk has {_gb(self.free_bytes)} free: "
+            "if every response were as long as it may be it would fill; logging.rollouts_every says how often they "
+            "are written"
         )
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from megarl.ablation.cell_runs import read_cells
 from megarl.ablation.directory import AblationDirectory
+from megarl.ablation.estimate import GB, Estimate
 from megarl.ablation.measures import MEASURES
 from megarl.ablation.seeds import LEVEL
 from megarl.ablation.summary import AblationSummary, Measured, SettingSummary, summarise_ablation
@@ -47,7 +48,7 @@ def summary_lines(summary: AblationSummary, *, width: int | None = None) -> list
             lines += ["", f"less {summary.control}, in pairs of one seed"]
             lines += _table(compared, lambda one: one.differences or {}, _shown_difference, width=width)
         lines += ["", *_legend(summary)]
-    return lines + [*_left_out(summary)]
+    return [*lines, *_left_out(summary)]
 
 
 def _heading(summary: AblationSummary) -> str:
@@ -180,3 +181,42 @@ def _left_out(summary: AblationSummary) -> Iterator[str]:
         yield f"left out: {', '.join(names[:_NAMED])}{more}: {why}"
     for problem in summary.problems:
         yield f"not read: {problem}"
+
+
+def print_estimate(console: Console, estimate: Estimate) -> None:
+    """What the runs that are to come will take; what is too little comes last."""
+    for line in estimate_lines(estimate):
+        console.print(Text(line), soft_wrap=True)
+
+
+def estimate_lines(estimate: Estimate) -> list[str]:
+    """A line each for room and time, labels to the left."""
+    room = estimate.room
+    parts = {"exports": room.exports, "checkpoints": room.checkpoints, "rollouts at most": room.rollouts}
+    disk = ", ".join(f"{name} {_gb(count)}" for name, count in parts.items() if count)
+    lines = [
+        f"runs   {estimate.cells}, {estimate.at_once} at a time",
+        f"disk   {_gb(room.most)} at most ({disk}); {_gb(estimate.free_bytes)} free",
+        f"time   {_describe_time(estimate)}",
+    ]
+    if estimate.problem:
+        return [*lines, f"!      {estimate.problem}"]
+    return [*lines, f"!      {estimate.warning}"] if estimate.warning else lines
+
+
+def _describe_time(estimate: Estimate) -> str:
+    if estimate.seconds is None:
+        some = "" if len(estimate.unknown) == estimate.cells else f" of {len(estimate.unknown)} of them"
+        return f"not known{some} until a first run has made its first steps: no earlier run of the shape was found"
+    sources = ", ".join(f"{pace.step_s:.3g} s a step in {pace.source}" for pace in estimate.paces)
+    return f"{_duration(estimate.seconds)} ({sources})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds < 172800 else f"{seconds / 86400:.1f} days"
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.3g} GB"

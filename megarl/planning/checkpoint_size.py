@@ -18,7 +18,12 @@ def checkpoint_bytes(shape: ModelShape, config: RunConfig) -> int:
     each = itemsize + _MOMENT_BYTES + (_MAIN_BYTES if itemsize < _MAIN_BYTES else 0)
     if config.objective.auxiliary.reads("reference"):
         each += itemsize
-    return each * sum(math.prod(sizes) for sizes in hf_tensors(shape).values())
+    return each * _parameters(shape)
+
+
+def export_bytes(shape: ModelShape, config: RunConfig) -> int:
+    """Of one export's tensors, in the model's precision."""
+    return config.model.itemsize * _parameters(shape)
 
 
 def most_checkpoints(config: RunConfig) -> int:
@@ -31,3 +36,7 @@ def most_checkpoints(config: RunConfig) -> int:
         kept += steps // saving.keep_every_steps
     by_steps = saving.every_steps > 0 and not saving.every_minutes and saving.end_time is None
     return min(kept, -(-steps // saving.every_steps)) if by_steps else min(kept, steps)
+
+
+def _parameters(shape: ModelShape) -> int:
+    return sum(math.prod(sizes) for sizes in hf_tensors(shape).values())

@@ -51,9 +51,7 @@ def add_run(
     return run
 
 
-def add_evaluation(
-    run: RunDirectory, step: int, rows: Sequence[str], *, name: str = "sums", seed: int = 0
-) -> None:
+def add_evaluation(run: RunDirectory, step: int, rows: Sequence[str], *, name: str = "sums", seed: int = 0) -> None:
     """Answers after a step: a row of letters per problem, "x" is right; its numbers go into metrics.jsonl by hand."""
     directory = run.evaluations / f"step-{step:06d}"
     directory.mkdir(parents=True, exist_ok=True)
