@@ -9,7 +9,7 @@ import heapq
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megarl.config.rollout_files import run_bytes
@@ -26,12 +26,15 @@ class CellRoom:
 
     exports: int = 0
     checkpoints: int = 0
+    """Those that are there when a run has ended."""
+    writing: int = 0
+    """More while it runs: the checkpoint that is written before an older one goes."""
     rollouts: int = 0
     """At most: as if every response were as long as it may be."""
 
     @property
     def certain(self) -> int:
-        return self.exports + self.checkpoints
+        return self.exports + self.checkpoints + self.writing
 
     @property
     def most(self) -> int:
@@ -41,14 +44,21 @@ class CellRoom:
         return CellRoom(
             exports=self.exports + other.exports,
             checkpoints=self.checkpoints + other.checkpoints,
+            writing=self.writing + other.writing,
             rollouts=self.rollouts + other.rollouts,
         )
 
 
-def cell_room(config: RunConfig, *, weights_bytes: int, checkpoints_bytes: int) -> CellRoom:
-    """Of one run. weights_bytes: of one export; checkpoints_bytes: of as many as lie there at a time."""
+def cell_room(config: RunConfig, *, weights_bytes: int, left_bytes: int, most_bytes: int) -> CellRoom:
+    """Of one run. weights_bytes: of one export; left_bytes, most_bytes: of the checkpoints that are there when it has
+    ended, and while it runs."""
     exports = count_due(config.train.steps, config.train.export_every)
-    return CellRoom(exports=exports * weights_bytes, checkpoints=checkpoints_bytes, rollouts=run_bytes(config))
+    return CellRoom(
+        exports=exports * weights_bytes,
+        checkpoints=left_bytes,
+        writing=most_bytes - left_bytes,
+        rollouts=run_bytes(config),
+    )
 
 
 def count_due(steps: int, every: int) -> int:
@@ -178,11 +188,13 @@ def estimate_ablation(
     cells: Sequence[CellToRun], pace_of: Mapping[str, Pace], *, at_once: int, free_bytes: int
 ) -> Estimate:
     """pace_of: by cell's name, where something of its shape was measured."""
+    writing = heapq.nlargest(at_once, (one.room.writing for one in cells))
+    room = replace(sum((one.room for one in cells), CellRoom()), writing=sum(writing))
     unknown = tuple(one.name for one in cells if one.name not in pace_of)
     seconds = [pace_of[one.name].seconds(one.config, done=one.done) for one in cells if one.name in pace_of]
     return Estimate(
         cells=len(cells),
-        room=sum((one.room for one in cells), CellRoom()),
+        room=room,
         free_bytes=free_bytes,
         seconds=None if unknown else makespan(seconds, at_once),
         at_once=at_once,

@@ -25,7 +25,7 @@ from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
 from megarl.models.shape import ModelError, ModelShape
-from megarl.planning.checkpoint_size import checkpoint_bytes, export_bytes, most_checkpoints
+from megarl.planning.checkpoint_size import checkpoint_bytes, export_bytes, left_checkpoints, most_checkpoints
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_readable_metrics
 
@@ -61,10 +61,12 @@ def estimate_costs(
 
 def room_of(config: RunConfig, shape: ModelShape) -> CellRoom:
     """What one run leaves on the disk."""
+    each = checkpoint_bytes(shape, config)
     return cell_room(
         config,
         weights_bytes=export_bytes(shape, config),
-        checkpoints_bytes=most_checkpoints(config) * checkpoint_bytes(shape, config),
+        left_bytes=left_checkpoints(config) * each,
+        most_bytes=most_checkpoints(config) * each,
     )
 
 

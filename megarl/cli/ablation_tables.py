@@ -192,7 +192,7 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
 def estimate_lines(estimate: Estimate) -> list[str]:
     """A line each for room and time, labels to the left."""
     room = estimate.room
-    parts = {"exports": room.exports, "checkpoints": room.checkpoints, "rollouts at most": room.rollouts}
+    parts = {"exports": room.exports, "checkpoints": room.checkpoints + room.writing, "rollouts at most": room.rollouts}
     disk = ", ".join(f"{name} {_gb(count)}" for name, count in parts.items() if count)
     lines = [
         f"runs   {estimate.cells}, {estimate.at_once} at a time",

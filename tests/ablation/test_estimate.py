@@ -42,8 +42,8 @@ def test_how_often_something_is_due(steps: int, every: int, count: int) -> None:
 
 def test_room_of_a_run() -> None:
     config = quickstart("train.export_every=7")
-    assert cell_room(config, weights_bytes=1000, checkpoints_bytes=300) == CellRoom(
-        exports=5000, checkpoints=300, rollouts=run_bytes(config)
+    assert cell_room(config, weights_bytes=1000, left_bytes=300, most_bytes=450) == CellRoom(
+        exports=5000, checkpoints=300, writing=150, rollouts=run_bytes(config)
     )
 
 
@@ -103,6 +103,10 @@ def test_cells_add_up() -> None:
     assert found.room == CellRoom(exports=20, checkpoints=40, rollouts=600)
     assert (found.cells, found.seconds, found.paces, found.unknown) == (2, 720.0, (PACE,), ())
     assert (found.problem, found.warning) == (None, None)
+    # What is there only while a run runs is counted for as many as run at once.
+    running = [CellToRun(name=str(size), config=quickstart(), room=CellRoom(writing=size)) for size in (5, 9, 7)]
+    for at_once, writing in ((1, 9), (2, 16), (5, 21)):
+        assert estimate_ablation(running, {}, at_once=at_once, free_bytes=0).room == CellRoom(writing=writing)
     half = estimate_ablation(cells, {"a": PACE}, at_once=1, free_bytes=10**6)
     assert (half.seconds, half.unknown) == (None, ("b",))
 

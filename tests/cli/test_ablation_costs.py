@@ -53,14 +53,14 @@ def test_room_and_time_from_an_earlier_run(tmp_path: Path) -> None:
     configs = {name: make_config(tmp_path, "checkpoint.every_steps=10") for name in ("a", "b")}
     found = estimate_costs(configs, file=FILE, output=tmp_path, at_once=1)
     assert found.room.exports == 2 * 4 * PARAMETERS
-    # Kept: two, while the third is written; float32 weights and two moments.
-    assert found.room.checkpoints == 2 * 3 * 12 * PARAMETERS
+    # Of both runs two are left, and a third is there while it is written; float32 weights and two moments.
+    assert (found.room.checkpoints, found.room.writing) == (2 * 2 * 12 * PARAMETERS, 12 * PARAMETERS)
     assert found.seconds == 2 * (30 + 30 * 4.0)
     assert [pace.source for pace in found.paces] == [earlier.path.name]
     lines = estimate_lines(found)
     assert lines[0] == "runs   2, 1 at a time"
     assert lines[1].startswith("disk   ")
-    assert "exports 0.00361 GB, checkpoints 0.0325 GB, rollouts at most" in lines[1]
+    assert "exports 0.00361 GB, checkpoints 0.0271 GB, rollouts at most" in lines[1]
     assert lines[2] == f"time   5 minutes (4 s a step in {earlier.path.name})"
 
 
