@@ -178,12 +178,14 @@ def test_cells_that_did_not_finish_are_left_out_and_said(tmp_path: Path) -> None
 
 
 def test_while_no_run_is_finished_they_are_compared_as_far_as_all_are(tmp_path: Path) -> None:
-    directory = make_ablation(tmp_path, ["base", "other"], seeds=[0], control="base")
+    directory = make_ablation(tmp_path, ["base", "other"], seeds=[0, 1], control="base")
     add_run(directory, "base-seed0", {ENTROPY: [1.0, 0.8, 0.1]}, status="running")
-    add_run(directory, "other-seed0", {ENTROPY: [1.0, 0.9]}, status="running")
+    add_run(directory, "other-seed0", {ENTROPY: [1.0, 0.9]}, status="interrupted")
+    add_run(directory, "base-seed1", {ENTROPY: [1.0]}, status="failed", message="NaN")
     tabulate(directory)
     summary = read_summary(directory)
-    assert (summary["is_final"], summary["steps"], summary["left_out"]) == (False, [2], {})
+    assert (summary["is_final"], summary["steps"]) == (False, [2])
+    assert summary["left_out"] == {"base-seed1": "failed after step 1: NaN", "other-seed1": "not begun"}
     assert setting_of(summary, "base")["measures"]["entropy_end"]["value"] == 0.8
     assert setting_of(summary, "other")["differences"]["entropy_end"]["value"] == pytest.approx(0.1)
 
@@ -202,7 +204,7 @@ def test_a_row_that_is_being_written_and_a_damaged_one(tmp_path: Path) -> None:
     run = add_run(directory, "a-seed0", {ENTROPY: [1.0, 0.5]}, status="running")
     whole = run.metrics_path.read_text()
     run.metrics_path.write_text(whole + '{"step": 3, "actor/ent')
-    tabulate(directory)
+    assert tabulate(directory).problems == ()
     assert {row["step"] for row in rows_of(directory)} == {1, 2}
     run.metrics_path.write_text("nonsense\n" + whole)
     summary = tabulate(directory)
