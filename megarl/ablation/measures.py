@@ -7,7 +7,7 @@ A measure "at the end" is the mean over the last tenth of the steps, at least on
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from megarl.ablation.cell_runs import Row
 
@@ -58,10 +58,15 @@ class RunEvaluation:
 def last_evaluation(rows: Sequence[Row], upto: int) -> RunEvaluation | None:
     """The last up to a step; None: there was none after the first step."""
     for row in reversed(rows):
-        values = {name: value for name, value in row.items() if is_answers_measure(name) and value is not None}
+        values = {name: value for name, value in row.items() if is_answers_measure(name) and is_number(value)}
         if values and 1 <= _step(row) <= upto:
             return RunEvaluation(_step(row), values)
     return None
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether there is a finite number: a file that another program has written may have NaN where ours has null."""
+    return value is not None and math.isfinite(value)
 
 
 def is_answers_measure(name: str) -> bool:
@@ -75,5 +80,5 @@ def _step(row: Row) -> int:
 
 
 def _mean(rows: Sequence[Row], metric: str) -> float | None:
-    values = [value for row in rows if (value := row.get(metric)) is not None and math.isfinite(value)]
+    values = [value for row in rows if is_number(value := row.get(metric))]
     return math.fsum(values) / len(values) if values else None

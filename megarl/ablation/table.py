@@ -8,7 +8,6 @@
 | value | the number; what was logged and is not finite has no row |
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megarl.ablation.cell_runs import CellRun
+from megarl.ablation.measures import is_number
 from megarl.telemetry.atomic_file import replace_atomically
 
 SCHEMA = pa.schema(
@@ -49,7 +49,7 @@ def _table_of(one: CellRun) -> pa.Table:
         step = int(row["step"] or 0)
         for name in sorted(row.keys() - set(_NO_METRICS)):
             value = row[name]
-            if isinstance(value, int | float) and math.isfinite(value):
+            if is_number(value):
                 steps.append(step)
                 metrics.append(name)
                 values.append(float(value))

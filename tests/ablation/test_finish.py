@@ -215,6 +215,15 @@ def test_a_row_that_is_being_written_and_a_damaged_one(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_no_number_is_in_no_mean(tmp_path: Path) -> None:
+    directory = make_ablation(tmp_path, ["a"], seeds=[0])
+    run = add_run(directory, "a-seed0", {ENTROPY: [1.0, 0.5], "eval/sums/mean@2": [0.25, 0.75]})
+    run.metrics_path.write_text(run.metrics_path.read_text().replace("0.5", "NaN").replace("0.75", "Infinity"))
+    measures = tabulate(directory).settings[0].measures
+    assert {name: one.seeds.value for name, one in measures.items()} == {"entropy_mean": 1.0, "eval/sums/mean@2": 0.25}
+    assert len(rows_of(directory)) == 2
+
+
 def test_a_run_whose_state_is_damaged_is_left_out_and_said(tmp_path: Path) -> None:
     directory = make_ablation(tmp_path, ["a"], seeds=[0, 1])
     add_run(directory, "a-seed0", {ENTROPY: [1.0, 0.5]})
