@@ -166,10 +166,11 @@ class Estimate:
         """Why it cannot be begun; None: the disk has room for all that is certain."""
         if self.room.certain <= self.free_bytes:
             return None
+        needed, free = describe_bytes(self.room.certain), describe_bytes(self.free_bytes)
         return (
-            f"exports and checkpoints of all {self.cells} runs take {_gb(self.room.certain)}, but the disk has "
-            f"{_gb(self.free_bytes)} free; free space, set output to a directory with more, or save less "
-            "(train.export_every, checkpoint.keep_last, checkpoint.every_steps)"
+            f"exports and checkpoints of all {self.cells} runs take {needed}, but the disk has {free} free; free space, "
+            "set output to a directory with more, or save less (train.export_every, checkpoint.keep_last, "
+            "checkpoint.every_steps)"
         )
 
     @property
@@ -177,10 +178,10 @@ class Estimate:
         """What may go wrong all the same."""
         if self.problem or self.room.most <= self.free_bytes:
             return None
+        most, free = describe_bytes(self.room.most), describe_bytes(self.free_bytes)
         return (
-            f"with rollouts the runs take up to {_gb(self.room.most)}, and the disk has {_gb(self.free_bytes)} free: "
-            "if every response were as long as it may be it would fill; logging.rollouts_every says how often they "
-            "are written"
+            f"with rollouts the runs take up to {most}, and the disk has {free} free: if every response were as long as "
+            "it may be it would fill; logging.rollouts_every says how often they are written"
         )
 
 
@@ -211,13 +212,15 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
     return max(ends)
 
 
+def describe_bytes(count: int) -> str:
+    """In powers of ten, as disks are sold: "0.0361 GB", "12.3 GB", "1,480 GB"."""
+    size = count / GB
+    return f"{size:,.0f} GB" if size >= 100 else f"{size:.3g} GB"
+
+
 def _evaluates(row: Mapping[str, float | None]) -> bool:
     return any(name.startswith("eval/") for name in row)
 
 
 def _number(row: Mapping[str, float | None], name: str) -> float:
     return row.get(name) or 0.0
-
-
-def _gb(count: int) -> str:
-    return f"{count / GB:.3g} GB"

@@ -7,6 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from megarl.ablation.cells import Ablation
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.estimate import (
     CellRoom,
@@ -18,6 +21,7 @@ from megarl.ablation.estimate import (
     measure_pace,
     shape_of,
 )
+from megarl.cli.ablation_tables import print_estimate
 from megarl.cli.machine_paths import nearest_directory
 from megarl.cli.plan_config import find_shape
 from megarl.config.base import ConfigError
@@ -57,6 +61,16 @@ def estimate_costs(
     paces = dict(_match_paces(cells, shapes, file, _earlier_runs(output, directory)))
     free = shutil.disk_usage(nearest_directory(output)).free
     return estimate_ablation(cells, paces, at_once=at_once, free_bytes=free)
+
+
+def check_costs(console: Console, ablation: Ablation, *, at_once: int) -> None:
+    """Print what its runs will take. ConfigError where the disk has no room for them."""
+    configs = {run.cell.name: run.config for run in ablation.runs}
+    output = Path(ablation.config.output).expanduser()
+    estimate = estimate_costs(configs, file=ablation.file, output=output, at_once=at_once)
+    if estimate.problem:
+        raise ConfigError(f"{ablation.file}: {estimate.problem}", [estimate.problem])
+    print_estimate(console, estimate)
 
 
 def room_of(config: RunConfig, shape: ModelShape) -> CellRoom:

@@ -8,10 +8,12 @@ from rich.text import Text
 
 from megarl.ablation.cell_runs import read_cells
 from megarl.ablation.directory import AblationDirectory
-from megarl.ablation.estimate import GB, Estimate
+from megarl.ablation.estimate import Estimate, describe_bytes
+from megarl.ablation.finish import tabulate
 from megarl.ablation.measures import MEASURES
 from megarl.ablation.seeds import LEVEL
 from megarl.ablation.summary import AblationSummary, Measured, SettingSummary, summarise_ablation
+from megarl.cli.paths import shown_path
 
 _GAP = "  "
 _NAMED = 3
@@ -29,9 +31,25 @@ class _Column:
     decimals: int
 
 
+def finish_tables(console: Console, directory: AblationDirectory) -> bool:
+    """Write table.parquet and summary.json, and print the summary. A disk that is full is told, not raised: the runs
+    are there. False where something could not be written."""
+    try:
+        summary = tabulate(directory)
+    except OSError as error:
+        console.print(Text(f"tables    not written: {error.strerror or error}"), soft_wrap=True)
+        return False
+    _print_lines(console, summary)
+    console.print(Text(f"tables    {shown_path(directory.table_path)}, {directory.summary_path.name}"), soft_wrap=True)
+    return True
+
+
 def print_summary(console: Console, directory: AblationDirectory) -> None:
     """From the runs as they are now. Raises as `tabulate`, but writes nothing."""
-    summary = summarise_ablation(directory.plan(), read_cells(directory))
+    _print_lines(console, summarise_ablation(directory.plan(), read_cells(directory)))
+
+
+def _print_lines(console: Console, summary: AblationSummary) -> None:
     width = console.width if console.is_terminal else None
     for line in summary_lines(summary, width=width):
         console.print(Text(line), soft_wrap=True)
@@ -193,10 +211,10 @@ def estimate_lines(estimate: Estimate) -> list[str]:
     """A line each for room and time, labels to the left."""
     room = estimate.room
     parts = {"exports": room.exports, "checkpoints": room.checkpoints + room.writing, "rollouts at most": room.rollouts}
-    disk = ", ".join(f"{name} {_gb(count)}" for name, count in parts.items() if count)
+    disk = ", ".join(f"{name} {describe_bytes(count)}" for name, count in parts.items() if count)
     lines = [
         f"runs   {estimate.cells}, {estimate.at_once} at a time",
-        f"disk   {_gb(room.most)} at most ({disk}); {_gb(estimate.free_bytes)} free",
+        f"disk   {describe_bytes(room.most)} at most ({disk}); {describe_bytes(estimate.free_bytes)} free",
         f"time   {_describe_time(estimate)}",
     ]
     if estimate.problem:
@@ -216,7 +234,3 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours" if seconds < 172800 else f"{seconds / 86400:.1f} days"
-
-
-def _gb(count: int) -> str:
-    return f"{count / GB:.3g} GB"

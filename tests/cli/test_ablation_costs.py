@@ -1,12 +1,15 @@
 """What an ablation's runs take, from real run directories and shapes of models."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from megarl.ablation.cells import load_ablation
 from megarl.ablation.directory import AblationDirectory, AblationPlan, Cell, Setting
-from megarl.cli.ablation_costs import estimate_costs, pace_of_run
+from megarl.cli.ablation_costs import check_costs, estimate_costs, pace_of_run
 from megarl.cli.ablation_tables import estimate_lines
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
@@ -87,8 +90,31 @@ def test_then_from_the_first_steps_of_the_ablation_itself(tmp_path: Path) -> Non
     assert found.room.exports == 2 * 4 * PARAMETERS
 
 
-def test_a_small_disk_is_refused_in_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megarl.cli.ablation_costs.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
+def test_an_ablation_that_the_disk_has_no_room_for_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ablation = load_ablation(ROOT / "configs" / "ablations" / "random-reward.toml", [f"output={tmp_path}"])
+    has_free(monkeypatch, 10**15)
+    file = io.StringIO()
+    check_costs(Console(file=file, width=200), ablation, at_once=2)
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "runs   36, 2 at a time"
+    # Qwen2.5-1.5B: 1.544 G parameters, 2 bytes each in an export, 14 in a checkpoint: 36 are left, two more written.
+    assert lines[1].startswith(
+        "disk   1,481 GB at most (exports 111 GB, checkpoints 821 GB, rollouts at most 549 GB); 1,000,000 GB free"
+    )
+    has_free(monkeypatch, 10**11)
+    with pytest.raises(
+        ConfigError, match=r"random-reward.toml: exports and checkpoints of all 36 runs take 932 GB, but"
+    ):
+        check_costs(Console(file=file), ablation, at_once=2)
+
+
+def has_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    usage = type("Usage", (), {"free": count})
+    monkeypatch.setattr("megarl.cli.ablation_costs.shutil.disk_usage", lambda path: usage)
+
+
+def test_a_small_disk_is_said_in_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_free(monkeypatch, 10**6)
     found = estimate_costs({"a": make_config(tmp_path)}, file=FILE, output=tmp_path, at_once=1)
     assert found.problem is not None
     assert estimate_lines(found)[-1].startswith("!      exports and checkpoints of all 1 runs take 0.00181 GB, but")

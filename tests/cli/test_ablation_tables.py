@@ -1,5 +1,6 @@
 """The table of an ablation on a terminal: numbers below each other, at every width, and what is not in it is said."""
 
+import errno
 import io
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from megarl.ablation.directory import AblationDirectory
-from megarl.cli.ablation_tables import print_summary
+from megarl.cli.ablation_tables import finish_tables, print_summary
 from tests.ablation.runs_of_cells import add_evaluation, add_run, make_ablation
 
 
@@ -65,7 +66,7 @@ def test_differences_are_marked_where_their_interval_excludes_zero(directory: Ab
     assert second[:2] == ["late", "1 of 3"]
     assert not any("*" in cell for cell in second)
     # Over problems all four answers are better by a quarter; over seeds the rows of metrics.jsonl are equal.
-    assert any(cell.startswith("+0.0 ± 0.0°") for cell in first)
+    assert first[-2:] == ["+0.0 ± 0.0° [3]", "+0.0 ± 0.0 [3]"]
 
 
 def test_numbers_stand_below_each_other(directory: AblationDirectory) -> None:
@@ -87,6 +88,24 @@ def test_narrow_terminals_have_the_columns_below_each_other(directory: AblationD
     assert max(map(len, tables)) <= width
     numbers = re.compile(r"[-+]?\d+\.\d+ ± \d+\.\d+")
     assert sorted(numbers.findall("\n".join(narrow))) == sorted(numbers.findall("\n".join(wide)))
+
+
+def test_tables_are_written_and_said(directory: AblationDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    assert finish_tables(Console(file=file), directory)
+    lines = file.getvalue().splitlines()
+    assert lines[:-1] == printed(directory)
+    assert lines[-1] == f"tables    {directory.table_path}, summary.json"
+    assert directory.table_path.is_file()
+    assert directory.summary_path.is_file()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("megarl.ablation.finish.write_table", full)
+    told = io.StringIO()
+    assert not finish_tables(Console(file=told), directory)
+    assert told.getvalue() == "tables    not written: No space left on device\n"
 
 
 def test_runs_that_have_not_finished_and_none_at_all(tmp_path: Path) -> None:
