@@ -1,4 +1,4 @@
-"""`megarl ablate --slurm`, with commands in the place of Slurm's that note what they are asked (real: tests/cluster)."""
+"""`megarl ablate --slurm`, commands in the place of Slurm's note what they are asked (tests/cluster: real)."""
 
 from pathlib import Path
 
