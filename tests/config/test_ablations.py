@@ -199,3 +199,10 @@ def test_the_head_counts_its_runs(path: Path) -> None:
     assert f"= {len(ablation.runs)} runs" in head
     if not path.stem.endswith("-small"):
         assert "Never run." in head
+
+
+def test_the_command_s_examples_are_of_files_that_exist() -> None:
+    text = (ROOT.parent / "megarl" / "cli" / "main.py").read_text(encoding="utf-8")
+    named = set(re.findall(r"megarl ablate (configs/\S+\.toml)", text))
+    assert named
+    assert all((ROOT.parent / name).is_file() for name in named), named
