@@ -168,8 +168,8 @@ class Estimate:
             return None
         needed, free = describe_bytes(self.room.certain), describe_bytes(self.free_bytes)
         return (
-            f"exports and checkpoints of all {self.cells} runs take {needed}, but the disk has {free} free; free space, "
-            "set output to a directory with more, or save less (train.export_every, checkpoint.keep_last, "
+            f"exports and checkpoints of all {self.cells} runs take {needed}, but the disk has {free} free; free "
+            "space, set output to a directory with more, or save less (train.export_every, checkpoint.keep_last, "
             "checkpoint.every_steps)"
         )
 
@@ -180,8 +180,8 @@ class Estimate:
             return None
         most, free = describe_bytes(self.room.most), describe_bytes(self.free_bytes)
         return (
-            f"with rollouts the runs take up to {most}, and the disk has {free} free: if every response were as long as "
-            "it may be it would fill; logging.rollouts_every says how often they are written"
+            f"with rollouts the runs take up to {most}, and the disk has {free} free: if every response were as "
+            "long as it may be it would fill; logging.rollouts_every says how often they are written"
         )
 
 

@@ -20,6 +20,8 @@ from megarl.ablation.processes import RunProcess, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
 from megarl.cli.ablate_room import find_needs, find_slots
+from megarl.cli.ablation_costs import check_costs
+from megarl.cli.ablation_tables import finish_tables
 from megarl.cli.paths import shown_path
 from megarl.cli.whole_tables import print_whole
 from megarl.config.base import ConfigError
@@ -49,6 +51,7 @@ def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_ru
     print_runs(console, ablation)
     if less:
         say(console, less)
+    check_costs(console, ablation, at_once=len(slots))
     if dry_run:
         return 0
     directory = make_directory(ablation)
@@ -228,8 +231,10 @@ def _describe_start(run: RunDirectory) -> str:
 
 
 def tell_end(console: Console, directory: AblationDirectory, facts: Mapping[str, CellFacts], *, again: str) -> int:
-    """Say which runs are not finished; the exit code. again: what going on does with them."""
+    """Write and print the tables, and say which runs are not finished; the exit code. again: what going on does with
+    them."""
     where = shown_path(directory.path)
+    tabulated = finish_tables(console, directory)
     logs = {cell.name: directory.log_of(cell) for cell in directory.plan().cells}
     unfinished = {name: of_cell for name, of_cell in facts.items() if of_cell.status != "finished"}
     for name, of_cell in unfinished.items():
@@ -238,7 +243,7 @@ def tell_end(console: Console, directory: AblationDirectory, facts: Mapping[str,
         say(console, f"{name}: {of_cell.status}{told}{see}")
     say(console, f"ablation  {where}")
     if not unfinished:
-        return 0
+        return 0 if tabulated else EXIT_FAILED
     say(console, f"{len(unfinished)} of {len(facts)} runs are not finished; megarl ablate --resume {where} {again}")
     return EXIT_FAILED
 

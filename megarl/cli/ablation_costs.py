@@ -64,7 +64,7 @@ def estimate_costs(
 
 
 def check_costs(console: Console, ablation: Ablation, *, at_once: int) -> None:
-    """Print what its runs will take. ConfigError where the disk has no room for them."""
+    """Print what its runs will take, beside a shared warm start. ConfigError where the disk has no room for them."""
     configs = {run.cell.name: run.config for run in ablation.runs}
     output = Path(ablation.config.output).expanduser()
     estimate = estimate_costs(configs, file=ablation.file, output=output, at_once=at_once)

@@ -63,7 +63,7 @@ def summary_lines(summary: AblationSummary, *, width: int | None = None) -> list
         lines += ["", *_table(summary.settings, lambda one: one.measures, _shown, width=width)]
         compared = [one for one in summary.settings if one.differences is not None]
         if compared:
-            lines += ["", f"less {summary.control}, in pairs of one seed"]
+            lines += ["", f"difference to {summary.control}, in pairs of one seed"]
             lines += _table(compared, lambda one: one.differences or {}, _shown_difference, width=width)
         lines += ["", *_legend(summary)]
     return [*lines, *_left_out(summary)]

@@ -58,7 +58,7 @@ def test_a_row_per_setting(directory: AblationDirectory) -> None:
 
 def test_differences_are_marked_where_their_interval_excludes_zero(directory: AblationDirectory) -> None:
     lines = printed(directory)
-    at = lines.index("less base, in pairs of one seed")
+    at = lines.index("difference to base, in pairs of one seed")
     first, second = (re.split(r"\s{2,}", line) for line in lines[at + 2 : at + 4])
     # 0.75 less 0.01, 0.02, 0.031: deviation 0.010504, times 4.302653 / sqrt(3).
     assert first[:3] == ["low0.2-highinf", "3", "+0.730 ± 0.026* [3]"]
@@ -118,4 +118,4 @@ def test_runs_that_have_not_finished_and_none_at_all(tmp_path: Path) -> None:
     add_run(directory, "b-seed0", {"actor/entropy_over_start": [1.0, 0.7]}, status="running")
     lines = printed(directory)
     assert lines[0] == "clip: 4 runs of 2 settings, none finished; 2 as far as all of them are, at step 2"
-    assert "less" not in "\n".join(lines)  # no control
+    assert "difference" not in "\n".join(lines)  # no control

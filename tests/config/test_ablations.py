@@ -1,5 +1,6 @@
 """configs/ablations/: every cell of every file loads, has the paper's numbers, and a layout that its model allows."""
 
+import functools
 import math
 import re
 from pathlib import Path
@@ -46,6 +47,7 @@ LARGE = [name for name in SETTINGS if not name.endswith("-small")]
 SMALL = [name for name in SETTINGS if name.endswith("-small")]
 
 
+@functools.cache
 def load(name: str) -> Ablation:
     return load_ablation(ABLATIONS / f"{name}.toml", ())
 
@@ -61,7 +63,7 @@ def test_every_file_is_tested() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_cell_loads(path: Path) -> None:
-    ablation = load_ablation(path, ())
+    ablation = load(path.stem)
     assert ablation.config.name == path.stem
     assert len(ablation.runs) == len(ablation.plan.settings) * len(ablation.config.seeds)
     assert ablation.config.about
@@ -185,7 +187,7 @@ def test_a_twin_has_the_paper_s_objective_at_the_quickstart_s_sizes(name: str) -
 
 def test_the_readme_has_a_row_for_every_file() -> None:
     rows = dict(re.findall(r"^\| \[([\w-]+)\]\(\1\.toml\) \|[^|]*\| (\d+ x \d+) \|", README, re.MULTILINE))
-    found = {path.stem: load_ablation(path, ()) for path in FILES}
+    found = {path.stem: load(path.stem) for path in FILES}
     assert rows == {
         name: f"{len(ablation.plan.settings)} x {len(ablation.config.seeds)}" for name, ablation in found.items()
     }
@@ -195,7 +197,14 @@ def test_the_readme_has_a_row_for_every_file() -> None:
 def test_the_head_counts_its_runs(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     head = " ".join(line.lstrip("# ") for line in text.split("\nname = ")[0].splitlines())
-    ablation = load_ablation(path, ())
+    ablation = load(path.stem)
     assert f"= {len(ablation.runs)} runs" in head
     if not path.stem.endswith("-small"):
         assert "Never run." in head
+
+
+def test_the_command_s_examples_are_of_files_that_exist() -> None:
+    text = (ROOT.parent / "megarl" / "cli" / "main.py").read_text(encoding="utf-8")
+    named = set(re.findall(r"megarl ablate (configs/\S+\.toml)", text))
+    assert named
+    assert all((ROOT.parent / name).is_file() for name in named), named

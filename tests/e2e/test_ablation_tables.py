@@ -71,7 +71,7 @@ def test_from_the_file_to_the_tables(tmp_path: Path, tiny_model_dir: Path) -> No
     assert rewards["none-seed0"] == rewards["low0.2-seed0"]
     lines = summary_lines(summary)
     assert lines[0] == "random-reward-small: 4 runs of 2 settings; 4 finished, at step 2"
-    assert "less none, in pairs of one seed" in lines
+    assert "difference to none, in pairs of one seed" in lines
     run = directory.run_of(directory.plan().cells[0])
     assert run is not None
     assert pace_of_run(run) is None  # two steps are too few for one
