@@ -277,4 +277,5 @@ def test_each_place_gives_its_runs_their_own_gpus(stage: Stage) -> None:
     tasks = [watched(stage.task(name, step_s=0.2)) for name in "abcd"]
     assert Driver(tasks, slots, retries=0, watcher=stage.told, write=lambda _: None).run()
     assert seen["a"] != seen["b"]
-    assert sorted(variables["CUDA_VISIBLE_DEVICES"] for variables in seen.values()) == ["0,1", "0,1", "2,3", "2,3"]
+    # Whichever is free first gets the third.
+    assert {variables["CUDA_VISIBLE_DEVICES"] for variables in seen.values()} == {"0,1", "2,3"}
