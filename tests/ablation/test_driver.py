@@ -263,6 +263,19 @@ def test_a_signal_reaches_a_run_that_outlived_its_driver(stage: Stage) -> None:
     assert stage.happened() == ["begin a", "stop-SIGINT a"]
 
 
+def test_an_error_of_the_driver_leaves_no_run_without_one(stage: Stage) -> None:
+    tasks = [stage.task(name, **LONG) for name in "ab"]
+
+    def break_down() -> None:
+        raise ZeroDivisionError
+
+    metrics = [task.link / "metrics.jsonl" for task in tasks]
+    stage.told.on_look = once(lambda: all(path.exists() for path in metrics), break_down)
+    with pytest.raises(ZeroDivisionError):
+        stage.driver(*tasks, at_once=2).run()
+    assert sorted(stage.happened()) == ["begin a", "begin b", "stop-SIGTERM a", "stop-SIGTERM b"]
+
+
 def test_each_place_gives_its_runs_their_own_gpus(stage: Stage) -> None:
     seen: dict[str, Mapping[str, str]] = {}
 
