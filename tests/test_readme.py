@@ -27,6 +27,7 @@ verb="$1"
 shift
 # A clone has no run to go on with; tests/cli/test_resume*.py and tests/e2e do.
 [ "$verb $1" = "train --resume" ] && exit 0
+[ "$verb $1" = "ablate --resume" ] && exit 0
 case "$verb" in
   train | sft) verb=show ;;
   doctor) [ -n "$WHOLE" ] || verb=show ;;
@@ -35,7 +36,7 @@ case "$verb" in
   convert | eval) "{python}" -m megarl.cli.main "$verb" "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
   ablate) "{python}" -m megarl.cli.main ablate "$@" --dry-run 2>&1 | grep -q 'model.path ".*: no such'; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
-  status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
+  status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run, nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"
 code=$?

@@ -150,6 +150,8 @@ def _make_warm_start(
         return None
     if run is not None and run.standing()[0] == "running":
         task = replace(task, before=CellFacts(status="running", attempts=1))
+    elif run is not None:
+        say(console, f"{_WARM} ({run.standing()[0]}): begins again, since it cannot go on")
     driver = _run_tasks(console, [task], slots[:1], retries=launch.retries, write=lambda _: None)
     facts = driver.facts[_WARM]
     if facts.status == "finished":

@@ -22,6 +22,7 @@ from megarl.ablation.launch import Launch, build_launch, name_copies, write_laun
 from megarl.cli.ablate import make_directory, make_path, print_runs, say, tell_end
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_room import find_needs
+from megarl.cli.ablation_costs import check_costs
 from megarl.cli.ablation_jobs import array_path, find_jobs, warm_path
 from megarl.cli.paths import shown_path
 from megarl.cli.session import describe_saves
@@ -49,6 +50,7 @@ def run_ablate_slurm(
     if dry_run:
         return _print_script(ablation, options)
     print_runs(console, ablation)
+    check_costs(console, ablation, at_once=options.at_once or len(ablation.runs))
     directory = make_directory(ablation)
     try:
         launch = write_launch(directory, ablation, find_needs(run.config for run in ablation.first_runs))

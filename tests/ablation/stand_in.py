@@ -81,7 +81,7 @@ def begin(link: Path) -> tuple[Path, int]:
     else:
         run, step = link.parent / "runs" / f"{link.name}-train", 0
         run.mkdir(parents=True)
-        link.symlink_to(run)
+        link.symlink_to(os.path.relpath(run, link.parent))
         (run / "config.toml").write_text(CONFIG)
     write_state(run, "running", step)
     return run, step

@@ -93,6 +93,11 @@ def test_the_command_line_changes_the_file_or_all_runs(tmp_path: Path) -> None:
     assert (run.config.train.seed, run.config.train.steps, run.config.objective.clip.high) == (5, 2, 5.0)
 
 
+def test_an_axis_that_the_command_line_changes_stays_in_its_place(tmp_path: Path) -> None:
+    ablation = load(tmp_path, GRID, "grid.objective.clip.low=[0.1]")
+    assert [setting.name for setting in ablation.plan.settings] == ["low0.1-high0.28", "low0.1-highinf"]
+
+
 def test_a_quoted_field_is_a_path_too(tmp_path: Path) -> None:
     text = GRID.replace("objective.clip.low =", '"objective.clip.low" =')
     assert load(tmp_path, text).plan == load(tmp_path).plan
@@ -134,7 +139,8 @@ def test_what_is_wrong_with_all_is_told_without_them(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_an_ablation_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
-    assert any(said in problem for problem in refused(tmp_path, GRID, *arguments)), refused(tmp_path, GRID, *arguments)
+    problems = refused(tmp_path, GRID, *arguments)
+    assert any(said in problem for problem in problems), problems
 
 
 def test_two_settings_that_come_to_the_same_are_refused(tmp_path: Path) -> None:

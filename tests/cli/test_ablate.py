@@ -258,6 +258,15 @@ def test_a_dry_run_with_slurm_prints_the_array_as_kept(tmp_path: Path, tiny_mode
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_that_was_moved_is_read_and_not_gone_on_with(stand_ins: StandIns, tmp_path: Path) -> None:
+    assert ablate("two.toml").exit_code == 0
+    before = made().path
+    after = before.rename(tmp_path / "elsewhere")
+    result = ablate("--resume", str(after))
+    assert f"it was made as {before}" in str(result.exception)
+    assert {facts.status for facts in AblationDirectory.open(after).standings().values()} == {"finished"}
+
+
 def test_status_tells_every_run(stand_ins: StandIns) -> None:
     stand_ins.behaviour["highinf-seed1"] = {"fails": 9, "silent": True}
     assert ablate("two.toml", "retries=0").exit_code == 1
