@@ -20,7 +20,7 @@ from megarl.ablation.processes import RunProcess, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
 from megarl.cli.ablate_room import find_needs, find_slots
-from megarl.cli.ablation_costs import check_costs
+from megarl.cli.ablation_costs import check_costs, print_rest
 from megarl.cli.ablation_tables import finish_tables
 from megarl.cli.paths import shown_path
 from megarl.cli.whole_tables import print_whole
@@ -83,6 +83,7 @@ def resume_ablate(console: Console, directory: AblationDirectory, options: Resum
     slots, less = find_slots(launch.needs, launch.at_once)
     if less:
         say(console, less)
+    print_rest(console, directory, launch, at_once=len(slots))
     return _drive(console, directory, launch, slots)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from megarl.ablation.cells import Ablation
 from megarl.ablation.directory import AblationDirectory
@@ -21,6 +22,7 @@ from megarl.ablation.estimate import (
     measure_pace,
     shape_of,
 )
+from megarl.ablation.launch import Launch
 from megarl.cli.ablation_tables import print_estimate
 from megarl.cli.machine_paths import nearest_directory
 from megarl.cli.plan_config import find_shape
@@ -71,6 +73,23 @@ def check_costs(console: Console, ablation: Ablation, *, at_once: int) -> None:
     if estimate.problem:
         raise ConfigError(f"{ablation.file}: {estimate.problem}", [estimate.problem])
     print_estimate(console, estimate)
+
+
+def print_rest(console: Console, directory: AblationDirectory, launch: Launch, *, at_once: int) -> None:
+    """Of an ablation that goes on: what the runs that are not finished will take, hours from those that have begun.
+    Nothing is refused: part of their room is taken already."""
+    try:
+        configs = {
+            name: load_config(Path(start.arguments[1]), start.arguments[2:]) for name, start in launch.cells.items()
+        }
+        estimate = estimate_costs(
+            configs, file=directory.path, output=directory.path.parent, at_once=at_once, directory=directory
+        )
+    except ConfigError as error:  # the model is seen from another directory, or its warm start is not made yet
+        console.print(Text(f"room and hours are not known: {error}"), soft_wrap=True)
+        return
+    if estimate.cells:
+        print_estimate(console, estimate)
 
 
 def room_of(config: RunConfig, shape: ModelShape) -> CellRoom:

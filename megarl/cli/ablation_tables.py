@@ -61,12 +61,19 @@ def summary_lines(summary: AblationSummary, *, width: int | None = None) -> list
     lines = [_heading(summary)]
     if summary.compared.upto:
         lines += ["", *_table(summary.settings, lambda one: one.measures, _shown, width=width)]
-        compared = [one for one in summary.settings if one.differences is not None]
-        if compared:
-            lines += ["", f"difference to {summary.control}, in pairs of one seed"]
-            lines += _table(compared, lambda one: one.differences or {}, _shown_difference, width=width)
+        if summary.control is not None:
+            lines += ["", *_differences(summary, width=width)]
         lines += ["", *_legend(summary)]
     return [*lines, *_left_out(summary)]
+
+
+def _differences(summary: AblationSummary, *, width: int | None) -> Iterator[str]:
+    compared = [one for one in summary.settings if one.differences is not None]
+    if not any(one.differences for one in compared):
+        yield f"no difference to {summary.control}: no other setting has a run of a seed that it has"
+        return
+    yield f"difference to {summary.control}, in pairs of one seed"
+    yield from _table(compared, lambda one: one.differences or {}, _shown_difference, width=width)
 
 
 def _heading(summary: AblationSummary) -> str:

@@ -37,6 +37,18 @@ def test_runs_that_failed_are_told_below_the_table(stand_ins: StandIns) -> None:
     assert list(json.loads(made().summary_path.read_text())["left_out"]) == ["highinf-seed1"]
 
 
+def test_what_is_left_is_told_where_an_ablation_goes_on(stand_ins: StandIns) -> None:
+    """Three runs have their two steps; the fourth begins again after its first."""
+    stand_ins.behaviour["highinf-seed1"] = {"fails": 1}
+    assert ablate("two.toml", "train.steps=2", "retries=0").exit_code == 1
+    result = ablate("--resume", str(made().path))
+    assert result.exit_code == 0, result.output
+    assert "runs   1, 1 at a time\ndisk   " in result.output
+    result = ablate("--resume", str(made().path))
+    assert "disk   " not in result.output  # nothing is left
+    assert "two: 4 runs of 2 settings; 4 finished, at step 2" in result.output
+
+
 def test_a_disk_that_is_too_small_is_refused(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for the start of a run, but not for 4 x 3 checkpoints of some 10 MB."""
     usage = type("Usage", (), {"free": 70 << 20})

@@ -108,6 +108,16 @@ def test_tables_are_written_and_said(directory: AblationDirectory, monkeypatch: 
     assert told.getvalue() == "tables    not written: No space left on device\n"
 
 
+def test_a_control_without_a_run(tmp_path: Path) -> None:
+    directory = make_ablation(tmp_path, ["base", "other"], seeds=[0], control="base")
+    add_run(directory, "other-seed0", {"actor/entropy_over_start": [1.0, 0.9]})
+    lines = printed(directory)
+    assert "no difference to base: no other setting has a run of a seed that it has" in lines
+    assert "difference to base, in pairs of one seed" not in lines
+    assert [line.split()[0] for line in lines[3:5]] == ["base", "other"]
+    assert lines[3].split()[1:] == ["0", "of", "1", "-", "-"]
+
+
 def test_runs_that_have_not_finished_and_none_at_all(tmp_path: Path) -> None:
     directory = make_ablation(tmp_path, ["a", "b"], seeds=[0, 1])
     assert printed(directory) == [
