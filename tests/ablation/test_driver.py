@@ -171,7 +171,8 @@ def test_a_command_that_cannot_be_started_fails_that_run_alone(stage: Stage) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_is_handed_on_once_to_every_run_and_nothing_more_begins(stage: Stage, number: signal.Signals) -> None:
-    tasks = [stage.task(name, **LONG) for name in "abc"]
+    # While the second takes its time, the first one's place is free.
+    tasks = [stage.task(name, **LONG, stop_s=stop_s) for name, stop_s in (("a", 0.0), ("b", 1.0), ("c", 0.0))]
     metrics = [task.link / "metrics.jsonl" for task in tasks[:2]]
     stage.told.on_look = once(lambda: all(path.exists() for path in metrics), lambda: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
