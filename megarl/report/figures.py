@@ -14,10 +14,9 @@ from markupsafe import Markup
 from megarl.config.run import TrainConfig
 from megarl.report.charts import build_charts, build_overview, style
 from megarl.report.page import Figure, ReportFacts, Row, format_report
-from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
-from megarl.report.traces import survey_traces
+from megarl.report.reader import StepUpdates, TokenSource
+from megarl.report.token_view import format_tokens
 from megarl.telemetry.atomic_file import replace_atomically, write_text_atomically
-from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_readable_metrics
 
@@ -149,18 +148,10 @@ def _read_state(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _read_tokens(run: RunDirectory) -> tuple[Markup | None, str | None]:
-    """The tokens of the last step whose rollouts were written; why they cannot be shown where the file is another's."""
-    last = max(run.rollouts.glob("step-*.parquet"), default=None)
-    if last is None:
+    """The reader for the tokens of the run's rollouts; what cannot be shown of them."""
+    if not any(run.rollouts.glob("step-*.parquet")):
         return None, None
-    try:
-        survey = survey_traces(last)
-        if survey is None:
-            return None, None
-        rows = read_rollouts(last, sample_ids=choose_responses(survey))
-        return format_tokens(survey, rows, updates=_step_updates(run)), None
-    except (ValueError, OSError) as error:
-        return None, str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
+    return format_tokens([TokenSource(name=run.path.name, rollouts=run.rollouts, updates=_step_updates(run))])
 
 
 def _step_updates(run: RunDirectory) -> StepUpdates | None:
