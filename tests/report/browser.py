@@ -1,12 +1,10 @@
 """A headless Chromium for pages that work offline: every request but that for the page itself, and every complaint of
 the browser, is noted, and the page must end with none.
 
-A test takes the fixture `visit` and calls `visit(path, ...)`; what is not clean fails it. Elsewhere than in tests/report
-a conftest imports `browser` and `visit`.
+A test takes the fixture `visit` and calls `visit(path, ...)`; what is not clean fails it. Outside tests/report a
+conftest has to import `browser` and `visit`.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,16 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-"""Where PATH has a browser by one of these names, or MEGARL_TEST_CHROMIUM says one, the tests run."""
+from chromium import ARGUMENTS, find_chromium, missing
 
 Scheme = Literal["light", "dark"]
-
-
-def find_chromium() -> str | None:
-    """The browser's executable; None where there is none."""
-    return os.environ.get("MEGARL_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +22,10 @@ def browser() -> Iterator[Any]:
     """One browser for all tests of a process; skips where there is none."""
     executable = find_chromium()
     if executable is None:
-        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is on PATH, and MEGARL_TEST_CHROMIUM names none")
+        pytest.skip(missing())
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        # A container's root has no sandbox, and its /dev/shm is too small for one.
-        started = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
+        started = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
         yield started
         started.close()
 
