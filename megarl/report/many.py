@@ -27,8 +27,8 @@ _INTERVAL = (
 )
 _LOOKS = "Colours and dash patterns are the same in all figures; of more than 35 settings two may look alike."
 _NOT_HELD = (
-    f"Beside means, where a figure has more than {MOST_LINES} lines, the numbers of single runs are not in the page; of "
-    f"more than {MOST_RUNS} settings the tokens of the first ones are. Both are in the runs' own files."
+    f"Where a figure has more than {MOST_LINES} lines, the numbers of single runs are drawn alone; of "
+    f"more than {MOST_RUNS} settings it has the tokens of the first ones. The rest is in the runs' own files."
 )
 _EACH_TEXT = 12
 """Settings whose configurations the page holds whole."""
