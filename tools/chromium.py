@@ -1,4 +1,4 @@
-"""The Chromium of this machine, for those who look at megarl's pages: tests and `screenshots.py`. Nothing is fetched."""
+"""The Chromium of this machine, for who looks at megarl's pages: tests and `screenshots.py`. Nothing is fetched."""
 
 import os
 import shutil

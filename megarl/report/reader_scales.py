@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from megarl.report.reader_payload import columns_of_row
 from megarl.telemetry.rollouts import RolloutRow
 
-QUANTILE = 0.999
+QUANTILE = 0.99
 """Of the tokens' values: a single token far out would leave all others white."""
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import screenshots
+from PIL import Image
 
 from megarl.report.reader import TokenSource
 from megarl.report.reader_colours import READER_DARK, READER_LIGHT, contrast
@@ -195,7 +197,7 @@ def test_tab_reaches_every_control_and_the_focus_is_seen(visit: Visitor, one_run
     seen = visit(one_run)
     pane(seen)
     reached, rings = [], []
-    for _ in range(14):
+    while reached[-1:] != ["text"] and len(reached) < 14:
         seen.page.keyboard.press("Tab")
         active = "document.activeElement"
         reached.append(
@@ -353,3 +355,12 @@ def test_a_hostile_text_neither_breaks_the_page_nor_runs(visit: Visitor, tmp_pat
     seen.page.locator("#reader-marks").uncheck()
     assert box.locator("[role=option]").nth(1).text_content() == "<img src=x onerror=alert(2)>"
     assert seen.page.evaluate("document.querySelectorAll('img, .reader-text b').length") == 0
+
+
+def test_pictures_of_a_run_are_small(browser: Any, one_run: Path, tmp_path: Path) -> None:
+    for shot in (screenshots.SHOTS[0], screenshots.SHOTS[-1]):
+        screenshots.take(browser, one_run, shot, tmp_path)
+        path = tmp_path / f"{shot.name}.png"
+        assert 5_000 < path.stat().st_size <= screenshots.MAX_BYTES
+        with Image.open(path) as picture:
+            assert picture.size == (shot.width * shot.scale, shot.height * shot.scale)

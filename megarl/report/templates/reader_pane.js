@@ -32,6 +32,12 @@ function fillSelect(select, entries, chosen) {
   }, []));
 }
 
+/** The position of the token that a pointer is at; undefined between them. */
+function tokenAt(event) {
+  const index = event.target.closest("[role='option']")?.dataset.index;
+  return index === undefined ? undefined : Number(index);
+}
+
 class Pane {
   constructor(number, reader) {
     this.number = number;
@@ -57,15 +63,17 @@ class Pane {
     back.addEventListener("click", () => this.move(-1));
     on.addEventListener("click", () => this.move(1));
     text.addEventListener("keydown", (event) => this.press(event));
-    text.addEventListener("focus", () => this.activate(Math.max(this.active, 0)));
-    text.addEventListener("pointerover", (event) => this.point(event, (index) => this.showNumbers(index)));
-    text.addEventListener("click", (event) => this.point(event, (index) => this.activate(index)));
+    // A click gives the focus before it says which token it means; without it the keyboard begins where it was.
+    let pointed = false;
+    text.addEventListener("pointerdown", () => { pointed = true; });
+    text.addEventListener("focus", () => { if (!pointed) this.activate(Math.max(this.active, 0)); });
+    text.addEventListener("click", (event) => {
+      pointed = false;
+      this.activate(tokenAt(event) ?? Math.max(this.active, 0));
+    });
+    text.addEventListener("pointercancel", () => { pointed = false; });
+    text.addEventListener("pointerover", (event) => this.showNumbers(tokenAt(event) ?? this.active));
     text.addEventListener("pointerleave", () => this.showNumbers(this.active));
-  }
-
-  point(event, act) {
-    const option = event.target.closest("[role='option']");
-    if (option) act(Number(option.dataset.index));
   }
 
   /** The responses of the prompt among which n and p move. */
@@ -104,6 +112,7 @@ class Pane {
       this.tokens = tokens;
       this.build();
       this.showNumbers(-1);
+      if (document.activeElement === text) this.activate(0);
       if (response.shown < response.count) {
         more.textContent = `… and ${(response.count - response.shown).toLocaleString("en")} more tokens, in the file`;
       }
@@ -209,7 +218,7 @@ class Pane {
   press(event) {
     if (event.ctrlKey || event.altKey || event.metaKey || !this.tokens) return;
     const last = this.tokens.texts.length - 1;
-    const to = {
+    const to = this.active < 0 ? null : {
       ArrowRight: () => Math.min(this.active + 1, last),
       ArrowLeft: () => Math.max(this.active - 1, 0),
       ArrowDown: () => this.across(1),
@@ -260,11 +269,11 @@ class Pane {
     }
     numbers.replaceChildren(
       this.numberRow("token", `${index + 1} of ${this.response.count}, id ${this.tokens.ids[index]}: ${spoken(this.tokens.texts[index], this.tokens.ids[index], this.tokens.kinds[index])}${this.tokens.kinds[index] === 1 ? " (special)" : ""}`, "whole"),
-      ...settings.columns.map((name) => this.numberRow(name, this.number_(name, index), name === "rule" ? "whole" : "")),
+      ...settings.columns.map((name) => this.numberRow(name, this.numberText(name, index), name === "rule" ? "whole" : "")),
     );
   }
 
-  number_(name, index) {
+  numberText(name, index) {
     if (name !== "rule") return formatNumber(this.tokens.columns[name]?.[index]);
     if (!this.tokens.columns.logp) return "not traced";
     return this.tokens.rules[index] || "none";
