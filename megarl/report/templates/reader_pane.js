@@ -100,11 +100,11 @@ class Pane {
     text.removeAttribute("aria-activedescendant");
     more.textContent = "";
     this.parts["prompt-text"].textContent = response ? data.prompts[response.prompt] : "";
-    heading.textContent = response ? this.title(response) : otherwise;
+    heading.textContent = response ? this.title(response).replace(/^s/, "S") : otherwise;
     facts.textContent = response ? this.describe(response) : "";
     text.hidden = response === null;
     if (response === null) return;
-    text.setAttribute("aria-label", `Tokens of ${this.title(response)}`);
+    text.setAttribute("aria-label", `Tokens of ${data.runs[response.run].name}, ${this.title(response)}`);
     text.setAttribute("aria-busy", "true");
     try {
       const tokens = await readTokens(response);
@@ -143,8 +143,7 @@ class Pane {
   }
 
   title(response) {
-    const run = data.runs.length > 1 ? `${data.runs[response.run].name}, ` : "";
-    return `${run}step ${response.step}, prompt ${response.prompt_index}, sample ${response.sample_index}`;
+    return `step ${response.step}, prompt ${response.prompt_index}, sample ${response.sample_index}`;
   }
 
   describe(response) {

@@ -44,11 +44,11 @@ function spoken(text, id, kind) {
   return visibleParts(text.trim() || text, false).map(([shown]) => shown).join("");
 }
 
-/** Six digits, without what says nothing; "inf" as the files' own tools write it. */
+/** Five digits, without what says nothing; "inf" as the files' own tools write it. */
 function formatNumber(value) {
   if (value === undefined) return "–";
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "–" : value > 0 ? "inf" : "−inf";
-  const short = Number(value.toPrecision(6));
+  const short = Number(value.toPrecision(5));
   return (Object.is(short, -0) ? "0" : String(short)).replace("-", "−");
 }
 
