@@ -114,7 +114,7 @@ def check_numbers(shown: dict[str, str], row: dict[str, Any], token: int) -> Non
         if row[name] is None:
             assert shown[name] == "–", name
         else:
-            assert float(shown[name]) == float(f"{row[name][token]:.5g}"), name
+            assert float(shown[name]) == float(f"{row[name][token]:.6g}"), name
     if row["rule"] is None:
         assert (shown["rule"], shown["bound"]) == ("not traced", "–")
         return
