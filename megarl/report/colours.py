@@ -6,9 +6,9 @@ SKY, YELLOW, PURPLE, GREY = "#56B4E9", "#F0E442", "#CC79A7", "#9AA0A6"
 LIGHT = {
     "blue": BLUE,
     "vermilion": VERMILION,
-    "green": "#00825F",
-    "orange": "#B97A00",
-    "sky": "#2E93D0",
+    "green": GREEN,
+    "orange": "#7A5200",
+    "sky": "#389BD6",
     "purple": "#B0528A",
     "yellow": "#A89A00",
     "grey": "#80868B",
@@ -30,7 +30,7 @@ line is drawn in has a contrast of 3 or more against its ground."""
 DARK = {
     "blue": "#4BA3E3",
     "vermilion": "#F2783A",
-    "green": "#1FBF92",
+    "green": "#2BD0A2",
     "orange": "#E9AE3F",
     "sky": "#9AD5F7",
     "purple": "#DF93BE",

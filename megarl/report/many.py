@@ -23,12 +23,13 @@ from megarl.telemetry.run_directory import RunDirectory
 _INTERVAL = (
     "Runs that differ in train.seed alone are one setting: a thick line is the mean over its n runs at the steps that "
     "all of them have, a band the 95 % interval of that mean over seeds (Student's t, n - 1 degrees of freedom), thin "
-    "lines are the single runs. A setting with one run has no band."
+    "lines are the single runs. A setting with one run has no band. A band that reaches far beyond the lines is "
+    "cut off at the axis: with two seeds it is 9 deviations to either side. The tables have its ends."
 )
 _LOOKS = "Colours and dash patterns are the same in all figures; of more than 35 settings two may look alike."
 _NOT_HELD = (
-    f"Beside means, where a figure has more than {MOST_LINES} lines, the numbers of single runs are not in the page; of "
-    f"more than {MOST_RUNS} settings the tokens of the first ones are. Both are in the runs' own files."
+    f"Where a figure has more than {MOST_LINES} lines, the numbers of single runs are drawn alone; of "
+    f"more than {MOST_RUNS} settings it has the tokens of the first ones. The rest is in the runs' own files."
 )
 _EACH_TEXT = 12
 """Settings whose configurations the page holds whole."""

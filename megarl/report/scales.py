@@ -63,6 +63,8 @@ def log_scale(
         low, high = float(base) ** below, float(base) ** above
     else:
         ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) < 2:  # no power to either side
+            ticks = list(linear_scale(low, high, start=start, end=end, count=4, nice=False).ticks)
     return Scale(low, high, start, end, tuple(ticks), kind="log")
 
 

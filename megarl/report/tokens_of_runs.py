@@ -26,7 +26,7 @@ def token_source(run: RunDirectory, page: Path, *, name: str | None = None) -> T
 
 
 def format_group_tokens(groups: Sequence[Group], page: Path) -> tuple[Markup | None, str | None]:
-    """The reader for the first run of every setting that has rollouts, of the first `MOST_RUNS`; what cannot be shown."""
+    """The reader for the first run with rollouts of each of the first `MOST_RUNS` settings; what cannot be shown."""
     chosen = [
         token_source(with_files[0], page, name=f"{group.label}, {with_files[0].path.name}")
         for group in groups
