@@ -5,7 +5,7 @@ import pytest
 
 from megarl.report.figure import Line
 from megarl.report.scales import format_tick, integer_scale, linear_scale, log_scale
-from megarl.report.seeds import interval, on_common_steps, t_quantile
+from megarl.report.seeds import interval, on_common_steps
 from megarl.report.thinning import FEWEST_VALUES, MOST_VALUES, kept_indices, thin_line, values_per_line
 
 
@@ -46,13 +46,6 @@ def test_a_band_reaches_as_far_as_before_it_was_thinned() -> None:
 
 def test_few_lines_have_more_values_than_many() -> None:
     assert [values_per_line(count) for count in (0, 1, 10, 20, 1000)] == [MOST_VALUES] * 3 + [200, FEWEST_VALUES]
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
-)
-def test_student_s_quantiles_are_those_of_the_tables(freedom: int, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_interval_over_seeds_by_hand() -> None:
