@@ -73,6 +73,9 @@ def test_scales_by_hand() -> None:
     powers = log_scale(0.002, 30.0, start=0.0, end=5.0)
     assert powers.ticks == pytest.approx((0.001, 0.01, 0.1, 1.0, 10.0, 100.0))
     assert powers(1.0) == pytest.approx(3.0)
+    halves = log_scale(0.12, 4.0, start=0.0, end=1.0, base=2, nice=False, most=10)
+    assert halves.labels() == ["0.125", "0.25", "0.5", "1", "2", "4"]
+    assert log_scale(0.9, 1.05, start=0.0, end=1.0, base=2, nice=False).labels() == ["0.9", "0.95", "1", "1.05"]
     steps = integer_scale(1.0, 12.0, start=0.0, end=12.0, count=6)
     assert steps.ticks == (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
     assert (steps(0.5), steps(12.5)) == (0.0, 12.0)
