@@ -30,10 +30,10 @@ line is drawn in has a contrast of 3 or more against its ground."""
 DARK = {
     "blue": "#4BA3E3",
     "vermilion": "#F2783A",
-    "green": "#2BD0A2",
+    "green": "#25C79A",
     "orange": "#E9AE3F",
     "sky": "#9AD5F7",
-    "purple": "#DF93BE",
+    "purple": "#D070A8",
     "yellow": "#E6DC5A",
     "grey": "#9AA0A6",
     "ink": "#E8EAED",

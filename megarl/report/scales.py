@@ -26,7 +26,9 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def labels(self) -> list[str]:
-        """Of the ticks; "" where a logarithmic axis has too many."""
+        """Of the ticks."""
+        if self.kind == "log" and self.low >= 1e-3 and self.high < 1e7:
+            return [f"{tick:,.6g}" for tick in self.ticks]
         return [format_tick(tick, self.ticks) for tick in self.ticks]
 
 

@@ -1,5 +1,5 @@
-"""The pages of runs in a real Chromium: nothing is fetched or complained of, nothing scrolls sideways, and groups can be
-switched and values read by hand and by keyboard."""
+"""The pages of runs in a real Chromium: nothing is fetched or complained of, nothing scrolls sideways, groups can be
+switched, and values read by hand and by keyboard."""
 
 from pathlib import Path
 
