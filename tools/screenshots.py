@@ -22,8 +22,8 @@ from megarl.report.reader import TokenSource
 from megarl.report.token_view import format_token_page
 
 MAX_BYTES = 200_000
-COLOURS = 128
-"""Of a picture's palette: text and flat areas need no more, and it is a third of the size."""
+COLOURS = 256
+"""Of the palette of a picture that would be larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Shot:
 SHOTS = (
     Shot(name="report", part=None, width=1200, height=1100),
     Shot(name="reader-light", part="#reader", width=1200, height=780, keys=("r",)),
-    Shot(name="reader-dark", part="#reader", width=1200, height=780, scheme="dark", keys=("2", "r")),
+    Shot(name="reader-dark", part="#reader", width=1200, height=780, scheme="dark", keys=("5", "r")),
     Shot(name="reader-phone", part="#reader", width=360, height=740, scale=1.5, keys=("r",)),
 )
 PAIR = Shot(name="reader-pair", part="#reader", width=1200, height=780, keys=("r",))
@@ -113,11 +113,15 @@ def take(browser: Any, page: Path, shot: Shot, folder: Path) -> None:
 
 
 def shrink(png: bytes) -> bytes:
-    """The picture with a palette."""
+    """The picture in few bytes, with a palette only where it would be too large without."""
     from PIL import Image
 
-    made = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(made, "PNG", optimize=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    for version in (picture, picture.quantize(COLOURS)):
+        made = io.BytesIO()
+        version.save(made, "PNG", optimize=True)
+        if len(made.getvalue()) <= MAX_BYTES:
+            break
     return made.getvalue()
 
 

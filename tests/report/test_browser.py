@@ -146,7 +146,7 @@ def test_a_token_that_the_keyboard_goes_to_shows_the_file_s_numbers(
     active = text.get_attribute("aria-activedescendant")
     assert seen.page.locator(f"#{active}").get_attribute("aria-selected") == "true"
     said = seen.page.locator("#reader-said[aria-live=polite]")
-    seen.page.wait_for_function("document.getElementById('reader-said').textContent.includes('4 of 10')")
+    said.filter(has_text="4 of 10").wait_for(state="attached")
     heard = said.text_content().replace("\u2212", "-")
     assert f"log p {numbers_of(box)['logp']}, entropy {numbers_of(box)['entropy']}" in heard
     assert heard.endswith("rule clip_high and tis")
@@ -306,7 +306,8 @@ def test_no_sideways_scroll_and_nothing_that_keeps_people_out(
     box.locator("[role=listbox]").focus()
     seen.page.keyboard.press("1")
     assert seen.width_beyond() <= 0
-    assert seen.serious_violations() == []
+    if (scheme, width) in {("dark", 1280), ("light", 360)}:  # all themes and widths once, as it takes seconds
+        assert seen.serious_violations() == []
     theme = READER_DARK if scheme == "dark" else READER_LIGHT
     pairs = box.locator("[role=option]").evaluate_all(
         "all => all.map(one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor])"
@@ -320,7 +321,8 @@ def test_no_sideways_scroll_and_nothing_that_keeps_people_out(
 def test_a_hostile_text_neither_breaks_the_page_nor_runs(visit: Visitor, tmp_path: Path) -> None:
     text = "".join(HOSTILE[:5]) + "\N{GRINNING FACE}" + "".join(HOSTILE[7:11])
     hostile = make_row(0, ("",) * len(HOSTILE), texts=HOSTILE, prompt="".join(HOSTILE[:2]), response_text=text)
-    long = make_row(1, ("", "clip_low") * 8192, texts=(*HOSTILE, "x" * 300), prompt="y" * 5000 + " long")
+    many, ids = ("", "clip_low") * 8192, tuple(range(100, 100 + 16384))
+    long = make_row(1, many, texts=(*HOSTILE, "x" * 300), prompt="y" * 5000 + " long", response_tokens=ids)
     folder = write_steps(tmp_path / "rollouts", [hostile, long])
     name = "<b>run</b></script>"
     path = tmp_path / "page.html"

@@ -115,6 +115,15 @@ def test_of_a_step_the_prompts_that_runs_share_and_of_a_prompt_the_traced_sample
     )
 
 
+def test_a_prompt_of_two_runs_comes_before_one_of_more_steps_of_a_single_run(tmp_path: Path) -> None:
+    alone = [make_row(n, ("tis",), step=step, prompt=f"alone {n}") for step in (1, 2, 3) for n in range(MAX_PROMPTS)]
+    both = make_row(50, ("",), step=3, prompt="both")
+    other = [make_row(1, ("",), step=step, prompt="other") for step in (1, 2)]
+    content = content_of(write_steps(tmp_path / "one", [*alone, both]), write_steps(tmp_path / "two", [*other, both]))
+    assert [key for key in keys(content) if key[2] == 50] == [(0, 3, 50), (1, 3, 50)]
+    assert len([key for key in keys(content) if key[:2] == (0, 3)]) == MAX_PROMPTS
+
+
 def test_the_payload_is_no_larger_than_is_said_and_every_step_has_its_part(tmp_path: Path) -> None:
     texts = tuple(f"<{number}>" for number in range(100))
     rows = [
@@ -210,7 +219,7 @@ def test_a_token_far_out_leaves_the_others_their_tint_and_nothing_is_divided_by_
     row = make_row(0, ("",) * 5000)
     assert row.trace is not None
     row.trace.ratio.setflags(write=True)
-    row.trace.ratio[17] = np.inf
+    row.trace.ratio[:100] = np.inf  # more than the hundredth that a scale leaves out
     row.trace.entropy.setflags(write=True)
     row.trace.entropy[18] = 1000.0
     scales.add(row)

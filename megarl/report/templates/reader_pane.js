@@ -80,7 +80,10 @@ class Pane {
       this.tokens = tokens;
       this.build();
       this.showNumbers(-1);
-      if (document.activeElement === text) this.activate(0);
+      if (document.activeElement === text) {
+        this.activate(0);
+        this.reader.say(`${this.title(response)}: ${this.sentence(0)}`);
+      }
       if (response.shown < response.count) {
         more.textContent = `… and ${(response.count - response.shown).toLocaleString("en")} more tokens, in the file`;
       }

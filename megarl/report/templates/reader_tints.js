@@ -22,7 +22,7 @@ function ruleClass(rule) {
 
 const number = (value) => formatNumber(Number(value.toPrecision(3)));
 
-// name: {label, of(tokens, index, response) -> class, legend() -> texts at the ramp's ends and middle, and what it means}
+// name: {label, of(tokens, index, response) -> class, ends() -> texts at the ramp's ends and middle, what it means, scale}
 const TINTS = {
   entropy: {
     label: "entropy",
@@ -34,7 +34,8 @@ const TINTS = {
     label: "ratio",
     of: (tokens, index) => (tokens.columns.ratio ? diverging(Math.log(tokens.columns.ratio[index]), "ratio") : ""),
     ends: () => [`r ≤ ${number(Math.exp(-reach("ratio")))}`, "1", `r ≥ ${number(Math.exp(reach("ratio")))}`],
-    about: "current to old policy, log scale; untinted where not traced",
+    about: "current to old policy; untinted where not traced",
+    scale: "square root of log r",
   },
   advantage: {
     label: "advantage",
@@ -75,7 +76,7 @@ function drawLegend(target, tint) {
     const steps = ends.length === 2 ? Array.from({ length: STEPS + 1 }, (_, index) => `t-s${index}`) : [...below, "t-d0", ...above];
     scale.append(...steps.map((step) => element("i", step)));
     const middle = ends.length === 3 ? `, ${ends[1]} in the middle` : "";
-    target.append(element("span", "", ends[0]), scale, element("span", "", ends.at(-1) + middle), element("span", "quiet", "square-root scale"));
+    target.append(element("span", "", ends[0]), scale, element("span", "", ends.at(-1) + middle), element("span", "quiet", found.scale ?? "square-root scale"));
   }
   const present = new Set(data.rules.filter(Boolean).map(ruleClass));
   for (const [name, label] of Object.entries(settings.ruleClasses)) {
