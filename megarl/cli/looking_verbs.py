@@ -1,14 +1,30 @@
 """Verbs that look and start nothing: show, plan, doctor, theory, report. What they run is imported when they do."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from megarl.cli.arguments import OptionalConfigPath, Overrides
 from megarl.config.base import ConfigError
+
+
+class FigureFormat(StrEnum):
+    """As `report.exports` has them."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class FigureWidth(StrEnum):
+    """Likewise."""
+
+    single = "single"
+    double = "double"
 
 
 def show(
@@ -106,10 +122,49 @@ def theory(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run directory; `latest` beside them is the newest.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|ABLATION",
+            help="Run directory, `latest` beside them being the newest; several are compared. Or the directory of an "
+            "ablation: its cells are.",
+        ),
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where the page goes, or the figure; default report.html in the run or the ablation. Needed for "
+            "several runs.",
+        ),
+    ] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="List the names of the figures; draw nothing.")] = False,
+    figure: Annotated[
+        str | None, typer.Option("--figure", metavar="NAME", help="Write this figure alone, sized for a paper.")
+    ] = None,
+    file_format: Annotated[
+        FigureFormat | None,
+        typer.Option("--format", help="Of --figure; default: what FILE ends in, or pdf."),
+    ] = None,
+    width: Annotated[
+        FigureWidth, typer.Option("--width", help="Of --figure: one column (3.25 in) or both (6.75 in); text of 8 pt.")
+    ] = FigureWidth.single,
 ) -> None:
-    """Draw the figures and report.html of any run anew, and say how it stands: running, finished, failed, killed."""
-    from megarl.cli.report import run_report
+    """Draw the page of a run anew, and say how it stands: running, finished, failed, killed; or compare several runs.
 
-    raise typer.Exit(run_report(runs))
+    A comparison tells first what differs in the configurations. Runs that differ in train.seed alone are one line:
+    their mean, with its 95 % interval over seeds.
+    """
+    from megarl.cli.report import export_figure, print_figure_names, run_report
+
+    if figures:
+        print_figure_names(runs)
+    elif figure is not None:
+        chosen: Literal["png", "svg", "pdf"] | None = None if file_format is None else file_format.value
+        written = export_figure(runs, figure, file_format=chosen, width=width.value, output=output)
+        print(f"figure   {written}")
+    elif file_format is not None:
+        raise ConfigError("megarl report: --format is of --figure; expected --figure NAME with it")
+    else:
+        raise typer.Exit(run_report(runs, output=output))

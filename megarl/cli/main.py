@@ -84,7 +84,10 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     ),
     report: (
         "megarl report runs/latest",
-        "megarl report runs/quickstart-train-20261121T205700Z runs/quickstart-sft-20261121T205500Z",
+        "megarl report runs/low0.2-* runs/low0.3-* -o comparison.html",
+        "megarl report runs/clip-ablation-20261121T205700Z",
+        "megarl report runs/latest --figures",
+        "megarl report runs/latest --figure entropy -o entropy.pdf --width double",
     ),
     submit: (
         "megarl submit configs/papers/dapo-qwen2.5-32b-16nodes.toml --time 24:00:00 --partition gpu --account lab",
