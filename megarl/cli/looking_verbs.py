@@ -1,4 +1,7 @@
-"""Verbs that look and start nothing: show, plan, doctor, theory, report. What they run is imported when they do."""
+"""Verbs that look and start nothing: show, plan, doctor, theory, report, top.
+
+What they run is imported when they do.
+"""
 
 import json
 from pathlib import Path
@@ -113,3 +116,21 @@ def report(
     from megarl.cli.report import run_report
 
     raise typer.Exit(run_report(runs))
+
+
+def top(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Directory of a run, an ablation, a job, or a cell of a sweep.")
+    ],
+    once: Annotated[
+        bool, typer.Option("--once", help="Print it once and end; so too where standard output is no terminal.")
+    ] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.5, help="Between two looks at the files.")] = 2.0,
+) -> None:
+    """Show runs as they go on: progress, curves, phases, what every process does and what is stuck; a table of several.
+
+    It reads the run directory alone, so it works in any shell that sees it. q or Ctrl-C ends it, not the run.
+    """
+    from megarl.cli.top import run_top
+
+    raise typer.Exit(run_top(runs, once=once, every_s=every))

@@ -15,7 +15,7 @@ from rich.console import Console
 from megarl.cli.convert_verb import convert
 from megarl.cli.evaluation_verb import evaluate
 from megarl.cli.job_verbs import status, submit
-from megarl.cli.looking_verbs import doctor, plan, report, show, theory
+from megarl.cli.looking_verbs import doctor, plan, report, show, theory, top
 from megarl.cli.run_again import Given, RunAgain, start_again
 from megarl.cli.training_verbs import sft, train
 from megarl.config.base import ConfigError
@@ -78,6 +78,12 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     report: (
         "megarl report runs/latest",
         "megarl report runs/quickstart-train-20261121T205700Z runs/quickstart-sft-20261121T205500Z",
+    ),
+    top: (
+        "megarl top runs/latest",
+        "megarl top runs/quickstart-train-20261121T205700Z runs/clip-higher-train-20261121T220100Z",
+        "megarl top runs/clip-ablation-20261129T010000Z --every 5",
+        "megarl top runs/latest --once   (for a log)",
     ),
     submit: (
         "megarl submit configs/papers/dapo-qwen2.5-32b-16nodes.toml --time 24:00:00 --partition gpu --account lab",

@@ -1,0 +1,74 @@
+"""What the arguments of `megarl top` mean: runs, jobs with their sweeps, ablations with their cells."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megarl.cli.paths import shown_path
+from megarl.cli.top_frame import RunFrame
+from megarl.cli.top_watch import RunWatch
+from megarl.config.base import ConfigError
+from megarl.slurm.job_directory import find_job
+from megarl.telemetry.run_directory import RunDirectory
+
+_MADE = re.compile(r"-(train|sft|eval)-\d{8}T\d{6}Z$")
+"""What `RunDirectory.create` puts after the run's own name."""
+
+
+@dataclass(kw_only=True)
+class Place:
+    """Where a run is, or will be."""
+
+    label: str
+    find: Callable[[], RunDirectory | None]
+    """None: it has not begun."""
+    alone: bool = False
+    _watch: RunWatch | None = field(default=None, init=False)
+    _path: Path | None = field(default=None, init=False)
+
+    def look(self) -> RunFrame:
+        """How it stands now; another run that has taken its place is looked at from then on."""
+        run = self.find()
+        if run is None:
+            return RunFrame(label=self.label, standing="waiting", message="not begun")
+        if self._watch is None or run.path != self._path:
+            self._watch, self._path = RunWatch(run, self.label, alone=self.alone), run.path
+        return self._watch.look()
+
+
+def find_places(paths: Sequence[Path]) -> tuple[list[Place], str]:
+    """(the runs in their order, what they are together). ConfigError where a path is none of what has runs."""
+    places = [place for path in paths for place in _places_of(path)]
+    if len(places) == 1:
+        places[0].alone = True
+    else:
+        _shorten(places)
+    return places, shown_path(paths[0].expanduser().absolute()) if len(paths) == 1 else "megarl top"
+
+
+def _places_of(path: Path) -> list[Place]:
+    job = find_job(path)
+    resolved = path.expanduser().resolve()
+    if job is not None and not (resolved / "state.json").is_file():
+        return [Place(label=_job_label(one.path, job[0].path), find=one.run) for one in job[1]]
+    try:
+        run = RunDirectory.open(path)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"megarl top: {path} is neither a run, a job nor an ablation; expected a directory that `megarl train`, "
+            "`megarl submit` or `megarl ablate` made, such as runs/latest"
+        ) from None
+    return [Place(label=run.path.name, find=lambda: run)]
+
+
+def _shorten(places: Sequence[Place]) -> None:
+    """Runs without verb and time at the end of their names, where they are still told apart."""
+    short = [_MADE.sub("", place.label) for place in places]
+    for place, label in zip(places, short, strict=True):
+        if short.count(label) == 1:
+            place.label = label
+
+
+def _job_label(path: Path, job: Path) -> str:
+    return job.name if path == job else f"{job.name}/{path.name}"
