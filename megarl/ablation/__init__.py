@@ -1,0 +1,1 @@
+"""Several runs that differ in what is studied: their directory, their tables."""
