@@ -5,15 +5,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megarl.ablation.directory import AblationDirectory, Cell, CellFacts, CellStatus, is_ablation
 from megarl.cli.paths import shown_path
-from megarl.cli.top_frame import RunFrame
-from megarl.cli.top_watch import RunWatch
+from megarl.cli.top_frame import RunFrame, Shown
+from megarl.cli.top_watch import Changed, RunWatch
 from megarl.config.base import ConfigError
 from megarl.slurm.job_directory import find_job
 from megarl.telemetry.run_directory import RunDirectory
 
 _MADE = re.compile(r"-(train|sft|eval)-\d{8}T\d{6}Z$")
 """What `RunDirectory.create` puts after the run's own name."""
+
+_WITHOUT_RUN: dict[CellStatus, Shown] = {
+    "waiting": "waiting",
+    "running": "running",
+    "stopped": "interrupted",
+    "finished": "finished",
+    "failed": "failed",
+    "skipped": "skipped",
+}
+"""How a cell stands that has no run directory yet."""
+
+
+def _not_begun() -> tuple[Shown, str]:
+    return "waiting", ""
 
 
 @dataclass(kw_only=True)
@@ -23,6 +38,8 @@ class Place:
     label: str
     find: Callable[[], RunDirectory | None]
     """None: it has not begun."""
+    before: Callable[[], tuple[Shown, str]] = _not_begun
+    """How it stands while it has not, and why."""
     alone: bool = False
     _watch: RunWatch | None = field(default=None, init=False)
     _path: Path | None = field(default=None, init=False)
@@ -31,7 +48,8 @@ class Place:
         """How it stands now; another run that has taken its place is looked at from then on."""
         run = self.find()
         if run is None:
-            return RunFrame(label=self.label, standing="waiting", message="not begun")
+            standing, message = self.before()
+            return RunFrame(label=self.label, standing=standing, message=message)
         if self._watch is None or run.path != self._path:
             self._watch, self._path = RunWatch(run, self.label, alone=self.alone), run.path
         return self._watch.look()
@@ -48,9 +66,10 @@ def find_places(paths: Sequence[Path]) -> tuple[list[Place], str]:
 
 
 def _places_of(path: Path) -> list[Place]:
+    if is_ablation(path):
+        return _cells_of(AblationDirectory.open(path))
     job = find_job(path)
-    resolved = path.expanduser().resolve()
-    if job is not None and not (resolved / "state.json").is_file():
+    if job is not None and not (path.expanduser() / "state.json").is_file():
         return [Place(label=_job_label(one.path, job[0].path), find=one.run) for one in job[1]]
     try:
         run = RunDirectory.open(path)
@@ -60,6 +79,33 @@ def _places_of(path: Path) -> list[Place]:
             "`megarl submit` or `megarl ablate` made, such as runs/latest"
         ) from None
     return [Place(label=run.path.name, find=lambda: run)]
+
+
+def _cells_of(ablation: AblationDirectory) -> list[Place]:
+    """The shared warm start, where there is one, then the cells in the order in which they begin."""
+    try:
+        plan = ablation.plan()
+    except ValueError as error:
+        raise ConfigError(f"megarl top: {error}") from error
+    facts = Changed(ablation.cells_path, lambda: ablation.read_cells()[0])
+
+    def place(cell: Cell) -> Place:
+        def find() -> RunDirectory | None:
+            found = ablation.run_of(cell)
+            return None if found is None else RunDirectory(found)
+
+        def before() -> tuple[Shown, str]:
+            try:
+                told = (facts.look() or {}).get(cell.name, CellFacts())
+            except (OSError, ValueError) as error:
+                return "unknown", str(error)
+            return _WITHOUT_RUN[told.status], told.message or ""
+
+        return Place(label=cell.name, find=find, before=before)
+
+    warm = ablation.warm_link.resolve()
+    first = [Place(label="warm start", find=lambda: RunDirectory(warm))] if (warm / "state.json").is_file() else []
+    return [*first, *map(place, plan.cells)]
 
 
 def _shorten(places: Sequence[Place]) -> None:

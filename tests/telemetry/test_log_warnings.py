@@ -43,7 +43,7 @@ def test_what_processes_write(tmp_path: Path) -> None:
         ("ERROR", ("policy-0", "policy-3")),
         ("WARNING", ("policy-0", "policy-3")),
     ]
-    assert [one.text for one in found] == ["the disk is full", "two lines:", "<string>:12: FutureWarning: an old name"]
+    assert [one.text for one in found] == ["the disk is full", "two lines:", "<string>:13: FutureWarning: an old name"]
 
 
 def test_the_newest_are_last_and_equal_ones_are_one(tmp_path: Path) -> None:
