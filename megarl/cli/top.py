@@ -1,5 +1,6 @@
 """`megarl top`: runs as they go on, from their files alone, on any machine that sees these."""
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def run_top(paths: Sequence[Path], *, once: bool, every_s: float) -> int:
         for line in _draw(console, look(places, title), width=width, height=height)[:-1]:  # the keys
             console.print(line, soft_wrap=True)
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the terminal stayed as it is in between
     with suppress(KeyboardInterrupt):
         _watch(console, places, title, every_s)
     return 0
@@ -59,7 +61,7 @@ def _watch(console: Console, places: Sequence[Place], title: str, every_s: float
                 left_s = due_s - time.monotonic()
                 if left_s <= 0:
                     break
-                if keys.wait(min(left_s, _KEY_WAIT_S)) in ("q", "Q"):
+                if "q" in keys.wait(min(left_s, _KEY_WAIT_S)).lower():
                     return
 
 

@@ -13,6 +13,9 @@ from megarl.telemetry.sparkline import Points
 Shown = Standing | Literal["waiting", "skipped", "unknown"]
 """How a run stands; or it has not begun, will not begin, or its files do not say."""
 
+States = Mapping[tuple[str, int | None], str]
+"""(node, process number) -> "gone", "stopped (by SIGSTOP)"."""
+
 ATTENTION = ("failed", "killed", "unknown")
 """Of these a person should know."""
 
@@ -131,12 +134,12 @@ def seconds_by_phase(means: Mapping[str, float]) -> tuple[tuple[str, float], ...
 
 
 def mark_processes(
-    heartbeat: Heartbeat, *, age_s: float, longest_step_s: float | None, states: Mapping[int, str]
+    heartbeat: Heartbeat, *, age_s: float, longest_step_s: float | None, states: States
 ) -> tuple[ShownProcess, ...]:
     """The processes of a run that runs, each with why it looks stuck.
 
-    age_s: of the heartbeat. longest_step_s: of the last steps; None before the first. states: by number, how a process
-    of this machine stands where that is unusual ("stopped (by SIGSTOP)", "gone").
+    age_s: of the heartbeat. longest_step_s: of the last steps; None before the first. states: of those that can be seen
+    from here and are not as they should be.
     """
     return tuple(
         ShownProcess(beat=beat, mark=_mark(beat, number == 0, age_s, longest_step_s, states))
@@ -144,11 +147,9 @@ def mark_processes(
     )
 
 
-def _mark(
-    beat: ProcessBeat, is_driver: bool, age_s: float, longest_step_s: float | None, states: Mapping[int, str]
-) -> str:
-    if beat.pid is not None and beat.pid in states:
-        return states[beat.pid]
+def _mark(beat: ProcessBeat, is_driver: bool, age_s: float, longest_step_s: float | None, states: States) -> str:
+    if (state := states.get((beat.node, beat.pid))) is not None:
+        return state
     if beat.phase == LOST:
         return "lost"
     if is_driver and age_s > _HELD_UP_S:

@@ -1,5 +1,6 @@
 """Single keys of a terminal, without Enter."""
 
+import os
 import select
 import sys
 import termios
@@ -30,9 +31,10 @@ class Keys:
             termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
 
     def wait(self, seconds: float) -> str:
-        """The next key within that time, or nothing."""
+        """The keys that came within that time; it ends with the first."""
         if self._before is None:
             time.sleep(seconds)
             return ""
         ready, _, _ = select.select([self._file], [], [], seconds)
-        return self._file.read(1) if ready else ""
+        # Not by the file, which would keep what it has read beyond the first.
+        return os.read(self._file.fileno(), 64).decode(errors="replace") if ready else ""

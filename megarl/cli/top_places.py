@@ -13,7 +13,7 @@ from megarl.config.base import ConfigError
 from megarl.slurm.job_directory import find_job
 from megarl.telemetry.run_directory import RunDirectory
 
-_MADE = re.compile(r"-(train|sft|eval)-\d{8}T\d{6}Z$")
+_MADE = re.compile(r"-(train|sft|eval)-\d{8}T\d{6}Z(-\d+)?$")
 """What `RunDirectory.create` puts after the run's own name."""
 
 _WITHOUT_RUN: dict[CellStatus, Shown] = {

@@ -9,6 +9,7 @@ from megarl.cli.top_frame import Curve, Frame, RunFrame, ShownProcess
 from megarl.cli.top_table import table_lines
 from megarl.cli.top_words import STYLES, bar, cut, duration, heading
 from megarl.telemetry.columns import format_count, format_number
+from megarl.telemetry.heartbeat import IDLE
 from megarl.telemetry.phases import describe_ranks
 from megarl.telemetry.sparkline import ASCII_LEVELS, LEVELS, sparkline
 
@@ -26,7 +27,14 @@ def frame_lines(frame: Frame, *, width: int, height: int, ascii_only: bool = Fal
         lines = _run_lines(frame, frame.runs[0], width=width, height=room, ascii_only=ascii_only)
     else:
         lines = table_lines(frame, width=width, height=room, ascii_only=ascii_only)
-    return [*(cut(line, width) for line in lines[:room]), cut(Text(_KEYS, style="dim"), width)]
+    screen = [*(cut(line, width) for line in lines[:room]), cut(Text(_KEYS, style="dim"), width)]
+    return [_in_ascii(line) for line in screen] if ascii_only else screen
+
+
+def _in_ascii(line: Text) -> Text:
+    """A name or a warning may hold anything."""
+    line.plain = "".join(one if one.isascii() else "~" for one in line.plain)
+    return line
 
 
 def _run_lines(frame: Frame, run: RunFrame, *, width: int, height: int, ascii_only: bool) -> list[Text]:
@@ -44,7 +52,8 @@ def _run_lines(frame: Frame, run: RunFrame, *, width: int, height: int, ascii_on
     phases = _phases(run, width - column, ascii_only, most=upper[-1])
     drawn = _beside(curves[: upper[0]], phases, column) if wide else [*curves[: upper[0]], *phases]
     shown = _processes(run, most=for_processes)
-    return [*head, *drawn, *shown, *_newest(warnings, for_warnings), *tail]
+    # Where several are on one line, the lines that saves are the warnings'.
+    return [*head, *drawn, *shown, *_newest(warnings, for_warnings + for_processes - len(shown)), *tail]
 
 
 def share_height(wanted: Sequence[int], least: Sequence[int], height: int) -> list[int]:
@@ -155,11 +164,11 @@ def _process_line(group: Sequence[ShownProcess], age_s: float) -> Text:
     where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes" if nodes else "?"
     lasting = duration(max(beat.for_s for beat in beats) + age_s)
     step = f"step {first.step}" if first.step else "start-up"
-    line = Text(f"{who:<18} {where:<12} {step:<11} {first.phase} for {lasting}")
-    mark = group[0].mark
-    if mark:
-        line.append(f"  !! {mark}", style="bold red")
-    elif first.phase == "idle":
+    line = Text(f"{who:<18} {where:<12} {step:<11} ")
+    if mark := group[0].mark:
+        line.append(f"!! {mark}: ", style="bold red")
+    line.append(f"{first.phase} for {lasting}")
+    if first.phase == IDLE and not mark:
         line.stylize("dim")
     return line
 

@@ -56,6 +56,10 @@ def _line_of(*labels: str, width: int) -> Callable[[RunFrame, bool], Text]:
     return cell
 
 
+def _standing(run: RunFrame, _: bool) -> Text:
+    return Text("stuck?", style="bold red") if run.stuck else Text(run.standing, style=STYLES[run.standing])
+
+
 def _time(seconds: float | None) -> str:
     return "-" if seconds is None else duration(seconds)
 
@@ -68,7 +72,7 @@ def _doing(run: RunFrame, _: bool) -> Text:
 
 
 _COLUMNS = (
-    _Column(header="", width=11, cell=lambda run, _: Text(run.standing, style=STYLES[run.standing]), left=True),
+    _Column(header="", width=11, cell=_standing, left=True),
     _Column(header="step", width=11, cell=_progress),
     _Column(header="left", width=11, cell=lambda run, _: _time(run.left_s), rank=2),
     _Column(header="a step", width=8, cell=lambda run, _: _time(run.step_s), rank=6),
@@ -79,7 +83,7 @@ _COLUMNS = (
     _Column(header="low %", width=6, cell=_number_of("clip low %"), rank=5),
     _Column(header="high %", width=6, cell=_number_of("clip high %"), rank=5),
     _Column(header="tokens/s", width=8, cell=lambda run, _: format_count(run.tokens_per_s, width=8), rank=7),
-    _Column(header="doing", width=24, cell=_doing, rank=8, left=True),
+    _Column(header="doing", width=48, cell=_doing, rank=8, left=True),
 )
 
 

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from megarl.cli.run_facts import Saved, describe_restarts, find_saved
-from megarl.cli.top_frame import Curve, RunFrame, Shown, ShownProcess, mark_processes, seconds_by_phase, time_left
+from megarl.cli.top_frame import (
+    Curve,
+    RunFrame,
+    Shown,
+    ShownProcess,
+    States,
+    mark_processes,
+    seconds_by_phase,
+    time_left,
+)
 from megarl.telemetry.heartbeat import Heartbeat, read_heartbeat
 from megarl.telemetry.log_warnings import LogWarnings
 from megarl.telemetry.metric_history import MetricHistory
@@ -185,13 +194,13 @@ class RunWatch:
             self._problems.append(str(error).partition("\n")[0] or type(error).__name__)
 
 
-def _unusual_states(heartbeat: Heartbeat, driver: ProcessMark | None) -> dict[int, str]:
-    """By number, which of the processes on this machine are stopped or gone."""
+def _unusual_states(heartbeat: Heartbeat, driver: ProcessMark | None) -> States:
+    """Which of the processes on this machine are stopped or gone."""
     if driver is None or driver.standing() == "elsewhere":
         return {}
     here = [beat.pid for beat in heartbeat.processes if beat.pid is not None and beat.node == driver.host]
-    states = {pid: process_state(pid) for pid in here}
-    return {pid: state for pid, state in states.items() if state.startswith(("gone", "stopped"))}
+    states = {(driver.host, pid): process_state(pid) for pid in here}
+    return {place: state for place, state in states.items() if state.startswith(("gone", "stopped"))}
 
 
 def _read_steps(run: RunDirectory) -> int | None:
