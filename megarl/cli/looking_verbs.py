@@ -111,8 +111,22 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="Run directory; `latest` beside them is the newest.")
     ],
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Serve the page on this machine alone, and build it again as runs go on."),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of --watch; default: 8642, or any free one where that is taken."),
+    ] = None,
 ) -> None:
     """Draw the figures and report.html of any run anew, and say how it stands: running, finished, failed, killed."""
+    if watch:
+        from megarl.cli.report_watch import run_watch
+
+        raise typer.Exit(run_watch(runs, port=port))
+    if port is not None:
+        raise ConfigError("megarl report: --port is of --watch; expected --watch with it")
     from megarl.cli.report import run_report
 
     raise typer.Exit(run_report(runs))

@@ -63,11 +63,13 @@ class RunFigures:
     """For a person: charts that could not be drawn, files that could not be read."""
 
 
-def write_run_figures(run_dir: Path | str) -> RunFigures:
+def write_run_figures(run_dir: Path | str, *, page: Path | None = None, pictures: bool = True) -> RunFigures:
     """Make figures/<chart>.png, figures/overview.png and report.html of a run; existing ones are replaced.
 
     Of any run, however it ended: charts whose metrics the run did not log are left out, and so is what cannot be drawn
     or read, which the page and the result say. ValueError when `run_dir` is no run directory.
+
+    page: where the page goes instead of RUN/report.html. pictures: False writes the page alone.
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
     if not run.metrics_path.is_file() and not run.state_path.is_file():
@@ -78,14 +80,16 @@ def write_run_figures(run_dir: Path | str) -> RunFigures:
     rows, damaged = read_readable_metrics(run.metrics_path) if run.metrics_path.is_file() else ([], {})
     for line, reason in damaged.items():
         problems.add(f"{run.metrics_path.name}, line {line}", reason)
-    run.figures.mkdir(exist_ok=True)
-    written, figures = _draw(rows, run.figures, problems)
+    if pictures:
+        run.figures.mkdir(exist_ok=True)
+    written, figures = _draw(rows, run.figures if pictures else None, problems)
     facts = _read_facts(run, problems)
-    write_text_atomically(run.report_path, format_report(rows, figures, facts))
-    return RunFigures([*written, run.report_path], problems.lines())
+    target = page or run.report_path
+    write_text_atomically(target, format_report(rows, figures, facts))
+    return RunFigures([*written, target], problems.lines())
 
 
-def _draw(rows: Sequence[Row], folder: Path, problems: _Problems) -> tuple[list[Path], list[Figure]]:
+def _draw(rows: Sequence[Row], folder: Path | None, problems: _Problems) -> tuple[list[Path], list[Figure]]:
     written, figures = [], []
     charts: dict[str, Any] = {}
     with problems.tolerate("the charts"):
@@ -93,9 +97,10 @@ def _draw(rows: Sequence[Row], folder: Path, problems: _Problems) -> tuple[list[
     for key, chart in charts.items():
         with problems.tolerate(f"the chart {key}"):
             svg = format_svg(chart)
-            written.append(write_png(svg, folder / f"{key}.png"))
+            if folder is not None:
+                written.append(write_png(svg, folder / f"{key}.png"))
             figures.append(Figure(title=chart.title.text, svg=svg))
-    if charts:
+    if charts and folder is not None:
         with problems.tolerate("the overview"):
             written.append(write_png(format_svg(build_overview(charts)), folder / "overview.png"))
     return written, figures
