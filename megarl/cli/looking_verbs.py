@@ -4,14 +4,30 @@ What they run is imported when they do.
 """
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from megarl.cli.arguments import OptionalConfigPath, Overrides
 from megarl.config.base import ConfigError
+
+
+class FigureFormat(StrEnum):
+    """As `report.exports` has them."""
+
+    png = "png"
+    svg = "svg"
+    pdf = "pdf"
+
+
+class FigureWidth(StrEnum):
+    """Likewise."""
+
+    single = "single"
+    double = "double"
 
 
 def show(
@@ -109,8 +125,34 @@ def theory(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run directory; `latest` beside them is the newest.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|ABLATION",
+            help="Run directory, `latest` beside them being the newest; several are compared. Or the directory of an "
+            "ablation: its cells are.",
+        ),
     ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Where the page goes, or the figure; default report.html in the run or the ablation. Needed for "
+            "several runs.",
+        ),
+    ] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="List the names of the figures; draw nothing.")] = False,
+    figure: Annotated[
+        str | None, typer.Option("--figure", metavar="NAME", help="Write this figure alone, sized for a paper.")
+    ] = None,
+    file_format: Annotated[
+        FigureFormat | None,
+        typer.Option("--format", help="Of --figure; default: what FILE ends in, or pdf."),
+    ] = None,
+    width: Annotated[
+        FigureWidth, typer.Option("--width", help="Of --figure: one column (3.25 in) or both (6.75 in); text of 8 pt.")
+    ] = FigureWidth.single,
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Serve the page on this machine alone, and build it again as runs go on."),
@@ -120,16 +162,31 @@ def report(
         typer.Option(min=1, max=65535, help="Of --watch; default: 8642, or any free one where that is taken."),
     ] = None,
 ) -> None:
-    """Draw the figures and report.html of any run anew, and say how it stands: running, finished, failed, killed."""
+    """Draw the page of a run anew, and say how it stands: running, finished, failed, killed; or compare several runs.
+
+    A comparison tells first what differs in the configurations. Runs that differ in train.seed alone are one line:
+    their mean, with its 95 % interval over seeds.
+    """
+    from megarl.cli.report import export_figure, print_figure_names, run_report
+
+    if port is not None and not watch:
+        raise ConfigError("megarl report: --port is of --watch; expected --watch with it")
     if watch:
+        if output or figures or figure or file_format:
+            raise ConfigError("megarl report: --watch serves the page and writes none; expected no option but --port")
         from megarl.cli.report_watch import run_watch
 
         raise typer.Exit(run_watch(runs, port=port))
-    if port is not None:
-        raise ConfigError("megarl report: --port is of --watch; expected --watch with it")
-    from megarl.cli.report import run_report
-
-    raise typer.Exit(run_report(runs))
+    if figures:
+        print_figure_names(runs)
+    elif figure is not None:
+        chosen: Literal["png", "svg", "pdf"] | None = None if file_format is None else file_format.value
+        written = export_figure(runs, figure, file_format=chosen, width=width.value, output=output)
+        print(f"figure   {written}")
+    elif file_format is not None:
+        raise ConfigError("megarl report: --format is of --figure; expected --figure NAME with it")
+    else:
+        raise typer.Exit(run_report(runs, output=output))
 
 
 def top(

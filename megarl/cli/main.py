@@ -77,7 +77,11 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     ),
     report: (
         "megarl report runs/latest",
-        "megarl report runs/quickstart-train-20261121T205700Z runs/quickstart-sft-20261121T205500Z",
+        "megarl report runs/low0.2-* runs/low0.3-* -o comparison.html",
+        "megarl report runs/clip-ablation-20261121T205700Z",
+        "megarl report runs/latest --watch   (in a browser, as the run goes on)",
+        "megarl report runs/latest --figures",
+        "megarl report runs/latest --figure entropy -o entropy.pdf --width double",
     ),
     top: (
         "megarl top runs/latest",

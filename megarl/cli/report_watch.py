@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
-from megarl.cli.report import open_run
+from megarl.cli.report import choose_runs, open_run
 from megarl.config.base import ConfigError
 from megarl.report.figures import write_run_figures
+from megarl.report.many import read_comparison, write_comparison
 from megarl.report.rebuilding import Builder, Rebuilding
 from megarl.report.serving import ADDRESS, LivePage, PortTakenError, serving
 from megarl.telemetry.run_directory import RunDirectory
@@ -58,7 +59,11 @@ def _listening(live: LivePage, port: int | None) -> Iterator[int]:
 
 def build_page(runs: tuple[Path, ...], page: Path) -> None:
     """What `megarl report` writes, without pictures in files; in the process that builds."""
-    write_run_figures(runs[0], page=page, pictures=False)
+    chosen = choose_runs(runs)
+    if isinstance(chosen, RunDirectory):
+        write_run_figures(chosen.path, page=page, pictures=False)
+    else:
+        write_comparison(read_comparison(chosen), page)
 
 
 def find_watched(paths: Sequence[Path]) -> list[RunDirectory]:

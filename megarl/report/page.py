@@ -1,4 +1,4 @@
-"""report.html: one run on one page that works offline and can be mailed; figures are embedded, nothing is fetched."""
+"""report.html of one run: a page that works offline and can be mailed; what it shows is in it, nothing is fetched."""
 
 import base64
 import json
@@ -8,17 +8,25 @@ from typing import Any
 
 from markupsafe import Markup
 
+from megarl.report.figure import finite
 from megarl.report.glossary import terms_of
+from megarl.report.plots import PlotSection
+from megarl.report.run_data import RunData
 from megarl.report.templates import render_template
 from megarl.telemetry.columns import format_count, format_number
 from megarl.telemetry.names import DESCRIPTIONS
 
-Row = Mapping[str, float | None]
+THINNING = (
+    "A line of many steps is thinned: it is cut into equal parts, and of each the smallest and the largest value stay, "
+    "at their steps; so do the first and the last of the line. With few lines 400 values of each stay, with many 80. "
+    "Every value is in the run's metrics.jsonl."
+)
+DIGITS = "Numbers in the page have six digits, those in its tables four. A missing value is a gap, never a zero."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One picture of the report."""
+    """A picture that a page holds whole."""
 
     title: str
     svg: str
@@ -33,7 +41,8 @@ class ReportFacts:
     """What the page says besides the figures; None where the run directory lacks the file."""
 
     name: str
-    state: Mapping[str, Any] | None
+    status: str = "unknown"
+    message: str | None = None
     versions: Mapping[str, Any] | None
     config_toml: str | None
     tokens: Markup | None = None
@@ -44,20 +53,21 @@ class ReportFacts:
     """What could not be drawn or read."""
 
 
-def format_report(rows: Sequence[Row], figures: Sequence[Figure], facts: ReportFacts) -> str:
-    """The page as HTML text. `rows` are those of metrics.jsonl, none before the first step has ended."""
-    state = facts.state or {}
-    message = state.get("message")
-    last = rows[-1] if rows else None
+def format_report(data: RunData | None, sections: Sequence[PlotSection], numbers: Markup, facts: ReportFacts) -> str:
+    """The page as HTML text. `numbers`: those of the figures, JSON. data: None, or without a last row, before the first
+    step has ended."""
+    last = data.last if data else None
     return render_template(
         "report.html",
         facts=facts,
-        status=str(state.get("status", "unknown")),
+        status=facts.status,
         origin=_origin(facts.versions),
-        messages=[*([message] if message else []), *facts.problems],
+        messages=[*([facts.message] if facts.message else []), *facts.problems],
         last=last,
-        cards=_cards(rows) if rows else [],
-        figures=figures,
+        cards=_cards(data) if data and last else [],
+        sections=sections,
+        json=numbers,
+        notes=[THINNING, DIGITS],
         terms=terms_of(last or ()),
         descriptions=DESCRIPTIONS,
         versions=json.dumps(facts.versions, indent=2) if facts.versions else None,
@@ -76,9 +86,9 @@ def _origin(versions: Mapping[str, Any] | None) -> str:
     )
 
 
-def _cards(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _cards(data: RunData) -> list[tuple[str, str]]:
     """(label, value) of the numbers at the head."""
-    last = rows[-1]
+    last = data.last or {}
     cards = [("steps", f"{int(last['step'] or 0):,}")]
     for name, label, decimals in (
         ("reward/mean", "mean reward", 3),
@@ -86,17 +96,18 @@ def _cards(rows: Sequence[Row]) -> list[tuple[str, str]]:
         ("actor/entropy", "entropy, nats", 3),
     ):
         if name in last:
-            first = format_number(_first(rows, name), width=9, decimals=decimals)
+            first = format_number(_first(data, name), width=9, decimals=decimals)
             cards.append((f"{label} (first {first})", format_number(last[name], width=9, decimals=decimals)))
     if "response_length/mean" in last:
         cards.append(("tokens per response", format_count(last["response_length/mean"], width=9)))
     if "perf/tokens_per_s" in last:
         cards.append(("tokens per second", format_count(last["perf/tokens_per_s"], width=9)))
-    seconds = [row.get("timing_s/step") or 0.0 for row in rows]
-    if any(seconds):
-        cards.append(("hours in steps", f"{sum(seconds) / 3600:.2f}"))
+    seconds = finite(data.series("timing_s/step")[1])
+    if seconds.any():
+        cards.append(("hours in steps", f"{seconds.sum() / 3600:.2f}"))
     return cards
 
 
-def _first(rows: Sequence[Row], name: str) -> float | None:
-    return next((row[name] for row in rows if row.get(name) is not None), None)
+def _first(data: RunData, name: str) -> float | None:
+    known = finite(data.series(name)[1])
+    return float(known[0]) if len(known) else None

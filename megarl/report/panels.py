@@ -1,16 +1,18 @@
-"""Which charts a run has: their metrics, titles and units. Data only; `charts` draws them.
+"""Which charts a run has: their metrics, titles and units. Data only; `single` fills them.
 
 Where a chart shows an effect on the entropy, upwards raises it; a metric with the opposite sign in metrics.jsonl is
 drawn with `factor` -1. The terms its title uses are those of `glossary`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from megarl.report.colours import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from megarl.report.figure import Axis
 from megarl.telemetry.names import PHASES
 
-PHASE_COLOURS = dict(zip(PHASES, (BLUE, YELLOW, GREEN, ORANGE, SKY), strict=True)) | {"other": GREY}
+BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, GREY = "blue", "vermilion", "green", "orange", "sky", "purple", "grey"
+"""Names in `colours.LIGHT` and `colours.DARK`."""
+
+PHASE_COLOURS = dict(zip(PHASES, (BLUE, "yellow", GREEN, ORANGE, SKY), strict=True)) | {"other": GREY}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,7 @@ class LinePanel(_Titled):
     series: tuple[Series, ...]
     scale: float = 1.0
     """Factor on every value: 100 turns a share into percent."""
-    axis: Literal["from_zero", "data", "log"] = "from_zero"
-    """Where the value axis starts: at zero; at the data; or a logarithmic one, without values that are not positive."""
+    axis: Axis = "from_zero"
     min_span: float = 0.0
     """The axis covers at least this much, in its own unit, so that what barely moves looks flat."""
     smooth: bool = False
@@ -75,8 +76,8 @@ class HeatBand:
     label: str
     rows: tuple[tuple[str, str], ...]
     """(label, metric), from the top."""
-    colours: tuple[str, str]
-    """Of zero and of the largest value."""
+    colour: str
+    """Of the largest value; zero has its pale tint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,8 @@ _ENTROPY_PANELS: tuple[Panel, ...] = (
         series=(
             Series(metric="entropy/budget_positive_kept", label="A > 0, kept", colour=VERMILION),
             Series(metric="entropy/budget_negative_kept", label="A < 0, kept", colour=BLUE),
-            Series(metric="entropy/budget_positive_clipped", label="A > 0, clipped", colour="#F3B58A"),
-            Series(metric="entropy/budget_negative_clipped", label="A < 0, clipped", colour="#99C6E3"),
+            Series(metric="entropy/budget_positive_clipped", label="A > 0, clipped", colour="vermilion-tint"),
+            Series(metric="entropy/budget_negative_clipped", label="A < 0, clipped", colour="blue-tint"),
         ),
         total=True,
     ),
@@ -175,8 +176,8 @@ _ENTROPY_PANELS: tuple[Panel, ...] = (
         subtitle="share of each entropy quintile's tokens; q5 holds the most uncertain ones",
         y_title="side and quintile",
         bands=(
-            HeatBand(label="clip-high, %", rows=_quintiles("high"), colours=("#FDF0E8", VERMILION)),
-            HeatBand(label="clip-low, %", rows=_quintiles("low"), colours=("#E8F2F9", BLUE)),
+            HeatBand(label="clip-high, %", rows=_quintiles("high"), colour=VERMILION),
+            HeatBand(label="clip-low, %", rows=_quintiles("low"), colour=BLUE),
         ),
         scale=100,
     ),
@@ -298,6 +299,18 @@ PANELS: tuple[Panel, ...] = (
         scale=100,
         min_span=0.01,
     ),
+    LinePanel(
+        key="clip_of_sign",
+        title="Clipped tokens of each sign",
+        subtitle="share of the tokens with that sign of the advantage",
+        y_title="% of the sign's tokens",
+        series=(
+            Series(metric="clip_ratio/low_of_negative", label="clip-low, of A < 0", colour=BLUE),
+            Series(metric="clip_ratio/high_of_positive", label="clip-high, of A > 0", colour=VERMILION),
+        ),
+        scale=100,
+        min_span=0.01,
+    ),
     *_ENTROPY_PANELS,
     *_CONTROL_PANELS,
     LinePanel(
@@ -336,6 +349,13 @@ PANELS: tuple[Panel, ...] = (
             Series(metric="rollout/logp_diff_max", label="largest", colour=VERMILION),
         ),
         axis="log",
+    ),
+    LinePanel(
+        key="throughput",
+        title="Throughput",
+        subtitle="prompt and response tokens trained on, per second of the whole step",
+        y_title="tokens per second",
+        series=(Series(metric="perf/tokens_per_s", label="throughput", colour=BLUE),),
     ),
     StackPanel(
         key="publication",

@@ -1,9 +1,12 @@
-"""Fewer and smoother points for a chart. None is a value that is missing: it is never counted as zero."""
+"""Smoother lines and fewer bars. What is missing (None, NaN) is never counted as zero."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 
-Rows = Sequence[Mapping[str, float | None]]
+import numpy as np
+
+from megarl.report.figure import Values
 
 
 def moving_window(points: int) -> int:
@@ -20,19 +23,19 @@ def moving_mean(values: Sequence[float | None], window: int) -> list[float | Non
     return means
 
 
-def average_neighbours(rows: Rows, *, at_most: int) -> Rows:
-    """At most `at_most` rows: means over neighbouring steps, maxima of what is a maximum; "step" is the last one's."""
-    size = math.ceil(len(rows) / at_most)
+def average_columns(steps: Values, values: Values, *, at_most: int) -> tuple[Values, Values, Values]:
+    """(steps, where the bar of each begins, values) of at most `at_most` bars: means over neighbouring steps.
+
+    values: [rows, steps]. A bar has the number of its last step and ends half a step after it; it begins where the one
+    before ends, where that is its neighbour.
+    """
+    size = math.ceil(len(steps) / at_most)
+    firsts = np.arange(0, len(steps), max(size, 1))
+    lasts = np.append(firsts[1:], len(steps)) - 1
     if size <= 1:
-        return rows
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    averaged = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        row: dict[str, float | None] = {}
-        for name in names:
-            known = [value for r in part if (value := r.get(name)) is not None]
-            is_maximum = name.endswith(("/max", "_max"))
-            row[name] = (max(known) if is_maximum else math.fsum(known) / len(known)) if known else None
-        averaged.append(row | {"step": part[-1]["step"]})
-    return averaged
+        return steps, steps - 0.5, values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a bar without any value is NaN
+        groups = zip(firsts, lasts, strict=True)
+        means = [np.nanmean(values[:, first : last + 1], axis=1) for first, last in groups]
+    return steps[lasts], steps[firsts] - 0.5, np.array(means).T

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megarl.report.figures import format_svg, write_png
+from megarl.report.exports import write_png
 from megarl.report.page import Figure
 from megarl.report.templates import render_template
 from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.theory.charts import build_theory_charts
+from megarl.theory.look import format_svg
 from megarl.theory.tables import TheoryTable
 
 

@@ -108,10 +108,10 @@ def test_what_a_page_depends_on(run: RunDirectory) -> None:
         lambda: log_step(run, 2),
         lambda: run.rollouts_path(1).touch(),
         lambda: (run.evaluations / "step-000001").mkdir(parents=True),
-        lambda: (run.evaluations / "step-000001" / "results.json").touch(),
+        (run.evaluations / "step-000001" / "results.json").touch,
         lambda: run.write_state(RunState(status="finished", step=2)),
         lambda: run.state_path.write_text("damaged"),
-        lambda: run.state_path.unlink(),
+        run.state_path.unlink,
     ):
         time.sleep(0.02)
         change()

@@ -2,24 +2,27 @@
 
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import altair as alt
+import numpy as np
 import pytest
 from PIL import Image
 
-from megarl.report.charts import build_charts
+from megarl.report.figure import AnyFigure, HeatFigure, Line, LineFigure, StackFigure
 from megarl.report.figures import RunFigures, write_run_figures
-from megarl.report.line_charts import build_line_chart
-from megarl.report.panels import LinePanel, Series
-from megarl.report.smoothing import average_neighbours, moving_mean, moving_window
+from megarl.report.scales import value_domain
+from megarl.report.single import panel_figures
+from megarl.report.smoothing import average_columns, moving_mean, moving_window
 from megarl.telemetry.run_directory import RunDirectory, RunState
+from tests.report.run_rows import data_of
 from tests.telemetry.runs import make_config, make_row, write_metrics
 
 RL_FIGURES = {
+    *("clip_of_sign", "throughput"),
     *("reward", "entropy", "clip_fractions", "clip_contributions", "clip_differences", "clip_surprisal"),
     *("entropy_budget", "budget_removed", "clip_by_entropy", "regions", "rules"),
     *("bounds", "entropy_coefficient", "positive_scale", "reference_resets"),
@@ -36,29 +39,26 @@ def has_colours(path: Path, more_than: int) -> bool:
         return image.convert("RGB").getcolors(maxcolors=more_than) is None
 
 
-def datasets(chart: Any) -> list[list[dict[str, Any]]]:
-    """The data sets of the specification, in the order of its layers."""
-    found: list[list[dict[str, Any]]] = []
-
-    def walk(part: dict[str, Any]) -> None:
-        if "data" in part and part["data"]["values"] not in found:
-            found.append(part["data"]["values"])
-        for layer in part.get("layer", []):
-            walk(layer)
-
-    with alt.data_transformers.enable(consolidate_datasets=False):
-        walk(chart.to_dict())
-    return found
+def build(rows: list[dict[str, float | None]]) -> dict[str, AnyFigure]:
+    """Every figure of a run that has these rows, by key."""
+    return {figure.key: figure for figure in panel_figures(data_of(rows))}
 
 
-def value_domain(chart: Any) -> list[float]:
-    """The ends of the value axis of a line chart."""
-    return chart.encoding.y.to_dict()["scale"]["domain"]
+def drawn_values(figure: AnyFigure, label: str) -> list[float | None]:
+    """What a line or a part of the figure holds; [] where there is none of that label."""
+    if isinstance(figure, LineFigure):
+        found = [line.y for line in figure.lines if line.label == label]
+    else:
+        assert isinstance(figure, StackFigure)
+        found = [part.values for part in figure.parts if part.label == label]
+    return [None if math.isnan(value) else value for value in found[0].tolist()] if found else []
 
 
-def drawn_values(chart: Any, series: str) -> list[float | None]:
-    """What the longest data set of the specification holds for a series (the other is the points on the line)."""
-    return max(([v["value"] for v in values if v.get("series") == series] for values in datasets(chart)), key=len)
+def value_domain_of(figure: LineFigure) -> list[float]:
+    """What the value axis covers at least."""
+    every = np.concatenate([line.y for line in figure.lines])
+    zero = figure.axis == "from_zero"
+    return list(value_domain(every[np.isfinite(every)].tolist(), from_zero=zero, min_span=figure.min_span))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_missing_columns_and_nans_are_left_out_not_drawn_as_zero(tmp_path: Path)
         {"step": step, "reward/mean": None if step == 2 else 0.5, "actor/entropy": None} for step in range(1, 9)
     ]
     rows[3].pop("reward/mean")
-    charts = build_charts(rows)
+    charts = build(rows)
     assert set(charts) == {"reward"}
     assert drawn_values(charts["reward"], "per step") == [0.5, None, 0.5, None, 0.5, 0.5, 0.5, 0.5]
     write_metrics(tmp_path / "metrics.jsonl", rows)
@@ -100,7 +100,7 @@ def test_a_run_without_figures_still_has_a_report(tmp_path: Path) -> None:
 
 def test_an_sft_run_shows_its_loss() -> None:
     rows: list[dict[str, float | None]] = [{"step": s, "sft/loss": 3.0 / s, "actor/grad_norm": 1.0} for s in (1, 2)]
-    assert list(build_charts(rows)) == ["loss", "grad_norm"]
+    assert list(build(rows)) == ["loss", "grad_norm"]
 
 
 def test_shares_are_drawn_in_percent_and_log_axes_skip_zeros() -> None:
@@ -108,7 +108,7 @@ def test_shares_are_drawn_in_percent_and_log_axes_skip_zeros() -> None:
         {"step": 1, "clip_ratio/low_mean": 0.25, "rollout/logp_diff_mean": 0.0},
         {"step": 2, "clip_ratio/low_mean": 0.5, "rollout/logp_diff_mean": 0.01},
     ]
-    charts = build_charts(rows)
+    charts = build(rows)
     assert drawn_values(charts["clip_fractions"], "clip-low (A < 0)") == [25.0, 50.0]
     assert drawn_values(charts["logp_diff"], "mean") == [None, 0.01]
 
@@ -130,9 +130,10 @@ def test_report_is_self_contained_and_escapes_what_it_shows(drawn_run: tuple[Run
     html = drawn_run[0].report_path.read_text()
     finder = LinkFinder()
     finder.feed(html)
-    assert len(finder.links) == len(RL_FIGURES) - 1
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in finder.links)
-    assert "script" not in finder.tags
+    assert finder.links == []
+    assert finder.tags.count("svg") >= len(RL_FIGURES) - 1
+    assert finder.tags.count("script") == 2  # the figures' numbers, and what reads them out
+    assert "default-src 'none'" in html
     assert "models/&lt;script&gt;" in html
     assert "engine 0 &lt;died&gt;" in html
     assert "<span class='status failed'>failed</span>" in html
@@ -170,6 +171,7 @@ def test_damaged_files_are_left_out_and_said(tmp_path: Path) -> None:
         "metrics.jsonl, line 4",
         "state.json",
         "versions.json",
+        f"the histograms of {run.path.name}",
     ]
     html = run.report_path.read_text()
     assert "step-000002.parquet" in html  # what is wrong with it
@@ -187,7 +189,7 @@ def test_without_the_drawing_library_there_is_a_page(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("altair.TopLevelMixin.save", fail)
+    monkeypatch.setattr("vl_convert.svg_to_png", fail)
     write_metrics(tmp_path / "metrics.jsonl", [make_row(1)])
     drawn = write_run_figures(tmp_path)
     assert [path.name for path in drawn.written] == ["report.html"]
@@ -202,68 +204,65 @@ def test_moving_mean_by_hand() -> None:
     assert [moving_window(n) for n in (1, 5, 6, 60, 200)] == [1, 1, 3, 3, 10]
 
 
-def test_average_neighbours_by_hand() -> None:
-    rows: list[dict[str, float | None]] = [
-        {"step": 1, "a": 1.0, "a_max": 5.0},
-        {"step": 2, "a": 3.0, "a_max": 2.0},
-        {"step": 3, "a": None, "a_max": 7.0},
-    ]
-    assert average_neighbours(rows, at_most=2) == [
-        {"step": 2, "a": 2.0, "a_max": 5.0},
-        {"step": 3, "a": None, "a_max": 7.0},
-    ]
-    assert average_neighbours(rows, at_most=3) is rows
+def test_neighbouring_steps_are_averaged_by_hand() -> None:
+    steps, values = np.array([1.0, 2.0, 3.0]), np.array([[1.0, 3.0, np.nan], [5.0, np.nan, 7.0]])
+    last, starts, means = average_columns(steps, values, at_most=2)
+    assert (last.tolist(), starts.tolist()) == ([2.0, 3.0], [0.5, 2.5])
+    np.testing.assert_array_equal(means, [[2.0, np.nan], [5.0, 7.0]])
+    assert average_columns(steps, values, at_most=3)[2] is values
 
 
-def test_a_long_run_is_thinned_and_says_so() -> None:
-    charts = build_charts([make_row(step) for step in range(1, 1201)])
-    assert len(drawn_values(charts["entropy"], "mean over tokens")) == 400
-    assert charts["entropy"].title.subtitle[-1] == "a point stands for up to 3 steps"
-    cells = datasets(charts["clip_by_entropy"])[0]
-    # Thinned columns touch: each reaches back to the end of the one before.
-    assert [(cell["step"], cell["x2"]) for cell in cells[:11:5]] == [(2.5, 3.5), (3.5, 6.5), (6.5, 9.5)]
+def test_bars_of_a_long_run_are_averages_and_say_so() -> None:
+    figure = build([make_row(step) for step in range(1, 901)])["entropy_budget"]
+    assert isinstance(figure, StackFigure)
+    assert (len(figure.x), figure.x[1], figure.starts[1]) == (300, 6, 3.5)
+    assert figure.subtitle.endswith("; a bar stands for up to 3 steps")
 
 
 def test_the_entropy_is_compared_with_its_start() -> None:
     rows: list[dict[str, float | None]] = [{"step": s, "actor/entropy": h} for s, h in ((1, None), (2, 2.0), (3, 0.5))]
-    chart = build_charts(rows)["entropy"]
-    assert chart.title.subtitle == "exact; now 25% of step 2's"
+    chart = build(rows)["entropy"]
+    assert chart.subtitle == "exact; now 25% of step 2's"
     assert drawn_values(chart, "start") == [2.0, 2.0]
-    assert build_charts(rows[:2])["entropy"].title.subtitle == "exact"
+    assert build(rows[:2])["entropy"].subtitle == "exact"
 
 
-def test_a_budget_is_stacked_with_its_sum_and_only_where_it_is_whole() -> None:
+def test_a_budget_is_stacked_only_where_it_is_whole() -> None:
     rows = [make_row(1), make_row(2) | {"entropy/budget_negative_kept": None}, make_row(3)]
-    stacked, total = datasets(build_charts(rows)["entropy_budget"])[:2]
-    assert [value["value"] for value in stacked] == [-0.02, 0.03, 0.0, -0.001] * 2
-    assert [value["step"] for value in total] == [1, 3]
-    assert [value["value"] for value in total] == pytest.approx([0.009, 0.009])
+    figure = build(rows)["entropy_budget"]
+    assert isinstance(figure, StackFigure)
+    assert figure.total
+    assert figure.x.tolist() == [1, 3]
+    assert [part.values.tolist() for part in figure.parts] == [[-0.02] * 2, [0.03] * 2, [0.0] * 2, [-0.001] * 2]
 
 
-def test_quintiles_are_cells_in_percent_from_the_most_uncertain_down() -> None:
-    rows = [{"step": 4.0, "clip_ratio/low_q5": 0.5, "clip_ratio/low_q1": 0.25}, {"step": 5.0, "clip_ratio/low_q5": 0.0}]
-    (cells,) = datasets(build_charts(rows)["clip_by_entropy"])
-    # Below the 5 rows of clip-high and a gap of .7.
-    assert [(cell["step"], cell["y"], cell["value"]) for cell in cells] == [
-        (3.5, 5.7, 50),
-        (3.5, 9.7, 25),
-        (4.5, 5.7, 0),
+def test_quintiles_are_rows_in_percent_from_the_most_uncertain_down() -> None:
+    rows: list[dict[str, float | None]] = [
+        {"step": 4.0, "clip_ratio/low_q5": 0.5, "clip_ratio/low_q1": 0.25},
+        {"step": 5.0, "clip_ratio/low_q5": 0.0},
     ]
+    figure = build(rows)["clip_by_entropy"]
+    assert isinstance(figure, HeatFigure)
+    high, low = figure.bands
+    assert [part.label for part in low.rows] == [f"low q{q}" for q in (5, 4, 3, 2, 1)]
+    np.testing.assert_array_equal(low.rows[0].values, [50, 0])
+    np.testing.assert_array_equal(low.rows[4].values, [25, np.nan])
+    assert all(np.isnan(part.values).all() for part in high.rows)
 
 
 def test_effects_on_the_entropy_point_upwards_where_they_raise_it() -> None:
-    charts = build_charts([make_row(1), make_row(2)])
+    charts = build([make_row(1), make_row(2)])
     for key in ("clip_contributions", "clip_differences", "clip_surprisal"):
         assert drawn_values(charts[key], "low side, X") == [0.01, 0.02], key
         assert drawn_values(charts[key], "high side, Y (sign turned)") == [-0.01, -0.02], key
     # A budget of -.001 removed on each of three sides: clipping raised the entropy by as much.
-    stacked, total = datasets(charts["budget_removed"])[:2]
-    assert [value["value"] for value in stacked] == [0.001] * 6
-    assert [value["value"] for value in total] == pytest.approx([0.003, 0.003])
+    removed = charts["budget_removed"]
+    assert isinstance(removed, StackFigure)
+    assert [part.values.tolist() for part in removed.parts] == [[0.001, 0.001]] * 3
 
 
 def test_the_run_s_own_clipping_comes_before_the_theorems() -> None:
-    keys = list(build_charts([make_row(1)]))
+    keys = list(build([make_row(1)]))
     order = [keys.index(key) for key in ("clip_fractions", "budget_removed", "clip_contributions")]
     assert order == sorted(order)
 
@@ -281,20 +280,19 @@ def test_the_run_s_own_clipping_comes_before_the_theorems() -> None:
     ],
 )
 def test_what_barely_moves_is_drawn_flat(values: list[float], axis: Any, domain: list[float]) -> None:
-    series = Series(metric="x", label="x", colour="red")
-    panel = LinePanel(key="x", title="", subtitle="", y_title="", series=(series,), axis=axis, min_span=0.02)
-    chart = build_line_chart([{"step": step, "x": value} for step, value in enumerate(values, 1)], panel)
-    assert value_domain(chart) == pytest.approx(domain)
+    line = Line(label="x", x=np.arange(len(values)) + 1.0, y=np.array(values), colour="blue")
+    figure = LineFigure(key="x", title="", subtitle="", x_title="", y_title="", lines=(line,), axis=axis, min_span=0.02)
+    assert value_domain_of(figure) == pytest.approx(domain)
 
 
 def test_bounds_that_never_move_are_not_drawn_unless_a_schedule_moves_them() -> None:
     # Rounding of a mean is no movement.
     rows = [{"step": step, "clip_bound/low_mean": 0.2 + 1e-9 * step, "clip_bound/high_mean": 0.2} for step in (1, 2, 3)]
-    assert build_charts(rows) == {}
-    (bounds,) = build_charts([row | {"clip_bound/high_mean": 0.1 * row["step"]} for row in rows]).values()
+    assert build(rows) == {}
+    (bounds,) = build([row | {"clip_bound/high_mean": 0.1 * row["step"]} for row in rows]).values()
     assert drawn_values(bounds, "high, token mean") == pytest.approx([0.1, 0.2, 0.3])
     assert drawn_values(bounds, "low, token mean") == []
-    (constant,) = build_charts([{"step": 1, "control/flexec_low_at_0.5": 0.2}]).values()
+    (constant,) = build([{"step": 1, "control/flexec_low_at_0.5": 0.2}]).values()
     assert drawn_values(constant, "low(p = 0.5), FlexEC") == [0.2]
 
 

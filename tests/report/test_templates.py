@@ -1,37 +1,64 @@
 """Templates: what they escape, what they refuse, and that an installed package has them."""
 
+import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jinja2 import TemplateNotFound, UndefinedError
+from markupsafe import Markup
 
 import megarl
-from megarl.report.page import Figure, ReportFacts, format_report
+from megarl.report.describe import Table
+from megarl.report.drawing import draw_figure
+from megarl.report.figure import Line, LineFigure
+from megarl.report.keys import Entry
+from megarl.report.page import ReportFacts, format_report
+from megarl.report.page_data import dump, figure_json
+from megarl.report.plots import Plot, PlotSection
+from megarl.report.sheet import PAGE
 from megarl.report.templates import render_template
+from tests.report.run_rows import data_of
 
 ROOT = Path(megarl.__file__).parents[1]
 HOSTILE = "<script>alert('1')</script> & \"x\""
 ESCAPED = "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt; &amp; &#34;x&#34;"
 
+ENTRY = Entry(HOSTILE, "blue", "line")
+TABLE = Table([HOSTILE], [[HOSTILE]], HOSTILE)
+
 
 def test_every_text_of_the_page_is_escaped() -> None:
     facts = ReportFacts(
         name=HOSTILE,
-        state={"status": HOSTILE, "message": HOSTILE},
+        status=HOSTILE,
+        message=HOSTILE,
         versions={"host": HOSTILE},
         config_toml=HOSTILE,
         tokens_problem=HOSTILE,
         problems=[HOSTILE],
     )
-    html = format_report([{"step": 1, HOSTILE: 1.0}], [Figure(title=HOSTILE, svg="<svg/>")], facts)
-    # Name twice, status twice, message, problem, tokens, configuration, figure, metric, and the host at the head.
-    assert html.count(ESCAPED) == 11
-    assert html.count("alert") == 12  # in versions.json it is JSON first: \\"x\\"
-    assert "<script" not in html
+    rows: list[dict[str, float | None]] = [{"step": 1, HOSTILE: 1.0}]
+    plot = Plot(key="key", title=HOSTILE, subtitle=HOSTILE, entries=[ENTRY], svg=Markup("<svg/>"), table=TABLE)
+    sections = [PlotSection(title=HOSTILE, plots=[plot])]
+    html = format_report(data_of(rows), sections, Markup("{}"), facts)
+    # Name twice, status twice, message, problem, tokens, configuration, metric, and the host at the head; of the figure
+    # its section, its title four times, subtitle, key, and the table's head, cell and note.
+    assert html.count(ESCAPED) == 10 + 10
+    assert html.count("alert") == 21  # in versions.json it is JSON first: \\"x\\"
+    assert html.count("<script") == 2
+
+
+def test_numbers_of_a_figure_cannot_end_their_element() -> None:
+    line = Line(label="</script><b>", x=np.array([1.0]), y=np.array([0.5]), colour="blue")
+    figure = LineFigure(key="k", title="", subtitle="", x_title="", y_title="", lines=(line,))
+    text = dump({"k": figure_json(figure, draw_figure(figure, PAGE))})
+    assert "<" not in text
+    assert json.loads(text)["figures"]["k"]["lines"][0]["label"] == "</script><b>"
 
 
 class Lines:

@@ -35,6 +35,8 @@ def make_row(step: int) -> dict[str, float | None]:
         "clip_ratio/low_mean": 0.001,
         "clip_ratio/high_mean": 0.002,
         "clip_ratio/dual_mean": 0.0,
+        "clip_ratio/low_of_negative": 0.002,
+        "clip_ratio/high_of_positive": 0.004,
         **{f"clip_ratio/{side}_q{q}": 0.001 * q for side in ("low", "high") for q in (1, 2, 3, 4, 5)},
         "clip_ratio/low_effective": 0.0005,
         "clip_ratio/high_effective": 0.001,

@@ -1,0 +1,137 @@
+"""All figures of one run, or of many, under their headings."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from megarl.report.compared import CLIPPING, EFFECTS, LEARNING, SAMPLES, SPEED, Compared, Section
+from megarl.report.comparison import compare_metric, compare_phases
+from megarl.report.distributions import histogram_figures, read_traced, run_histograms
+from megarl.report.evaluated import evaluation_metrics, pass_figures, run_pass_figures
+from megarl.report.figure import AnyFigure, LineFigure
+from megarl.report.groups import Group
+from megarl.report.panels import Series
+from megarl.report.predicted import scatter_figure
+from megarl.report.problems import Problems
+from megarl.report.run_data import RunData
+from megarl.report.single import measured_lines, panel_figures
+from megarl.report.thinning import thin_line
+
+_MOST_VALUES = 400
+"""Of a line in a figure with few of them."""
+_FEWEST_VALUES = 80
+_ALL_VALUES = 16_000
+"""About, of all lines of a figure."""
+
+
+@dataclass(frozen=True)
+class FigureSection:
+    """Figures under a heading."""
+
+    title: str
+    figures: tuple[AnyFigure, ...]
+
+
+def run_sections(run: RunData, problems: Problems) -> list[FigureSection]:
+    """Of one run."""
+    alone = Group(index=0, label=run.name, runs=(run,))
+    panels = _tolerated(problems, "the panels", lambda: list(panel_figures(run)))
+    evaluations = _tolerated(problems, "the evaluations", lambda: _run_evaluations(run))
+    scatter = _tolerated(problems, "predicted_change", lambda: _present(scatter_figure([alone], one_run=True)))
+    histograms = _tolerated(
+        problems, "the histograms", lambda: run_histograms(alone, read_traced([alone], problems)[0])
+    )
+    sections = [
+        FigureSection("Figures", tuple(panels)),
+        FigureSection("Evaluations", tuple(evaluations)),
+        FigureSection("Predicted and traced", (*scatter, *histograms)),
+    ]
+    return _thinned(sections)
+
+
+def group_sections(groups: Sequence[Group], problems: Problems) -> list[FigureSection]:
+    """Of groups of runs, to be compared."""
+    runs = [run for group in groups for run in group.runs]
+    evaluations = Section("Evaluations", tuple(evaluation_metrics(runs)))
+    extra: dict[str, Callable[[], Iterable[AnyFigure]]] = {
+        "Evaluations": lambda: pass_figures(groups),
+        "What moves the entropy": lambda: _present(scatter_figure(groups)),
+        "Time": lambda: _present(compare_phases(groups)),
+        "Ratios and advantages": lambda: histogram_figures(groups, read_traced(groups, problems)),
+    }
+    sections = []
+    for section in (LEARNING, evaluations, CLIPPING, EFFECTS, Section("Ratios and advantages", ()), SAMPLES, SPEED):
+        figures: list[AnyFigure] = []
+        for what in section.figures:
+            figures += _tolerated(problems, what.key, partial(_compare, groups, what))
+        if section.title in extra:
+            figures += _tolerated(problems, section.title, extra[section.title])
+        sections.append(FigureSection(section.title, tuple(figures)))
+    return _thinned(sections)
+
+
+def _compare(groups: Sequence[Group], what: Compared) -> list[AnyFigure]:
+    return _present(compare_metric(groups, what))
+
+
+def _run_evaluations(run: RunData) -> list[AnyFigure]:
+    """Every measure of a benchmark in one figure per kind, over the steps, then pass@k over k."""
+    figures: list[AnyFigure] = []
+    for what in evaluation_metrics([run]):
+        prefix = what.metric.partition("@")[0] + "@"
+        names = sorted(
+            (name for name in run.columns if name.startswith(prefix)), key=lambda name: int(name.partition("@")[2])
+        )
+        colours = ("blue", "vermilion", "green", "purple", "orange", "sky", "ink")
+        series = [
+            Series(metric=name, label=name.rpartition("/")[2], colour=colours[index % len(colours)])
+            for index, name in enumerate(names)
+        ]
+        title = what.title if len(names) == 1 else what.title.partition("@")[0] + "@k"
+        lines = measured_lines(run, series, scale=what.scale)
+        if lines:
+            figures.append(
+                LineFigure(
+                    key=what.key,
+                    title=title,
+                    subtitle=what.subtitle,
+                    x_title="step",
+                    y_title=what.y_title,
+                    lines=tuple(lines),
+                    axis=what.axis,
+                    min_span=what.min_span,
+                )
+            )
+    return figures + run_pass_figures(run)
+
+
+def _present(figure: AnyFigure | None) -> list[AnyFigure]:
+    return [] if figure is None else [figure]
+
+
+def _tolerated(problems: Problems, what: str, make: Callable[[], Iterable[AnyFigure]]) -> list[AnyFigure]:
+    with problems.tolerate(what):
+        return list(make())
+    return []
+
+
+def _thinned(sections: Sequence[FigureSection]) -> list[FigureSection]:
+    """Sections that have figures, with what a page can hold of every line."""
+    return [
+        FigureSection(section.title, tuple(map(thin_figure, section.figures)))
+        for section in sections
+        if section.figures
+    ]
+
+
+def values_per_line(num_lines: int) -> int:
+    """How many values of each of so many lines a figure has."""
+    return max(_FEWEST_VALUES, min(_MOST_VALUES, _ALL_VALUES // max(num_lines, 1)))
+
+
+def thin_figure(figure: AnyFigure) -> AnyFigure:
+    """A figure of lines with `values_per_line` of each."""
+    if not isinstance(figure, LineFigure):
+        return figure
+    at_most = values_per_line(len(figure.lines))
+    return replace(figure, lines=tuple(thin_line(line, at_most) for line in figure.lines))

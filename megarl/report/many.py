@@ -1,0 +1,154 @@
+"""The page that compares runs: what differs in their configurations first, then figures with a line per group."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megarl.ablation.directory import AblationDirectory
+from megarl.report.figure_sets import FigureSection, group_sections
+from megarl.report.glossary import terms_of
+from megarl.report.groups import Group, group_runs, tabulate_differences
+from megarl.report.keys import Entry
+from megarl.report.page import DIGITS, THINNING
+from megarl.report.plots import draw_sections
+from megarl.report.problems import Problems
+from megarl.report.run_data import RunData, read_run
+from megarl.report.templates import render_template
+from megarl.telemetry.atomic_file import write_text_atomically
+from megarl.telemetry.run_directory import RunDirectory
+
+_INTERVAL = (
+    "Runs that differ in train.seed alone are one setting: a thick line is the mean over its n runs at the steps that "
+    "all of them have, a band the 95 % interval of that mean over seeds (Student's t, n - 1 degrees of freedom), thin "
+    "lines are the single runs. A setting with one run has no band."
+)
+_LOOKS = "Colours and dash patterns are the same in all figures; of more than 35 settings two may look alike."
+_EACH_TEXT = 12
+"""Settings whose configurations the page holds whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What is compared."""
+
+    title: str
+    runs: tuple[RunDirectory, ...]
+    settings: tuple[str, ...] | None = None
+    """Of an ablation, each run's."""
+    notes: tuple[str, ...] = ()
+    """What is not there that might be, for the page and the person."""
+
+
+def choose_cells(ablation: AblationDirectory) -> Chosen:
+    """The cells of an ablation that have begun. ValueError where its files are damaged."""
+    plan = ablation.plan()
+    found = [(cell, ablation.run_of(cell)) for cell in plan.cells]
+    begun = [(cell, path) for cell, path in found if path is not None]
+    missing = [cell.name for cell, path in found if path is None]
+    note = f"not begun: {', '.join(missing[:6])}{f' and {len(missing) - 6} more' if len(missing) > 6 else ''}"
+    return Chosen(
+        title=plan.name,
+        runs=tuple(RunDirectory(path) for _, path in begun),
+        settings=tuple(cell.setting for cell, _ in begun),
+        notes=(note,) if missing else (),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs that were read, in groups."""
+
+    chosen: Chosen
+    groups: list[Group]
+    problems: Problems
+
+    @property
+    def runs(self) -> list[RunData]:
+        return [run for group in self.groups for run in group.runs]
+
+    def sections(self) -> list[FigureSection]:
+        return group_sections(self.groups, self.problems)
+
+
+def read_comparison(chosen: Chosen) -> Comparison:
+    """Every run, without rollouts. ValueError where their verbs differ."""
+    runs = [read_run(run) for run in chosen.runs]
+    verbs = {run.verb: run.name for run in reversed(runs)}
+    if len(verbs) > 1:
+        told = ", ".join(f"{name} is of `megarl {verb}`" for verb, name in sorted(verbs.items()))
+        raise ValueError(f"runs of different verbs have no figures in common: {told}; give those of one verb")
+    problems = Problems()
+    for run in runs:
+        for line in run.problems:
+            problems.add(run.name, line)
+        if run.last is None:
+            problems.add(run.name, "no step has ended yet, so it is in no figure")
+    return Comparison(chosen=chosen, groups=group_runs(runs, chosen.settings), problems=problems)
+
+
+def write_comparison(comparison: Comparison, path: Path) -> list[str]:
+    """Write the page; returns what could not be read or drawn."""
+    sections, numbers = draw_sections(comparison.sections(), comparison.problems)
+    groups, runs = comparison.groups, comparison.runs
+    differences = tabulate_differences(groups)
+    problems = [*comparison.chosen.notes, *comparison.problems.lines()]
+    text = render_template(
+        "comparison.html",
+        title=comparison.chosen.title,
+        summary=_summarise(comparison),
+        messages=problems,
+        differences=differences,
+        nothing_differs=_nothing_differs(groups),
+        entries=[_entry(group) for group in groups],
+        runs=[
+            {
+                "name": run.name,
+                "setting": group.label,
+                "seed": "–" if run.seed is None else run.seed,
+                "status": run.status + (f": {run.message}" if run.message else ""),
+                "step": run.step,
+            }
+            for group in groups
+            for run in group.runs
+        ],
+        sections=sections,
+        json=numbers,
+        terms=terms_of({name for run in runs for name in run.columns}),
+        notes=[_INTERVAL, THINNING, _LOOKS, DIGITS],
+        configurations=_configurations(groups, path),
+    )
+    write_text_atomically(path, text)
+    return problems
+
+
+def _entry(group: Group) -> Entry:
+    number = len(group.runs)
+    return Entry(f"{group.label} (n = {number})", group.colour, "line", group.dash, group.index)
+
+
+def _summarise(comparison: Comparison) -> str:
+    runs, groups = comparison.runs, comparison.groups
+    steps = sorted({run.step for run in runs})
+    told = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    settings = "one setting" if len(groups) == 1 else f"{len(groups)} settings"
+    return f"{len(runs)} runs of {settings}, {told} steps each"
+
+
+def _nothing_differs(groups: Sequence[Group]) -> str:
+    if len(groups) == 1:
+        return "No field but the seed, and where a run writes, differs between these runs."
+    return "The settings' configurations are equal, or their config.toml is missing."
+
+
+def _configurations(groups: Sequence[Group], page: Path) -> list[tuple[str, str]]:
+    """(setting, its first run's config.toml); of many settings a word about where they lie."""
+    if len(groups) > _EACH_TEXT:
+        names = "\n".join(os.path.relpath(run.run.config_path, page.parent) for group in groups for run in group.runs)
+        return [(f"of {len(groups)} settings, in their runs' directories", names)]
+    found = []
+    for group in groups:
+        path = group.runs[0].run.config_path
+        if path.is_file():
+            found.append((group.label, path.read_text(encoding="utf-8", errors="replace")))
+    return found

@@ -1,0 +1,150 @@
+"""What a report reads of a run: its metrics as columns, its configuration, its evaluations and how it stands.
+
+A file that is missing leaves a gap; one that is damaged is left out, and `problems` says so.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megarl.report.figure import Values
+from megarl.report.problems import Problems
+from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import read_readable_metrics
+
+Row = Mapping[str, float | None]
+EVALUATION = "eval/"
+
+
+@dataclass(kw_only=True)
+class RunData:
+    """One run. Of 100 runs with 1,000 steps the metrics take 100 MB: rows are turned into columns at once."""
+
+    run: RunDirectory
+    steps: Values
+    columns: dict[str, Values]
+    """By name a value per step; NaN: there is none."""
+    last: Row | None
+    """The last row as it was written; None before the first step has ended."""
+    config: Mapping[str, Any]
+    """config.toml as tables; empty without."""
+    versions: Mapping[str, Any] | None
+    status: str
+    message: str | None
+    step: int
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    @property
+    def verb(self) -> str:
+        """ "train", "sft" or "eval"; "run" where nothing says so."""
+        return str((self.versions or {}).get("verb", "run"))
+
+    @property
+    def seed(self) -> int | None:
+        """train.seed."""
+        return self.config.get("train", {}).get("seed")
+
+    def __contains__(self, metric: str) -> bool:
+        return metric in self.columns and bool(np.isfinite(self.columns[metric]).any())
+
+    def series(self, metric: str) -> tuple[Values, Values]:
+        """(steps, values). Of an evaluation only the steps that have one; else every step, NaN without a value."""
+        values = self.columns.get(metric)
+        if values is None:
+            return np.empty(0), np.empty(0)
+        kept = np.isfinite(values) if metric.startswith(EVALUATION) else self.steps > 0
+        return self.steps[kept], values[kept]
+
+    @cached_property
+    def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
+        """(step, results.json's "benchmarks") of the evaluations that are complete, by step."""
+        found = []
+        for path in sorted(self.run.evaluations.glob("step-*/results.json")):
+            try:
+                found.append((int(path.parent.name.removeprefix("step-")), _benchmarks(path)))
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{path.parent.name}/{path.name} cannot be read: {error}")
+        return found
+
+
+def _benchmarks(path: Path) -> dict[str, Any]:
+    benchmarks = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(benchmarks, dict) or not isinstance(benchmarks.get("benchmarks"), dict):
+        raise ValueError('expected a JSON object with "benchmarks"')
+    return dict(benchmarks["benchmarks"])
+
+
+def read_run(run: RunDirectory) -> RunData:
+    """Everything but rollouts. ValueError when `run` is no run directory."""
+    if not run.metrics_path.is_file() and not run.state_path.is_file():
+        raise ValueError(
+            f"{run.path} has no metrics.jsonl and no state.json; expected a run directory that megarl made"
+        )
+    problems = Problems()
+    rows, damaged = read_readable_metrics(run.metrics_path) if run.metrics_path.is_file() else ([], {})
+    for line, reason in damaged.items():
+        problems.add(f"{run.metrics_path.name}, line {line}", reason)
+    status, message, step = "unknown", None, int(rows[-1]["step"] or 0) if rows else 0
+    with problems.tolerate(run.state_path.name):
+        if run.state_path.is_file():
+            step = run.read_state().step
+            status, message = run.standing()
+    versions = None
+    with problems.tolerate(run.versions_path.name):
+        versions = run.read_versions() if run.versions_path.is_file() else None
+    config: dict[str, Any] = {}
+    with problems.tolerate(run.config_path.name):
+        if run.config_path.is_file():
+            config = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
+    steps, columns = as_columns(rows)
+    return RunData(
+        run=run,
+        steps=steps,
+        columns=columns,
+        last=rows[-1] if rows else None,
+        config=config,
+        versions=versions,
+        status=status,
+        message=message,
+        step=step,
+        problems=problems.lines(),
+    )
+
+
+def as_columns(rows: Sequence[Row]) -> tuple[Values, dict[str, Values]]:
+    """(steps, values by name). What a row lacks, or has as null, is NaN."""
+    columns: dict[str, Values] = {}
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            if name not in columns:
+                columns[name] = np.full(len(rows), np.nan)
+            if value is not None:
+                columns[name][index] = value
+    steps = columns.pop("step", np.empty(0))
+    columns.pop("timestamp", None)
+    return steps, columns
+
+
+def read_updates(run: RunDirectory) -> list[dict[str, Any]]:
+    """The lines of updates.jsonl that can be read: of each optimizer update its step and metrics."""
+    if not run.updates_path.is_file():
+        return []
+    updates = []
+    for line in run.updates_path.read_bytes().splitlines():
+        try:
+            update = json.loads(line)
+            int(update["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # cut in half; what it would say is an estimate of many
+        updates.append(update)
+    return updates
