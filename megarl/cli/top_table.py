@@ -80,8 +80,8 @@ _COLUMNS = (
     _Column(header="", width=12, cell=_line_of("reward", "loss", width=12), rank=3, left=True),
     _Column(header="entropy", width=7, cell=_number_of("entropy"), rank=1),
     _Column(header="", width=12, cell=_line_of("entropy", width=12), rank=4, left=True),
-    _Column(header="low %", width=6, cell=_number_of("clip low %"), rank=5),
-    _Column(header="high %", width=6, cell=_number_of("clip high %"), rank=5),
+    _Column(header="clip low %", width=10, cell=_number_of("clip low %"), rank=5),
+    _Column(header="clip high %", width=11, cell=_number_of("clip high %"), rank=5),
     _Column(header="tokens/s", width=8, cell=lambda run, _: format_count(run.tokens_per_s, width=8), rank=7),
     _Column(header="doing", width=48, cell=_doing, rank=8, left=True),
 )

@@ -35,7 +35,7 @@ CURVES: tuple[tuple[str, str, float, int], ...] = (
     ("clip_ratio/low_mean", "clip low %", 100.0, 3),
     ("clip_ratio/high_mean", "clip high %", 100.0, 3),
     ("clip_ratio/dual_mean", "clip dual %", 100.0, 3),
-    ("response_length/mean", "response", 1.0, 0),
+    ("response_length/mean", "response", 1.0, 1),
     ("actor/grad_norm", "grad norm", 1.0, 3),
 )
 """(metric, label, factor, decimals) of what is drawn, the most important first."""

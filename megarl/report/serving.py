@@ -22,8 +22,9 @@ ADDRESS = "127.0.0.1"
 _HOSTS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 """With any port: a tunnel may end at another one."""
 _CLIENT_TIMEOUT_S = 30.0
-_POLICY = re.compile(rb"(<meta http-equiv=(['\"])Content-Security-Policy\2 content=(['\"])[^>]*?)(\3>)")
-_END = b"</body>"
+_POLICY = re.compile(rb"(<meta http-equiv=(['\"])Content-Security-Policy\2\s+content=(['\"])[^>]*?)(\3>)")
+_ICON = b"<link rel='icon' href='data:,'>"
+"""None: a browser would ask for /favicon.ico."""
 
 
 class PortTakenError(Exception):
@@ -146,8 +147,8 @@ def add_watching(html: bytes, *, tag: str) -> bytes:
     let through."""
     code = (files("megarl.report") / "templates" / "watch.js").read_bytes()
     script = b"<script data-tag='%s'>\n%s</script>\n" % (tag.encode(), code)
-    html = _POLICY.sub(rb"\1; connect-src 'self'\4", html, count=1)
-    at = html.rfind(_END)
+    html = _POLICY.sub(rb"\1; connect-src 'self'\4", html, count=1).replace(b"</head>", _ICON + b"</head>", 1)
+    at = html.rfind(b"</body>")
     return html[:at] + script + html[at:] if at >= 0 else html + script
 
 
@@ -155,6 +156,6 @@ def waiting_page(text: str) -> bytes:
     """What is served before the first page is built; text: why there is none."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;")
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
-        f"<title>megarl report</title><body><p role='status'>{escaped}</p></body></html>"
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='color-scheme' content='light dark'>"
+        f"<title>megarl report</title></head><body><p role='status'>{escaped}</p></body></html>"
     ).encode()

@@ -87,7 +87,8 @@ def test_restarts_and_unreadable_files_are_told() -> None:
 
 
 def test_a_terminal_of_ascii_gets_ascii() -> None:
-    frame = draw(make_run(), ascii_only=True) + draw(make_run(), make_run(), ascii_only=True)
+    long = make_run("läufe-" * 40)
+    frame = draw(make_run(), ascii_only=True) + draw(long, ascii_only=True) + draw(make_run(), long, ascii_only=True)
     assert all(line.isascii() for line in frame)
     assert "_:#" in frame[2]
 
