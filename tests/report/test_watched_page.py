@@ -87,7 +87,7 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def wait_until(page: Any, condition: str) -> None:
-    """Not by `wait_for_function`, which is an eval, which the page's policy forbids. While it loads anew there is none."""
+    """Not by `wait_for_function`, an eval, which the policy of the page forbids. While it loads anew there is none."""
     deadline_s = time.monotonic() + 20
     while True:
         with suppress(sync_api.Error):
