@@ -6,7 +6,9 @@
     cells/NAME         a link to the cell's run directory, from the moment it has one
     cells/runs/        the run directories, made by `megarl train` as any other
     cells/NAME.log     what the cell's process has printed
-    warm/              likewise of the shared warm start, where there is one: warm/run is the link
+    warm, warm.log     likewise of the shared warm start, where there is one
+    launch.json        how each run is started (ablation.launch)
+    sources/           the base and every fragment, as they were when the ablation was made
     cells.json         attempts, status and message of every cell; replaced whole
     table.parquet, summary.json, report.html
 
@@ -161,12 +163,16 @@ class AblationDirectory:
 
     @property
     def warm(self) -> Path:
+        """A link to the shared warm start's run directory, from the moment it has one."""
         return self.path / "warm"
 
     @property
-    def warm_link(self) -> Path:
-        """A link to the warm start's run directory, from the moment it has one."""
-        return self.warm / "run"
+    def sources(self) -> Path:
+        return self.path / "sources"
+
+    @property
+    def launch_path(self) -> Path:
+        return self.path / "launch.json"
 
     @property
     def table_path(self) -> Path:

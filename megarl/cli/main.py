@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from megarl.cli.ablation_verb import ablate
 from megarl.cli.convert_verb import convert
 from megarl.cli.evaluation_verb import evaluate
 from megarl.cli.job_verbs import status, submit
@@ -53,6 +54,11 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "megarl eval runs/latest configs/benchmarks/math.toml eval.samples=64 --run runs/mine-eval   (again: goes on)",
         "megarl eval models/Qwen2.5-7B configs/mine.toml configs/benchmarks/math.toml --run runs/base-eval",
         "megarl eval runs/mine/checkpoints/step-000040 --base runs/base-eval",
+    ),
+    ablate: (
+        "megarl ablate configs/ablations/quickstart-clip.toml",
+        "megarl ablate configs/ablations/quickstart-clip.toml at_once=2 seeds=[0] train.steps=10 --dry-run",
+        "megarl ablate --resume runs/quickstart-clip-ablation-20261129T010000Z at_once=2",
     ),
     show: (
         "megarl show configs/quickstart.toml",

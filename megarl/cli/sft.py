@@ -17,10 +17,12 @@ from megarl.runtime.policy_actors import RayPolicyGroup
 from megarl.telemetry.columns import SFT_COLUMNS
 
 
-def run_sft(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = ()) -> int:
+def run_sft(
+    config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[str] = (), link: Path | None = None
+) -> int:
     """Check everything that can be checked, then train on the data set's answers; returns the exit code.
 
-    replaced: what files took from each other, said at the start.
+    replaced: what files took from each other, said at the start. link: made to lead to the run's directory.
     """
     config = resolve_model_path(config)
     sft = config.sft
@@ -50,4 +52,4 @@ def run_sft(config: RunConfig, *, sources: Sequence[Path], replaced: Sequence[st
             await fine_tune(config, sft, policy=policy, pairs=pairs, reporter=session.reporter)
             await policy.close()
 
-    return run_session(config, work, sources=sources, verb="sft", steps=sft.steps, columns=SFT_COLUMNS)
+    return run_session(config, work, sources=sources, verb="sft", steps=sft.steps, columns=SFT_COLUMNS, link=link)

@@ -81,7 +81,19 @@ def _go_on(
     return run_train(run_config, sources=arguments.sources, resumed=resumed)
 
 
-def sft(config: ConfigPath, overrides: Overrides = None) -> None:
+def sft(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            metavar="LINK",
+            help="A symbolic link that is made to lead to the run. Where it leads to one that is finished, nothing is "
+            "done; one that has stopped cannot go on, and a new run begins.",
+        ),
+    ] = None,
+) -> None:
     """Warm-start on the data set's own answers, before `train`."""
     from megarl.cli.preflight import check_files
     from megarl.config.loader import load_config, source_files
@@ -90,8 +102,24 @@ def sft(config: ConfigPath, overrides: Overrides = None) -> None:
     if run_config.sft is None:
         text = f"{config}: sft: missing; expected a table, e.g. sft.steps=50 sft.batch_examples=32"
         raise ConfigError(text)
+    if run is not None and _is_finished(run):
+        print(f"nothing to do: {run.resolve()} is finished")
+        return
     check_files(run_config)
     from megarl.cli.sft import run_sft
 
     sources = [config, *source_files(overrides or ())]
-    raise typer.Exit(run_sft(run_config, sources=sources, replaced=replaced(config, overrides)))
+    raise typer.Exit(run_sft(run_config, sources=sources, replaced=replaced(config, overrides), link=run))
+
+
+def _is_finished(link: Path) -> bool:
+    """Whether the run that the link leads to is. ConfigError where it still runs, or is none."""
+    from megarl.telemetry.run_directory import RunDirectory
+
+    try:
+        standing = RunDirectory.open(link).standing()[0] if link.exists() else None
+    except FileNotFoundError as error:
+        raise ConfigError(f"megarl sft --run: {error}") from error
+    if standing == "running":
+        raise ConfigError(f"megarl sft --run {link}: {link.resolve()} is still running; stop it first")
+    return standing == "finished"

@@ -64,6 +64,12 @@ def named_section(annotation: Any) -> type[Config] | None:
     return found[0] if found else None
 
 
+def listed_section(annotation: Any) -> type[Config] | None:
+    """The Config class of a list of tables: that of `list[SettingConfig]`."""
+    found = section_types(get_args(annotation)[0]) if get_origin(annotation) is list else []
+    return found[0] if found else None
+
+
 def is_optional_section(info: FieldInfo) -> bool:
     """Whether a field is a table that may be absent: `tis: TruncatedImportance | None`."""
     return bool(section_types(info.annotation)) and NoneType in get_args(info.annotation)

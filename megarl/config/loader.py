@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from megarl.config.ablation import AblationConfig
 from megarl.config.base import Config, ConfigError
 from megarl.config.layers import Layers, Origin, Replacement
 from megarl.config.problems import describe_validation_error, describe_value
@@ -24,6 +25,7 @@ _KINDS: dict[type[Config], tuple[str, str, str]] = {  # what it is, who reads it
         "configs/quickstart.toml",
     ),
     TheoryConfig: ("a theory configuration", "`megarl theory` reads", "configs/theory.toml"),
+    AblationConfig: ("an ablation", "`megarl ablate` reads", "configs/ablations/"),
 }
 
 Schema = TypeVar("Schema", bound=Config)
@@ -129,11 +131,13 @@ def _refuse_other_kind(file: Path, table: Mapping[str, Any], schema: type[Config
 
     fewest: keys of the other schema that tell it; a fragment with a single one may have left out its section.
     """
-    if schema not in _KINDS or any(key in schema.model_fields for key in table):
+    # A key that several kinds have (name) tells none.
+    telling = [key for key in table if sum(key in kind.model_fields for kind in _KINDS) == 1]
+    if schema not in _KINDS or any(key in schema.model_fields for key in telling):
         return
     wanted, _, example = _KINDS[schema]
     for other, (name, readers, _) in _KINDS.items():
-        if sum(key in other.model_fields for key in table) >= fewest:
+        if sum(key in other.model_fields for key in telling) >= fewest:
             raise ConfigError(f"{file}: expected {wanted}, such as {example}; found {name}, which {readers}")
 
 

@@ -17,6 +17,7 @@ from megarl.config.fields import (
     is_optional_section,
     is_plain_union,
     iter_fields,
+    listed_section,
     named_section,
     section_types,
     union_tag,
@@ -53,8 +54,9 @@ def _locate(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str, type
             continue
         if info is not None and is_plain_union(info):  # pydantic names the type it tried
             break
-        if info is not None and (named := named_section(info.annotation)) and not candidates:
-            candidates = [named]  # under a name of the user's choice
+        below = (named_section(info.annotation) or listed_section(info.annotation)) if info is not None else None
+        if below and not candidates:
+            candidates = [below]  # under a name of the user's choice, or a number
             keys.append(str(key))
             continue
         section = candidates[0] if candidates else None

@@ -155,7 +155,7 @@ EFFECTS = Section(
         _effect(
             "contribution_high",
             "entropy/clip_high_contribution",
-            "-CH: Theorem 1's high side",
+            "CH, sign turned: Theorem 1's high side",
             "if rewards were random, ANY sign of A; upwards: raises",
             _THEOREM,
             -1,

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from megarl.report.figure import Line, LineFigure
+from megarl.report.figure import Line, LineFigure, Values, finite
 from megarl.report.scales import Scale, integer_scale, linear_scale, log_scale, value_domain
 from megarl.report.sheet import Box, Sheet, dots, draw_axes, left_margin, trace
 
@@ -33,17 +33,24 @@ def draw_lines(sheet: Sheet, figure: LineFigure, frame: Box) -> tuple[Box, Scale
 
 def line_scales(figure: LineFigure) -> Callable[[float, float], Scale]:
     """The value axis, for a start and an end on paper."""
-    arrays = [values for line in figure.lines for values in (line.y, line.low, line.high) if values is not None]
-    every = np.concatenate(arrays)
-    every = every[np.isfinite(every)]
+    every = finite(np.concatenate([line.y for line in figure.lines]))
     if figure.axis == "log":
         positive = every[every > 0]
         low, high = float(positive.min()), float(positive.max())
         return lambda start, end: log_scale(low, high, start=start, end=end)
-    low, high = value_domain(
-        [float(every.min()), float(every.max())], from_zero=figure.axis == "from_zero", min_span=figure.min_span
-    )
+    low, high = value_domain(_with_bands(figure, every), from_zero=figure.axis == "from_zero", min_span=figure.min_span)
     return lambda start, end: linear_scale(low, high, start=start, end=end, count=4)
+
+
+def _with_bands(figure: LineFigure, values: Values) -> list[float]:
+    """The ends of the lines, and of their bands as far as half of what the lines cover: an interval of two seeds, which
+    is wide, must not flatten the lines. Where all lines have one sign, no band gives the axis another."""
+    low, high = float(values.min()), float(values.max())
+    room = max(high - low, figure.min_span, 0.2 * abs(high), 0.2 * abs(low)) / 2
+    bands = [ends for line in figure.lines for ends in (line.low, line.high) if ends is not None]
+    reached = finite(np.concatenate([*bands, values]))
+    least, most = max(float(reached.min()), low - room), min(float(reached.max()), high + room)
+    return [max(least, 0.0) if low >= 0 else least, min(most, 0.0) if high <= 0 else most, low, high]
 
 
 def _x_scale(figure: LineFigure, box: Box) -> Scale:
@@ -74,8 +81,8 @@ def _draw_band(sheet: Sheet, line: Line, x: Scale, y: Scale) -> None:
 
 
 def _clamped(scale: Scale, value: float) -> float:
-    """On a logarithmic axis a band may reach below what it shows."""
-    return scale(max(value, scale.low)) if scale.kind == "log" else scale(value)
+    """A band may reach beyond what the axis shows: it is cut off there."""
+    return scale(min(max(value, scale.low), scale.high))
 
 
 def _draw_line(sheet: Sheet, line: Line, x: Scale, y: Scale, *, stepped: bool) -> None:

@@ -15,13 +15,7 @@ from megarl.report.predicted import scatter_figure
 from megarl.report.problems import Problems
 from megarl.report.run_data import RunData
 from megarl.report.single import measured_lines, panel_figures
-from megarl.report.thinning import thin_line
-
-_MOST_VALUES = 400
-"""Of a line in a figure with few of them."""
-_FEWEST_VALUES = 80
-_ALL_VALUES = 16_000
-"""About, of all lines of a figure."""
+from megarl.report.thinning import thin_line, values_per_line
 
 
 @dataclass(frozen=True)
@@ -124,14 +118,11 @@ def _thinned(sections: Sequence[FigureSection]) -> list[FigureSection]:
     ]
 
 
-def values_per_line(num_lines: int) -> int:
-    """How many values of each of so many lines a figure has."""
-    return max(_FEWEST_VALUES, min(_MOST_VALUES, _ALL_VALUES // max(num_lines, 1)))
-
-
 def thin_figure(figure: AnyFigure) -> AnyFigure:
-    """A figure of lines with `values_per_line` of each."""
+    """A figure of lines with as many values of each as `thinning.values_per_line` says, of single runs apart."""
     if not isinstance(figure, LineFigure):
         return figure
-    at_most = values_per_line(len(figure.lines))
-    return replace(figure, lines=tuple(thin_line(line, at_most) for line in figure.lines))
+    num_singles = sum(line.single for line in figure.lines)
+    of_others, of_singles = values_per_line(len(figure.lines) - num_singles), values_per_line(num_singles)
+    lines = (thin_line(line, of_singles if line.single else of_others) for line in figure.lines)
+    return replace(figure, lines=tuple(lines))

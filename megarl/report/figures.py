@@ -1,14 +1,11 @@
 """The figures of a run and its report, made from the files of the run directory alone; safe to make while it runs."""
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
-from megarl.config.run import TrainConfig
 from megarl.report.exports import draw_picture, overview_svg, write_png
 from megarl.report.figure import AnyFigure
 from megarl.report.figure_sets import run_sections
@@ -16,10 +13,9 @@ from megarl.report.page import ReportFacts, format_report
 from megarl.report.plots import draw_sections
 from megarl.report.problems import Problems
 from megarl.report.run_data import read_run
-from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
-from megarl.report.traces import survey_traces
+from megarl.report.token_view import format_tokens
+from megarl.report.tokens_of_runs import token_source
 from megarl.telemetry.atomic_file import write_text_atomically
-from megarl.telemetry.rollouts import read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 
 
@@ -43,14 +39,14 @@ def write_run_figures(run_dir: Path | str, *, page: Path | None = None, pictures
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
     data = read_run(run)
-    problems = Problems()
+    problems, target = Problems(), page or run.report_path
     sections = run_sections(data, problems)
     drawn = [figure for section in sections for figure in section.figures]
     written = _write_pictures(drawn, run.figures, problems) if pictures else []
     plots, numbers = draw_sections(sections, problems)
     tokens, tokens_problem = None, None
     with problems.tolerate("the tokens"):
-        tokens, tokens_problem = _read_tokens(run)
+        tokens, tokens_problem = _read_tokens(run, target)
     config = None
     with problems.tolerate(run.config_path.name):
         config = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
@@ -65,7 +61,6 @@ def write_run_figures(run_dir: Path | str, *, page: Path | None = None, pictures
         tokens_problem=tokens_problem,
         problems=found,
     )
-    target = page or run.report_path
     write_text_atomically(target, format_report(data, plots, numbers, facts))
     return RunFigures([*written, target], found)
 
@@ -84,26 +79,8 @@ def _write_pictures(figures: Sequence[AnyFigure], folder: Path, problems: Proble
     return written
 
 
-def _read_tokens(run: RunDirectory) -> tuple[Markup | None, str | None]:
-    """The tokens of the last step whose rollouts were written; why they cannot be shown where the file is another's."""
-    last = max(run.rollouts.glob("step-*.parquet"), default=None)
-    if last is None:
+def _read_tokens(run: RunDirectory, page: Path) -> tuple[Markup | None, str | None]:
+    """The reader for the tokens of the run's rollouts; what cannot be shown of them."""
+    if not any(run.rollouts.glob("step-*.parquet")):
         return None, None
-    try:
-        survey = survey_traces(last)
-        if survey is None:
-            return None, None
-        rows = read_rollouts(last, sample_ids=choose_responses(survey))
-        return format_tokens(survey, rows, updates=_step_updates(run)), None
-    except (ValueError, OSError) as error:
-        return None, str(error) if last.name in str(error) else f"{last.name} cannot be read: {error}"
-
-
-def _step_updates(run: RunDirectory) -> StepUpdates | None:
-    """From the run's own configuration; None where the directory has none. Only the section [train] is read, so the
-    rest may be that of another version."""
-    if not run.config_path.is_file():
-        return None
-    table: dict[str, Any] = tomllib.loads(run.config_path.read_text(encoding="utf-8"))
-    train = TrainConfig.model_validate(table.get("train", {}))
-    return StepUpdates(count=train.updates_per_step, mini_batch_responses=train.mini_batch_responses)
+    return format_tokens([token_source(run, page)])

@@ -11,19 +11,26 @@ from megarl.report.glossary import terms_of
 from megarl.report.groups import Group, group_runs, tabulate_differences
 from megarl.report.keys import Entry
 from megarl.report.page import DIGITS, THINNING
+from megarl.report.page_data import MOST_LINES
 from megarl.report.plots import draw_sections
 from megarl.report.problems import Problems
 from megarl.report.run_data import RunData, read_run
 from megarl.report.templates import render_template
+from megarl.report.tokens_of_runs import MOST_RUNS, format_group_tokens
 from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.run_directory import RunDirectory
 
 _INTERVAL = (
     "Runs that differ in train.seed alone are one setting: a thick line is the mean over its n runs at the steps that "
     "all of them have, a band the 95 % interval of that mean over seeds (Student's t, n - 1 degrees of freedom), thin "
-    "lines are the single runs. A setting with one run has no band."
+    "lines are the single runs. A setting with one run has no band. A band that reaches far beyond the lines is "
+    "cut off at the axis: with two seeds it is 9 deviations to either side. The tables have its ends."
 )
 _LOOKS = "Colours and dash patterns are the same in all figures; of more than 35 settings two may look alike."
+_NOT_HELD = (
+    f"Where a figure has more than {MOST_LINES} lines, the numbers of single runs are drawn alone; of "
+    f"more than {MOST_RUNS} settings it has the tokens of the first ones. The rest is in the runs' own files."
+)
 _EACH_TEXT = 12
 """Settings whose configurations the page holds whole."""
 
@@ -92,6 +99,9 @@ def write_comparison(comparison: Comparison, path: Path) -> list[str]:
     sections, numbers = draw_sections(comparison.sections(), comparison.problems)
     groups, runs = comparison.groups, comparison.runs
     differences = tabulate_differences(groups)
+    tokens = tokens_problem = None
+    with comparison.problems.tolerate("the tokens"):
+        tokens, tokens_problem = format_group_tokens(groups, path)
     problems = [*comparison.chosen.notes, *comparison.problems.lines()]
     text = render_template(
         "comparison.html",
@@ -113,9 +123,11 @@ def write_comparison(comparison: Comparison, path: Path) -> list[str]:
             for run in group.runs
         ],
         sections=sections,
+        tokens=tokens,
+        tokens_problem=tokens_problem,
         json=numbers,
         terms=terms_of({name for run in runs for name in run.columns}),
-        notes=[_INTERVAL, THINNING, _LOOKS, DIGITS],
+        notes=[_INTERVAL, THINNING, _LOOKS, DIGITS, _NOT_HELD],
         configurations=_configurations(groups, path),
     )
     write_text_atomically(path, text)

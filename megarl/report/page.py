@@ -13,12 +13,14 @@ from megarl.report.glossary import terms_of
 from megarl.report.plots import PlotSection
 from megarl.report.run_data import RunData
 from megarl.report.templates import render_template
+from megarl.report.thinning import FEWEST_VALUES, MOST_VALUES
 from megarl.telemetry.columns import format_count, format_number
 from megarl.telemetry.names import DESCRIPTIONS
 
 THINNING = (
     "A line of many steps is thinned: it is cut into equal parts, and of each the smallest and the largest value stay, "
-    "at their steps; so do the first and the last of the line. With few lines 400 values of each stay, with many 80. "
+    "at their steps; so do the first and the last of the line. "
+    f"Of few lines {MOST_VALUES} values of each stay, of many {FEWEST_VALUES} at least. "
     "Every value is in the run's metrics.jsonl."
 )
 DIGITS = "Numbers in the page have six digits, those in its tables four. A missing value is a gap, never a zero."

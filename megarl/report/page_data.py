@@ -14,6 +14,9 @@ import numpy as np
 from megarl.report.drawing import Drawing
 from megarl.report.figure import AnyFigure, BarFigure, HeatFigure, LineFigure, ScatterFigure, StackFigure, Values
 
+MOST_LINES = 60
+"""Beyond, the numbers of single runs beside means are not in the page: they are drawn, and in each run's files."""
+
 
 def figure_json(figure: AnyFigure, drawing: Drawing) -> dict[str, Any]:
     """What the page holds of a figure."""
@@ -43,7 +46,7 @@ def _lines(figure: AnyFigure) -> list[tuple[str, int | None, Values | list[float
             return [
                 (line.label, line.group, line.x, line.y, _ends(line.low, line.high))
                 for line in figure.lines
-                if not line.guide
+                if not line.guide and (not line.single or len(figure.lines) <= MOST_LINES)
             ]
         case StackFigure():
             return [(part.label, None, figure.x, part.values, {}) for part in figure.parts]

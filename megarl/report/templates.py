@@ -5,7 +5,7 @@ import functools
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megarl.report import colours
+from megarl.report import colours, reader_colours
 
 _PACKAGE = "megarl.report"
 
@@ -30,5 +30,6 @@ def _build_environment(package: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update({name: value for name, value in vars(colours).items() if name.isupper()})
+    for module in (colours, reader_colours):
+        environment.globals.update({name: value for name, value in vars(module).items() if name.isupper()})
     return environment

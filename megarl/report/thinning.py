@@ -13,6 +13,17 @@ from numpy.typing import NDArray
 
 from megarl.report.figure import Line, Values
 
+MOST_VALUES = 400
+"""Of a line among few: as many as pixels of a plot."""
+FEWEST_VALUES = 50
+_ALL_VALUES = 4_000
+"""About, of all lines of a kind in a figure."""
+
+
+def values_per_line(num_lines: int) -> int:
+    """How many values of each of so many lines a figure has at most."""
+    return max(FEWEST_VALUES, min(MOST_VALUES, _ALL_VALUES // max(num_lines, 1)))
+
 
 def kept_indices(y: Values, at_most: int) -> NDArray[np.intp]:
     """Positions that stay, ascending. All, where there are no more than `at_most`."""

@@ -1,54 +1,93 @@
-"""The per-token part of report.html: what an update did with each token of a few responses, and which tokens rules
-act on most. The responses are chosen among all that were traced. Pure; HTML without scripts."""
+"""The per-token part of report.html: a reader for the tokens of chosen responses, of one run or of several side by
+side, and below it, for one run, which tokens of its last step rules act on most."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from megarl.records import TokenTrace
+from megarl.report.reader import MAX_BYTES, ReaderContent, StepUpdates, TokenSource, read_content
+from megarl.report.reader_choice import MAX_PROMPTS, MAX_SAMPLES
+from megarl.report.reader_colours import DIVERGING_STEPS, RULE_CLASSES, SEQUENTIAL_STEPS
+from megarl.report.reader_payload import MAX_TOKENS_OF_A_RESPONSE, page_json
+from megarl.report.reader_terms import KEYS, NUMBERS, RULE_CLASS_OF
 from megarl.report.templates import render_template
-from megarl.report.traces import CLIPPING, RuledToken, TracedResponse, TraceSurvey, is_clipped
-from megarl.rules import rule_names
+from megarl.report.traces import RuledToken, TracedResponse, TraceSurvey, is_clipped, survey_traces
 from megarl.telemetry.columns import format_number
-from megarl.telemetry.rollouts import RolloutRow
 
-_SHOWN_RESPONSES = 2
-"""Of each sign of the advantage."""
-_SHOWN_TOKENS = 600
 _SHOWN_RULES = 12
-_TINT = (126, 87, 194)
-"""The colour of the most uncertain token."""
-_MARKS = (("clip_low", "clip-low"), ("clip_high", "clip-high"), ("dual", "dual clip"), ("other", "another rule"))
-"""(class, label) of the key."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepUpdates:
-    """How a step's responses are divided among its updates."""
+def format_tokens(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) -> tuple[Markup | None, str | None]:
+    """(the section's HTML, what could not be read); None where there is nothing of it.
 
-    count: int
-    mini_batch_responses: int
+    A page has at most one such section, and includes tokens.css for it.
+    """
+    content = read_content(sources, max_bytes=max_bytes)
+    problem = "; ".join(content.problems) or None
+    if not content.num_shown:
+        return None, problem
+    survey = _survey_last(sources[0], content) if len(sources) == 1 else None
+    updates = sources[0].updates
+    markup = render_template(
+        "tokens.html",
+        payload=Markup(page_json(content.payload)),
+        settings=Markup(page_json(_settings())),
+        holds=_holds(content, max_bytes),
+        folders=[source.shown_folder for source in sources],
+        keys=KEYS,
+        numbers=NUMBERS,
+        several=len(sources) > 1,
+        survey=survey,
+        updates=_update_rows(survey, updates) if survey and updates else [],
+        rules=_rule_rows(survey) if survey else [],
+    )
+    return markup, problem
 
-    def index(self, sample_id: int) -> int:
-        """Which update of the step trained the response, from 1."""
-        return sample_id // self.mini_batch_responses + 1
+
+def format_token_page(title: str, sources: Sequence[TokenSource]) -> str:
+    """A page of its own with the section alone. ValueError where there is nothing to show, with why."""
+    tokens, problem = format_tokens(sources)
+    if tokens is None:
+        raise ValueError(problem or f"no response of {', '.join(source.name for source in sources)} was written")
+    return render_template("tokens_page.html", title=title, tokens=tokens, problem=problem)
 
 
-def choose_responses(survey: TraceSurvey) -> list[int]:
-    """Sample ids of the responses to show: of either sign of the advantage those with the most clipped tokens, then
-    with the most that another rule acted on; one of a prompt and sign."""
+def _settings() -> dict[str, Any]:
+    """What the reader's script has to know besides the payload."""
+    return {
+        "sequentialSteps": SEQUENTIAL_STEPS,
+        "divergingSteps": DIVERGING_STEPS,
+        "ruleClasses": RULE_CLASSES,
+        "ruleClassOf": RULE_CLASS_OF,
+        "columns": [number.column for number in NUMBERS],
+    }
 
-    def order(response: TracedResponse) -> tuple[int, int, int]:
-        return -response.num_clipped, -response.num_ruled, response.sample_id
 
-    best: dict[tuple[int, int], int] = {}
-    for response in sorted(survey.responses, key=order):
-        best.setdefault((_sign(response.advantage), response.prompt_index), response.sample_id)
-    positive = [sample_id for (sign, _), sample_id in best.items() if sign > 0][:_SHOWN_RESPONSES]
-    negative = [sample_id for (sign, _), sample_id in best.items() if sign < 0][:_SHOWN_RESPONSES]
-    return positive + negative or list(best.values())[:_SHOWN_RESPONSES]
+def _survey_last(source: TokenSource, content: ReaderContent) -> TraceSurvey | None:
+    """Of the last step that the reader holds."""
+    last = max(response["step"] for response in content.payload["responses"])
+    return survey_traces(source.files()[last])
+
+
+def _holds(content: ReaderContent, max_bytes: int) -> str:
+    """By what rule the page's responses were chosen."""
+    size = f"{content.num_bytes / 1e6:.1f} MB of at most {max_bytes / 1e6:g}"
+    text = f"This page holds {content.num_shown:,} of {content.num_responses:,} responses, in {size}."
+    if content.num_shown < content.num_responses:
+        looked, there = max(content.steps)
+        steps = (
+            f"{looked} of {there:,} steps (the first, the last and evenly between)" if looked < there else "all steps"
+        )
+        text += (
+            f" Of {steps} it has up to {MAX_PROMPTS} prompts: those that most runs and steps have, then those with "
+            f"most tokens that rules acted on. Of a prompt it has up to {MAX_SAMPLES} samples: traced ones first, then "
+            "those with most such tokens."
+        )
+    if max(response["count"] for response in content.payload["responses"]) > MAX_TOKENS_OF_A_RESPONSE:
+        text += f" A longer response ends after {MAX_TOKENS_OF_A_RESPONSE:,} tokens."
+    return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,52 +107,6 @@ class _RuleRow:
     numbers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Token:
-    """A token as it is shown."""
-
-    text: str
-    title: str
-    """What a reader sees who points at it."""
-    tint: str
-    mark: str
-    """Its class: the rule that is underlined; "" without one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Response:
-    """A response as it is shown."""
-
-    heading: str
-    prompt: str
-    tokens: list[_Token]
-    num_more: int
-    """Tokens beyond those shown."""
-
-
-def format_tokens(survey: TraceSurvey, rows: Sequence[RolloutRow], *, updates: StepUpdates | None) -> Markup:
-    """The section's HTML. `rows`: the traced rows of `choose_responses`, in any order. `updates`: None where the
-    run's configuration is not known; then the view names no update."""
-    traced = {row.sample_id: (row, row.trace) for row in rows if row.trace is not None}
-    chosen = [traced[sample_id] for sample_id in choose_responses(survey)]
-    largest = max(max(trace.entropy, default=0.0) for _, trace in chosen) or 1.0
-    return render_template(
-        "tokens.html",
-        step=survey.step,
-        largest=largest,
-        gradient=f"linear-gradient(90deg, {_tint(0.0)}, {_tint(0.5)}, {_tint(1.0)})",
-        marks=_MARKS,
-        updates=_update_rows(survey, updates) if updates else [],
-        responses=[_show_response(row, trace, largest, updates) for row, trace in chosen],
-        rules=_rule_rows(survey),
-        num_traced=len(survey.responses),
-    )
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 def _update_rows(survey: TraceSurvey, updates: StepUpdates) -> list[_UpdateRow]:
     """What was traced of each update of the step, and how much of that was clipped."""
     by_update: dict[int, list[TracedResponse]] = {}
@@ -129,51 +122,6 @@ def _update_rows(survey: TraceSurvey, updates: StepUpdates) -> list[_UpdateRow]:
         numbers = (f"{len(responses):,}", f"{tokens:,}", *shares)
         rows.append(_UpdateRow(name=f"{update} of {updates.count}", numbers=numbers))
     return rows
-
-
-def _show_response(row: RolloutRow, trace: TokenTrace, largest: float, updates: StepUpdates | None) -> _Response:
-    num_ruled = int(np.count_nonzero(trace.rule))
-    update = f", update {updates.index(row.sample_id)} of {updates.count}" if updates else ""
-    num_shown = min(len(trace.logp), _SHOWN_TOKENS)
-    return _Response(
-        heading=f"Prompt {row.prompt_index}, sample {row.sample_index}{update}: reward {row.reward:g}, advantage "
-        f"{row.advantage:+.3g}, {len(trace.logp):,} tokens, rules acted on {num_ruled:,}",
-        prompt=row.prompt_text,
-        tokens=[_show_token(row, trace, position, largest) for position in range(num_shown)],
-        num_more=len(trace.logp) - num_shown,
-    )
-
-
-def _show_token(row: RolloutRow, trace: TokenTrace, position: int, largest: float) -> _Token:
-    rule = rule_names(int(trace.rule[position]))
-    names = rule.split("+") if rule else []
-    numbers = (
-        f"token {position}: log p {trace.logp[position]:.3f}, H {trace.entropy[position]:.3f}, "
-        f"N {trace.expected_q[position]:+.3g}, "
-        f"r {trace.ratio[position]:.3f} in [{trace.low[position]:.3g}, {trace.high[position]:.3g}], "
-        f"A {trace.advantage[position]:+.3g}, g {trace.gate[position]:+.3g}, weight {trace.weight[position]:.3g}"
-    )
-    return _Token(
-        text=_visible(_text(row, position)),
-        title=numbers + (f", {rule}" if rule else ""),
-        tint=_tint(max(trace.entropy[position], 0.0) / largest),
-        mark=next((name for name in CLIPPING if name in names), "other" if names else ""),
-    )
-
-
-def _text(row: RolloutRow, position: int) -> str:
-    return f"⟨{row.response_tokens[position]}⟩" if row.token_text is None else row.token_text[position]
-
-
-def _visible(text: str) -> str:
-    """Line breaks also as a sign, so that their token can be pointed at; a token without text as a middle dot."""
-    return text.replace("\n", "↵\n") or "·"
-
-
-def _tint(share: float) -> str:
-    """White for 0, the full colour for 1. The square root keeps small entropies apart."""
-    strength = 0.85 * min(share, 1.0) ** 0.5
-    return "#" + "".join(f"{round(255 + strength * (channel - 255)):02x}" for channel in _TINT)
 
 
 def _rule_rows(survey: TraceSurvey) -> list[_RuleRow]:

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from megarl.cli import report as module
-from megarl.cli.report import draw_figures, run_report
+from megarl.cli.main import app
+from megarl.cli.report import draw_figures, export_figure, print_figure_names, run_report
 from megarl.config.base import ConfigError
 from megarl.telemetry.run_directory import RunDirectory, RunState
+from tests.ablation.directories import begin_run, make_directory
+from tests.report.run_files import write_run
 from tests.telemetry.runs import make_config
 
 
@@ -65,3 +69,79 @@ def test_drawing_never_raises(
     assert draw_figures(make_run(tmp_path)) is False
     shown = capsys.readouterr().out
     assert "figures  not drawn: OSError: No space left on device; try again: megarl report" in shown
+
+
+def test_several_runs_are_compared_where_one_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path, high=high, seed=0) for high in (0.2, 0.3)]
+    paths = [*(run.path for run in runs), tmp_path / "latest"]  # the last one again
+    page = tmp_path / "page.html"
+    with pytest.raises(ConfigError, match=r"2 runs are compared on one page; .* -o comparison\.html"):
+        run_report(paths)
+    assert run_report(paths, output=page) == 0
+    assert "runs     2, settings 2\n" in capsys.readouterr().out
+    assert page.is_file()
+    assert not runs[0].report_path.exists()
+    with pytest.raises(ConfigError, match="absent does not exist; expected a directory for page"):
+        run_report(paths, output=tmp_path / "absent" / "page.html")
+    with pytest.raises(ConfigError, match="is a directory; expected the name of a file in it"):
+        run_report(paths, output=tmp_path)
+
+
+def test_one_run_s_page_goes_where_one_says(tmp_path: Path) -> None:
+    run = write_run(tmp_path, high=0.2, seed=0)
+    assert run_report([run.path], output=tmp_path / "page.html") == 0
+    assert (tmp_path / "page.html").is_file()
+    assert not run.report_path.exists()
+
+
+def test_an_ablation_has_its_report_beside_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = make_directory(tmp_path)
+    with pytest.raises(ConfigError, match=r"no cell of .* has begun"):
+        run_report([directory.path])
+    plan = directory.plan()
+    for cell in plan.cells[:2]:
+        run = begin_run(directory, cell, RunState(status="finished", step=1))
+        run.metrics_path.write_text('{"step": 1, "actor/entropy": 0.5}\n')
+    assert run_report([directory.path]) == 0
+    assert f"missing  not begun: {plan.cells[2].name}, {plan.cells[3].name}\n" in capsys.readouterr().out
+    assert directory.report_path.is_file()
+    directory.plan_path.write_text("{")
+    with pytest.raises(ConfigError, match=r"ablation\.json is damaged"):
+        run_report([directory.path])
+
+
+def test_runs_of_different_verbs_are_a_configuration_error(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, high=0.2, seed=0, verb=verb) for verb in ("train", "sft")]
+    with pytest.raises(ConfigError, match="different verbs"):
+        run_report([run.path for run in runs], output=tmp_path / "page.html")
+
+
+def test_figures_are_listed_and_written_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path, high=high, seed=0) for high in (0.2, 0.3)]
+    print_figure_names([runs[0].path])
+    assert "  entropy                      Policy entropy\n" in capsys.readouterr().out
+    paths = [run.path for run in runs]
+    written = export_figure([paths[0]], "entropy", file_format=None, width="single", output=None)
+    assert written == runs[0].figures / "entropy-single.pdf"
+    assert written.read_bytes().startswith(b"%PDF")
+    svg = export_figure(paths, "entropy", file_format=None, width="double", output=tmp_path / "figure.svg")
+    assert "clip.high=0.3" in svg.read_text()
+    with pytest.raises(ConfigError, match=r"no figure 'entrpy'; these runs have entropy, "):
+        export_figure(paths, "entrpy", file_format="png", width="single", output=tmp_path / "figure.png")
+    with pytest.raises(ConfigError, match=r"figure\.jpg has no format; .* \.png, \.svg or \.pdf, or --format"):
+        export_figure(paths, "entropy", file_format=None, width="single", output=tmp_path / "figure.jpg")
+    with pytest.raises(ConfigError, match=r"expected where the figure goes, e\.g\. -o entropy\.pdf"):
+        export_figure(paths, "entropy", file_format=None, width="single", output=None)
+
+
+def test_the_command_line_has_all_of_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, high=0.2, seed=0)
+    command = CliRunner()
+    figure = str(tmp_path / "figure.png")
+    made = command.invoke(app, ["report", str(run.path), "--figure", "entropy", "-o", figure, "--width", "double"])
+    assert (made.exit_code, made.output) == (0, f"figure   {figure}\n")
+    assert "Policy entropy" in command.invoke(app, ["report", str(run.path), "--figures"]).output
+    page = tmp_path / "page.html"
+    assert command.invoke(app, ["report", str(run.path), "-o", str(page)]).exit_code == 0
+    assert page.is_file()
+    assert isinstance(command.invoke(app, ["report", str(run.path), "--format", "pdf"]).exception, ConfigError)

@@ -1,169 +1,112 @@
-"""The per-token part of the report: which responses it shows, what a reader can tell of a token, and its escaping."""
+"""The per-token part of the report: the tables below the reader, what the section says, its place in a run's report.
+
+What its script does is tested in a browser (`test_browser`), what it is given in `test_reader`.
+"""
 
 import dataclasses
 import html
 import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from megarl.records import TokenTrace
 from megarl.report.figures import write_run_figures
-from megarl.report.token_view import StepUpdates, choose_responses, format_tokens
+from megarl.report.reader import StepUpdates, TokenSource
+from megarl.report.token_view import format_tokens
 from megarl.report.traces import RuledToken, survey_traces
-from megarl.rules import rule_flags
-from megarl.telemetry.rollouts import RolloutRow, read_rollouts
+from megarl.telemetry.rollouts import RolloutRow
 from megarl.telemetry.run_directory import RunDirectory
+from tests.report.token_rows import make_row, payload_of, write_steps
 from tests.telemetry.rollout_files import write_rows
 from tests.telemetry.runs import make_config, write_metrics
 
 
-class TokenReader(HTMLParser):
-    """Collects the tokens of the responses: (class, title, text)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens: list[tuple[str, str, str]] = []
-        self.tints: list[str] = []
-        self._open: tuple[str, str] | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attrs}
-        if tag == "i" and "title" in found:
-            self._open = (found.get("class", ""), found["title"])
-            self.tints.append(found["style"].removeprefix("background:"))
-
-    def handle_data(self, data: str) -> None:
-        if self._open is not None:
-            self.tokens.append((*self._open, data))
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = None
-
-
-def untraced_row(sample_id: int) -> RolloutRow:
-    return dataclasses.replace(traced_row(sample_id, ("",)), trace=None)
-
-
-def traced_row(sample_id: int, rules: tuple[str, ...], *, prompt: int = 0, advantage: float = 0.5) -> RolloutRow:
-    num = len(rules)
-    zeros = (0.0,) * num
-    trace = TokenTrace(
-        sample_id=sample_id,
-        logp=(-0.75,) * num,
-        entropy=tuple(float(position) for position in range(num)),
-        expected_q=(0.125,) * num,
-        ratio=(1.5,) * num,
-        low=(0.75,) * num,
-        high=(1.25,) * num,
-        gate=(0.25,) * num,
-        weight=(2.0,) * num,
-        coefficient=(0.5,) * num,
-        advantage=(advantage,) * num,
-        rule=[rule_flags(names) for names in rules],
-    )
-    return RolloutRow(
-        step=7,
-        prompt_index=prompt,
-        sample_index=sample_id,
-        sample_id=sample_id,
-        policy_version=6,
-        prompt_text="<script>?",
-        response_text="",
-        prompt_tokens=(1,),
-        response_tokens=tuple(range(num)),
-        token_text=tuple(("<b>", "\n", "", " so")[position % 4] for position in range(num)),
-        behavior_logp=zeros,
-        old_logp=zeros,
-        old_entropy=zeros,
-        ref_logp=None,
-        trace=trace,
-        reward=1.0,
-        verifier_reward=1.0,
-        overlong=0.0,
-        bonus=0.0,
-        failure=None,
-        advantage=advantage,
-        stop_reason="stop",
-    )
-
-
 def show(folder: Path, rows: Sequence[RolloutRow], updates: StepUpdates | None = None) -> str:
-    """The section for a step that wrote `rows`; "" where nothing was traced."""
-    path = folder / "step-000007.parquet"
-    write_rows(path, rows)
-    survey = survey_traces(path)
-    if survey is None:
-        return ""
-    return format_tokens(survey, read_rollouts(path, sample_ids=choose_responses(survey)), updates=updates)
+    """The section for a run that wrote `rows`; "" where nothing can be shown."""
+    write_steps(folder, list(rows))
+    markup, problem = format_tokens([TokenSource(name="run", rollouts=folder, updates=updates)])
+    assert problem is None
+    return markup or ""
 
 
-def headings(text: str) -> list[str]:
-    return re.findall(r"<h3>(Prompt \d+, sample \d+)", text)
+def words(text: str) -> str:
+    """What a person sees of HTML without its script."""
+    visible = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", visible)))
 
 
-def test_a_token_shows_its_text_entropy_numbers_and_rule(tmp_path: Path) -> None:
-    text = show(tmp_path, [traced_row(3, ("", "clip_low+tis", "tis", "clip_high"))])
-    reader = TokenReader()
-    reader.feed(text)
-    assert [token[0] for token in reader.tokens] == ["", "clip_low", "other", "clip_high"]
-    assert [token[2] for token in reader.tokens] == ["<b>", "↵\n", "·", " so"]
-    assert reader.tokens[1][1] == (
-        "token 1: log p -0.750, H 1.000, N +0.125, r 1.500 in [0.75, 1.25], A +0.5, g +0.25, weight 2, clip_low+tis"
-    )
-    # White at H = 0; 255 + .85 (channel - 255) at the largest entropy.
-    assert reader.tints[0] == "#ffffff"
-    assert reader.tints[3] == "#9170cb"
-    assert "<script>" not in text
-    assert "update" not in re.sub(r"<[^>]*>", "", text)
-    assert "Prompt 0, sample 3: reward 1, advantage +0.5, 4 tokens, rules acted on 3" in text
+def test_the_section_says_what_it_holds_and_where_the_rest_is(tmp_path: Path) -> None:
+    few = show(tmp_path / "few", [make_row(0, ("",)), make_row(1, ("tis",))])
+    assert "This page holds 2 of 2 responses, in 0.0 MB of at most 6. All responses are in" in words(few)
+    assert "<code>rollouts/step-*.parquet</code>" in few
+    assert "update" not in re.sub("What the numbers are.*?float32", "", words(few))
+    many = show(tmp_path / "many", [make_row(n, ("",), step=step) for step in range(1, 15) for n in range(9)])
+    assert "This page holds 96 of 126 responses" in words(many)
+    assert "Of 12 of 14 steps (the first, the last and evenly between) it has up to 12 prompts" in words(many)
+    assert "up to 8 samples" in words(many)
+
+
+def test_the_section_holds_no_text_of_a_response_as_markup(tmp_path: Path) -> None:
+    text = show(tmp_path, [make_row(0, ("clip_low", "", "clip_high"), texts=("</script>", "<img src=x>", "&"))])
+    assert len(re.findall("<script", text)) == len(re.findall("</script>", text)) == 3
+    assert "<img" not in text
+    assert [token[1] for token in payload_of(text)["tokens"]] == ["</script>", "<img src=x>", "&"]
+    assert payload_of(text)["prompts"] == ["<script>?"]
+    row = re.search(r"<tr><td><code>(.*?)</code></td><td>clip_low</td>", text)
+    assert row is not None
+    assert html.unescape(row[1]) == "</script>"
+
+
+def test_what_rules_acted_on_most_is_a_table(tmp_path: Path) -> None:
+    text = show(tmp_path, [make_row(3, ("", "clip_low+tis", "tis", "clip_high"))])
     row = re.search(r"<tr><td><code>(.*?)</code></td><td>clip_low\+tis</td>(.*?)</tr>", text)
     assert row is not None
     assert html.unescape(row[1]) == r"\n"
-    assert re.findall(r">([^<>]+)</td>", row[2]) == ["1", "100%", "1.000", "1.500"]
+    trace = make_row(3, ("", "", "", "")).trace
+    assert trace is not None
+    means = [f"{trace.entropy[1]:.3f}", f"{trace.ratio[1]:.3f}"]
+    assert re.findall(r">([^<>]+)</td>", row[2]) == ["1", "100%", *means]
+    assert "No rule acted on a traced token of step 7." in words(show(tmp_path / "none", [make_row(0, ("",))]))
 
 
-def test_the_most_clipped_responses_of_either_sign_are_shown_one_per_prompt(tmp_path: Path) -> None:
-    rows = [
-        traced_row(0, ("", "")),
-        traced_row(1, ("tis", "tis"), prompt=1),
-        traced_row(2, ("clip_high", ""), prompt=2),
-        traced_row(3, ("clip_high", "clip_high"), prompt=2),
-        traced_row(4, ("", ""), prompt=2, advantage=-1.0),
-        traced_row(5, ("dual", ""), prompt=3, advantage=0.0),
-    ]
-    assert headings(show(tmp_path, rows)) == ["Prompt 2, sample 3", "Prompt 1, sample 1", "Prompt 2, sample 4"]
-    assert headings(show(tmp_path, rows[-1:])) == ["Prompt 3, sample 5"]
+def test_untraced_responses_are_shown_and_a_run_without_any_has_no_section(tmp_path: Path) -> None:
+    assert "Tokens that rules" not in show(tmp_path / "one", [make_row(0, ("",), traced=False)])
+    assert len(payload_of(show(tmp_path / "one", [make_row(0, ("",), traced=False)]))["responses"]) == 1
+    write_rows(tmp_path / "step-000001.parquet", [])
+    assert format_tokens([TokenSource(name="run", rollouts=tmp_path)]) == (None, None)
+    assert format_tokens([TokenSource(name="run", rollouts=tmp_path / "absent")]) == (None, None)
 
 
-def test_clipped_tokens_of_late_updates_are_found_and_their_update_is_named(tmp_path: Path) -> None:
+def test_updates_of_the_last_step_are_a_table(tmp_path: Path) -> None:
     # 4 updates of 40 responses, the first 2 of each traced; only those of the last update are clipped.
     rows = [
-        traced_row(number, ("clip_low", "tis") if number == 121 else ("", ""), prompt=number // 4)
-        if number % 40 < 2
-        else untraced_row(number)
+        make_row(number, ("clip_low", "tis") if number == 121 else ("", ""), traced=number % 40 < 2)
         for number in range(160)
     ]
-    text = show(tmp_path, rows, StepUpdates(count=4, mini_batch_responses=40))
-    assert headings(text)[0] == "Prompt 30, sample 121"
-    assert "Prompt 30, sample 121, update 4 of 4: reward 1," in text
+    text = show(tmp_path, [make_row(0, ("dual",), step=3), *rows], StepUpdates(count=4, mini_batch_responses=40))
     cells = re.findall(r"<tr><td>(\d of 4)</td>(.*?)</tr>", text)
     numbers = {update: re.findall(r">([^<>]+)</td>", rest) for update, rest in cells}
     assert numbers == {f"{k} of 4": ["2", "4", "0.00%", "0.00%"] for k in (1, 2, 3)} | {
         "4 of 4": ["2", "4", "25.00%", "50.00%"]
     }
-    assert "in 8 traced responses" in text
+    assert "in 8 traced responses of step 7" in text
+    assert payload_of(text)["runs"] == [{"name": "run", "updates": 4}]
 
 
 def test_tokens_are_counted_over_all_traced_responses(tmp_path: Path) -> None:
+    def flat(row: RolloutRow) -> RolloutRow:
+        """With the position as entropy and 1.5 as ratio."""
+        assert row.trace is not None
+        entropy = tuple(float(position) for position in range(len(row.response_tokens)))
+        trace = dataclasses.replace(row.trace, entropy=entropy, ratio=(1.5,) * len(entropy))
+        return dataclasses.replace(row, trace=trace)
+
     path = tmp_path / "step-000007.parquet"
-    undecoded = dataclasses.replace(traced_row(100, ("dppo", "")), token_text=None)
-    rows = [traced_row(number, ("clip_low" if number % 3 else "", "", "tis")) for number in range(100)]
-    write_rows(path, [*rows, undecoded, untraced_row(101)])
+    rows = [flat(make_row(number, ("clip_low" if number % 3 else "", "", "tis"))) for number in range(100)]
+    undecoded = flat(make_row(100, ("dppo", ""), texts=None))
+    write_rows(path, [*rows, undecoded, make_row(101, ("",), traced=False)])
     survey = survey_traces(path)
     assert survey is not None
     assert [response.sample_id for response in survey.responses] == list(range(101))
@@ -177,42 +120,27 @@ def test_tokens_are_counted_over_all_traced_responses(tmp_path: Path) -> None:
     assert {low, tis, dppo} == set(survey.tokens)
 
 
-def test_long_responses_are_cut_and_untraced_ones_left_out(tmp_path: Path) -> None:
-    text = show(tmp_path, [traced_row(0, ("",) * 700)])
-    assert "… and 100 more tokens" in text
-    assert "No rule acted on a traced token" in text
-    assert show(tmp_path, [untraced_row(0)]) == ""
-    assert show(tmp_path, []) == ""
-
-
-def test_the_report_shows_the_last_rollouts_or_why_it_cannot(tmp_path: Path) -> None:
+def test_the_report_shows_the_rollouts_and_says_what_cannot_be_read(tmp_path: Path) -> None:
     write_metrics(tmp_path / "metrics.jsonl", [{"step": 1, "custom": 1.0}])
     folder = tmp_path / "rollouts"
     folder.mkdir()
     write_rows(folder / "step-000006.parquet", [])
-    write_rows(folder / "step-000007.parquet", [traced_row(0, ("clip_low",))])
+    write_rows(folder / "step-000007.parquet", [make_row(0, ("clip_low",))])
     write_run_figures(tmp_path)
-    assert "Tokens of step 7" in (tmp_path / "report.html").read_text()
+    assert len(payload_of((tmp_path / "report.html").read_text())["responses"]) == 1
     pq.write_table(pa.table({"x": [1]}), folder / "step-000008.parquet")
     write_run_figures(tmp_path)
-    assert "step-000008.parquet has columns ['x'], expected" in html.unescape((tmp_path / "report.html").read_text())
+    text = (tmp_path / "report.html").read_text()
+    assert "step-000008.parquet has columns ['x'], expected" in html.unescape(text)
+    assert len(payload_of(text)["responses"]) == 1
 
 
 def test_the_run_s_configuration_says_how_many_updates_there_are(tmp_path: Path) -> None:
     train = {"prompts_per_step": 4, "samples_per_prompt": 2, "mini_batch_responses": 2}
     run = RunDirectory.create(make_config(tmp_path, train=train), source=None, verb="train")
     write_metrics(run.metrics_path, [{"step": 1, "custom": 1.0}])
-    write_rows(run.rollouts_path(7), [traced_row(4, ("clip_high",)), traced_row(6, ("",), prompt=1)])
+    write_rows(run.rollouts_path(7), [make_row(4, ("clip_high",)), make_row(6, ("",))])
     write_run_figures(run.path)
-    text = run.report_path.read_text()
-    assert headings(text) == ["Prompt 0, sample 4", "Prompt 1, sample 6"]
-    assert "sample 4, update 3 of 4: " in text
-    assert "sample 6, update 4 of 4: " in text
-
-
-@pytest.mark.parametrize("entropy", [0.0, -1e-6])
-def test_a_certain_policy_divides_by_no_zero(entropy: float, tmp_path: Path) -> None:
-    row = traced_row(0, ("",))
-    assert row.trace is not None
-    trace = dataclasses.replace(row.trace, entropy=(entropy,))
-    assert "background:#ffffff" in show(tmp_path, [dataclasses.replace(row, trace=trace)])
+    payload = payload_of(run.report_path.read_text())
+    assert payload["runs"] == [{"name": run.path.name, "updates": 4}]
+    assert [(one["sample_id"], one["update"]) for one in payload["responses"]] == [(4, 3), (6, 4)]

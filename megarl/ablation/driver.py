@@ -1,0 +1,208 @@
+"""Runs in processes of their own, so many at a time; whatever becomes of one, the others go on.
+
+    waiting --start--> running --exit 0, run finished--> finished
+                          |------exit 2----------------> failed       its configuration is refused: it would be again
+                          |------any other failure-----> waiting      behind the others, `retries` times, then failed
+                          '------stopped by a signal---> stopped      it goes on when somebody asks for it
+
+A signal to the driver is handed on to every run under way, each of which ends by its own rules (cli.interrupts), and no
+other is started. A run that was finished before, by an earlier driver, is left as it is.
+"""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from megarl.ablation.directory import CellFacts, CellStatus
+from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess, last_words
+from megarl.telemetry.run_directory import RunDirectory
+
+_LOOK_EVERY_S = 0.2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_HANDED_ON = {signal.SIGHUP: signal.SIGTERM}
+"""A terminal that was closed: runs know only the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One run to be made."""
+
+    name: str
+    link: Path
+    """Leads to the run directory, from the moment there is one."""
+    log: Path
+    steps: int
+    start: Callable[[Mapping[str, str]], RunProcess]
+    """Begins it, or goes on with it; given further variables of its environment."""
+    before: CellFacts = field(default_factory=CellFacts)
+    """How it stands when the driver begins."""
+
+    def run(self) -> RunDirectory | None:
+        found = self.link.resolve()
+        return RunDirectory(found) if (found / "state.json").is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one run on this machine: which GPUs it sees, by environment variables."""
+
+    variables: Mapping[str, str]
+
+
+class Watcher(Protocol):
+    """Who shows how it goes."""
+
+    def began(self, task: Task, facts: CellFacts) -> None: ...
+
+    def ended(self, task: Task, facts: CellFacts) -> None: ...
+
+    def stopping(self, signal_name: str, running: Sequence[str]) -> None:
+        """A signal was handed on to these."""
+
+    def look(self, facts: Mapping[str, CellFacts]) -> None:
+        """Several times a second."""
+
+
+class Driver:
+    """Runs tasks. `facts` are theirs at every moment, by name, in the order of the tasks."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        slots: Sequence[Slot],
+        *,
+        retries: int,
+        watcher: Watcher,
+        write: Callable[[Mapping[str, CellFacts]], None],
+    ) -> None:
+        """slots: as many run at a time. write: called whenever `facts` have changed."""
+        self.facts = {task.name: task.before for task in tasks}
+        self._tasks = {task.name: task for task in tasks}
+        self._free, self._retries = list(slots), retries
+        self._watcher, self._write = watcher, write
+        self._waiting = deque(self._order(tasks))
+        self._running: dict[str, tuple[RunProcess, Slot | None]] = {}
+        self._failures = dict.fromkeys(self.facts, 0)
+        self._heard_signals: deque[signal.Signals] = deque()
+        self.stopped_by: str | None = None
+        """The signal after which nothing more is started."""
+
+    def run(self) -> bool:
+        """Until every task has ended, or a signal came and those under way have. Whether all are finished."""
+        with self._heard():
+            self._adopt()
+            self._write(self.facts)
+            while self._running or (self._waiting and self.stopped_by is None):
+                self._hand_on()
+                self._fill()
+                self._watcher.look(self.facts)
+                time.sleep(_LOOK_EVERY_S)
+                self._reap()
+            self._watcher.look(self.facts)
+        return all(facts.status == "finished" for facts in self.facts.values())
+
+    @staticmethod
+    def _order(tasks: Sequence[Task]) -> Iterator[str]:
+        """Those that have stopped first, since they are nearest to their end; those that have failed last."""
+        lost = {task.name for task in tasks if task.before.status == "running" and task.run() is None}
+        for statuses in (("stopped",), ("waiting", "skipped"), ("failed",)):
+            yield from (task.name for task in tasks if task.before.status in statuses)
+        yield from lost
+
+    def _adopt(self) -> None:
+        """Runs that an earlier driver has started and that live take the place of a new one each."""
+        for task in self._tasks.values():
+            run = task.run() if task.before.status == "running" else None
+            if run is not None:
+                self._running[task.name] = (FoundProcess(run), self._free.pop() if self._free else None)
+
+    def _fill(self) -> None:
+        # The GPUs of a run that was found are not known.
+        alone = any(isinstance(process, FoundProcess) for process, _ in self._running.values())
+        while self._waiting and self._free and self.stopped_by is None:
+            if alone and self._free[0].variables:
+                return
+            self._begin(self._tasks[self._waiting.popleft()], self._free.pop(0))
+
+    def _begin(self, task: Task, slot: Slot) -> None:
+        before = self.facts[task.name]
+        self._set(task, CellFacts(status="running", attempts=before.attempts + 1))
+        try:
+            process = task.start(slot.variables)
+        except OSError as error:
+            self._free.append(slot)
+            self._fail(task, f"its process did not start: {error}", again=True)
+            return
+        self._running[task.name] = (process, slot)
+        self._watcher.began(task, self.facts[task.name])
+
+    def _reap(self) -> None:
+        for name, (process, slot) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[name]
+            if slot is not None:
+                self._free.append(slot)
+            self._judge(self._tasks[name], code)
+
+    def _judge(self, task: Task, code: int) -> None:
+        run = task.run()
+        status, message = run.standing() if run is not None else (None, None)
+        if code == 0 and status == "finished":
+            self._set(task, replace(self.facts[task.name], status="finished", message=None))
+            self._watcher.ended(task, self.facts[task.name])
+        elif self.stopped_by is not None or (code == STOPPED and status == "interrupted"):
+            stopped = replace(self.facts[task.name], status="stopped" if run else "waiting", message=message)
+            self._set(task, stopped)
+            self._watcher.ended(task, stopped)
+        else:
+            text = message if status in ("failed", "killed") else None
+            self._fail(task, text or _describe_end(code, task.log), again=code != REFUSED)
+
+    def _fail(self, task: Task, message: str, *, again: bool) -> None:
+        """again: another attempt may get further."""
+        self._failures[task.name] += 1
+        retry = again and self._failures[task.name] <= self._retries
+        status: CellStatus = "waiting" if retry else "failed"
+        if retry:
+            self._waiting.append(task.name)
+        facts = replace(self.facts[task.name], status=status, message=message)
+        self._set(task, facts)
+        self._watcher.ended(task, facts)
+
+    def _set(self, task: Task, facts: CellFacts) -> None:
+        self.facts[task.name] = facts
+        self._write(self.facts)
+
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, _: object) -> None:
+        """Only noted: a run that is being started just now must hear of it too, and once."""
+        self._heard_signals.append(signal.Signals(number))
+
+    def _hand_on(self) -> None:
+        while self._heard_signals:
+            number = self._heard_signals.popleft()
+            self.stopped_by = number.name
+            for process, _slot in self._running.values():
+                process.send_signal(_HANDED_ON.get(number, number))
+            self._watcher.stopping(number.name, list(self._running))
+
+
+def _describe_end(code: int, log: Path) -> str:
+    how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    words = last_words(log)
+    return f"its process ended with {how}" + (f": {words}" if words else f"; see {log}")

@@ -1,0 +1,93 @@
+"""The process of one run: started with its output in a file, or found alive after whoever had started it was killed."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from megarl.telemetry.run_directory import RunDirectory
+
+STOPPED = 130
+"""Exit code of a run that a signal has ended in order (cli.session)."""
+REFUSED = 2
+"""Of one whose configuration cannot work."""
+
+
+class RunProcess(Protocol):
+    """What the driver asks of the process of a run."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None:
+        """The exit code, as subprocess has it; None while it lives."""
+
+    def send_signal(self, number: int) -> None:
+        """Without effect where it has ended."""
+
+
+def start_process(
+    command: Sequence[str], *, log: Path, working_directory: Path, environment: Mapping[str, str]
+) -> RunProcess:
+    """Its output is appended to `log`. It is a session of its own: a Ctrl-C of the terminal reaches the driver alone,
+    which hands it on once."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
+        output.flush()
+        return subprocess.Popen(
+            command,
+            cwd=working_directory,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@dataclass
+class FoundProcess:
+    """Of a run that an earlier driver has started, and that outlived it."""
+
+    run: RunDirectory
+    pid: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        driver = self.run.driver()
+        self.pid = driver.pid if driver is not None else 0
+
+    def poll(self) -> int | None:
+        """By the run's state: nobody else can ask for its exit code."""
+        match self.run.standing()[0]:
+            case "running":
+                return None
+            case "finished":
+                return 0
+            case "interrupted":
+                return STOPPED
+            case "killed":
+                return -signal.SIGKILL
+        return 1
+
+    def send_signal(self, number: int) -> None:
+        driver = self.run.driver()
+        if driver is not None and driver.standing() == "alive":
+            with suppress(ProcessLookupError):
+                os.kill(driver.pid, number)
+
+
+def last_words(log: Path, *, lines: int = 3) -> str:
+    """The end of what a process has printed, for one that left no other message."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

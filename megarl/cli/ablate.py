@@ -1,0 +1,235 @@
+"""`megarl ablate`: the runs of an ablation, in processes of their own, on this machine."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megarl.ablation.cells import Ablation, load_ablation
+from megarl.ablation.directory import AblationDirectory, Cell, CellFacts
+from megarl.ablation.driver import Driver, Slot, Task
+from megarl.ablation.launch import Launch, Start, read_launch, write_launch
+from megarl.ablation.processes import RunProcess, start_process
+from megarl.cli.ablate_checks import check_ablation
+from megarl.cli.ablate_display import AblationDisplay
+from megarl.cli.ablate_room import find_needs, find_slots
+from megarl.cli.paths import shown_path
+from megarl.config.base import ConfigError
+from megarl.telemetry.process_mark import ProcessMark
+from megarl.telemetry.run_directory import RunDirectory, make_numbered
+from megarl.telemetry.run_lock import RunHeldError, hold_run
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+_WARM = "warm start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeOptions:
+    """What may be other when an ablation goes on; None: as it was."""
+
+    at_once: int | None = None
+    retries: int | None = None
+
+
+def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_run: bool) -> int:
+    """Check all runs, then make them; the exit code. dry_run: print them alone."""
+    ablation = load_ablation(file, arguments)
+    check_ablation(ablation)
+    needs = find_needs(run.config for run in ablation.first_runs)
+    slots, less = find_slots(needs, ablation.config.at_once)
+    print_runs(console, ablation)
+    if less:
+        _say(console, less)
+    if dry_run:
+        return 0
+    directory = make_directory(ablation)
+    launch = write_launch(directory, ablation, needs)
+    return _drive(console, directory, launch, slots)
+
+
+def resume_ablate(console: Console, path: Path, options: ResumeOptions) -> int:
+    """Go on with an ablation that stopped: what is finished stays, what has begun goes on from its checkpoint."""
+    try:
+        directory = AblationDirectory.open(path)
+        launch = read_launch(directory)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"megarl ablate --resume {path}: {error}") from error
+    launch = replace(
+        launch,
+        at_once=launch.at_once if options.at_once is None else options.at_once,
+        retries=launch.retries if options.retries is None else options.retries,
+    )
+    slots, less = find_slots(launch.needs, launch.at_once)
+    if less:
+        _say(console, less)
+    return _drive(console, directory, launch, slots)
+
+
+def make_directory(ablation: Ablation) -> AblationDirectory:
+    """A new one, with the plan in it."""
+    parent = Path(ablation.config.output).expanduser().resolve()
+    parent.mkdir(parents=True, exist_ok=True)
+    path = make_numbered(parent, f"{ablation.config.name}-ablation-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    return AblationDirectory.create(path, ablation.plan, source=ablation.file.read_text(encoding="utf-8"))
+
+
+def print_runs(console: Console, ablation: Ablation) -> None:
+    """The settings as a table: what sets each apart."""
+    fields = list(dict.fromkeys(field for setting in ablation.plan.settings for field in setting.values))
+    table = Table(box=None, pad_edge=False)
+    for header in ("setting", *fields, "fragments", "seeds"):
+        table.add_column(header, no_wrap=header == "setting", overflow="fold")
+    for setting in ablation.plan.settings:
+        seeds = " ".join(str(cell.seed) for cell in ablation.plan.cells_of(setting.name))
+        mark = " (control)" if setting.name == ablation.plan.control else ""
+        values = (str(setting.values.get(field, "")) for field in fields)
+        files = " ".join(Path(name).name for name in setting.fragments)
+        table.add_row(*(Text(text) for text in (f"{setting.name}{mark}", *values, files, seeds)))
+    _say(console, f"{ablation.config.name}: {len(ablation.runs)} runs of {ablation.base}")
+    console.print(table)
+    if ablation.warm is not None and ablation.warm.sft is not None:
+        _say(console, f"before them a warm start of {ablation.warm.sft.steps} updates, with whose weights all begin")
+
+
+def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots: Sequence[Slot]) -> int:
+    where = shown_path(directory.path)
+    try:
+        hold_run(directory.path)
+    except RunHeldError as error:
+        raise RunHeldError(f"{where} is being run: {error}; stop it first") from error
+    _say(console, f"ablation  {where}")
+    warm = _make_warm_start(console, directory, launch, slots)
+    if warm is not None:
+        return warm
+    tasks = [_cell_task(directory, launch, cell, facts) for cell, facts in _standings(directory)]
+    _say_what_goes_on(console, tasks)
+    write = functools.partial(_write_cells, directory)
+    driver = _run_tasks(console, tasks, slots, retries=launch.retries, write=write)
+    return _end(console, directory, driver)
+
+
+def _make_warm_start(
+    console: Console, directory: AblationDirectory, launch: Launch, slots: Sequence[Slot]
+) -> int | None:
+    """The exit code where there are no weights to begin with in the end; None where all is well."""
+    if launch.warm is None:
+        return None
+    task = _task(_WARM, launch.warm, launch, link=directory.warm, log=directory.path / "warm.log")
+    run = task.run()
+    if run is not None and run.standing()[0] == "finished":
+        return None
+    if run is not None and run.standing()[0] == "running":
+        task = replace(task, before=CellFacts(status="running", attempts=1))
+    driver = _run_tasks(console, [task], slots[:1], retries=launch.retries, write=lambda _: None)
+    facts = driver.facts[_WARM]
+    if facts.status == "finished":
+        return None
+    if driver.stopped_by is not None:
+        return _say_goes_on(console, directory)
+    message = f"the warm start failed: {facts.message}"
+    skipped = {
+        cell.name: replace(of_cell, status="skipped", message=message)
+        for cell, of_cell in _standings(directory)
+        if directory.run_of(cell) is None
+    }
+    before, _ = directory.read_cells()
+    _write_cells(directory, before | skipped)
+    _say(console, f"{message}\nno run was begun")
+    return EXIT_FAILED
+
+
+def _run_tasks(
+    console: Console,
+    tasks: Sequence[Task],
+    slots: Sequence[Slot],
+    *,
+    retries: int,
+    write: Callable[[Mapping[str, CellFacts]], None],
+) -> Driver:
+    with AblationDisplay(console, tasks, at_once=len(slots)) as display:
+        driver = Driver(tasks, slots, retries=retries, watcher=display, write=write)
+        driver.run()
+        display.finish(driver.facts)
+    return driver
+
+
+def _standings(directory: AblationDirectory) -> list[tuple[Cell, CellFacts]]:
+    standings = directory.standings()
+    return [(cell, standings[cell.name]) for cell in directory.plan().cells]
+
+
+def _cell_task(directory: AblationDirectory, launch: Launch, cell: Cell, facts: CellFacts) -> Task:
+    task = _task(cell.name, launch.cells[cell.name], launch, link=directory.link_of(cell), log=directory.log_of(cell))
+    return replace(task, before=facts)
+
+
+def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> Task:
+    command = [sys.executable, "-m", "megarl.cli.main", *start.arguments, "--run", str(link)]
+
+    def begin(variables: Mapping[str, str]) -> RunProcess:
+        return start_process(
+            command, log=log, working_directory=Path(launch.working_directory), environment=os.environ | variables
+        )
+
+    return Task(name=name, link=link, log=log, steps=start.steps, start=begin)
+
+
+def _write_cells(directory: AblationDirectory, facts: Mapping[str, CellFacts]) -> None:
+    directory.write_cells(facts, ProcessMark.of(os.getpid()))
+
+
+def _say_what_goes_on(console: Console, tasks: Sequence[Task]) -> None:
+    """Of an ablation that goes on: what becomes of each run that there is."""
+    finished = [task.name for task in tasks if task.before.status == "finished"]
+    if finished:
+        _say(console, f"{len(finished)} of {len(tasks)} runs are finished and stay as they are")
+    for task in tasks:
+        run = task.run()
+        if run is None or task.before.status in ("finished", "running"):
+            if run is not None and task.before.status == "running":
+                _say(console, f"{task.name}: its process outlived the driver, and is waited for")
+            continue
+        _say(console, f"{task.name} ({task.before.status}): {_describe_start(run)}")
+
+
+def _describe_start(run: RunDirectory) -> str:
+    from megarl.checkpoint.run_checkpoint import newest_checkpoint
+
+    saved = newest_checkpoint(run.checkpoints)
+    if saved is None:
+        return "begins again: it has no complete checkpoint"
+    return f"goes on after step {saved.step}, from its checkpoint"
+
+
+def _end(console: Console, directory: AblationDirectory, driver: Driver) -> int:
+    if driver.stopped_by is not None:
+        return _say_goes_on(console, directory)
+    failed = {name: facts for name, facts in driver.facts.items() if facts.status != "finished"}
+    logs = {cell.name: directory.log_of(cell) for cell in directory.plan().cells}
+    for name, facts in failed.items():
+        _say(console, f"{name}: {facts.status}: {facts.message}; see {shown_path(logs[name])}")
+    _say(console, f"ablation  {shown_path(directory.path)}")
+    if failed:
+        _say(
+            console,
+            f"{len(failed)} of {len(driver.facts)} runs are not finished; megarl ablate --resume "
+            f"{shown_path(directory.path)} tries them again",
+        )
+    return EXIT_FAILED if failed else 0
+
+
+def _say_goes_on(console: Console, directory: AblationDirectory) -> int:
+    _say(console, f"interrupted; megarl ablate --resume {shown_path(directory.path)} goes on")
+    return EXIT_INTERRUPTED
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

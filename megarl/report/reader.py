@@ -1,0 +1,141 @@
+"""What the reader of a page holds, gathered from the rollouts of one run or of several that are read side by side."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megarl.report.reader_choice import Candidate, choose_steps, order_candidates, scan
+from megarl.report.reader_payload import PayloadBuilder
+from megarl.report.reader_scales import Scales
+from megarl.telemetry.rollouts import RolloutRow, read_rollouts
+
+MAX_BYTES = 6_000_000
+"""Of the payload: a page with it can still be mailed."""
+_MAX_TOKENS = 200_000
+"""Of all responses that are read to fill it: they need at least half of its bytes."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepUpdates:
+    """How a step's responses are divided among its updates."""
+
+    count: int
+    mini_batch_responses: int
+
+    def index(self, sample_id: int) -> int:
+        """Which update of the step trained the response, from 1."""
+        return sample_id // self.mini_batch_responses + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSource:
+    """A run whose tokens are to be read."""
+
+    name: str
+    rollouts: Path
+    """The folder of its step-000012.parquet."""
+    shown_folder: str = "rollouts"
+    """How the page calls it: relative to itself."""
+    updates: StepUpdates | None = None
+    """None where the run's configuration is not known; then the page names no update."""
+
+    def files(self) -> dict[int, Path]:
+        """By step, ascending."""
+        found = {path: re.fullmatch(r"step-(\d+)\.parquet", path.name) for path in self.rollouts.glob("*.parquet")}
+        return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+@dataclass(slots=True, kw_only=True)
+class ReaderContent:
+    """The payload and what the page says of it."""
+
+    payload: dict[str, Any]
+    num_bytes: int
+    num_shown: int
+    num_responses: int
+    """Of all files of all runs."""
+    steps: list[tuple[int, int]]
+    """(files that were looked through, files there are) of every run."""
+    problems: list[str] = field(default_factory=list)
+    """Files that could not be read."""
+
+
+def read_content(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) -> ReaderContent:
+    """Choose by the rule of `reader_choice` and read until the payload is full. Damaged files are left out, named."""
+    problems: dict[Path, str] = {}
+    files = [source.files() for source in sources]
+    with_files = [run for run, found in enumerate(files) if found]
+    steps = dict(zip(with_files, choose_steps([list(files[run]) for run in with_files]), strict=True))
+    candidates: list[Candidate] = []
+    for run, chosen in steps.items():
+        for step in chosen:
+            path = files[run][step]
+            candidates += _tolerate(path, problems, partial(scan, path, run=run, step=step))
+    builder, scales = PayloadBuilder(max_bytes=max_bytes), Scales()
+    for one, row in _rows(_within(order_candidates(candidates)), files, problems):
+        updates = sources[one.run].updates
+        update = updates.index(row.sample_id) if updates else None
+        if builder.add(row, run=one.run, update=update):
+            scales.add(row)
+    names = [{"name": source.name, "updates": source.updates.count if source.updates else None} for source in sources]
+    payload = builder.build(names, scales.reach())
+    return ReaderContent(
+        payload=payload,
+        num_bytes=builder.num_bytes,
+        num_shown=len(payload["responses"]),
+        num_responses=sum(_num_rows(path) for found in files for path in found.values() if path not in problems),
+        steps=[(len(steps.get(run, ())), len(found)) for run, found in enumerate(files)],
+        problems=list(problems.values()),
+    )
+
+
+def _within(ordered: Sequence[Candidate]) -> list[Candidate]:
+    """The first with so many tokens that they surely fill the page, and the first in any case."""
+    total = 0
+    for count, one in enumerate(ordered):
+        total += one.num_tokens
+        if total > _MAX_TOKENS:
+            return list(ordered[: max(count, 1)])
+    return list(ordered)
+
+
+def _rows(
+    ordered: Sequence[Candidate], files: Sequence[dict[int, Path]], problems: dict[Path, str]
+) -> Iterator[tuple[Candidate, RolloutRow]]:
+    """The rows in this order; every file is read once."""
+    wanted: dict[Path, list[int]] = defaultdict(list)
+    for one in ordered:
+        wanted[files[one.run][one.step]].append(one.sample_id)
+    rows: dict[tuple[Path, int], RolloutRow] = {}
+    for path, sample_ids in wanted.items():
+        for row in _tolerate(path, problems, partial(read_rollouts, path, sample_ids=sample_ids)):
+            rows[path, row.sample_id] = row
+    for one in ordered:
+        found = rows.get((files[one.run][one.step], one.sample_id))
+        if found is not None:
+            yield one, found
+
+
+def _tolerate(path: Path, problems: dict[Path, str], read: Callable[[], list[T]]) -> list[T]:
+    try:
+        return read()
+    except (ValueError, OSError) as error:
+        text = str(error)
+        problems[path] = text if path.name in text else f"{path.name} cannot be read: {text}"
+        return []
+
+
+def _num_rows(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowInvalid, OSError):
+        return 0
