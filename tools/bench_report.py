@@ -15,7 +15,6 @@ The times of the browser are medians over visits, each in a context of its own. 
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chromium import ARGUMENTS, find_chromium, missing
 from rich.console import Console
 from rich.table import Table
 
@@ -47,7 +47,6 @@ PROMPTS, SAMPLES, TRACED = 16, 8, 32
 TOKENS = 300
 """Of a response, on average."""
 WANTED_S = 2.0
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 NOTE_PAINTS = """
 window.noted = {};
 const note = (name, there) => {
@@ -103,7 +102,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if min(options.steps, options.visits) < 1 or not 0 <= options.rollouts <= options.steps:
         parser.error("expected steps and visits of 1 at least, and not more rollouts than steps")
     if not options.no_browser and find_chromium() is None:
-        parser.error("found no Chromium on PATH and none in MEGARL_TEST_CHROMIUM; --no-browser measures without")
+        parser.error(f"{missing()}; --no-browser measures without")
     return options
 
 
@@ -230,8 +229,7 @@ def visit(page: Path, *, visits: int) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]  # as a container's root needs it
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=arguments)
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
         told = [visit_once(browser, page) for _ in range(visits)]
         version = browser.version
         browser.close()
@@ -271,11 +269,6 @@ def wait_until(page: Any, condition: str) -> None:
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{page.url}: not within 120 s: {condition}")
         time.sleep(0.02)
-
-
-def find_chromium() -> str | None:
-    """The browser's executable; None where there is none."""
-    return os.environ.get("MEGARL_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def print_table(console: Console, pages: Sequence[dict[str, Any]]) -> None:

@@ -40,7 +40,7 @@ def run_top(paths: Sequence[Path], *, once: bool, every_s: float) -> int:
 
 def look(places: Sequence[Place], title: str) -> Frame:
     """All of them now."""
-    runs = tuple(place.look() for place in places)
+    runs = tuple(frame for place in places if (frame := place.look()) is not None)
     return Frame(title=title, at=time.strftime("%H:%M:%S"), runs=runs, alone=len(places) == 1)
 
 

@@ -41,12 +41,16 @@ class Place:
     before: Callable[[], tuple[Shown, str]] = _not_begun
     """How it stands while it has not, and why."""
     alone: bool = False
+    may_not_be: bool = False
+    """Nobody knows whether there will be a run: until there is one it is not shown."""
     _watch: RunWatch | None = field(default=None, init=False)
     _path: Path | None = field(default=None, init=False)
 
-    def look(self) -> RunFrame:
-        """How it stands now; another run that has taken its place is looked at from then on."""
+    def look(self) -> RunFrame | None:
+        """How it stands now; another run that has taken its place is looked at from then on. None: it is not shown."""
         run = self.find()
+        if run is None and self.may_not_be:
+            return None
         if run is None:
             standing, message = self.before()
             return RunFrame(label=self.label, standing=standing, message=message)
@@ -103,9 +107,11 @@ def _cells_of(ablation: AblationDirectory) -> list[Place]:
 
         return Place(label=cell.name, find=find, before=before)
 
-    warm = ablation.warm_link.resolve()
-    first = [Place(label="warm start", find=lambda: RunDirectory(warm))] if (warm / "state.json").is_file() else []
-    return [*first, *map(place, plan.cells)]
+    def find_warm() -> RunDirectory | None:
+        found = ablation.warm.resolve()
+        return RunDirectory(found) if (found / "state.json").is_file() else None
+
+    return [Place(label="warm start", find=find_warm, may_not_be=True), *map(place, plan.cells)]
 
 
 def _shorten(places: Sequence[Place]) -> None:

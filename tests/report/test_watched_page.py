@@ -1,11 +1,9 @@
 """A served page in a real browser: it follows new ones, at its place and with its choices.
 
-Run where PATH has a Chromium, or MEGARL_TEST_CHROMIUM names one.
+The browser is that of `tests.report.browser`; without one the tests are left out.
 """
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -58,20 +56,6 @@ setTimeout(() => {
 
 def make_page(version: str, *, added: str = "", steps: str = "[1, 2, 3]") -> bytes:
     return PAGE.replace("VERSION", version).replace("ADDED", added).replace("STEPS", steps).encode()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    executable = os.environ.get("MEGARL_TEST_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        pytest.skip("no Chromium on PATH, and MEGARL_TEST_CHROMIUM names none")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 @pytest.fixture
