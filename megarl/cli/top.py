@@ -47,6 +47,7 @@ def look(places: Sequence[Place], title: str) -> Frame:
 def _watch(console: Console, places: Sequence[Place], title: str, every_s: float) -> None:
     """Redraw when there is something new to see, or another size to see it in."""
     with Keys(sys.stdin) as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        live.update(Text(f"reading {title}"), refresh=True)  # of many long runs the first look takes seconds
         while True:
             began_s = time.monotonic()
             frame = look(places, title)
