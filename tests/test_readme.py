@@ -34,6 +34,8 @@ case "$verb" in
   # Their options are read; a clone has nothing to convert or to ask.
   convert | eval) "{python}" -m megarl.cli.main "$verb" "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
+  report) "{python}" -m megarl.cli.main report "$@" 2>&1 | grep -q "megarl report: .* does not exist"; exit $? ;;
+  top) "{python}" -m megarl.cli.main top "$@" 2>&1 | grep -q "is neither a run, a job nor an ablation"; exit $? ;;
   status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"

@@ -26,9 +26,11 @@ _OFF_TERMINAL = (140, 200)
 def run_top(paths: Sequence[Path], *, once: bool, every_s: float) -> int:
     """Show the runs until q or Ctrl-C; or once, as where standard output is no terminal. Returns the exit code, 0."""
     places, title = find_places(paths)
-    console = Console(highlight=False)
-    if once or not console.is_terminal:
-        width, height = (console.width, 10**4) if console.is_terminal else _OFF_TERMINAL
+    # By the stream alone: FORCE_COLOR and the like must not put control characters, or frames for ever, into a log.
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, force_terminal=terminal)
+    if once or not terminal or console.is_dumb_terminal:
+        width, height = (console.width, 10**4) if terminal else _OFF_TERMINAL
         for line in _draw(console, look(places, title), width=width, height=height)[:-1]:  # the keys
             console.print(line, soft_wrap=True)
         return 0

@@ -139,10 +139,10 @@ class Screen:
 
 
 @contextmanager
-def on_terminal(*arguments: str, width: int = 80, height: int = 24) -> Iterator[Screen]:
+def on_terminal(*arguments: str, width: int = 80, height: int = 24, term: str = "xterm-256color") -> Iterator[Screen]:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (height, width))
-    environment = os.environ | {"TERM": "xterm-256color"}
+    environment = os.environ | {"TERM": term}
     for name in ("COLUMNS", "LINES"):
         environment.pop(name, None)
     process = subprocess.Popen(
@@ -188,6 +188,25 @@ def test_signals_end_it_as_q_does(tmp_path: Path, number: signal.Signals) -> Non
         assert "\x1b[?1049l" in screen.shown
         assert "Traceback" not in screen.shown
         assert termios.tcgetattr(screen.terminal)[3] & termios.ECHO
+
+
+def test_a_log_gets_one_frame_whatever_colours_are_forced(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    done = subprocess.run(
+        [*COMMAND, str(run.path)], env=os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "step 3 of 100" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_a_cursor_gets_one_frame(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    with on_terminal(str(run.path), term="dumb") as screen:
+        screen.wait_for("checkpoint none")
+        assert screen.process.wait(timeout=10) == 0
+        assert "\x1b" not in screen.shown
 
 
 def test_once_on_a_terminal_ends_by_itself(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 PAGE = """<!doctype html><html lang='en'><head><title>t</title>
 <meta http-equiv='Content-Security-Policy'
-content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 </head><body><main>
 ADDED
 <h2 id='first' style='height: 900px'>VERSION</h2>
