@@ -15,6 +15,8 @@ import pytest
 from megarl.report.figures import write_run_figures
 from megarl.report.serving import LivePage, serving
 from megarl.telemetry.run_directory import RunDirectory
+from tests.report.token_rows import make_row as make_response
+from tests.report.token_rows import write_steps
 from tests.telemetry.runs import make_config, make_row, write_metrics
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -173,3 +175,37 @@ def test_a_real_page_follows_its_run(page: Any, tmp_path: Path) -> None:
         page.wait_for_selector("text=Metrics of step 3", timeout=20_000)
         assert page.evaluate("[...document.querySelectorAll('details')].filter((one) => one.open).length") == 1
     assert not list(run.figures.iterdir())
+
+
+def test_what_is_read_of_the_tokens_stays(page: Any, tmp_path: Path) -> None:
+    run = RunDirectory.create(make_config(tmp_path), source=None, verb="train")
+    live = LivePage()
+    rules = ("", "clip_high", "", "")
+
+    def build(steps: int) -> None:
+        write_metrics(run.metrics_path, [make_row(step) for step in range(1, steps + 1)])
+        rows = [make_response(sample, rules, step=step) for step in range(1, steps + 1) for sample in (0, 1)]
+        write_steps(run.rollouts, rows)
+        write_run_figures(run.path, page=tmp_path / "page.html", pictures=False)
+        live.put((tmp_path / "page.html").read_bytes())
+
+    build(2)
+    with serving(live, port=0) as port:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector("#reader-0-0")
+        page.locator("[data-part=step]").select_option(label="1")
+        sample = page.locator("[data-part=sample] option:checked").text_content()
+        page.locator("#reader-tints input").nth(2).check()
+        page.locator("#reader-marks").uncheck()
+        page.wait_for_selector("[data-part=text][aria-busy=false]")
+        page.locator("#reader-0-2").click()
+        heading = page.locator("[data-part=heading]").text_content()
+        build(3)
+        page.wait_for_selector("text=Metrics of step 3", timeout=20_000)
+        page.wait_for_selector("#reader-0-2[aria-selected=true]", timeout=20_000)
+        assert page.locator("[data-part=step] option:checked").text_content() == "1"
+        assert page.locator("[data-part=sample] option:checked").text_content() == sample
+        assert page.locator("[data-part=heading]").text_content() == heading
+        assert page.locator("#reader-tints input").nth(2).is_checked()
+        assert not page.locator("#reader-marks").is_checked()
+        assert page.locator("[data-part=step] option").all_text_contents() == ["1", "2", "3"]
