@@ -8,7 +8,8 @@ an ablation of many runs without. The numbers are random walks under the names t
 * bytes: of the page.
 * dom_content_loaded_s, load_s, first_paint_s: as the browser tells them, since it began to open the file.
 * figures_s: until the first figure has been painted; tokens_s: until the reader of tokens shows a response (null:
-  the page has none).
+  the page has none). main_thread_s: CPU seconds of the page's main thread until then, which other work on the machine
+  does not lengthen.
 The times of the browser are medians over visits, each in a context of its own. Wanted is: every page in under 2 s.
 """
 
@@ -243,6 +244,8 @@ def visit_once(browser: Any, page: Path) -> dict[str, float | None]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.add_init_script(NOTE_PAINTS)
     opened = context.new_page()
+    devtools = context.new_cdp_session(opened)
+    devtools.send("Performance.enable")
     opened.goto(page.as_uri(), wait_until="load", timeout=120_000)
     has_tokens = opened.locator("#reader, .response").count() > 0
     for name in ("figures_s", "tokens_s") if has_tokens else ("figures_s",):
@@ -258,8 +261,9 @@ def visit_once(browser: Any, page: Path) -> dict[str, float | None]:
           };
         }"""
     )
+    metrics = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
     context.close()
-    return found
+    return found | {"main_thread_s": metrics["ThreadTime"]}
 
 
 def wait_until(page: Any, condition: str) -> None:
