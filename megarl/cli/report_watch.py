@@ -25,7 +25,12 @@ def run_watch(paths: Sequence[Path], *, port: int | None) -> int:
     """Serve the page of these runs until Ctrl-C or SIGTERM. Returns the exit code, 0. ConfigError where a path is no
     run, or the port is taken."""
     runs = tuple(path.expanduser().absolute() for path in paths)
-    find_watched(runs)
+    try:
+        find_watched(runs)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"megarl report: {error}") from error
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="megarl-report-") as folder, suppress(KeyboardInterrupt):
         _serve(runs, Path(folder) / "report.html", port)

@@ -18,7 +18,7 @@ from megarl.report.serving import LivePage, waiting_page
 LOOK_EVERY_S = 1.0
 REBUILD_EVERY_S = 5.0
 _SHARE = 0.25
-"""Of the time that building may take at most: what takes longer is built less often."""
+"""Of the time that building, or looking, may take at most: what takes longer is done less often."""
 
 Build = Callable[[tuple[Path, ...], Path], None]
 """(runs, where the page goes). It is called in another process, so it is a function of a module."""
@@ -114,7 +114,7 @@ class Rebuilding:
                 took_s = time.monotonic() - began_s
                 ended.wait(max(self.every_s, took_s / _SHARE) - took_s)
             else:
-                ended.wait(LOOK_EVERY_S)
+                ended.wait(max(LOOK_EVERY_S, (time.monotonic() - began_s) / _SHARE))
 
     def _build_once(self, first: bool) -> str | None:
         began_s = time.monotonic()

@@ -91,8 +91,11 @@ def test_a_port_in_use_is_said(run: RunDirectory) -> None:
 
 
 def test_what_is_no_run_is_said_before_anything_is_served(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent does not exist"):
+    with pytest.raises(ConfigError, match=r"^megarl report: \S*absent does not exist"):
         run_watch([tmp_path / "absent"], port=None)
+    (tmp_path / "ablation.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"ablation\.json is damaged"):
+        run_watch([tmp_path], port=None)
 
 
 def test_what_a_page_depends_on(run: RunDirectory) -> None:
