@@ -17,7 +17,7 @@ import pytest
 from megarl.config.loader import load_config
 from tests.documents import ROOT, Block, blocks_of, commands_in_comments, overrides_in_comments
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "methods" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "configs" / name / "README.md" for name in ("methods", "ablations"))]
 BLOCKS = [block for path in DOCUMENTS for block in blocks_of(path)]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 MADE = ("models", "runs", "data", "build", "my.toml")
@@ -27,16 +27,18 @@ verb="$1"
 shift
 # A clone has no run to go on with; tests/cli/test_resume*.py and tests/e2e do.
 [ "$verb $1" = "train --resume" ] && exit 0
+[ "$verb $1" = "ablate --resume" ] && exit 0
 case "$verb" in
   train | sft) verb=show ;;
   doctor) [ -n "$WHOLE" ] || verb=show ;;
   theory) [ -n "$WHOLE" ] || exit 0 ;;
-  # Their options are read; a clone has nothing to convert or to ask.
+  # Their options are read; a clone has nothing to convert, to ask or to train.
   convert | eval) "{python}" -m megarl.cli.main "$verb" "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
+  ablate) "{python}" -m megarl.cli.main ablate "$@" --dry-run 2>&1 | grep -q 'model.path ".*: no such'; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
   report) "{python}" -m megarl.cli.main report "$@" 2>&1 | grep -q "megarl report: .* does not exist"; exit $? ;;
   top) "{python}" -m megarl.cli.main top "$@" 2>&1 | grep -q "is neither a run, a job nor an ablation"; exit $? ;;
-  status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run nor a job"; exit $? ;;
+  status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run, nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"
 code=$?

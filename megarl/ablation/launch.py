@@ -45,6 +45,8 @@ class Needs:
 class Launch:
     """All of it."""
 
+    directory: str
+    """Of the ablation: the runs' arguments have its path in them."""
     working_directory: str
     at_once: int
     retries: int
@@ -60,6 +62,7 @@ class Launch:
     def from_json(cls, facts: Mapping[str, Any]) -> Self:
         warm = facts["warm"]
         return cls(
+            directory=facts["directory"],
             working_directory=facts["working_directory"],
             at_once=facts["at_once"],
             retries=facts["retries"],
@@ -77,11 +80,17 @@ def write_launch(directory: AblationDirectory, ablation: Ablation, needs: Needs)
 
 
 def read_launch(directory: AblationDirectory) -> Launch:
-    """ValueError, naming the file, where it is none."""
+    """ValueError where it is none, or where the directory was moved since, which the runs' paths do not know."""
     try:
-        return Launch.from_json(json.loads(directory.launch_path.read_text(encoding="utf-8")))
+        launch = Launch.from_json(json.loads(directory.launch_path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{directory.launch_path} cannot be used: {type(error).__name__}: {error}") from error
+    if Path(launch.directory) != directory.path:
+        raise ValueError(
+            f"it was made as {launch.directory}, and its runs would be written there; move it back to go on with it "
+            "(status, tables and reports need no such thing)"
+        )
+    return launch
 
 
 def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs, kept: Mapping[Path, Path]) -> Launch:
@@ -102,6 +111,7 @@ def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs,
         for run in ablation.runs
     }
     return Launch(
+        directory=str(directory.path),
         working_directory=str(Path.cwd()),
         at_once=ablation.config.at_once,
         retries=ablation.config.retries,

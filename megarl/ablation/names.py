@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _LONGEST = 60
-_UNFIT = re.compile(r"[^\w.]+")
+_UNFIT = re.compile(r"[^\w.-]+")
 
 
 def shorten_fields(fields: Iterable[str]) -> dict[str, str]:

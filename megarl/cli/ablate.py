@@ -20,7 +20,10 @@ from megarl.ablation.processes import RunProcess, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
 from megarl.cli.ablate_room import find_needs, find_slots
+from megarl.cli.ablation_costs import check_costs, print_rest
+from megarl.cli.ablation_tables import finish_tables
 from megarl.cli.paths import shown_path
+from megarl.cli.whole_tables import print_whole
 from megarl.config.base import ConfigError
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory, make_numbered
@@ -47,7 +50,8 @@ def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_ru
     slots, less = find_slots(needs, ablation.config.at_once)
     print_runs(console, ablation)
     if less:
-        _say(console, less)
+        say(console, less)
+    check_costs(console, ablation, at_once=len(slots))
     if dry_run:
         return 0
     directory = make_directory(ablation)
@@ -55,13 +59,22 @@ def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_ru
     return _drive(console, directory, launch, slots)
 
 
-def resume_ablate(console: Console, path: Path, options: ResumeOptions) -> int:
-    """Go on with an ablation that stopped: what is finished stays, what has begun goes on from its checkpoint."""
+def open_ablation(path: Path) -> AblationDirectory:
+    """ConfigError where it is none, or is damaged."""
     try:
         directory = AblationDirectory.open(path)
-        launch = read_launch(directory)
+        directory.standings()
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"megarl ablate --resume {path}: {error}") from error
+    return directory
+
+
+def resume_ablate(console: Console, directory: AblationDirectory, options: ResumeOptions) -> int:
+    """Go on with an ablation that stopped: what is finished stays, what has begun goes on from its checkpoint."""
+    try:
+        launch = read_launch(directory)
+    except ValueError as error:
+        raise ConfigError(f"megarl ablate --resume {shown_path(directory.path)}: {error}") from error
     launch = replace(
         launch,
         at_once=launch.at_once if options.at_once is None else options.at_once,
@@ -69,15 +82,22 @@ def resume_ablate(console: Console, path: Path, options: ResumeOptions) -> int:
     )
     slots, less = find_slots(launch.needs, launch.at_once)
     if less:
-        _say(console, less)
+        say(console, less)
+    print_rest(console, directory, launch, at_once=len(slots))
     return _drive(console, directory, launch, slots)
+
+
+def make_path(ablation: Ablation) -> Path:
+    """Where its directory would be if it were made now."""
+    parent = Path(ablation.config.output).expanduser().resolve()
+    return parent / f"{ablation.config.name}-ablation-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
 
 
 def make_directory(ablation: Ablation) -> AblationDirectory:
     """A new one, with the plan in it."""
-    parent = Path(ablation.config.output).expanduser().resolve()
-    parent.mkdir(parents=True, exist_ok=True)
-    path = make_numbered(parent, f"{ablation.config.name}-ablation-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    wanted = make_path(ablation)
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    path = make_numbered(wanted.parent, wanted.name)
     return AblationDirectory.create(path, ablation.plan, source=ablation.file.read_text(encoding="utf-8"))
 
 
@@ -86,17 +106,17 @@ def print_runs(console: Console, ablation: Ablation) -> None:
     fields = list(dict.fromkeys(field for setting in ablation.plan.settings for field in setting.values))
     table = Table(box=None, pad_edge=False)
     for header in ("setting", *fields, "fragments", "seeds"):
-        table.add_column(header, no_wrap=header == "setting", overflow="fold")
+        table.add_column(header, no_wrap=True)
     for setting in ablation.plan.settings:
         seeds = " ".join(str(cell.seed) for cell in ablation.plan.cells_of(setting.name))
         mark = " (control)" if setting.name == ablation.plan.control else ""
         values = (str(setting.values.get(field, "")) for field in fields)
         files = " ".join(Path(name).name for name in setting.fragments)
         table.add_row(*(Text(text) for text in (f"{setting.name}{mark}", *values, files, seeds)))
-    _say(console, f"{ablation.config.name}: {len(ablation.runs)} runs of {ablation.base}")
-    console.print(table)
+    say(console, f"{ablation.config.name}: {len(ablation.runs)} runs of {ablation.base}")
+    print_whole(console, table)
     if ablation.warm is not None and ablation.warm.sft is not None:
-        _say(console, f"before them a warm start of {ablation.warm.sft.steps} updates, with whose weights all begin")
+        say(console, f"before them a warm start of {ablation.warm.sft.steps} updates, with whose weights all begin")
 
 
 def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots: Sequence[Slot]) -> int:
@@ -105,7 +125,7 @@ def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots
         hold_run(directory.path)
     except RunHeldError as error:
         raise RunHeldError(f"{where} is being run: {error}; stop it first") from error
-    _say(console, f"ablation  {where}")
+    say(console, f"ablation  {where}")
     warm = _make_warm_start(console, directory, launch, slots)
     if warm is not None:
         return warm
@@ -113,7 +133,9 @@ def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots
     _say_what_goes_on(console, tasks)
     write = functools.partial(_write_cells, directory)
     driver = _run_tasks(console, tasks, slots, retries=launch.retries, write=write)
-    return _end(console, directory, driver)
+    if driver.stopped_by is not None:
+        return _say_goes_on(console, directory)
+    return tell_end(console, directory, driver.facts, again="tries them again")
 
 
 def _make_warm_start(
@@ -128,6 +150,8 @@ def _make_warm_start(
         return None
     if run is not None and run.standing()[0] == "running":
         task = replace(task, before=CellFacts(status="running", attempts=1))
+    elif run is not None:
+        say(console, f"{_WARM} ({run.standing()[0]}): begins again, since it cannot go on")
     driver = _run_tasks(console, [task], slots[:1], retries=launch.retries, write=lambda _: None)
     facts = driver.facts[_WARM]
     if facts.status == "finished":
@@ -142,7 +166,7 @@ def _make_warm_start(
     }
     before, _ = directory.read_cells()
     _write_cells(directory, before | skipped)
-    _say(console, f"{message}\nno run was begun")
+    say(console, f"{message}\nno run was begun")
     return EXIT_FAILED
 
 
@@ -190,14 +214,14 @@ def _say_what_goes_on(console: Console, tasks: Sequence[Task]) -> None:
     """Of an ablation that goes on: what becomes of each run that there is."""
     finished = [task.name for task in tasks if task.before.status == "finished"]
     if finished:
-        _say(console, f"{len(finished)} of {len(tasks)} runs are finished and stay as they are")
+        say(console, f"{len(finished)} of {len(tasks)} runs are finished and stay as they are")
     for task in tasks:
         run = task.run()
         if run is None or task.before.status in ("finished", "running"):
             if run is not None and task.before.status == "running":
-                _say(console, f"{task.name}: its process outlived the driver, and is waited for")
+                say(console, f"{task.name}: its process outlived the driver, and is waited for")
             continue
-        _say(console, f"{task.name} ({task.before.status}): {_describe_start(run)}")
+        say(console, f"{task.name} ({task.before.status}): {_describe_start(run)}")
 
 
 def _describe_start(run: RunDirectory) -> str:
@@ -209,27 +233,29 @@ def _describe_start(run: RunDirectory) -> str:
     return f"goes on after step {saved.step}, from its checkpoint"
 
 
-def _end(console: Console, directory: AblationDirectory, driver: Driver) -> int:
-    if driver.stopped_by is not None:
-        return _say_goes_on(console, directory)
-    failed = {name: facts for name, facts in driver.facts.items() if facts.status != "finished"}
+def tell_end(console: Console, directory: AblationDirectory, facts: Mapping[str, CellFacts], *, again: str) -> int:
+    """Write and print the tables, and say which runs are not finished; the exit code. again: what going on does with
+    them."""
+    where = shown_path(directory.path)
+    tabulated = finish_tables(console, directory)
     logs = {cell.name: directory.log_of(cell) for cell in directory.plan().cells}
-    for name, facts in failed.items():
-        _say(console, f"{name}: {facts.status}: {facts.message}; see {shown_path(logs[name])}")
-    _say(console, f"ablation  {shown_path(directory.path)}")
-    if failed:
-        _say(
-            console,
-            f"{len(failed)} of {len(driver.facts)} runs are not finished; megarl ablate --resume "
-            f"{shown_path(directory.path)} tries them again",
-        )
-    return EXIT_FAILED if failed else 0
+    unfinished = {name: of_cell for name, of_cell in facts.items() if of_cell.status != "finished"}
+    for name, of_cell in unfinished.items():
+        told = f": {of_cell.message}" if of_cell.message else ""
+        see = f"; see {shown_path(logs[name])}" if logs[name].is_file() else ""
+        say(console, f"{name}: {of_cell.status}{told}{see}")
+    say(console, f"ablation  {where}")
+    if not unfinished:
+        return 0 if tabulated else EXIT_FAILED
+    say(console, f"{len(unfinished)} of {len(facts)} runs are not finished; megarl ablate --resume {where} {again}")
+    return EXIT_FAILED
 
 
 def _say_goes_on(console: Console, directory: AblationDirectory) -> int:
-    _say(console, f"interrupted; megarl ablate --resume {shown_path(directory.path)} goes on")
+    say(console, f"interrupted; megarl ablate --resume {shown_path(directory.path)} goes on")
     return EXIT_INTERRUPTED
 
 
-def _say(console: Console, text: str) -> None:
+def say(console: Console, text: str) -> None:
+    """As it is: no markup, no line breaks of the console's."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,30 +1,36 @@
 """`megarl submit` and `megarl status`. What they run is imported when they do."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from megarl.cli.arguments import ConfigPath, Overrides
+from megarl.cli.submit_arguments import (
+    Account,
+    Container,
+    ContainerRuntime,
+    Environment,
+    GpuMemory,
+    GpusPerNode,
+    Interface,
+    Mount,
+    Nodes,
+    Partition,
+    Sbatch,
+    Template,
+    Time,
+)
 
 
 def submit(  # noqa: PLR0913, PLR0917  (options of the command line)
     config: ConfigPath,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="As cluster.nodes.")] = None,
-    gpus_per_node: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="As cluster.gpus_per_node; 0: nodes without GPUs, each with room for as many workers as that says.",
-        ),
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(help="Time limit of an attempt (2:00:00, 1-12:00:00); before it the run saves and is requeued."),
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
-    account: Annotated[str | None, typer.Option(help="Slurm's.")] = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
     array: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,29 +42,17 @@ def submit(  # noqa: PLR0913, PLR0917  (options of the command line)
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the script alone, and what Slurm says of it on standard error.")
     ] = False,
-    environment: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Python environment of the nodes; default: this one.")
-    ] = None,
-    container: Annotated[
-        str | None, typer.Option(metavar="IMAGE", help="Run in an image (cluster/Dockerfile).")
-    ] = None,
-    container_runtime: Annotated[
-        Literal["apptainer", "pyxis"] | None, typer.Option(help="Default: apptainer for a .sif file, else pyxis.")
-    ] = None,
-    mount: Annotated[
-        list[str] | None, typer.Option(metavar="SRC:DST", help="Into the container, beside what the run reads.")
-    ] = None,
-    interface: Annotated[
-        str | None, typer.Option(help="Network interface of the nodes; default: that of their name in Slurm.")
-    ] = None,
+    environment: Environment = None,
+    container: Container = None,
+    container_runtime: ContainerRuntime = None,
+    mount: Mount = None,
+    interface: Interface = None,
     restarts: Annotated[
         int, typer.Option(min=0, help="Crashed attempts after which another is made; the pauses grow.")
     ] = 5,
-    sbatch: Annotated[
-        list[str] | None, typer.Option(metavar="--OPTION=VALUE", help="A further option of sbatch, verbatim.")
-    ] = None,
-    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU, for `megarl plan`.")] = 80.0,
-    template: Annotated[Path | None, typer.Option(help="In place of cluster/job.sbatch.j2.")] = None,
+    sbatch: Sbatch = None,
+    gpu_memory_gib: GpuMemory = 80.0,
+    template: Template = None,
 ) -> None:
     """Submit a run, or a sweep, to Slurm: it checks its nodes, saves before the time limit, and starts itself again."""
     from megarl.cli.submit import run_submit
@@ -87,7 +81,8 @@ def submit(  # noqa: PLR0913, PLR0917  (options of the command line)
 
 def status(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Directory of a job, of a cell of a sweep, or of a run.")
+        list[Path],
+        typer.Argument(metavar="RUN", help="Directory of a run, a job, a cell of a sweep, or an ablation."),
     ],
 ) -> None:
     """Say how submitted runs stand: queue, attempt, step, age of the last heartbeat and checkpoint.

@@ -56,9 +56,9 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "megarl eval runs/mine/checkpoints/step-000040 --base runs/base-eval",
     ),
     ablate: (
-        "megarl ablate configs/ablations/quickstart-clip.toml",
-        "megarl ablate configs/ablations/quickstart-clip.toml at_once=2 seeds=[0] train.steps=10 --dry-run",
-        "megarl ablate --resume runs/quickstart-clip-ablation-20261129T010000Z at_once=2",
+        "megarl ablate configs/ablations/true-reward-small.toml",
+        "megarl ablate configs/ablations/true-reward-small.toml at_once=2 seeds=[0] train.steps=10 --dry-run",
+        "megarl ablate --resume runs/true-reward-small-ablation-20261129T010000Z at_once=2",
     ),
     show: (
         "megarl show configs/quickstart.toml",

@@ -93,7 +93,7 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     is_model = path.is_dir() or path.suffix == ".json"
     model = (*_DEFAULTS, f"model.path={json.dumps(str(path))}") if is_model else ()
     config = _load(path, is_model, [*model, *arguments], options)
-    file, shape_file = _find_shape(config.model.path, near=path)
+    file, shape_file = find_shape(config.model.path, near=path)
     try:
         shape = read_model_shape(file)
     except ModelError as error:
@@ -113,8 +113,9 @@ def load_planned(path: Path, arguments: Sequence[str], options: PlanOptions) -> 
     )
 
 
-def _find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
-    """The config.json of model.path; where there is no such model, the shape of its name that stands in for it."""
+def find_shape(model: str, *, near: Path) -> tuple[Path, Path | None]:
+    """(config.json of model.path, None); where there is no such model, the shape of its name that stands in for it,
+    twice. near: the configuration's file, above which shapes/ is looked for. ConfigError where there is none."""
     file = Path(model)
     if file.suffix == ".json" or file.is_dir():
         return file, None

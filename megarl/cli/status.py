@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megarl.ablation.directory import AblationDirectory, Cell, CellFacts, is_ablation
+from megarl.cli.ablation_jobs import find_jobs
 from megarl.cli.paths import shown_path
 from megarl.cli.run_facts import describe_restarts, find_saved
 from megarl.config.base import ConfigError
@@ -32,20 +34,45 @@ def run_status(paths: Sequence[Path]) -> int:
 
 
 def _describe(path: Path) -> list[tuple[list[str], bool]]:
+    if is_ablation(path):
+        return _describe_ablation(AblationDirectory.open(path))
     found = find_job(path)
     if found is not None:
         job, runs = found
-        queue = find_queued(job.read()["job"]) if has_slurm() else {}
-        return [_describe_run_of_job(job, run, queue) for run in runs]
+        return _describe_job(job, runs)
     try:
         run = RunDirectory.open(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"megarl status: {path} is neither a run nor a job; expected a directory that `megarl submit` or "
-            "`megarl train` made, such as runs/latest"
+            f"megarl status: {path} is neither a run, nor a job, nor an ablation; expected a directory that "
+            "`megarl submit`, `train` or `ablate` made, such as runs/latest"
         ) from None
     lines, well = _describe_run(run)
     return [(["job        none: the run was not submitted", *lines], well)]
+
+
+def _describe_job(job: JobDirectory, runs: Sequence[RunOfJob]) -> list[tuple[list[str], bool]]:
+    queue = find_queued(job.read()["job"]) if has_slurm() else {}
+    return [_describe_run_of_job(job, run, queue) for run in runs]
+
+
+def _describe_ablation(ablation: AblationDirectory) -> list[tuple[list[str], bool]]:
+    """The job of its warm start and those of its array, where it was submitted; else its runs by what they write."""
+    if (jobs := find_jobs(ablation)) is not None:
+        array, warm = jobs
+        return [*(_describe_job(warm, warm.runs()) if warm else ()), *_describe_job(array, array.runs())]
+    standings = ablation.standings()
+    return [_describe_cell(ablation, cell, standings[cell.name]) for cell in ablation.plan().cells]
+
+
+def _describe_cell(ablation: AblationDirectory, cell: Cell, facts: CellFacts) -> tuple[list[str], bool]:
+    tried = f", {facts.attempts} attempts" if facts.attempts > 1 else ""
+    told = f": {facts.message}" if facts.message else ""
+    lines = [f"cell       {cell.name}: {facts.status}{tried}{told}"]
+    run = ablation.run_of(cell)
+    if run is not None:
+        lines += _describe_run(RunDirectory(run))[0]
+    return lines, facts.status not in ("failed", "skipped")
 
 
 def _describe_run_of_job(job: JobDirectory, run: RunOfJob, queue: dict[str, Queued]) -> tuple[list[str], bool]:

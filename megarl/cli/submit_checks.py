@@ -22,7 +22,9 @@ def check_asked(asked: Asked) -> None:
     """ConfigError with everything that is wrong with the runs; of a sweep with the cell."""
     problems: list[str] = []
     for index, config in enumerate(asked.runs):
-        found = list(_check_run(config, on_gpu=asked.options.gpus_per_node != 0, gpu_gib=asked.options.gpu_memory_gib))
+        found = list(
+            find_run_problems(config, on_gpu=asked.options.gpus_per_node != 0, gpu_gib=asked.options.gpu_memory_gib)
+        )
         problems += [f"cell {index}: {text}" for text in found] if asked.cells else found
     # What is wrong with every cell alike is said once.
     texts = [text.partition(": ")[2] if asked.cells else text for text in problems]
@@ -44,7 +46,8 @@ def check_job(job: Job) -> None:
         raise ConfigError("\n".join(problems), problems)
 
 
-def _check_run(config: RunConfig, *, on_gpu: bool, gpu_gib: float) -> Iterator[str]:
+def find_run_problems(config: RunConfig, *, on_gpu: bool, gpu_gib: float) -> Iterator[str]:
+    """What is wrong with one run of a job: its files, and its layout on the nodes that are asked for."""
     if config.cluster.ray_address is not None:
         yield "cluster.ray_address: a job starts Ray on its own nodes; remove it"
     try:

@@ -69,7 +69,7 @@ class Asked:
     @property
     def on_cluster(self) -> tuple[str, ...]:
         """Overrides that options stand for."""
-        return _cluster_overrides(self.options)
+        return cluster_overrides(self.options)
 
     def train_arguments(self, directory: Path) -> tuple[str, ...]:
         """Of `megarl train`: the files as they are kept, and the overrides, in the order in which they were typed."""
@@ -83,7 +83,7 @@ class Asked:
 
 def load_asked(path: Path, arguments: Sequence[str], options: SubmitOptions) -> Asked:
     """Load the configuration, of a sweep every cell's. ConfigError with every problem, and the cell that has it."""
-    typed = [*arguments, *_cluster_overrides(options)]
+    typed = [*arguments, *cluster_overrides(options)]
     base = load_config(path, typed)
     cells = plan_cells(options.array, name=base.name)
     runs, problems = [], []
@@ -104,7 +104,8 @@ def load_asked(path: Path, arguments: Sequence[str], options: SubmitOptions) -> 
     )
 
 
-def _cluster_overrides(options: SubmitOptions) -> tuple[str, ...]:
+def cluster_overrides(options: SubmitOptions) -> tuple[str, ...]:
+    """Overrides that options stand for."""
     chosen = []
     if options.nodes is not None:
         chosen.append(f"cluster.nodes={options.nodes}")
@@ -115,22 +116,44 @@ def _cluster_overrides(options: SubmitOptions) -> tuple[str, ...]:
 
 def build_job(asked: Asked, *, directory: Path, command: Sequence[str]) -> Job:
     """directory: of the job, absolute. command: what was typed."""
-    config, options = asked.first, asked.options
-    on_gpu = options.gpus_per_node != 0
-    checkpoints = [run.checkpoint for run in asked.runs]
-    return Job(
+    return build_job_of(
+        asked.runs,
+        asked.options,
         name=asked.name,
+        train=asked.train_arguments(directory),
+        cells=asked.cells,
+        directory=directory,
+        command=command,
+    )
+
+
+def build_job_of(
+    runs: Sequence[RunConfig],
+    options: SubmitOptions,
+    *,
+    name: str,
+    train: Sequence[str],
+    cells: Sequence[Cell],
+    directory: Path,
+    command: Sequence[str],
+) -> Job:
+    """A job of these runs, which share its nodes: one, or those of the cells. train: arguments that all have."""
+    config = runs[0]
+    on_gpu = options.gpus_per_node != 0
+    checkpoints = [run.checkpoint for run in runs]
+    return Job(
+        name=name,
         command=shlex.join(command),
         directory=directory,
         working_directory=Path.cwd(),
-        environment=_environment(options, asked.runs, directory),
-        train=asked.train_arguments(directory),
+        environment=_environment(options, runs, directory),
+        train=tuple(train),
         nodes=config.cluster.nodes,
         gpus_per_node=config.cluster.gpus_per_node if on_gpu else 0,
         # On a GPU that they share, a policy rank and an engine are two.
         workers_per_node=config.cluster.gpus_per_node
-        * (2 if on_gpu and any(run.cluster.colocate for run in asked.runs) else 1),
-        paths=tuple(read_paths(asked.runs)),
+        * (2 if on_gpu and any(run.cluster.colocate for run in runs) else 1),
+        paths=tuple(read_paths(runs)),
         needs=_GPU_NODE if on_gpu else _CPU_NODE,
         stop_within_s=math.ceil(max(checkpoint.stop_within_s for checkpoint in checkpoints)),
         end_margin_s=math.ceil(max(checkpoint.end_margin_s for checkpoint in checkpoints)),
@@ -140,7 +163,7 @@ def build_job(asked: Asked, *, directory: Path, command: Sequence[str]) -> Job:
         account=options.account,
         interface=options.interface,
         sbatch=options.sbatch,
-        cells=asked.cells,
+        cells=tuple(cells),
         at_once=options.at_once,
     )
 

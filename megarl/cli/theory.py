@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megarl.cli.paths import shown_path
+from megarl.cli.whole_tables import print_whole
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.theory import TheoryConfig
@@ -99,20 +100,12 @@ def _print_results(console: Console, tables: Sequence[TheoryTable], text: Theory
     for table in tables:
         console.print(Text(f"\n{table.title}", style="bold cyan"))
         console.print(Text(table.caption, style="dim"))
-        _print_whole(console, _render(table))
+        print_whole(console, _render(table))
         if table.notes:
             console.print(_bullets(table.notes))
     for title, lines in (("What follows", text.says), ("What does not follow", text.does_not_say)):
         console.print(Text(f"\n{title}", style="bold cyan"))
         console.print(_bullets(lines))
-
-
-def _print_whole(console: Console, table: Table) -> None:
-    """Print a table at its own width: in a narrower terminal its lines wrap, but no number is cut off."""
-    width = console.width
-    console.width = max(width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
-    console.print(table)
-    console.width = width
 
 
 def _bullets(lines: Sequence[str]) -> Table:

@@ -131,13 +131,13 @@ class Layers:
             elif isinstance(value, Mapping):
                 if not isinstance(table.get(key), dict):
                     self._note_replaced(here, table.get(key), here, value, origin)
-                    self._remove(table, path, key)
+                    self._forget(here)
                     table[key], self._origins[here] = {}, origin
                 self._merge(table[key], here, value, _sections_below(sections, key), origin)
             else:
                 self._note_replaced(here, table.get(key), here, value, origin)
-                self._remove(table, path, key)
-                table[key], self._origins[here] = value, origin
+                self._forget(here)
+                table[key], self._origins[here] = value, origin  # in its place: a grid is named in the file's order
 
     def _switch_member(
         self,
@@ -169,7 +169,10 @@ class Layers:
 
     def _remove(self, table: dict[str, Any], path: str, key: str) -> None:
         table.pop(key, None)
-        here = _join(path, key)
+        self._forget(_join(path, key))
+
+    def _forget(self, here: str) -> None:
+        """Where it comes from, and all that is below it."""
         for name in [name for name in self._origins if name == here or name.startswith(f"{here}.")]:
             del self._origins[name]
 

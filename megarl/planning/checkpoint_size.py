@@ -18,16 +18,38 @@ def checkpoint_bytes(shape: ModelShape, config: RunConfig) -> int:
     each = itemsize + _MOMENT_BYTES + (_MAIN_BYTES if itemsize < _MAIN_BYTES else 0)
     if config.objective.auxiliary.reads("reference"):
         each += itemsize
-    return each * sum(math.prod(sizes) for sizes in hf_tensors(shape).values())
+    return each * _parameters(shape)
+
+
+def export_bytes(shape: ModelShape, config: RunConfig) -> int:
+    """Of one export's tensors, in the model's precision."""
+    return config.model.itemsize * _parameters(shape)
 
 
 def most_checkpoints(config: RunConfig) -> int:
     """As many at a time as there can be: those that are kept, and the one that is being written."""
+    return min(_kept(config) + 1, _saved(config))
+
+
+def left_checkpoints(config: RunConfig) -> int:
+    """As many as there can be once the run has ended."""
+    return min(_kept(config), _saved(config))
+
+
+def _kept(config: RunConfig) -> int:
+    saving = config.checkpoint
+    every = config.train.steps // saving.keep_every_steps if saving.keep_every_steps else 0
+    return saving.keep_last + (saving.keep_best is not None) + every
+
+
+def _saved(config: RunConfig) -> int:
+    """In the whole run, at most."""
     saving, steps = config.checkpoint, config.train.steps
     if not saving.on:
         return 0
-    kept = saving.keep_last + (saving.keep_best is not None) + 1
-    if saving.keep_every_steps:
-        kept += steps // saving.keep_every_steps
     by_steps = saving.every_steps > 0 and not saving.every_minutes and saving.end_time is None
-    return min(kept, -(-steps // saving.every_steps)) if by_steps else min(kept, steps)
+    return -(-steps // saving.every_steps) if by_steps else steps
+
+
+def _parameters(shape: ModelShape) -> int:
+    return sum(math.prod(sizes) for sizes in hf_tensors(shape).values())

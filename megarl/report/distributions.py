@@ -4,7 +4,6 @@ All steps count alike that are read; of a run with many files some are, evenly f
 figure says how many.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 
-from megarl.report.figure import Line, LineFigure, Values
+from megarl.report.figure import Line, LineFigure, Values, finite
 from megarl.report.groups import Group
 from megarl.report.problems import Problems
 from megarl.telemetry.rollouts import iterate_batches
@@ -20,9 +19,9 @@ from megarl.telemetry.rollouts import iterate_batches
 MOST_FILES = 240
 """Of all runs together; of each at least `_FEWEST`."""
 _FEWEST = 4
-_BINS = 60
-_WIDEST = math.log(8.0)
-"""Ratios beyond this in either direction are in the last bins."""
+_RATIO_BINS, _ADVANTAGE_BINS = 60, 24
+_WIDEST = 8.0
+"""Ratios beyond this, or its inverse, are in the last bins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,43 +78,50 @@ def histogram_figures(groups: Sequence[Group], traced: Sequence[TracedTokens]) -
     """Ratios of A > 0 and of A < 0, and advantages: shares of the traced tokens on a logarithmic axis."""
     files = sum(one.num_files for one in traced)
     note = f"traced tokens of {files:,} of {sum(one.num_of for one in traced):,} rollout files"
-    figures = []
+    figures: list[LineFigure] = []
     for key, sign, title in (("ratio_positive", 1, "Ratio where A > 0"), ("ratio_negative", -1, "Ratio where A < 0")):
-        samples = [np.exp(np.clip(_log(one.ratio[sign * one.advantage > 0]), -_WIDEST, _WIDEST)) for one in traced]
-        figure = _histogram(groups, samples, key, title, f"of an update's first look; {note}", "r, current over old")
-        figures.append(figure)
+        samples = [_ratios(one, sign) for one in traced]
+        figures += _histogram(groups, samples, _Names(key, title, f"{_WHEN}; {note}", "r, logarithmic"), log=True)
     advantages = [one.advantage for one in traced]
-    figures.append(_histogram(groups, advantages, "advantages", "Advantages", f"per token; {note}", "A"))
-    return [figure for figure in figures if figure is not None]
+    return figures + _histogram(groups, advantages, _Names("advantages", "Advantages", f"per token; {note}", "A"))
 
 
 def run_histograms(run: Group, traced: TracedTokens) -> list[LineFigure]:
-    """Of one run: the ratios of both signs of the advantage in one figure."""
-    lines = []
-    samples = [np.exp(np.clip(_log(traced.ratio[sign * traced.advantage > 0]), -_WIDEST, _WIDEST)) for sign in (1, -1)]
-    edges = _edges(samples)
+    """Of one run: the ratios of both signs of the advantage in one figure, and the advantages."""
+    samples = [_ratios(traced, sign) for sign in (1, -1)]
+    edges = _edges(samples, log=True)
     note = f"traced tokens of {traced.num_files:,} of {traced.num_of:,} rollout files"
-    figures = []
-    if edges is not None:
-        for sample, label, colour, dash in zip(samples, ("A > 0", "A < 0"), ("vermilion", "blue"), (0, 1), strict=True):
-            if len(sample):
-                lines.append(Line(label=label, x=edges, y=_shares(sample, edges), colour=colour, dash=dash))
-        figures.append(_figure("ratios", "Ratios", f"under the weights an update began with; {note}", "r", lines))
-    advantages = _histogram([run], [traced.advantage], "advantages", "Advantages", f"per token; {note}", "A")
-    return figures + ([advantages] if advantages is not None else [])
+    names = _Names("ratios", "Ratios", f"{_WHEN}; {note}", "r, logarithmic")
+    lines = [
+        Line(label=label, x=edges, y=_shares(sample, edges), colour=colour, dash=dash)
+        for sample, label, colour, dash in zip(samples, ("A > 0", "A < 0"), ("vermilion", "blue"), (0, 1), strict=True)
+        if len(sample)
+    ]
+    ratios = [_figure(names, lines, log=True)] if lines else []
+    advantages = _Names("advantages", "Advantages", f"per token; {note}", "A")
+    return ratios + _histogram([run], [traced.advantage], advantages)
 
 
-def _log(ratio: Values) -> Values:
-    with np.errstate(divide="ignore"):
-        return np.log(ratio)
+_WHEN = "under the weights that each update began with"
+
+
+@dataclass(frozen=True)
+class _Names:
+    key: str
+    title: str
+    subtitle: str
+    x_title: str
+
+
+def _ratios(traced: TracedTokens, sign: int) -> Values:
+    return np.clip(traced.ratio[sign * traced.advantage > 0], 1 / _WIDEST, _WIDEST)
 
 
 def _histogram(
-    groups: Sequence[Group], samples: Sequence[Values], key: str, title: str, subtitle: str, x_title: str
-) -> LineFigure | None:
-    edges = _edges(samples)
-    if edges is None:
-        return None
+    groups: Sequence[Group], samples: Sequence[Values], names: _Names, *, log: bool = False
+) -> list[LineFigure]:
+    """None of it where no sample has a value."""
+    edges = _edges(samples, log=log)
     lines = [
         Line(
             label=f"{group.label}: {len(sample):,} tokens",
@@ -128,32 +134,34 @@ def _histogram(
         for group, sample in zip(groups, samples, strict=True)
         if len(sample)
     ]
-    return _figure(key, title, subtitle, x_title, lines)
+    return [_figure(names, lines, log=log)] if lines else []
 
 
-def _figure(key: str, title: str, subtitle: str, x_title: str, lines: Sequence[Line]) -> LineFigure:
+def _figure(names: _Names, lines: Sequence[Line], *, log: bool) -> LineFigure:
     return LineFigure(
-        key=key,
-        title=title,
-        subtitle=subtitle,
-        x_title=x_title,
+        key=names.key,
+        title=names.title,
+        subtitle=names.subtitle,
+        x_title=names.x_title,
         y_title="% of tokens, logarithmic",
         lines=tuple(lines),
         axis="log",
+        x_axis="log" if log else "linear",
         stepped=True,
     )
 
 
-def _edges(samples: Sequence[Values]) -> Values | None:
-    """Of equal bins over all samples; None without any."""
-    every = np.concatenate(list(samples))
-    every = every[np.isfinite(every)]
+def _edges(samples: Sequence[Values], *, log: bool) -> Values:
+    """Of bins over all samples, of equal width or equal ratio; one bin at least around a single value."""
+    every = finite(np.concatenate(list(samples)))
     if not len(every):
-        return None
+        return every
     low, high = float(every.min()), float(every.max())
+    if log:
+        return np.geomspace(low / 1.02, high * 1.02, _RATIO_BINS + 1)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, _BINS + 1)
+    return np.linspace(low, high, _ADVANTAGE_BINS + 1)
 
 
 def _shares(sample: Values, edges: Values) -> Values:

@@ -33,7 +33,7 @@ def draw_figure(figure: AnyFigure, form: Format, *, label: str = "") -> Drawing:
     top = _draw_head(sheet, figure) if form.titled else 0.0
     height = form.height
     if isinstance(figure, BarFigure):
-        height = form.font * (3.2 + 1.9 * len(figure.bars))
+        height = form.font * (4.8 + 1.7 * len(figure.bars))
     frame = Box(0.0, top + 1.9 * form.font, form.width - 0.5 * form.font, top + height - 2.9 * form.font)
     if figure.y_title:
         sheet.text(0, top + form.font, figure.y_title, colour="muted", size=form.small)

@@ -13,6 +13,8 @@ from megarl.report.sheet import Box, Sheet, dots, draw_axes, left_margin, trace
 
 _SHORT = 40
 """Up to this many values of a line each is shown as a point."""
+_MOST_STRONG = 24
+"""Of more lines the bands and the single runs are fainter, so that means are seen through them."""
 
 
 def draw_lines(sheet: Sheet, figure: LineFigure, frame: Box) -> tuple[Box, Scale]:
@@ -22,12 +24,13 @@ def draw_lines(sheet: Sheet, figure: LineFigure, frame: Box) -> tuple[Box, Scale
     box, y = Box(left, frame.top, frame.right, frame.bottom), y_of(frame.bottom, frame.top)
     x = _x_scale(figure, box)
     draw_axes(sheet, box, x, y)
+    few = len(figure.lines) <= _MOST_STRONG
     for line in figure.lines:
         if line.low is not None and line.high is not None:
-            _draw_band(sheet, line, x, y)
+            _draw_band(sheet, line, x, y, opacity=0.18 if few else 0.08)
     last_first = figure.lines[::-1]
     for line in sorted(last_first, key=lambda line: (not line.guide, not line.single)):
-        _draw_line(sheet, line, x, y, stepped=figure.stepped)
+        _draw_line(sheet, line, x, y, stepped=figure.stepped, faint=0.45 if few else 0.25)
     return box, x
 
 
@@ -57,13 +60,13 @@ def _x_scale(figure: LineFigure, box: Box) -> Scale:
     every = np.concatenate([line.x for line in figure.lines if len(line.x)])
     low, high = float(every.min()), float(every.max())
     if figure.x_axis == "log":
-        return log_scale(low, max(high, low * 2), start=box.left, end=box.right, base=2, nice=False, most=10)
+        return log_scale(low, max(high, low * 1.5), start=box.left, end=box.right, base=2, nice=False, most=10)
     if figure.stepped:
         return linear_scale(low, high, start=box.left, end=box.right, count=6, nice=False)
     return integer_scale(low, high, start=box.left, end=box.right, count=6)
 
 
-def _draw_band(sheet: Sheet, line: Line, x: Scale, y: Scale) -> None:
+def _draw_band(sheet: Sheet, line: Line, x: Scale, y: Scale, *, opacity: float) -> None:
     assert line.low is not None
     assert line.high is not None
     known = np.isfinite(line.low) & np.isfinite(line.high)
@@ -77,7 +80,7 @@ def _draw_band(sheet: Sheet, line: Line, x: Scale, y: Scale) -> None:
             continue
         outline = [*zip(across, upper, strict=True), *zip(reversed(across), reversed(lower), strict=True)]
         data.append(trace(outline) + "z")
-    sheet.path("".join(data), fill=line.colour, opacity=0.18, name=_classes(line, "band"))
+    sheet.path("".join(data), fill=line.colour, opacity=opacity, name=_classes(line, "band"))
 
 
 def _clamped(scale: Scale, value: float) -> float:
@@ -85,11 +88,12 @@ def _clamped(scale: Scale, value: float) -> float:
     return scale(min(max(value, scale.low), scale.high))
 
 
-def _draw_line(sheet: Sheet, line: Line, x: Scale, y: Scale, *, stepped: bool) -> None:
+def _draw_line(sheet: Sheet, line: Line, x: Scale, y: Scale, *, stepped: bool, faint: float) -> None:
+    """faint: opacity of a single run."""
     usable = np.isfinite(line.y) & ((line.y > 0) | (y.kind == "linear"))
     points = [(x(a), y(b) if good else math.nan) for a, b, good in zip(line.x, line.y, usable, strict=True)]
     name = _classes(line, "single" if line.single else "mean")
-    width, opacity = (0.9, 0.45) if line.single else (line.width, 1.0)
+    width, opacity = (0.9, faint) if line.single else (line.width, 1.0)
     shape = _staircase(points, floor=y.start) if stepped else points
     sheet.path(trace(shape), stroke=line.colour, width=width, dash=line.dash, opacity=opacity, name=name)
     if line.guide or stepped:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,24 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megarl.report.reader_choice import Candidate, choose_steps, order_candidates, scan
+from megarl.report.reader_choice import (
+    Candidate,
+    choose_steps,
+    evenly,
+    order_candidates,
+    read_prompts,
+    scan,
+    share_a_prompt,
+    steps_that_share,
+)
 from megarl.report.reader_payload import PayloadBuilder
 from megarl.report.reader_scales import Scales
 from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 
 MAX_BYTES = 6_000_000
 """Of the payload: a page with it can still be mailed."""
+_SEARCHED = 128
+"""Files of a run in which prompts are looked for that other runs have."""
 _MAX_TOKENS = 200_000
 """Of all responses that are read to fill it: they need at least half of its bytes."""
 
@@ -65,6 +76,8 @@ class ReaderContent:
     """Of all files of all runs."""
     steps: list[tuple[int, int]]
     """(files that were looked through, files there are) of every run."""
+    sharing: bool = False
+    """Whether the steps are those with prompts that runs share, and not the first, the last and evenly between."""
     problems: list[str] = field(default_factory=list)
     """Files that could not be read."""
 
@@ -75,11 +88,11 @@ def read_content(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) 
     files = [source.files() for source in sources]
     with_files = [run for run, found in enumerate(files) if found]
     steps = dict(zip(with_files, choose_steps([list(files[run]) for run in with_files]), strict=True))
-    candidates: list[Candidate] = []
-    for run, chosen in steps.items():
-        for step in chosen:
-            path = files[run][step]
-            candidates += _tolerate(path, problems, partial(scan, path, run=run, step=step))
+    candidates = _scan(files, steps, problems)
+    sharing = _steps_that_share(files, problems) if len(with_files) > 1 and not share_a_prompt(candidates) else {}
+    if sharing:
+        steps |= sharing
+        candidates = _scan(files, steps, problems)
     builder, scales = PayloadBuilder(max_bytes=max_bytes), Scales()
     for one, row in _rows(_within(order_candidates(candidates)), files, problems):
         updates = sources[one.run].updates
@@ -94,8 +107,30 @@ def read_content(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) 
         num_shown=len(payload["responses"]),
         num_responses=sum(_num_rows(path) for found in files for path in found.values() if path not in problems),
         steps=[(len(steps.get(run, ())), len(found)) for run, found in enumerate(files)],
+        sharing=bool(sharing),
         problems=list(problems.values()),
     )
+
+
+def _scan(
+    files: Sequence[dict[int, Path]], steps: Mapping[int, Sequence[int]], problems: dict[Path, str]
+) -> list[Candidate]:
+    return [
+        one
+        for run, chosen in steps.items()
+        for step in chosen
+        for one in _tolerate(files[run][step], problems, partial(scan, files[run][step], run=run, step=step))
+    ]
+
+
+def _steps_that_share(files: Sequence[dict[int, Path]], problems: dict[Path, str]) -> dict[int, list[int]]:
+    """By run, of those that share a prompt with another."""
+    searched = [evenly(list(found), _SEARCHED) for found in files]
+    prompts = [
+        {step: _tolerate(found[step], problems, partial(read_prompts, found[step])) for step in steps}
+        for found, steps in zip(files, searched, strict=True)
+    ]
+    return {run: steps for run, steps in enumerate(steps_that_share(prompts)) if steps}
 
 
 def _within(ordered: Sequence[Candidate]) -> list[Candidate]:
@@ -125,9 +160,9 @@ def _rows(
             yield one, found
 
 
-def _tolerate(path: Path, problems: dict[Path, str], read: Callable[[], list[T]]) -> list[T]:
+def _tolerate(path: Path, problems: dict[Path, str], read: Callable[[], Iterable[T]]) -> list[T]:
     try:
-        return read()
+        return list(read())
     except (ValueError, OSError) as error:
         text = str(error)
         problems[path] = text if path.name in text else f"{path.name} cannot be read: {text}"

@@ -1,6 +1,7 @@
 """Which responses the reader in a page holds: few enough for a page that can be mailed, by a rule that the page states.
 
-Of every run up to `MAX_STEPS` steps: the first, the last and evenly between, of those that all runs have. Of a step up
+Of every run up to `MAX_STEPS` steps: the first, the last and evenly between, of those that all runs have; where these
+have no prompt in common that others of several runs have, as with another order of the data, those others. Of a step up
 to `MAX_PROMPTS` prompts: those that most runs and most of these steps have, then those in which rules acted on most
 tokens. Of a prompt up to `MAX_SAMPLES` responses: traced ones first, then those in which rules acted on most tokens.
 They are taken in turn: the first response of every prompt and step, then the second.
@@ -10,7 +11,7 @@ A prompt is known again, in another step or run, by its text as the model saw it
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +53,48 @@ def choose_steps(steps_by_run: Sequence[Sequence[int]]) -> list[list[int]]:
     Where all runs have a step in common only common ones count, so that like is compared with like.
     """
     common = sorted(set.intersection(*map(set, steps_by_run))) if steps_by_run else []
-    count = min(MAX_STEPS, max(2, _FILES_READ // max(len(steps_by_run), 1)))
-    return [_evenly(common or list(steps), count) for steps in steps_by_run]
+    count = _steps_of_each(len(steps_by_run))
+    return [evenly(common or list(steps), count) for steps in steps_by_run]
 
 
-def _evenly(steps: Sequence[int], count: int) -> list[int]:
+def _steps_of_each(num_runs: int) -> int:
+    return min(MAX_STEPS, max(2, _FILES_READ // max(num_runs, 1)))
+
+
+def evenly(steps: Sequence[int], count: int) -> list[int]:
+    """So many of the steps: the first, the last and evenly between."""
     if len(steps) <= count:
         return list(steps)
     return [steps[round(index)] for index in np.linspace(0, len(steps) - 1, count)]
+
+
+def steps_that_share(prompts_by_run: Sequence[Mapping[int, Collection[bytes]]]) -> list[list[int]]:
+    """Steps of each run, ascending, with prompts that other runs have too: those first that most runs have, each in the
+    last step of a run that has it. `prompts_by_run`: by step. All lists are empty where no two runs share any."""
+    runs: dict[bytes, dict[int, int]] = defaultdict(dict)
+    for run, prompts_by_step in enumerate(prompts_by_run):
+        for step in sorted(prompts_by_step):
+            for prompt in prompts_by_step[step]:
+                runs[prompt][run] = step
+    count = _steps_of_each(len(prompts_by_run))
+    chosen: list[set[int]] = [set() for _ in prompts_by_run]
+    for steps in sorted((steps for steps in runs.values() if len(steps) > 1), key=lambda steps: -len(steps)):
+        if all(step in chosen[run] or len(chosen[run]) < count for run, step in steps.items()):
+            for run, step in steps.items():
+                chosen[run].add(step)
+    return [sorted(steps) for steps in chosen]
+
+
+def read_prompts(path: Path) -> set[bytes]:
+    """Digests of a file's prompts. Raises as `scan`."""
+    texts = {text for batch in iterate_batches(path, ["prompt_text"]) for text in batch["prompt_text"].to_pylist()}
+    return set(map(prompt_digest, texts))
+
+
+def share_a_prompt(candidates: Sequence[Candidate]) -> bool:
+    """Whether any prompt is in several runs."""
+    runs: dict[bytes, int] = {}
+    return any(runs.setdefault(one.prompt, one.run) != one.run for one in candidates)
 
 
 def scan(path: Path, *, run: int, step: int) -> list[Candidate]:

@@ -26,7 +26,9 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     def labels(self) -> list[str]:
-        """Of the ticks; "" where a logarithmic axis has too many."""
+        """Of the ticks."""
+        if self.kind == "log" and self.low >= 1e-3 and self.high < 1e7:
+            return [f"{tick:,.6g}" for tick in self.ticks]
         return [format_tick(tick, self.ticks) for tick in self.ticks]
 
 
@@ -63,6 +65,8 @@ def log_scale(
         low, high = float(base) ** below, float(base) ** above
     else:
         ticks = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+        if len(ticks) < 2:  # no power to either side
+            ticks = list(linear_scale(low, high, start=start, end=end, count=4, nice=False).ticks)
     return Scale(low, high, start, end, tuple(ticks), kind="log")
 
 

@@ -176,7 +176,8 @@ def draw_axes(sheet: Sheet, box: Box, x: Scale | None, y: Scale | None) -> None:
         for tick, label in _apart(x, font):
             at = x(tick)
             sheet.path(f"M{at:.1f},{box.bottom:.1f}v{0.3 * font:.1f}", stroke="axis")
-            sheet.text(at, box.bottom + 1.35 * font, label, anchor="middle", colour="muted", size=sheet.form.small)
+            middle = min(at, sheet.form.width - text_width(label, sheet.form.small * font) / 2)
+            sheet.text(middle, box.bottom + 1.35 * font, label, anchor="middle", colour="muted", size=sheet.form.small)
 
 
 def _apart(scale: Scale, font: float) -> list[tuple[float, str]]:

@@ -77,9 +77,8 @@ def _holds(content: ReaderContent, max_bytes: int) -> str:
     text = f"This page holds {content.num_shown:,} of {content.num_responses:,} responses, in {size}."
     if content.num_shown < content.num_responses:
         looked, there = max(content.steps)
-        steps = (
-            f"{looked} of {there:,} steps (the first, the last and evenly between)" if looked < there else "all steps"
-        )
+        which = "with prompts that runs share" if content.sharing else "the first, the last and evenly between"
+        steps = f"{looked} of {there:,} steps ({which})" if looked < there else "all steps"
         text += (
             f" Of {steps} it has up to {MAX_PROMPTS} prompts: those that most runs and steps have, then those with "
             f"most tokens that rules acted on. Of a prompt it has up to {MAX_SAMPLES} samples: traced ones first, then "

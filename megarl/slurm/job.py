@@ -39,7 +39,7 @@ class Virtualenv:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run of a sweep."""
+    """One run of a sweep, or of an ablation."""
 
     index: int
     overrides: tuple[str, ...]
@@ -65,7 +65,7 @@ class Job:
     working_directory: Path
     environment: Virtualenv | Container
     train: tuple[str, ...]
-    """Arguments of `megarl train`, those of a cell apart."""
+    """Arguments of `megarl train`, or of another `verb`, those of a cell apart."""
     nodes: int
     gpus_per_node: int
     """0: nodes without GPUs."""
@@ -91,6 +91,8 @@ class Job:
     """Of a sweep; () for one run."""
     at_once: int | None = None
     """Cells that run at the same time, at most."""
+    verb: Literal["train", "sft"] = "train"
+    """Of the command that the job runs."""
 
     def __post_init__(self) -> None:
         if problems := list(self.find_problems()):

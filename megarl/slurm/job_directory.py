@@ -90,10 +90,13 @@ def find_job(path: Path) -> tuple[JobDirectory, list[RunOfJob]] | None:
 
 
 def link_run(run: Path, link: Path) -> None:
-    """Make `link` lead to the run, and the run's own link `job` lead back to where that lies."""
+    """Make `link` lead to the run, and the run's own link `job` lead back to where that lies.
+
+    Both are relative: a directory that has both in it may be moved.
+    """
     link.parent.mkdir(parents=True, exist_ok=True)
-    for place, target in ((run / BACK, link.parent.resolve()), (link, run)):
+    for place, target in ((run / BACK, link.parent), (link, run)):
         partial = place.with_name(f".{place.name}.partial")
         partial.unlink(missing_ok=True)
-        partial.symlink_to(target)
+        partial.symlink_to(os.path.relpath(target.resolve(), place.parent.resolve()))
         os.replace(partial, place)

@@ -44,12 +44,21 @@ def try_script(script: str) -> tuple[bool, str]:
     return done.returncode == 0, _words(done.stderr or done.stdout)
 
 
-def submit_script(path: Path) -> str:
-    """The job's number. ConfigError with Slurm's words where it is not taken."""
-    done = _ask(["sbatch", "--parsable", str(path)])
+def submit_script(path: Path, *, after: str | None = None) -> str:
+    """The job's number. ConfigError with Slurm's words where it is not taken.
+
+    after: a job without whose success it does not begin; where that fails for good, it is taken out of the queue.
+    """
+    depends = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    done = _ask(["sbatch", "--parsable", *depends, str(path)])
     if done.returncode:
         raise ConfigError(f"Slurm does not take {path}: {_words(done.stderr)}")
     return done.stdout.strip().partition(";")[0]
+
+
+def cancel_job(number: str) -> None:
+    """Take it out of the queue; what cannot be told to Slurm any more is left."""
+    _ask(["scancel", number])
 
 
 def find_queued(job: str) -> dict[str, Queued]:

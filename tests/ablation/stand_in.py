@@ -13,7 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megarl.telemetry.run_directory import RunDirectory, RunState
+# Alone: RunDirectory would bring the whole configuration, which takes longer to import than a stand-in lives.
+from megarl.telemetry.process_mark import ProcessMark
+
+
+def write_state(run: Path, status: str, step: int, message: str | None = None) -> None:
+    facts = {"status": status, "step": step, "message": message}
+    if status == "running":
+        facts["driver"] = ProcessMark.of(os.getpid()).as_json()
+    partial = run / "state.partial"
+    partial.write_text(json.dumps(facts))
+    os.replace(partial, run / "state.json")
+
+
+CONFIG = """
+name = "stand-in"
+model.path = "models/tiny"
+data.train = { source = "reasoning_gym", task = "chain_sum" }
+reward.verifier.kind = "reasoning_gym"
+"""
 
 
 def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
@@ -24,7 +42,7 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     def stop(number: int, _: object) -> None:
         if behaviour.get("deaf"):
             return
-        run.write_state(RunState(status="interrupted", step=step, message=f"stopped by {signal.Signals(number).name}"))
+        write_state(run, "interrupted", step, f"stopped by {signal.Signals(number).name}")
         note(f"stop-{signal.Signals(number).name}")
         os._exit(130)
 
@@ -37,33 +55,35 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     run, step = begin(link)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
-    for step in range(step + 1, behaviour["steps"] + 1):
+    first = step + 1
+    for step in range(first, behaviour["steps"] + 1):
         if step == 2 and earlier < behaviour.get("fails", 0):
             if behaviour.get("killed"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            run.write_state(RunState(status="failed", step=1, message="it broke\nin step 2"))
+            write_state(run, "failed", 1, "it broke\nin step 2")
             note("fail")
             return int(behaviour.get("code", 1))
         time.sleep(behaviour.get("step_s", 0.01))
         row = {"step": step, "timestamp": time.time(), "reward/mean": 0.1 * step, "actor/entropy": 1 / step}
-        with run.metrics_path.open("a") as file:
+        with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        run.write_state(RunState(status="running", step=step))
-    run.write_state(RunState(status="finished", step=step))
+        write_state(run, "running", step)
+    write_state(run, "finished", step)
     note("end")
     return 0
 
 
-def begin(link: Path) -> tuple[RunDirectory, int]:
+def begin(link: Path) -> tuple[Path, int]:
     """(the run, the steps that it has made before)."""
     if link.exists():
-        run = RunDirectory.open(link)
-        step = run.read_state().step
+        run = link.resolve()
+        step = json.loads((run / "state.json").read_text())["step"]
     else:
-        run, step = RunDirectory(link.parent / "runs" / f"{link.name}-train"), 0
-        run.path.mkdir(parents=True)
-        link.symlink_to(run.path)
-    run.write_state(RunState(status="running", step=step))
+        run, step = link.parent / "runs" / f"{link.name}-train", 0
+        run.mkdir(parents=True)
+        link.symlink_to(os.path.relpath(run, link.parent))
+        (run / "config.toml").write_text(CONFIG)
+    write_state(run, "running", step)
     return run, step
 
 

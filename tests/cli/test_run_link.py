@@ -35,6 +35,23 @@ def config(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     return write_tiny_config(tmp_path, tiny_model_dir)
 
 
+@pytest.fixture
+def warmed(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    """The link of each warm start that the command would make."""
+    calls: list[Path | None] = []
+
+    def run_sft(_: RunConfig, *, link: Path | None, **__: Any) -> int:
+        calls.append(link)
+        return 0
+
+    monkeypatch.setattr("megarl.cli.sft.run_sft", run_sft)
+    return calls
+
+
+def sft(*arguments: str) -> BaseException | None:
+    return CliRunner().invoke(app, ["sft", *arguments]).exception
+
+
 def train(*arguments: str) -> BaseException | None:
     return CliRunner().invoke(app, ["train", *arguments]).exception
 
@@ -70,3 +87,36 @@ def test_a_link_and_a_run_to_go_on_with_are_one_too_many(config: Path, tmp_path:
     error = train(str(config), "--run", str(tmp_path / "run"), "--resume", "runs/latest")
     assert isinstance(error, ConfigError)
     assert "leave out --resume" in str(error)
+
+
+def test_a_warm_start_begins_anew_until_one_is_finished(
+    config: Path, tmp_path: Path, warmed: list[Path | None]
+) -> None:
+    link = tmp_path / "warm"
+    assert sft(str(config), "--run", str(link)) is None
+    assert warmed == [link]
+    run = RunDirectory.create(load_config(config), source=config, verb="sft")
+    link_run(run.path, link)
+    refused = sft(str(config), "--run", str(link))
+    assert isinstance(refused, ConfigError)
+    assert "is still running; stop it first" in str(refused)
+    for status, calls in (("failed", 2), ("interrupted", 3), ("finished", 3)):
+        run.write_state(RunState(status=status))  # type: ignore[arg-type]
+        assert sft(str(config), "--run", str(link)) is None
+        assert len(warmed) == calls
+
+
+def test_a_warm_start_takes_no_link_to_something_else(config: Path, tmp_path: Path, warmed: list[Path | None]) -> None:
+    refused = sft(str(config), "--run", str(tmp_path))
+    assert isinstance(refused, ConfigError)
+    assert "is no run directory" in str(refused)
+    assert warmed == []
+
+
+def test_a_run_and_its_link_may_be_moved_together(tmp_path: Path) -> None:
+    run, link = tmp_path / "before" / "runs" / "one", tmp_path / "before" / "job" / "run"
+    run.mkdir(parents=True)
+    link_run(run, link)
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert (tmp_path / "after" / "job" / "run").resolve() == tmp_path / "after" / "runs" / "one"
+    assert (tmp_path / "after" / "runs" / "one" / "job").resolve() == tmp_path / "after" / "job"

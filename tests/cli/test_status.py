@@ -149,7 +149,7 @@ def test_a_run_that_was_not_submitted(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{tmp_path} is neither a run nor a job"):
+    with pytest.raises(ConfigError, match=f"{tmp_path} is neither a run, nor a job, nor an ablation"):
         run_status([tmp_path])
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from megarl.ablation.directory import AblationDirectory
+from megarl.cli.ablation_jobs import find_jobs
+from megarl.config.loader import load_config
 from megarl.slurm.queue import try_script
 from megarl.slurm.script import render_script
-from tests.cluster.submitted import STEPS, TIMEOUT_S, Submitted, megarl, policy_networks
+from tests.cluster.submitted import ROOT, STEPS, TIMEOUT_S, TINY, Submitted, megarl, policy_networks
 from tests.cluster.two_nodes import BRIDGE, TwoNodes, describe_missing, run
 from tests.slurm.jobs import make_job
 
@@ -181,6 +184,60 @@ def test_four_cells_two_at_a_time(cluster: TwoNodes, model: Path, tmp_path: Path
     told = megarl(tmp_path, "status", str(job.directory))
     assert f"job        {job.number}_3 COMPLETED" in told
     assert "train.seed=1 objective.clip.high=inf" in told
+
+
+ABLATION = """
+name = "clip"
+base = "{base}"
+seeds = [0, 1]
+control = "high0.2"
+warm_start = true
+[overrides]
+parallel = {{ tensor = 1, pipeline = 1, world_size = 1 }}
+cluster.gpus_per_node = 4
+sft.steps = 4
+sft.optimizer.warmup_updates = 1
+train.steps = 2
+[grid]
+objective.clip.high = [0.2, inf]
+"""
+
+
+def test_an_ablation_is_an_array_after_its_warm_start(cluster: TwoNodes, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip.toml").write_text(ABLATION.format(base=ROOT / "configs" / "quickstart.toml"))
+    sizes = [text for text in TINY if not text.startswith(("parallel.", "cluster.", "train.steps"))]
+    options = ["--slurm", "--gpus-per-node", "0", "--time", "60", "--at-once", "2"]
+    said = megarl(tmp_path, "ablate", "clip.toml", f"model.path={model}", *sizes, *options)
+    words = dict(line.split(maxsplit=1) for line in said.splitlines() if line.startswith(("submitted", "ablation")))
+    directory = AblationDirectory.open(tmp_path / words["ablation"])
+    jobs = find_jobs(directory)
+    assert jobs is not None
+    array, warm = jobs
+    assert warm is not None
+    cells = [Submitted(array.read()["job"], array.path, said).cell(index) for index in range(4)]
+    first = Submitted(warm.read()["job"], warm.path, said)
+    assert {cell.state() for cell in cells} == {"PENDING"}
+    first.wait(cluster, lambda: first.place.run() is not None, "the warm start has begun")
+    assert {cell.state() for cell in cells} == {"PENDING"}
+    first.wait_to_the_end(cluster)
+    for cell in cells:
+        cell.wait_to_the_end(cluster)
+    names = [cell.name for cell in directory.plan().cells]
+    assert list(directory.standings()) == names
+    assert {facts.status for facts in directory.standings().values()} == {"finished"}
+    weights = str((directory.warm / "hf" / "step-000004").resolve())
+    for cell, submitted in zip(directory.plan().cells, cells, strict=True):
+        path = directory.run_of(cell)
+        assert path == submitted.run.path
+        config = load_config(submitted.run.config_path)
+        assert (config.name, config.train.seed, config.model.path) == (cell.name, cell.seed, weights)
+    told = megarl(tmp_path, "status", str(directory.path))
+    assert f"job        {first.number} COMPLETED" in told
+    assert f"job        {cells[3].number} COMPLETED" in told
+    assert names[3] in told
+    assert f"ablation  {directory.path.relative_to(tmp_path)}" in megarl(
+        tmp_path, "ablate", "--resume", str(directory.path)
+    )
 
 
 def _minutes(job: Submitted) -> int:

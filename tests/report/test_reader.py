@@ -9,7 +9,7 @@ import pytest
 
 from megarl.report import reader, reader_payload
 from megarl.report.reader import ReaderContent, StepUpdates, TokenSource, read_content
-from megarl.report.reader_choice import MAX_PROMPTS, MAX_SAMPLES, MAX_STEPS, choose_steps
+from megarl.report.reader_choice import MAX_PROMPTS, MAX_SAMPLES, MAX_STEPS, choose_steps, steps_that_share
 from megarl.report.reader_payload import page_json
 from megarl.report.reader_scales import Scales, tint_values
 from megarl.report.reader_terms import NUMBERS, RULE_CLASS_OF
@@ -74,6 +74,24 @@ def test_the_first_steps_the_last_and_those_evenly_between() -> None:
     assert choose_steps([[1, 2, 3], [2, 3, 4]]) == [[2, 3], [2, 3]]
     assert choose_steps([[1], [2]]) == [[1], [2]]
     assert {len(steps) for steps in choose_steps([range(100)] * 16)} == {3}
+
+
+def test_steps_with_prompts_that_runs_share_are_found_whatever_the_order_of_the_data(tmp_path: Path) -> None:
+    def run(number: int, shared_at: dict[int, str]) -> Path:
+        rows = [make_row(0, ("",), step=step, prompt=shared_at.get(step, f"{number} {step}")) for step in range(1, 41)]
+        return write_steps(tmp_path / str(number), rows)
+
+    # None of these steps is among the first, the last and those evenly between.
+    one, two = run(1, {7: "a", 9: "b"}), run(2, {10: "b", 20: "a", 21: "a"})
+    content = content_of(one, two)
+    assert content.sharing
+    assert keys(content) == [(0, 7, 0), (0, 9, 0), (1, 10, 0), (1, 21, 0)]
+    assert not content_of(one, run(3, {})).sharing
+    third = keys(content_of(one, two, run(5, {})))
+    assert sum(run == 2 for run, _, _ in third) == MAX_STEPS  # which shares none: its own, as without the others
+    assert len(keys(content_of(one, run(3, {})))) == 2 * MAX_STEPS
+    assert not content_of(one, run(4, {40: "b", 1: "1 1"})).sharing
+    assert steps_that_share([{1: {b"x"}}, {1: {b"y"}}]) == [[], []]
 
 
 def test_of_a_step_the_prompts_that_runs_share_and_of_a_prompt_the_traced_samples(tmp_path: Path) -> None:

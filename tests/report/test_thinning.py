@@ -5,7 +5,7 @@ import pytest
 
 from megarl.report.figure import Line
 from megarl.report.scales import format_tick, integer_scale, linear_scale, log_scale
-from megarl.report.seeds import interval, on_common_steps, t_quantile
+from megarl.report.seeds import interval, on_common_steps
 from megarl.report.thinning import FEWEST_VALUES, MOST_VALUES, kept_indices, thin_line, values_per_line
 
 
@@ -37,20 +37,15 @@ def test_a_band_reaches_as_far_as_before_it_was_thinned() -> None:
     assert thin.low is not None
     assert thin.high is not None
     assert (thin.low.min(), thin.high.max()) == (low.min(), high.max())
-    at = thin.x.astype(int)
-    assert (thin.low <= low[at]).all()
-    assert (thin.high >= high[at]).all()
+    for step in range(500):  # at one of the two neighbours that stay
+        after = int(np.searchsorted(thin.x, step))
+        around = slice(max(after - 1, 0), after + 1)
+        assert thin.low[around].min() <= low[step]
+        assert thin.high[around].max() >= high[step]
 
 
 def test_few_lines_have_more_values_than_many() -> None:
     assert [values_per_line(count) for count in (0, 1, 10, 20, 1000)] == [MOST_VALUES] * 3 + [200, FEWEST_VALUES]
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)]
-)
-def test_student_s_quantiles_are_those_of_the_tables(freedom: int, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_interval_over_seeds_by_hand() -> None:
@@ -78,6 +73,9 @@ def test_scales_by_hand() -> None:
     powers = log_scale(0.002, 30.0, start=0.0, end=5.0)
     assert powers.ticks == pytest.approx((0.001, 0.01, 0.1, 1.0, 10.0, 100.0))
     assert powers(1.0) == pytest.approx(3.0)
+    halves = log_scale(0.12, 4.0, start=0.0, end=1.0, base=2, nice=False, most=10)
+    assert halves.labels() == ["0.125", "0.25", "0.5", "1", "2", "4"]
+    assert log_scale(0.9, 1.05, start=0.0, end=1.0, base=2, nice=False).labels() == ["0.9", "0.95", "1", "1.05"]
     steps = integer_scale(1.0, 12.0, start=0.0, end=12.0, count=6)
     assert steps.ticks == (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
     assert (steps(0.5), steps(12.5)) == (0.0, 12.0)

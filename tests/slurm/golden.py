@@ -21,6 +21,7 @@ JOBS: dict[str, Job] = {
     ),
     "apptainer": make_job(nodes=1, environment=APPTAINER),
     "pyxis": make_job(environment=PYXIS, cells=CELLS),
+    "warm-start": make_job(nodes=1, verb="sft"),
 }  # fmt: skip
 
 
@@ -37,7 +38,40 @@ def print_script(directory: Path, model: Path) -> str:
     """`megarl submit --dry-run` of a configuration that uses 64 nodes, typed in `directory`; without what differs from
     one machine, and one second, to the next."""
     config = write_tiny_config(directory, model)
-    command = [sys.executable, "-m", "megarl.cli.main", "submit", config.name, *BIG, "--dry-run"]
+    return _print(directory, model, "submit", config.name, *BIG, "--dry-run")
+
+
+OF_AN_ABLATION = "ablation"
+ABLATION = """
+name = "clip"
+base = "tiny.toml"
+fragments = ["wide.toml"]
+seeds = [0, 1]
+warm_start = true
+[overrides]
+parallel = { tensor = 1, world_size = 1 }
+data.system_prompt = "it's $HOME"
+[[settings]]
+name = "plain"
+[[settings]]
+name = "narrow"
+fragments = ["narrow.toml"]
+"""
+
+
+def print_array(directory: Path, model: Path) -> str:
+    """Likewise `megarl ablate --slurm --dry-run`: settings with a fragment each, a shared warm start, two at a time."""
+    write_tiny_config(directory, model)
+    (directory / "clip.toml").write_text(ABLATION, encoding="utf-8")
+    (directory / "wide.toml").write_text("[objective]\nclip = { low = 1.0 }\n", encoding="utf-8")
+    (directory / "narrow.toml").write_text("[objective]\nclip = { high = 0.1 }\n", encoding="utf-8")
+    options = ["--slurm", "--dry-run", "--gpus-per-node", "0", "--at-once", "2", "--time", "2:00:00"]
+    return _print(directory, model, "ablate", "clip.toml", "train.steps=4", *options)
+
+
+def _print(directory: Path, model: Path, *arguments: str) -> str:
+    """A script that the command prints, without what differs from one machine, and one second, to the next."""
+    command = [sys.executable, "-m", "megarl.cli.main", *arguments]
     environment = os.environ | {"PATH": "/nonexistent", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=120, check=False
@@ -46,7 +80,7 @@ def print_script(directory: Path, model: Path) -> str:
     script = done.stdout
     for found, put in ((model, "/MODEL"), (directory, "/HERE"), (sys.prefix, "/PYTHON")):
         script = script.replace(str(found), put)
-    return re.sub(r"tiny-\d{8}T\d{6}Z", "tiny-TIME", script)
+    return re.sub(r"(tiny|clip-ablation)-\d{8}T\d{6}Z", r"\1-TIME", script)
 
 
 def main() -> None:
@@ -58,8 +92,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         model = make_tiny_model(Path(directory) / "model")
-        text = print_script(Path(directory), model)
-    (FOLDER / f"{OF_A_CONFIGURATION}.sbatch").write_text(text, encoding="utf-8")
+        texts = {
+            OF_A_CONFIGURATION: print_script(Path(directory), model),
+            OF_AN_ABLATION: print_array(Path(directory), model),
+        }
+    for name, text in texts.items():
+        (FOLDER / f"{name}.sbatch").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

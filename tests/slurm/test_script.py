@@ -10,7 +10,7 @@ import pytest
 from megarl.config.base import ConfigError
 from megarl.slurm.job import Cell
 from megarl.slurm.script import find_template, render_script
-from tests.slurm.golden import FOLDER, JOBS, OF_A_CONFIGURATION
+from tests.slurm.golden import FOLDER, JOBS, OF_A_CONFIGURATION, OF_AN_ABLATION
 from tests.slurm.jobs import CELLS, make_job
 
 
@@ -19,14 +19,14 @@ def test_scripts_are_as_kept(name: str) -> None:
     assert render_script(JOBS[name]) == (FOLDER / f"{name}.sbatch").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [*JOBS, OF_A_CONFIGURATION])
+@pytest.mark.parametrize("name", [*JOBS, OF_A_CONFIGURATION, OF_AN_ABLATION])
 def test_bash_reads_every_script(name: str) -> None:
     done = subprocess.run(["bash", "-n", FOLDER / f"{name}.sbatch"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck: apt-get install shellcheck")
-@pytest.mark.parametrize("name", [*JOBS, OF_A_CONFIGURATION])
+@pytest.mark.parametrize("name", [*JOBS, OF_A_CONFIGURATION, OF_AN_ABLATION])
 def test_shellcheck_finds_nothing(name: str) -> None:
     done = subprocess.run(["shellcheck", FOLDER / f"{name}.sbatch"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")

@@ -1,37 +1,5 @@
 // One response at a time: what picks it, its tokens, and the numbers of the one that is pointed at.
 
-/** Responses by step, then by prompt, in the order of sampling. */
-function groupResponses(responses) {
-  const steps = new Map();
-  for (const response of responses) {
-    if (!steps.has(response.step)) steps.set(response.step, new Map());
-    const prompts = steps.get(response.step);
-    if (!prompts.has(response.prompt)) prompts.set(response.prompt, []);
-    prompts.get(response.prompt).push(response);
-  }
-  return steps;
-}
-
-const byRun = data.runs.map((_, run) => groupResponses(data.responses.filter((response) => response.run === run)));
-const promptsOfRun = byRun.map((steps) => new Set([...steps.values()].flatMap((prompts) => [...prompts.keys()])));
-
-function fillSelect(select, entries, chosen) {
-  select.replaceChildren(...entries.map(([value, label, group]) => {
-    const option = element("option", "", label);
-    option.value = value;
-    option.selected = String(value) === String(chosen);
-    return group ? { option, group } : { option };
-  }).reduce((made, { option, group }) => {
-    if (!group) return [...made, option];
-    const last = made.at(-1);
-    if (last?.label === group) { last.append(option); return made; }
-    const box = element("optgroup");
-    box.label = group;
-    box.append(option);
-    return [...made, box];
-  }, []));
-}
-
 /** The position of the token that a pointer is at; undefined between them. */
 function tokenAt(event) {
   const index = event.target.closest("[role='option']")?.dataset.index;
@@ -100,11 +68,11 @@ class Pane {
     text.removeAttribute("aria-activedescendant");
     more.textContent = "";
     this.parts["prompt-text"].textContent = response ? data.prompts[response.prompt] : "";
-    heading.textContent = response ? this.title(response) : otherwise;
+    heading.textContent = response ? this.title(response).replace(/^s/, "S") : otherwise;
     facts.textContent = response ? this.describe(response) : "";
     text.hidden = response === null;
     if (response === null) return;
-    text.setAttribute("aria-label", `Tokens of ${this.title(response)}`);
+    text.setAttribute("aria-label", `Tokens of ${data.runs[response.run].name}, ${this.title(response)}`);
     text.setAttribute("aria-busy", "true");
     try {
       const tokens = await readTokens(response);
@@ -143,8 +111,7 @@ class Pane {
   }
 
   title(response) {
-    const run = data.runs.length > 1 ? `${data.runs[response.run].name}, ` : "";
-    return `${run}step ${response.step}, prompt ${response.prompt_index}, sample ${response.sample_index}`;
+    return `step ${response.step}, prompt ${response.prompt_index}, sample ${response.sample_index}`;
   }
 
   describe(response) {

@@ -44,12 +44,13 @@ function spoken(text, id, kind) {
   return visibleParts(text.trim() || text, false).map(([shown]) => shown).join("");
 }
 
-/** Six digits, without what says nothing; "inf" as the files' own tools write it. */
+/** Six digits, without zeros that say nothing; "inf" as the files' own tools write it. */
 function formatNumber(value) {
   if (value === undefined) return "–";
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "–" : value > 0 ? "inf" : "−inf";
-  const short = Number(value.toPrecision(6));
-  return (Object.is(short, -0) ? "0" : String(short)).replace("-", "−");
+  const small = value !== 0 && Math.abs(value) < 1e-3;
+  const text = small ? value.toExponential(5).replace(/\.?0*e/, "e") : String(Number(value.toPrecision(6)));
+  return (text === "-0" ? "0" : text).replaceAll("-", "−");
 }
 
 /** An element with a class and text. */
