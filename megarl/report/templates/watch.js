@@ -2,7 +2,7 @@
 // Follows a page that is served while it changes: asks for a new one, and loads it at the same place, with the same choices.
 (() => {
   const TAG = `"${document.currentScript.dataset.tag}"`;
-  const KEEP = "megarl-watch", ASK_MS = 2000, CALM_MS = 1000, RESTORE_MS = 5000;
+  const KEEP = "megarl-watch", ASK_MS = 2000, CALM_MS = 1000, SETTLE_MS = 1000, RESTORE_MS = 5000;
   let busy = 0;
   const storage = (work) => { try { return work(sessionStorage); } catch { return null; } };
 
@@ -83,18 +83,18 @@
     storage((store) => store.removeItem(KEEP));
     if (!kept) return;
     history.scrollRestoration = "manual";
-    const until = performance.now() + RESTORE_MS;
+    const began = performance.now();
     let open = kept.choices, touched = false, focus = kept.focus;
     for (const type of ["wheel", "pointerdown", "keydown", "touchstart"]) {
       addEventListener(type, (event) => { touched ||= event.isTrusted; }, { once: true, passive: true, capture: true });
     }
     (function again() {
       if (touched) return; // the reader goes on: nothing is moved or changed any more
-      const before = open.length;
       open = open.filter((one) => !choose(one));
       if (focus && find(focus)) { find(focus).focus({ preventScroll: true }); focus = null; }
       go(kept.place);
-      if (performance.now() < until && (open.length || before !== open.length || document.readyState !== "complete")) setTimeout(again, 50);
+      const passed = performance.now() - began, unfinished = open.length || document.readyState !== "complete";
+      if (passed < SETTLE_MS || (passed < RESTORE_MS && unfinished)) setTimeout(again, 50); // what comes late moves the rest
     })();
   }
 
