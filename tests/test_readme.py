@@ -36,6 +36,8 @@ case "$verb" in
   convert | eval) "{python}" -m megarl.cli.main "$verb" "$@" 2>&1 | grep -q "found nothing at"; exit $? ;;
   ablate) "{python}" -m megarl.cli.main ablate "$@" --dry-run 2>&1 | grep -q 'model.path ".*: no such'; exit $? ;;
   submit) "{python}" -m megarl.cli.main submit "$@" 2>&1 | grep -q 'model.path ".*: no such directory'; exit $? ;;
+  report) "{python}" -m megarl.cli.main report "$@" 2>&1 | grep -q "megarl report: .* does not exist"; exit $? ;;
+  top) "{python}" -m megarl.cli.main top "$@" 2>&1 | grep -q "is neither a run, a job nor an ablation"; exit $? ;;
   status) "{python}" -m megarl.cli.main status "$@" 2>&1 | grep -q "is neither a run, nor a job"; exit $? ;;
 esac
 "{python}" -m megarl.cli.main "$verb" "$@"

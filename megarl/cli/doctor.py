@@ -42,7 +42,7 @@ from megarl.cli.paths import resolve_model_path
 from megarl.cli.preflight import check_files
 from megarl.cli.probes import ProbeChain
 from megarl.cli.stack import deciding_versions, find_costs
-from megarl.cli.train_checks import find_train_problems
+from megarl.cli.train_checks import find_environment_problems, find_train_problems
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config, source_files
 from megarl.config.preflight import weight_files
@@ -90,7 +90,7 @@ def check_config(path: Path, overrides: Sequence[str]) -> tuple[RunConfig | None
         config = load_config(path, overrides)
         found = " + ".join(map(str, [path, *source_files(overrides)]))
         findings = [Finding(name="configuration", level="ok", found=found), *_warnings(config)]
-        check_files(config, find_train_problems(config), versions=False)
+        check_files(config, [*find_train_problems(config), *find_environment_problems(config)], versions=False)
         said = "model directory, layout, context length and data path fit"
         return config, [*findings, Finding(name="files", level="ok", found=said)]
     except ConfigError as error:

@@ -1,4 +1,7 @@
-"""Verbs that look and start nothing: show, plan, doctor, theory, report. What they run is imported when they do."""
+"""Verbs that look and start nothing: show, plan, doctor, theory, report, top.
+
+What they run is imported when they do.
+"""
 
 import json
 from enum import StrEnum
@@ -150,6 +153,14 @@ def report(
     width: Annotated[
         FigureWidth, typer.Option("--width", help="Of --figure: one column (3.25 in) or both (6.75 in); text of 8 pt.")
     ] = FigureWidth.single,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Serve the page on this machine alone, and build it again as runs go on."),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Of --watch; default: 8642, or any free one where that is taken."),
+    ] = None,
 ) -> None:
     """Draw the page of a run anew, and say how it stands: running, finished, failed, killed; or compare several runs.
 
@@ -158,6 +169,14 @@ def report(
     """
     from megarl.cli.report import export_figure, print_figure_names, run_report
 
+    if port is not None and not watch:
+        raise ConfigError("megarl report: --port is of --watch; expected --watch with it")
+    if watch:
+        if output or figures or figure or file_format:
+            raise ConfigError("megarl report: --watch serves the page and writes none; expected no option but --port")
+        from megarl.cli.report_watch import run_watch
+
+        raise typer.Exit(run_watch(runs, port=port))
     if figures:
         print_figure_names(runs)
     elif figure is not None:
@@ -168,3 +187,21 @@ def report(
         raise ConfigError("megarl report: --format is of --figure; expected --figure NAME with it")
     else:
         raise typer.Exit(run_report(runs, output=output))
+
+
+def top(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Directory of a run, an ablation, a job, or a cell of a sweep.")
+    ],
+    once: Annotated[
+        bool, typer.Option("--once", help="Print it once and end; so too where standard output is no terminal.")
+    ] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.5, help="Between two looks at the files.")] = 2.0,
+) -> None:
+    """Show runs as they go on: progress, curves, phases, what every process does and what is stuck; a table of several.
+
+    It reads the run directory alone, so it works in any shell that sees it. q or Ctrl-C ends it, not the run.
+    """
+    from megarl.cli.top import run_top
+
+    raise typer.Exit(run_top(runs, once=once, every_s=every))

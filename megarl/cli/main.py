@@ -16,7 +16,7 @@ from megarl.cli.ablation_verb import ablate
 from megarl.cli.convert_verb import convert
 from megarl.cli.evaluation_verb import evaluate
 from megarl.cli.job_verbs import status, submit
-from megarl.cli.looking_verbs import doctor, plan, report, show, theory
+from megarl.cli.looking_verbs import doctor, plan, report, show, theory, top
 from megarl.cli.run_again import Given, RunAgain, start_again
 from megarl.cli.training_verbs import sft, train
 from megarl.config.base import ConfigError
@@ -86,8 +86,15 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "megarl report runs/latest",
         "megarl report runs/low0.2-* runs/low0.3-* -o comparison.html",
         "megarl report runs/clip-ablation-20261121T205700Z",
+        "megarl report runs/latest --watch   (in a browser, as the run goes on)",
         "megarl report runs/latest --figures",
         "megarl report runs/latest --figure entropy -o entropy.pdf --width double",
+    ),
+    top: (
+        "megarl top runs/latest",
+        "megarl top runs/quickstart-train-20261121T205700Z runs/clip-higher-train-20261121T220100Z",
+        "megarl top runs/clip-ablation-20261129T010000Z --every 5",
+        "megarl top runs/latest --once   (for a log)",
     ),
     submit: (
         "megarl submit configs/papers/dapo-qwen2.5-32b-16nodes.toml --time 24:00:00 --partition gpu --account lab",

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory, Cell, CellFacts, is_ablation
-from megarl.checkpoint.run_checkpoint import newest_checkpoint
 from megarl.cli.ablation_jobs import find_jobs
 from megarl.cli.paths import shown_path
+from megarl.cli.run_facts import describe_restarts, find_saved
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
 from megarl.slurm.attempts import Attempt
@@ -15,7 +15,6 @@ from megarl.slurm.job_directory import JobDirectory, RunOfJob, find_job
 from megarl.slurm.queue import Queued, find_queued, has_slurm
 from megarl.slurm.times import format_seconds
 from megarl.telemetry.heartbeat import read_heartbeat
-from megarl.telemetry.restarts import read_failures
 from megarl.telemetry.run_directory import RunDirectory
 
 _GOES_ON = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
@@ -121,30 +120,15 @@ def _describe_run(run: RunDirectory, *, over: bool = False) -> tuple[list[str], 
     lines = [
         f"run        {shown_path(run.path)}",
         f"step       {run.read_state().step} of {steps}, {status}" + (f": {message}" if message else ""),
-        *_describe_restarts(run),
+        *(
+            f"{'' if number else 'restarts':<11}{line}"
+            for number, line in enumerate(describe_restarts(run.restarts_path))
+        ),
         f"heartbeat  {_describe_heartbeat(run)}",
     ]
-    saved = newest_checkpoint(run.checkpoints)
-    if saved is None:
-        lines.append("checkpoint none")
-    else:
-        age = format_seconds(time.time() - saved.path.stat().st_mtime)
-        lines.append(f"checkpoint step {saved.step}, {age} ago")
+    saved = find_saved(run, warn=True)
+    lines.append(f"checkpoint {saved.describe(now_s=time.time()) if saved else 'none'}")
     return lines, status in ("running", "finished", "interrupted")
-
-
-def _describe_restarts(run: RunDirectory) -> list[str]:
-    """Failures after which it went on by itself, or did not."""
-    try:
-        failures = read_failures(run.restarts_path)
-    except ValueError as error:
-        return [f"restarts   {error}"]
-    lines = []
-    for failure in failures:
-        when = format_seconds(time.time() - failure.at_s)
-        first = failure.text.partition("\n")[0]
-        lines.append(f"{when} ago: failed after step {failure.step}: {first}; {failure.verdict}")
-    return [f"{'' if number else 'restarts':<11}{line}" for number, line in enumerate(lines)]
 
 
 def _describe_heartbeat(run: RunDirectory) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,9 +16,9 @@ from megarl.cli.paths import resolve_model_path, shown_path
 from megarl.cli.resume import Resumed
 from megarl.cli.session import Session, run_session
 from megarl.cli.start_weights import find_start, pin_start
+from megarl.cli.train_checks import find_environment_problems
 from megarl.config.base import ConfigError
 from megarl.config.changes import allows_any
-from megarl.config.cluster import find_allocator_problem
 from megarl.config.run import RunConfig
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.loop import train
@@ -57,8 +56,8 @@ def run_train(
     start = None if reached else find_start(config)
     config = pin_start(config, start)
     check_reward(config.reward)
-    if config.cluster.colocate and (problem := find_allocator_problem(os.environ)):
-        raise ConfigError(problem)
+    if problems := list(find_environment_problems(config)):
+        raise ConfigError("\n".join(problems), problems)
     if not is_done:
         config.checkpoint.check_end(time.time())
     model = load_model_inputs(config)

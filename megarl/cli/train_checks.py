@@ -1,9 +1,11 @@
-"""What `train` alone checks of a run's files, beside what all verbs do; listings and small files only."""
+"""What `train` alone checks, beside what all verbs do: of files, listings and small ones only; and the environment."""
 
+import os
 from collections.abc import Iterator
 
 from megarl.cli.start_weights import find_start_problems
 from megarl.config.base import ConfigError
+from megarl.config.cluster import find_allocator_problem
 from megarl.config.data_files import find_data_files
 from megarl.config.evaluation import BenchmarkFile, name_benchmark
 from megarl.config.run import RunConfig
@@ -15,6 +17,12 @@ def find_train_problems(config: RunConfig, *, begins: bool = True) -> Iterator[s
         yield from find_start_problems(config)
     if config.eval.every_steps:
         yield from find_benchmark_problems(config)
+
+
+def find_environment_problems(config: RunConfig) -> Iterator[str]:
+    """Of this process's environment, which its workers get too."""
+    if config.cluster.colocate and (problem := find_allocator_problem(os.environ)):
+        yield problem
 
 
 def find_benchmark_problems(config: RunConfig) -> Iterator[str]:

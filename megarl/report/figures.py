@@ -29,19 +29,20 @@ class RunFigures:
     """For a person: charts that could not be drawn, files that could not be read."""
 
 
-def write_run_figures(run_dir: Path | str, *, page: Path | None = None) -> RunFigures:
+def write_run_figures(run_dir: Path | str, *, page: Path | None = None, pictures: bool = True) -> RunFigures:
     """Make figures/<figure>.png, figures/overview.png and report.html of a run; existing ones are replaced.
 
     Of any run, however it ended: figures whose metrics the run did not log are left out, and so is what cannot be drawn
     or read, which the page and the result say. ValueError when `run_dir` is no run directory.
 
-    page: where the page goes instead of RUN/report.html.
+    page: where the page goes instead of RUN/report.html. pictures: False writes the page alone.
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
     data = read_run(run)
     problems, target = Problems(), page or run.report_path
     sections = run_sections(data, problems)
-    written = _write_pictures([figure for section in sections for figure in section.figures], run.figures, problems)
+    drawn = [figure for section in sections for figure in section.figures]
+    written = _write_pictures(drawn, run.figures, problems) if pictures else []
     plots, numbers = draw_sections(sections, problems)
     tokens, tokens_problem = None, None
     with problems.tolerate("the tokens"):

@@ -12,7 +12,7 @@ def describe_phases(processes: Iterable[ProcessBeat]) -> str:
     for beat in processes:
         together.setdefault((beat.role, beat.phase), []).append(beat)
     return "; ".join(
-        f"{role} {_ranks([beat.rank for beat in beats])}: {phase} for {max(beat.for_s for beat in beats):.0f} s"
+        f"{role} {describe_ranks([beat.rank for beat in beats])}: {phase} for {max(beat.for_s for beat in beats):.0f} s"
         for (role, phase), beats in together.items()
     )
 
@@ -44,7 +44,7 @@ def phase_table(processes: Sequence[ProcessBeat]) -> list[str]:
     ]
 
 
-def _ranks(ranks: Iterable[int]) -> str:
+def describe_ranks(ranks: Iterable[int]) -> str:
     """Stretches of ascending numbers: "0 to 3, 7"."""
     stretches = [
         [rank for _, rank in stretch]

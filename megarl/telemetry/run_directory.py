@@ -64,6 +64,11 @@ class RunState:
     goes_on_s: float | None = None
     """Of one that failed and whose process goes on with it by itself: when, since 1970."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it says itself that it has ended."""
+        return self.status != "running" and self.goes_on_s is None
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -231,14 +236,9 @@ class RunDirectory:
         """(the run's status as it is now, why). state.json alone would say "running" of a run that was killed, and
         "failed" of one that is about to go on."""
         state = self.read_state()
-        if state.status != "running" and state.goes_on_s is None:
+        if state.is_over:
             return state.status, state.message
-        judged = judge_running(self.driver(), age_s=time.time() - self.state_path.stat().st_mtime)
-        if state.goes_on_s is None:
-            return judged
-        if judged[0] != "running":
-            return state.status, state.message
-        return "running", f"it goes on at {datetime.fromtimestamp(state.goes_on_s):%H:%M:%S} after: {state.message}"
+        return judge_state(state, self.driver(), age_s=time.time() - self.state_path.stat().st_mtime)
 
     def driver(self) -> ProcessMark | None:
         """The process that drives the run, or drove it last; None where state.json does not say."""
@@ -289,6 +289,18 @@ class RunDirectory:
         for number, fragment in enumerate(fragments, start=1):
             name = f"config.source.{number}-{fragment.name}"
             write_text_atomically(self.path / name, fragment.read_text(encoding="utf-8"))
+
+
+def judge_state(state: RunState, driver: ProcessMark | None, *, age_s: float) -> tuple[Standing, str | None]:
+    """`RunDirectory.standing` of what state.json holds; age_s: since that was last touched."""
+    if state.is_over:
+        return state.status, state.message
+    judged = judge_running(driver, age_s=age_s)
+    if state.goes_on_s is None:
+        return judged
+    if judged[0] != "running":
+        return state.status, state.message
+    return "running", f"it goes on at {datetime.fromtimestamp(state.goes_on_s):%H:%M:%S} after: {state.message}"
 
 
 def judge_running(mark: ProcessMark | None, *, age_s: float) -> tuple[Standing, str | None]:

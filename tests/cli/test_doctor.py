@@ -406,6 +406,24 @@ def test_what_train_accepts_passes(tmp_path: Path, tiny_model_dir: Path, monkeyp
     assert found["sft data"].found == "16 answers to train on"
 
 
+def test_an_allocator_that_shared_gpus_refuse_is_refused_in_trains_words(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megarl.cli.train import run_train
+
+    monkeypatch.chdir(tmp_path)
+    path = write_tiny_config(tmp_path, tiny_model_dir)
+    overrides = ["cluster.colocate=true", "cluster.gpus_per_node=2"]
+    assert "failure" not in levels(check_config(path, overrides)[1]).values()
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    with pytest.raises(ConfigError) as refused:
+        run_train(load_config(path, overrides), sources=[path])
+    (failure,) = [finding for finding in check_config(path, overrides)[1] if finding.level == "failure"]
+    assert f"{failure.found}; {failure.action}" == str(refused.value)
+    assert failure.found.startswith("PYTORCH_CUDA_ALLOC_CONF has expandable_segments on")
+    assert "failure" not in levels(check_config(path, ["cluster.colocate=false"])[1]).values()
+
+
 def test_data_that_takes_longer_than_doctor_waits(tmp_path: Path, tiny_model_dir: Path) -> None:
     config = load_config(write_tiny_config(tmp_path, tiny_model_dir), ["sft=false"])
     stops = '{"problems": [], "stops": [], "untold": null, "date": null}'

@@ -210,7 +210,7 @@ def test_sft_needs_its_section(tmp_path: Path) -> None:
     assert "sft: missing" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["train", "sft", "show", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "sft", "show", "doctor", "report", "top"])
 def test_help_has_examples(verb: str) -> None:
     done = run_megarl(verb, "--help")
     assert done.returncode == 0
