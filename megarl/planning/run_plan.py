@@ -9,10 +9,9 @@ from megarl.planning.engine_memory import GIB, RolloutMemory, find_engine, rollo
 from megarl.planning.fit import Fit, find_fit
 from megarl.planning.nodes import PlacedRun
 from megarl.planning.policy_memory import PolicyMemory, policy_setup, stages_memory
-from megarl.planning.transfer import Publication, plan_publication
+from megarl.planning.transfer import Publication, plan_publication, sending_bytes
 from megarl.planning.turns import ASLEEP_BYTES, OF_ENGINES, SharedMemory, plan_shared
 from megarl.planning.updates import Updates, plan_updates
-from megarl.reshard.plan import NUM_SLOTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +92,7 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
         bucket_bytes=publish.bucket_mib << 20,
         shared_memory=publish.transport == "shared_memory",
     )
-    kept = NUM_SLOTS * (publish.bucket_mib << 20)
+    kept = sending_bytes(publish)
     kept += publication.sent_max_bytes if publish.delta else 0
     limit = int(gpu_memory_gib * GIB)
     policy = stages_memory(policy_setup(config, shape, publication=kept))

@@ -27,7 +27,7 @@ r"""Weights from Megatron's shards to vLLM's shards, without a tensor ever being
               mapped: nowhere, the worker sees the parameters
     message   a sealed header by the wire: version, size,  -------->   reads the header; refuses what is not sealed
               checksums                                                inlet      network: received (and decoded) into
-                                                                       staging memory. shared_memory: is there (staging).
+                                                                       staging memory. shared_memory: it is there.
                                                                        mapped: packed once more, by the worker
                                                                        compares checksums; hands on to other workers
     sender    rank 0 waits for taken/n-r of all workers    <--------   puts taken/n-r

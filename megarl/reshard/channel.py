@@ -2,8 +2,8 @@
 
 Headers always travel by the wire (wire.py), in the order of all peers, and name and seal what they announce; how the
 elements themselves come is the channel's: over the wire (network.py), packed straight into the worker's memory
-(shared_memory.py), or not before they are installed, out of the policy's own parameters (mapped.py). Sender and receiver
-know these ends only. A channel is a module with an outlet and an inlet, and a case in channels.py.
+(shared_memory.py), or not before they are installed, out of the policy's own parameters (mapped.py). Sender and
+receiver know these ends only. A channel is a module with an outlet and an inlet, and a case in channels.py.
 """
 
 from collections.abc import Mapping

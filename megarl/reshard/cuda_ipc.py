@@ -54,8 +54,8 @@ def import_cuda(exported: dict[str, Any], dtype: torch.dtype, *, on: torch.devic
     indexes = [index for index in range(torch.cuda.device_count()) if _device_id(index) == exported["uuid"]]
     if not indexes:
         raise TransportError(
-            "a peer's GPU is not visible to this process: CUDA IPC needs both GPUs in CUDA_VISIBLE_DEVICES of both; set "
-            'rollout.publish.staging = "host"'
+            "a peer's GPU is not visible to this process: CUDA IPC needs both GPUs in CUDA_VISIBLE_DEVICES of both; "
+            'set rollout.publish.staging = "host"'
         )
     fields = decode_handle(exported["handle"], dtype, device=indexes[0])
     if on is not None:

@@ -5,10 +5,11 @@
                 worker packs the same places out of the policy's parameters, compares, and lets them go
     a verdict   the worker copies out of the policy's parameters into its own, with nothing in between
 
-Invariants: beside the policy's weights and the engine's there is no copy larger than a message. What was checked is what
-is installed, because a policy that has given way changes no weight before every engine sleeps again
-(controller/turns.py, policy/worker.py). A worker opens the memory of any GPU of the node as its own GPU's, as NCCL does:
-its GPU does the copying, over NVLink where the memory is another's, and nothing of CUDA's is made on that other GPU.
+Invariants: beside the policy's weights and the engine's there is no copy larger than a message. What was checked is
+what is installed, because a policy that has given way changes no weight before every engine sleeps again
+(controller/turns.py, policy/worker.py). A worker opens the memory of any GPU of the node as its own GPU's, as NCCL
+does: its GPU does the copying, over NVLink where the memory is another's, and nothing of CUDA's is made on that other
+GPU.
 
 Never run on a GPU: the tests have files in the place of CUDA IPC, and everything else of it.
 """

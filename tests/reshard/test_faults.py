@@ -141,7 +141,9 @@ def test_a_flipped_bit(setting: Setting, victim: int) -> None:
     session is over, and a new one works."""
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
-        answers = publish_with_fault(processes, setting, victim=victim, action="change" if setting is MAPPED else "flip")
+        answers = publish_with_fault(
+            processes, setting, victim=victim, action="change" if setting is MAPPED else "flip"
+        )
         check_failures(answers, setting, within_s=AT_ONCE_S)
         for answer in answers.values():
             assert f"arrived changed from {NAMES[victim]}, by its checksum" in answer.error
