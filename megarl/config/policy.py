@@ -89,9 +89,11 @@ class PolicyConfig(Config):
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
     recompute: Annotated[Literal["none", "selective", "full"], MayChange("rounding")] = "none"
     """Activation recomputation: nothing, the core attention, or every layer."""
-    head: Annotated[Literal["logits", "fused"], MayChange("rounding")] = "logits"
+    head: Annotated[Literal["auto", "logits", "fused"], MayChange("rounding")] = "logits"
     """Output head: logits of a micro-batch's response tokens at once (fastest), or fused with the loss so that
-    [tokens, vocabulary] never exists (least memory, one more matrix product)."""
+    [tokens, vocabulary] never exists (least memory, one more matrix product). auto: logits where they fit the GPUs of
+    the machine that starts the run, by the arithmetic of `megarl plan`, and without GPUs; else fused. Decided once: the
+    run's own config.toml names it."""
     backend: Annotated[Literal["auto", "nccl", "gloo"], MayChange("rounding")] = "auto"
     """torch.distributed backend of the policy's ranks. auto: nccl on GPUs, gloo without. gloo on GPUs is for ranks that
     must share one, which nccl refuses: every collective then goes through host memory (a reduce-scatter as a whole

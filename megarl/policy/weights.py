@@ -52,6 +52,8 @@ def build_chunks(
 ) -> list[PolicyModel]:
     """The rank's part of the model with the checkpoint's weights: a chunk for each range of `layout.layers`."""
     megatron = build_transformer_config(shape, model=config.model, parallel=config.parallel, policy=config.policy)
+    if config.policy.head == "auto":
+        raise ValueError('policy.head is "auto": whoever starts the ranks decides it first (planning.head)')
     fused = config.policy.head == "fused"
     chunks = [
         PolicyModel(megatron, shape, layout=layout, chunk=chunk, fused_head=fused).to(device)
