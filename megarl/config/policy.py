@@ -87,6 +87,13 @@ class PolicyConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed_optimizer: Annotated[bool, MayChange("rounding")] = True
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
+    overlap: Annotated[Literal["auto", "off", "gradients", "all"], MayChange("rounding")] = "auto"
+    """What data-parallel ranks tell each other beside computing: gradients are reduced bucket by bucket while backward
+    goes on; with "all", weights too are gathered while the next forward goes on, which needs the distributed optimizer.
+    auto: gradients, between several ranks over nccl; else off. Never run on a GPU."""
+    bucket_elements: Annotated[int | None, MayChange("rounding")] = Field(None, ge=1)
+    """With overlap: a bucket is closed when it has as many elements. Absent: Megatron's own, 40 million, or a million
+    for each data-parallel rank where that is more."""
     recompute: Annotated[Literal["none", "selective", "full"], MayChange("rounding")] = "none"
     """Activation recomputation: nothing, the core attention, or every layer."""
     head: Annotated[Literal["auto", "logits", "fused"], MayChange("rounding")] = "logits"
@@ -111,3 +118,13 @@ class PolicyConfig(Config):
     export) hangs: the run ends with its name."""
     megatron_overrides: dict[str, Any] = {}
     """Fields of Megatron-core's TransformerConfig to set verbatim; unknown names are an error."""
+
+    def overlap_of(self, *, data_ranks: int, nccl: bool) -> Literal["off", "gradients", "all"]:
+        """What `overlap` means for so many data-parallel ranks, over nccl or not."""
+        if self.overlap != "auto":
+            return self.overlap
+        return "gradients" if nccl and data_ranks > 1 else "off"
+
+    def bucket_of(self, *, data_ranks: int) -> int:
+        """Elements at which a bucket is closed, where something overlaps."""
+        return self.bucket_elements or max(40_000_000, 1_000_000 * data_ranks)

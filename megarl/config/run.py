@@ -227,6 +227,17 @@ def _check_transport(config: RunConfig) -> Iterator[str]:
         )
 
 
+def _check_overlap(config: RunConfig) -> Iterator[str]:
+    policy = config.policy
+    if policy.overlap == "all" and not policy.distributed_optimizer:
+        yield (
+            'policy.overlap "all" gathers the weights that the distributed optimizer has split, and '
+            'policy.distributed_optimizer is false; set it to true, or overlap to "gradients"'
+        )
+    if policy.overlap == "off" and policy.bucket_elements is not None:
+        yield 'policy.bucket_elements cuts what overlaps, and policy.overlap is "off"; leave it out'
+
+
 def _check_optimizers(config: RunConfig) -> Iterator[str]:
     train, sft = config.train, config.sft
     per_step = train.responses_per_step / train.mini_batch_responses
@@ -354,6 +365,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_gpus,
     _check_colocation,
     _check_transport,
+    _check_overlap,
     _check_optimizers,
     _check_overlong,
     _check_truncation,

@@ -4,6 +4,7 @@ Every rank of a replica runs every method, in the same order; results come back 
 pipeline stage, first tensor rank) and are None elsewhere.
 """
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from megarl.objective.accounting import collect_token_sums
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.batches import BatchShard, MiniBatch
+from megarl.parallel.device import collective_backend
 from megarl.parallel.grid import RankGrid
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
@@ -38,6 +40,7 @@ from megarl.policy.optimizer import (
     gradient_buffers,
     learning_rate,
     set_learning_rate,
+    settle_weights,
     wrap_data_parallel,
 )
 from megarl.policy.passes import Passes
@@ -57,6 +60,8 @@ from megarl.policy.weights import (
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
+
+_log = logging.getLogger(__name__)
 
 
 class MegatronWorker:
@@ -86,9 +91,23 @@ class MegatronWorker:
         for chunk in self._reference or ():
             chunk.requires_grad_(False).eval()
         distributed = config.policy.distributed_optimizer
-        self._ddp = wrap_data_parallel(self._chunks, distributed_optimizer=distributed)
+        nccl = collective_backend(config.policy.backend) == "nccl"
+        overlap = config.policy.overlap_of(data_ranks=self._grid.data, nccl=nccl)
+        if place.rank == 0:
+            _log.info("overlap of the data-parallel ranks (policy.overlap %s): %s", config.policy.overlap, overlap)
+        self._ddp = wrap_data_parallel(
+            self._chunks,
+            distributed_optimizer=distributed,
+            overlap=overlap,
+            bucket_elements=config.policy.bucket_elements,
+        )
         self._optimizer = build_optimizer(
-            self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
+            self._ddp,
+            config=optimizer,
+            dtype=self._dtype,
+            distributed_optimizer=distributed,
+            overlap=overlap,
+            fused=self._device.type == "cuda",
         )
         self._state = RankState(
             self._chunks,
@@ -257,6 +276,7 @@ class MegatronWorker:
         self._check_here("renew the reference")
         if self._reference is None:
             raise RuntimeError("reset_reference: the objective has no KL, so there is no reference to renew")
+        settle_weights(self._ddp)
         for reference, chunk in zip(self._reference, self._chunks, strict=True):
             reference.load_state_dict(chunk.state_dict())
         forget_moments(self._optimizer)
@@ -266,6 +286,7 @@ class MegatronWorker:
 
         Raises CheckpointError where there is no host memory for the copy: nothing is being written then.
         """
+        settle_weights(self._ddp)
         self._saver.stage(self._state.saved(), Path(directory))
         return StagedNumbers(updates=self._updates, optimizer_step=self._state.optimizer_step)
 
@@ -313,6 +334,7 @@ class MegatronWorker:
         """Send the current weights to all engines as `version`; the report is of this rank's part."""
         if self._sender is None:
             raise RuntimeError("publish_weights before join_session")
+        settle_weights(self._ddp)
         return self._sender.publish(version)
 
     def _leave_session(self) -> None:
@@ -322,6 +344,7 @@ class MegatronWorker:
 
     def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint: rank 0 writes what the first replica holds."""
+        settle_weights(self._ddp)
         if self._grid.position(self._place.rank).data != 0:
             return
         plan = plan_export(self._shape, grid=self._grid, bucket_bytes=_EXPORT_BUCKET_BYTES, dtype=self._dtype)

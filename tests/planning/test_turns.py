@@ -8,7 +8,6 @@ from megarl.cli.plan import make_plan
 from megarl.cli.plan_config import PlanOptions, load_planned
 from megarl.models.families import read_model_shape
 from megarl.planning.engine_memory import GIB
-from megarl.planning.policy_memory import PolicyMemory
 from megarl.planning.run_plan import RunPlan
 from megarl.planning.transfer import CHECK_BYTES
 from megarl.planning.turns import SharedMemory, choose_moved, largest_layer
@@ -168,21 +167,6 @@ def test_a_layout_that_leaves_engines_no_place_is_not_advised() -> None:
 
 def test_without_turns_there_are_none() -> None:
     assert plan_of("qwen2.5-7b", gpus=8, tensor=2).shared is None
-
-
-def test_the_optimizers_step_counts_where_it_takes_more_than_is_gone() -> None:
-    """torch's AdamW holds the root of all second moments at once, 4 bytes an element of the rank's share."""
-
-    def gone_and_working(memory: PolicyMemory) -> int:
-        return memory.activations + memory.logits + memory.working
-
-    short = ("rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8", "policy.tokens_per_micro_batch=16")
-    alone = plan_of("qwen2.5-7b", *short, gpus=1).worst
-    assert alone.optimizer == 12 * (alone.gradients // 4)
-    assert gone_and_working(alone) == alone.optimizer // 3
-    # Activations of sequences that are not so short take more than an eighth of that.
-    eighth = plan_of("qwen2.5-7b", gpus=8).worst
-    assert gone_and_working(eighth) > 2 * eighth.optimizer // 3
 
 
 def test_as_json() -> None:
