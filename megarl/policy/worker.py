@@ -27,12 +27,13 @@ from megarl.models.families import read_model_shape
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
+from megarl.parallel.attention_choice import use_attention
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.device import collective_backend
 from megarl.parallel.grid import RankGrid
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
-from megarl.policy.model import DTYPES, PolicyModel
+from megarl.policy.model import DTYPES, PolicyModel, uses_transformer_engine
 from megarl.policy.offload import Offload
 from megarl.policy.optimizer import (
     build_optimizer,
@@ -84,6 +85,7 @@ class MegatronWorker:
         self._shape = read_model_shape(Path(config.model.path))
         self._layout = rank_layout(self._shape, grid=self._grid, rank=place.rank)
         self._dtype = DTYPES[config.model.dtype]
+        attention = self._attention()
         self._optimizer_config, self._total_updates, self._updates = optimizer, total_updates, 0
         self._lr = optimizer.lr
         self._chunks = self._build_chunks()
@@ -94,6 +96,7 @@ class MegatronWorker:
         nccl = collective_backend(config.policy.backend) == "nccl"
         overlap = config.policy.overlap_of(data_ranks=self._grid.data, nccl=nccl)
         if place.rank == 0:
+            _log.info("attention: %s", attention)
             _log.info("overlap of the data-parallel ranks (policy.overlap %s): %s", config.policy.overlap, overlap)
         self._ddp = wrap_data_parallel(
             self._chunks,
@@ -132,6 +135,12 @@ class MegatronWorker:
         self._differentiated: tuple[TokenParts, MiniBatch] | None = None
         self._store: Any = None
         self._sender: WeightSender | None = None
+
+    def _attention(self) -> str:
+        """Have this process use the best kernels there are; which."""
+        if uses_transformer_engine():
+            return "Transformer Engine's, which chooses among FlashAttention and cuDNN"
+        return use_attention(self._dtype, self._device, wanted=self._config.policy.attention)
 
     def _build_chunks(self) -> list[PolicyModel]:
         return build_chunks(self._config, shape=self._shape, layout=self._layout, device=self._device)

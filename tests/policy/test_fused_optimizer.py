@@ -44,7 +44,7 @@ def test_it_is_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_its_counts_can_be_read_set_and_forgotten() -> None:
-    weights, optimizer = stepped(fused=True)
+    _, optimizer = stepped(fused=True)
     inner = optimizer.optimizer
     (main, _) = (group["params"][0] for group in inner.param_groups)
     moments = Moments(inner, main)

@@ -102,7 +102,7 @@ def test_the_engine_has_what_is_asked_of_it(found: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("found", VERSIONS, ids=by_version)
 def test_an_engine_sleeps_and_wakes_by_these_words(found: dict[str, Any]) -> None:
-    """Level and tags are given by position; a tag that vLLM does not know wakes nothing, and says so in its log only."""
+    """Level and tags go by position; a tag that vLLM does not know wakes nothing, and only its log says so."""
     (tree,) = [tree for path, tree in rollout_sources() if path.name == "sleeping.py"]
     (level,) = [
         node.value.value
