@@ -11,6 +11,9 @@ what is installed, because a policy that has given way changes no weight before 
 does: its GPU does the copying, over NVLink where the memory is another's, and nothing of CUDA's is made on that other
 GPU.
 
+Holders of a block share its readers evenly (fanout.py), so that a worker reads from the rank on its own GPU where ranks
+and workers lie in one order, as much as that rank has for it.
+
 Never run on a GPU: the tests have files in the place of CUDA IPC, and everything else of it.
 """
 
