@@ -26,7 +26,10 @@ def stand_in() -> None:
 
 
 def make_parameters(entries: Iterable[ParameterEntry]) -> dict[str, Tensor]:
-    """float32 parameters, every second one in the second file, each behind the one before."""
+    """float32 parameters, every second one in the second file, each behind the one before. Those of an earlier session
+    cannot be opened any more."""
+    while _files:
+        _files.popitem()[1].close()
     parameters: dict[str, Tensor] = {}
     for first in (0, 1):
         mine = [*entries][first::2]
