@@ -315,6 +315,7 @@ class MegatronWorker:
         CheckpointError, naming file and tensor, where it is not of this model or damaged.
         """
         self._check_here("read a checkpoint")
+        settle_weights(self._ddp)  # nothing that is still gathered may come over what is read
         manifest = RunCheckpoint.open(Path(directory)).manifest
         check_model(manifest, self._shape, directory)
         with open_dist_checkpoint(directory, verify=True) as checkpoint:
