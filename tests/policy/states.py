@@ -12,8 +12,8 @@ from torch import Tensor
 from megarl.checkpoint.manifest import Manifest, describe_config
 from megarl.checkpoint.run_checkpoint import PendingCheckpoint
 from megarl.config.run import RunConfig
-from megarl.policy.state import RankState
 from megarl.policy.optimizer import settle_weights
+from megarl.policy.state import RankState
 from megarl.policy.worker import MegatronWorker
 from megarl.runtime.saving import Saving, merge_written, numbers_of, outcome
 
