@@ -87,9 +87,6 @@ class PolicyConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed_optimizer: Annotated[bool, MayChange("rounding")] = True
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
-    attention: Annotated[Literal["auto", "torch"], MayChange("rounding")] = "auto"
-    """Kernels of attention on GPUs without Transformer Engine, in bfloat16. auto: FlashAttention 3 where its package is
-    installed, on a Hopper GPU (4 on Blackwell); else torch's own, as "torch" says. The policy's log names them."""
     overlap: Annotated[Literal["auto", "off", "gradients", "all"], MayChange("rounding")] = "auto"
     """What data-parallel ranks tell each other beside computing: gradients are reduced bucket by bucket while backward
     goes on; with "all", weights too are gathered while the next forward goes on, which needs the distributed optimizer.

@@ -12,7 +12,6 @@ to say; FlashAttention 3 and 4 have never run here.
 import importlib.util
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -39,26 +38,25 @@ def choose_attention(
     major: int | None,
     known: Collection[str],
     installed: Callable[[str], bool],
-    wanted: Literal["auto", "torch"] = "auto",
 ) -> AttentionKernels:
     """major: of the GPU's compute capability, None without a GPU. known: implementations that torch can take.
     installed: whether there is a package of that name."""
     if major is None or dtype not in FLASH_DTYPES:
         return AttentionKernels("batched products and scaled_dot_product_attention (parallel.packed_attention)")
     implementation, package = _BY_CAPABILITY.get(major, ("", ""))
-    if wanted == "auto" and implementation in known and installed(package):
+    if implementation in known and installed(package):
         number = implementation.removeprefix("FA")
         return AttentionKernels(f"FlashAttention {number} ({package}) by torch's variable-length call", implementation)
     return AttentionKernels("torch's own variable-length flash attention")
 
 
-def use_attention(dtype: torch.dtype, device: torch.device, *, wanted: Literal["auto", "torch"]) -> str:
+def use_attention(dtype: torch.dtype, device: torch.device) -> str:
     """Choose for this process, and have torch take what was chosen; returns what to say of it.
 
     A package that torch does not get on with is said, and torch's own kernels stay.
     """
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
-    chosen = choose_attention(dtype, major=major, known=known_implementations(), installed=_installed, wanted=wanted)
+    chosen = choose_attention(dtype, major=major, known=known_implementations(), installed=_installed)
     if chosen.implementation is None:
         return chosen.name
     try:

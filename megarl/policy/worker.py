@@ -140,7 +140,7 @@ class MegatronWorker:
         """Have this process use the best kernels there are; which."""
         if uses_transformer_engine():
             return "Transformer Engine's, which chooses among FlashAttention and cuDNN"
-        return use_attention(self._dtype, self._device, wanted=self._config.policy.attention)
+        return use_attention(self._dtype, self._device)
 
     def _build_chunks(self) -> list[PolicyModel]:
         return build_chunks(self._config, shape=self._shape, layout=self._layout, device=self._device)

@@ -14,16 +14,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("dtype", "major", "known", "packages", "wanted", "implementation"),
+    ("dtype", "major", "known", "packages", "implementation"),
     [
-        (HALF, 9, ["FA3", "FA4"], ["flash_attn_interface"], "auto", "FA3"),
-        (HALF, 9, ["FA3", "FA4"], ["flash_attn_interface"], "torch", None),
-        (HALF, 9, ["FA3", "FA4"], ["flash_attn"], "auto", None),  # FlashAttention 2
-        (HALF, 9, [], ["flash_attn_interface"], "auto", None),  # torch before 2.10
-        (HALF, 10, ["FA3", "FA4"], ["flash_attn", "flash_attn_interface"], "auto", "FA4"),
-        (HALF, 8, ["FA3", "FA4"], ["flash_attn_interface"], "auto", None),
-        (FULL, 9, ["FA3"], ["flash_attn_interface"], "auto", None),
-        (HALF, None, ["FA3"], ["flash_attn_interface"], "auto", None),
+        (HALF, 9, ["FA3", "FA4"], ["flash_attn_interface"], "FA3"),
+        (HALF, 9, ["FA3", "FA4"], ["flash_attn"], None),  # FlashAttention 2
+        (HALF, 9, [], ["flash_attn_interface"], None),  # a torch without a registry
+        (HALF, 10, ["FA3", "FA4"], ["flash_attn", "flash_attn_interface"], "FA4"),
+        (HALF, 8, ["FA3", "FA4"], ["flash_attn_interface"], None),
+        (FULL, 9, ["FA3"], ["flash_attn_interface"], None),
+        (HALF, None, ["FA3"], ["flash_attn_interface"], None),
     ],
 )
 def test_the_best_that_is_there(
@@ -31,10 +30,9 @@ def test_the_best_that_is_there(
     major: int | None,
     known: list[str],
     packages: list[str],
-    wanted: str,
     implementation: str | None,
 ) -> None:
-    chosen = choose_attention(dtype, major=major, known=known, installed=packages.__contains__, wanted=wanted)  # type: ignore[arg-type]
+    chosen = choose_attention(dtype, major=major, known=known, installed=packages.__contains__)
     assert chosen.implementation == implementation
     if implementation:
         assert chosen.name.startswith(f"FlashAttention {implementation[-1]} (")
@@ -54,14 +52,14 @@ def test_torch_knows_them_by_these_names() -> None:
 
 
 def test_without_a_gpu_it_is_ours() -> None:
-    assert use_attention(HALF, CPU, wanted="auto").endswith("(parallel.packed_attention)")
+    assert use_attention(HALF, CPU).endswith("(parallel.packed_attention)")
 
 
 def test_a_package_that_torch_cannot_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on this machine, which has no such package; nothing of torch's is replaced then."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(attention_choice, "_installed", lambda _: True)
-    said = use_attention(HALF, torch.device("cuda", 0), wanted="auto")
+    said = use_attention(HALF, torch.device("cuda", 0))
     assert said.startswith(
         f"{OWN}, because FlashAttention 3 (flash_attn_interface) by torch's variable-length call does"
     )
