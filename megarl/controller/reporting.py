@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megarl.config.rollout_files import rollouts_interval
 from megarl.config.run import RunConfig
 from megarl.controller.progress import RunProgress
@@ -250,13 +253,13 @@ def rollout_columns(record: StepRecord) -> RolloutColumns:
         "policy_version": [rollout.policy_version for rollout in record.rollouts],
         "prompt_text": [item.prompt.text for item in record.items],
         "response_text": [item.response for item in record.items],
-        "prompt_tokens": [rollout.prompt for rollout in record.rollouts],
-        "response_tokens": [rollout.response for rollout in record.rollouts],
+        "prompt_tokens": _of_one_array([rollout.prompt for rollout in record.rollouts]),
+        "response_tokens": _of_one_array([rollout.response for rollout in record.rollouts]),
         "token_text": [record.token_texts.get(number) for number in ids],
-        "behavior_logp": [rollout.behavior_logp for rollout in record.rollouts],
-        "old_logp": [tokens.old_logp for tokens in record.token_scores],
-        "old_entropy": [tokens.old_entropy for tokens in record.token_scores],
-        "ref_logp": [tokens.ref_logp for tokens in record.token_scores],
+        "behavior_logp": _of_one_array([rollout.behavior_logp for rollout in record.rollouts]),
+        "old_logp": _of_one_array([tokens.old_logp for tokens in record.token_scores]),
+        "old_entropy": _of_one_array([tokens.old_entropy for tokens in record.token_scores]),
+        "ref_logp": _of_one_array([tokens.ref_logp for tokens in record.token_scores]),
         "trace": [traces.get(number) for number in ids],
         "reward": [score.reward for score in record.scores],
         "verifier_reward": [score.verifier for score in record.scores],
@@ -266,3 +269,14 @@ def rollout_columns(record: StepRecord) -> RolloutColumns:
         "advantage": [sample.advantage for sample in record.samples],
         "stop_reason": [rollout.stop_reason for rollout in record.rollouts],
     }
+
+
+def _of_one_array(cells: Sequence[NDArray[Any] | None]) -> list[NDArray[Any] | None]:
+    """The same numbers, as pieces of one array. As they came they are pieces of the messages that brought them, each
+    with memory of its own, which Python's garbage collector would look at after the step while the file is still
+    written."""
+    given = [cell for cell in cells if cell is not None]
+    if not given:
+        return list(cells)
+    pieces = iter(np.split(np.concatenate(given), np.cumsum([len(cell) for cell in given[:-1]])))
+    return [None if cell is None else next(pieces) for cell in cells]

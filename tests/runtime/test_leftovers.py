@@ -84,12 +84,17 @@ def test_scoring_processes_carry_the_mark_though_little_else_of_the_environment(
 
 
 def test_a_zombie_is_dead() -> None:
-    process = subprocess.Popen(["true"])
-    mark = None
-    while start_ticks(process.pid) is not None:
-        mark = ProcessMark.of(process.pid)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = ProcessMark.of(process.pid)
+    assert mark.standing() == "alive"
+    assert process.stdin is not None
+    process.stdin.close()
+    until = time.monotonic() + 60.0
+    while start_ticks(process.pid) is not None and time.monotonic() < until:
         time.sleep(0.01)
-    assert mark is None or mark.standing() == "dead"
+    # Nobody has waited for it: /proc still lists it.
+    assert Path(f"/proc/{process.pid}/stat").is_file()
+    assert mark.standing() == "dead"
     process.wait()
 
 

@@ -203,7 +203,7 @@ def test_the_time_that_is_left(tmp_path: Path) -> None:
     assert CheckSettings(**json.loads(settings.as_json())) == settings
     check = Check(settings)
     assert (check.small, check.device) == (True, "cpu")
-    assert 8 < check.left_s <= 9
+    assert 0 < check.left_s <= 20
 
 
 @pytest.mark.slow
