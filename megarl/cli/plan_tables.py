@@ -78,6 +78,7 @@ def _print_policy(console: Console, plan: RunPlan) -> None:
     rows.append(("total", *(_gib(stage.total) for stage in plan.policy), share))
     stages = (_stage_name(stage, plan.layout.pipeline) for stage in plan.policy)
     caption = "GiB at the fullest moment of an update, every sequence as long as it may be"
+    caption += f"\nhead {plan.head} (policy.head auto)" if plan.head else ""
     _print(console, "Memory of a policy GPU", ("<for", *stages, "<"), rows, caption=caption, total=True)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from megarl.cli.head import pin_head
 from megarl.cli.inputs import load_model_inputs, load_sft_inputs
 from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path
@@ -30,11 +31,12 @@ def run_sft(
         raise ConfigError(
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
+    config, about_head = pin_head(config)
     model = load_model_inputs(config)
     config = model.pin(config)
 
     async def work(session: Session) -> None:
-        session.say(*replaced)
+        session.say(*replaced, *about_head)
         await check_cluster(config)
         with session.reporter.start_up("data"):
             pairs = await load_beside(functools.partial(load_sft_inputs, config, model), session.console)

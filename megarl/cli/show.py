@@ -19,6 +19,10 @@ from megarl.config.loader import find_replacements, load_config
 from megarl.config.rollout_files import describe_rollout_files
 from megarl.config.run import RunConfig
 from megarl.config.warnings import find_warnings
+from megarl.models.families import read_model_shape
+from megarl.models.shape import ModelError
+from megarl.planning.engine_memory import GIB
+from megarl.planning.head import bytes_with_logits
 
 _MAY_CHANGE = "may change when the run goes on"
 
@@ -71,6 +75,7 @@ def derived_comments(config: RunConfig) -> dict[str, tuple[str, ...]]:
             f"old log-probs: {_scoring(config)}",
             f"responses per data-parallel rank and update: {per_rank:g}",
         ),
+        **_head_comment(config),
         **_survey_comment(config),
         **_rate_comment(config),
         "rollout": (f"longest sequence: {tokens} tokens", *texts.stops),
@@ -90,6 +95,18 @@ def _scoring(config: RunConfig) -> str:
     if config.train.updates_per_step > 1:
         return "a forward pass of their own before the first of several updates"
     return "a forward pass of their own; the objective chooses tokens or sets numbers by it before the update"
+
+
+def _head_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:
+    """What decides the head, where that is open."""
+    if config.policy.head != "auto":
+        return {}
+    try:
+        needed = bytes_with_logits(config, read_model_shape(config.model.path))
+    except (ModelError, OSError):
+        return {"policy": ("head: decided when the run starts, by the model and the memory of the GPUs",)}
+    least = -(-10 * needed // GIB) / 10
+    return {"policy": (f"head: decided when the run starts: logits on GPUs of {least:.1f} GiB and more, else fused",)}
 
 
 def _survey_comment(config: RunConfig) -> dict[str, tuple[str, ...]]:

@@ -54,6 +54,11 @@ def find_backend_problems(config: RunConfig, stack: Stack) -> Iterator[str]:
         yield 'policy.backend "nccl" works between GPUs, and torch is a CPU build; set it to auto or gloo'
     if backend == "gloo" and stack == "gpu" and pipeline > 1:
         yield NO_GLOO_PIPELINE.format(pipeline)
+    if backend == "gloo" and stack == "gpu" and config.policy.overlap in ("gradients", "all"):
+        yield (
+            f'policy.overlap "{config.policy.overlap}" works beside computing, and gloo on GPUs makes them wait: every '
+            "collective goes through host memory; set it to auto or off, or policy.backend=nccl"
+        )
 
 
 def find_costs(config: RunConfig, installed: Mapping[str, str]) -> list[str]:

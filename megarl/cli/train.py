@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.cli.benchmarks import load_evaluator
+from megarl.cli.head import pin_head
 from megarl.cli.inputs import load_model_inputs, load_train_inputs
 from megarl.cli.loading import load_beside
 from megarl.cli.paths import resolve_model_path, shown_path
@@ -55,6 +56,7 @@ def run_train(
     is_done = reached is not None and reached.step == config.train.steps
     start = None if reached else find_start(config)
     config = pin_start(config, start)
+    config, about_head = pin_head(config)
     check_reward(config.reward)
     if problems := list(find_environment_problems(config)):
         raise ConfigError("\n".join(problems), problems)
@@ -64,7 +66,7 @@ def run_train(
     config = model.pin(config)
 
     async def work(session: Session) -> None:
-        session.say(*replaced)
+        session.say(*replaced, *about_head)
         if is_done:
             session.say(f"all {config.train.steps} steps are done; a larger train.steps goes on")
             return

@@ -87,11 +87,20 @@ class PolicyConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     distributed_optimizer: Annotated[bool, MayChange("rounding")] = True
     """Megatron's distributed optimizer: main weights and moments split over the data-parallel ranks."""
+    overlap: Annotated[Literal["auto", "off", "gradients", "all"], MayChange("rounding")] = "auto"
+    """What data-parallel ranks tell each other beside computing: gradients are reduced bucket by bucket while backward
+    goes on; with "all", weights too are gathered while the next forward goes on, which needs the distributed optimizer.
+    auto: gradients, between several ranks over nccl; else off. Never run on a GPU."""
+    bucket_elements: Annotated[int | None, MayChange("rounding")] = Field(None, ge=1)
+    """With overlap: a bucket is closed when it has as many elements. Absent: Megatron's own, 40 million, or a million
+    for each data-parallel rank where that is more."""
     recompute: Annotated[Literal["none", "selective", "full"], MayChange("rounding")] = "none"
     """Activation recomputation: nothing, the core attention, or every layer."""
-    head: Annotated[Literal["logits", "fused"], MayChange("rounding")] = "logits"
+    head: Annotated[Literal["auto", "logits", "fused"], MayChange("rounding")] = "logits"
     """Output head: logits of a micro-batch's response tokens at once (fastest), or fused with the loss so that
-    [tokens, vocabulary] never exists (least memory, one more matrix product)."""
+    [tokens, vocabulary] never exists (least memory, one more matrix product). auto: logits where they fit the GPUs of
+    the machine that starts the run, by the arithmetic of `megarl plan`, and without GPUs; else fused. Decided once: the
+    run's own config.toml names it."""
     backend: Annotated[Literal["auto", "nccl", "gloo"], MayChange("rounding")] = "auto"
     """torch.distributed backend of the policy's ranks. auto: nccl on GPUs, gloo without. gloo on GPUs is for ranks that
     must share one, which nccl refuses: every collective then goes through host memory (a reduce-scatter as a whole
@@ -109,3 +118,13 @@ class PolicyConfig(Config):
     export) hangs: the run ends with its name."""
     megatron_overrides: dict[str, Any] = {}
     """Fields of Megatron-core's TransformerConfig to set verbatim; unknown names are an error."""
+
+    def overlap_of(self, *, data_ranks: int, nccl: bool) -> Literal["off", "gradients", "all"]:
+        """What `overlap` means for so many data-parallel ranks, over nccl or not."""
+        if self.overlap != "auto":
+            return self.overlap
+        return "gradients" if nccl and data_ranks > 1 else "off"
+
+    def bucket_of(self, *, data_ranks: int) -> int:
+        """Elements at which a bucket is closed, where something overlaps."""
+        return self.bucket_elements or max(40_000_000, 1_000_000 * data_ranks)

@@ -14,8 +14,10 @@ class PublishConfig(Config):
     transport: Literal["shared_memory", "network"] = "shared_memory"
     """shared_memory: policy and engines are on one host; ranks pack straight into the workers' memory. network: gloo or
     NCCL between any hosts."""
-    staging: Literal["host", "device"] = "host"
-    """CUDA only: memory in which a worker gathers a version before it is installed, of the size of its weights."""
+    staging: Literal["host", "device", "none"] = "host"
+    """CUDA only: memory in which a worker gathers a version before it is installed, of the size of its weights. none,
+    for cluster.colocate on one node: nothing is gathered. A worker checks the weights in the policy's own memory, by
+    CUDA IPC on its GPU or over NVLink, and when all have, copies them from there. Never run on a GPU."""
     bucket_mib: int = Field(64, ge=1, le=1024)
     """Messages are at most this large; a policy rank has two of them in memory."""
     delta: bool = False

@@ -196,7 +196,7 @@ def _check_colocation(config: RunConfig) -> Iterator[str]:
     if rollout.publish.staging == "device":
         yield (
             'rollout.publish.staging "device" keeps a second copy of an engine\'s weights on a GPU that '
-            'cluster.colocate shares; set it to "host"'
+            'cluster.colocate shares; set it to "host", or on one node to "none"'
         )
     if "reference" in (cluster.offload or ()) and not config.objective.auxiliary.reads("reference"):
         yield 'cluster.offload names "reference", but the objective has no KL, so there is none; leave it out'
@@ -209,11 +209,33 @@ def _check_transport(config: RunConfig) -> Iterator[str]:
             f'rollout.publish.transport "shared_memory" works within one node, cluster.nodes is {config.cluster.nodes};'
             ' set it to "network"'
         )
+    if publish.staging == "none":
+        if not config.cluster.colocate:
+            yield (
+                'rollout.publish.staging "none" lets engines read the weights of a policy that rests meanwhile, which '
+                'it does with cluster.colocate alone; set it to "host" or "device"'
+            )
+        if publish.transport == "network":
+            yield (
+                'rollout.publish.staging "none" reads the policy\'s memory within one node, and a network is for '
+                'several; set transport to "shared_memory" or staging to "host"'
+            )
     if publish.delta and publish.transport == "shared_memory":
         yield (
             'rollout.publish.delta spares a network, but with transport "shared_memory" weights cross none; set '
             'transport to "network" or delta to false'
         )
+
+
+def _check_overlap(config: RunConfig) -> Iterator[str]:
+    policy = config.policy
+    if policy.overlap == "all" and not policy.distributed_optimizer:
+        yield (
+            'policy.overlap "all" gathers the weights that the distributed optimizer has split, and '
+            'policy.distributed_optimizer is false; set it to true, or overlap to "gradients"'
+        )
+    if policy.overlap == "off" and policy.bucket_elements is not None:
+        yield 'policy.bucket_elements cuts what overlaps, and policy.overlap is "off"; leave it out'
 
 
 def _check_optimizers(config: RunConfig) -> Iterator[str]:
@@ -343,6 +365,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[str]], ...] = (
     _check_gpus,
     _check_colocation,
     _check_transport,
+    _check_overlap,
     _check_optimizers,
     _check_overlong,
     _check_truncation,

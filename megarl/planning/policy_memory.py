@@ -9,6 +9,7 @@ S = packed tokens of a micro-batch, h = hidden size, q and k = query and key wid
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,8 @@ class PolicySetup:
     sequence: bool
     """Sequence parallelism: norms and residuals hold S / tensor tokens."""
     distributed_optimizer: bool
+    bucket_elements: int | None
+    """At which a bucket of the gradient buffer is closed; None without overlap: at its end."""
     recompute: Literal["none", "selective", "full"]
     fused_head: bool
     """Logits [S, vocabulary / tensor] never exist."""
@@ -67,8 +70,7 @@ class PolicyMemory:
     logits: int
     """Of one micro-batch, with the hidden rows they are made of; on the last stage only."""
     working: int
-    """Estimate of what backward holds for a moment; or the optimizer's step, where that takes more than all that is
-    gone by then."""
+    """Estimate of what backward holds for a moment. The optimizer's step, a fused AdamW, holds nothing of its own."""
     publication: int
     context: int = CONTEXT_BYTES
 
@@ -88,6 +90,7 @@ def policy_setup(config: RunConfig, shape: ModelShape, *, publication: int = 0) 
     parallel, policy = config.parallel, config.policy
     tokens = max(policy.tokens_per_micro_batch, longest_stream(config))
     multiple = parallel.tensor if parallel.sequence else 1
+    overlap = policy.overlap_of(data_ranks=parallel.data, nccl=policy.backend != "gloo")
     return PolicySetup(
         shape=shape,
         tensor=parallel.tensor,
@@ -96,6 +99,7 @@ def policy_setup(config: RunConfig, shape: ModelShape, *, publication: int = 0) 
         itemsize=config.model.itemsize,
         sequence=parallel.sequence,
         distributed_optimizer=policy.distributed_optimizer,
+        bucket_elements=None if overlap == "off" else policy.bucket_of(data_ranks=parallel.data),
         recompute=policy.recompute,
         fused_head=policy.head == "fused",
         reference=config.objective.auxiliary.reads("reference"),
@@ -124,7 +128,7 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
     the data ranks by the distributed optimizer; 8 for a float32 model, which is its own main copy. (Megatron-core,
     docs/api-guide/dist_optimizer: 18 bytes a parameter in bf16, and 6 + 12/d distributed over d ranks.)
     """
-    buckets = _buckets(setup.shape, tensor=setup.tensor, pipeline=setup.pipeline, stage=stage)
+    buckets = list(_cut_buckets(setup, stage))
     sizes = [_bucket_elements(bucket, setup) for bucket in buckets]
     unpadded = [sum(bucket) for bucket in buckets]
     shards = setup.data if setup.distributed_optimizer else 1
@@ -133,8 +137,6 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
     in_flight = min(setup.pipeline - stage, setup.micro_batches)
     activations = in_flight * (saved_activations(setup, stage) + _stage_output(setup, stage))
     logits = _logits(setup) if stage == setup.pipeline - 1 else 0
-    # torch's AdamW takes the root of the second moments of all parameters at once; a fused one does not.
-    step = owned * FLOAT32_BYTES
     return PolicyMemory(
         stage=stage,
         in_flight=in_flight,
@@ -144,9 +146,28 @@ def policy_memory(setup: PolicySetup, stage: int) -> PolicyMemory:
         optimizer=owned * FLOAT32_BYTES * (3 if main_copy else 2),
         activations=activations,
         logits=logits,
-        working=max(_working(setup, stage), step - activations - logits),
+        working=_working(setup, stage),
         publication=setup.publication,
     )
+
+
+def _cut_buckets(setup: PolicySetup, stage: int) -> Iterator[tuple[int, ...]]:
+    """`_buckets`, and with overlap on the first stage those cut once more, as Megatron fills them: from the last
+    parameter to the first, each closed when it has so many elements."""
+    for bucket in _buckets(setup.shape, tensor=setup.tensor, pipeline=setup.pipeline, stage=stage):
+        if setup.bucket_elements is None or stage > 0:
+            yield bucket
+            continue
+        filled: list[int] = []
+        held = 0
+        for size in reversed(bucket):
+            before = -(-held // 64) * 64 if setup.distributed_optimizer else held
+            filled, held = [*filled, size], before + size
+            if held >= setup.bucket_elements:
+                yield tuple(filled)
+                filled, held = [], 0
+        if filled:
+            yield tuple(filled)
 
 
 @functools.cache

@@ -7,12 +7,12 @@ from megarl.models.shape import ModelShape
 from megarl.models.table import hf_tensors
 from megarl.planning.engine_memory import GIB, RolloutMemory, find_engine, rollout_memory, rollout_setup
 from megarl.planning.fit import Fit, find_fit
+from megarl.planning.head import HeadChoice, choose_head, with_head
 from megarl.planning.nodes import PlacedRun
 from megarl.planning.policy_memory import PolicyMemory, policy_setup, stages_memory
-from megarl.planning.transfer import Publication, plan_publication
+from megarl.planning.transfer import Publication, plan_publication, sending_bytes
 from megarl.planning.turns import ASLEEP_BYTES, OF_ENGINES, SharedMemory, plan_shared
 from megarl.planning.updates import Updates, plan_updates
-from megarl.reshard.plan import NUM_SLOTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,8 @@ class RunPlan:
     """A number of workers per engine with which vLLM starts, where it does not; None too where none was found."""
     updates: tuple[Updates, ...]
     publication: Publication
+    head: HeadChoice | None = None
+    """What a run on such GPUs decides, where the configuration leaves the head open; the numbers are with it."""
     shared: SharedMemory | None = None
     """Phase by phase, where policy and engines share the GPUs."""
 
@@ -85,7 +87,10 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
 
     nodes_chosen: somebody set cluster.nodes, so that a change that needs more of them names it.
     """
-    config, publish = placed.config, placed.config.rollout.publish
+    limit = int(gpu_memory_gib * GIB)
+    head = choose_head(placed.config, shape, gpu_bytes=limit) if placed.config.policy.head == "auto" else None
+    config = with_head(placed.config, head) if head else placed.config
+    publish = config.rollout.publish
     publication = plan_publication(
         shape,
         placed.topology,
@@ -93,9 +98,8 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
         bucket_bytes=publish.bucket_mib << 20,
         shared_memory=publish.transport == "shared_memory",
     )
-    kept = NUM_SLOTS * (publish.bucket_mib << 20)
+    kept = sending_bytes(publish)
     kept += publication.sent_max_bytes if publish.delta else 0
-    limit = int(gpu_memory_gib * GIB)
     policy = stages_memory(policy_setup(config, shape, publication=kept))
     policy_limit = limit - (ASLEEP_BYTES if config.cluster.colocate else 0)
     fits = max(stage.total for stage in policy) <= policy_limit
@@ -106,6 +110,7 @@ def plan_run(placed: PlacedRun, shape: ModelShape, *, gpu_memory_gib: float, nod
         dtype=config.model.dtype,
         parameters=sum(math.prod(dims) for dims in hf_tensors(shape).values()),
         gpu_memory_bytes=limit,
+        head=head,
         layout=_describe_layout(placed),
         policy=policy,
         fit=None if fits else find_fit(config, shape, limit=policy_limit, publication=kept, nodes_chosen=nodes_chosen),

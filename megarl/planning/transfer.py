@@ -9,6 +9,7 @@ it.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from megarl.config.rollout import PublishConfig
 from megarl.models.boxes import Box
 from megarl.models.serving import engine_boxes
 from megarl.models.shape import ModelShape
@@ -16,7 +17,7 @@ from megarl.planning.policy_memory import distinct_stages
 from megarl.reshard.blocks import WantedBoxes
 from megarl.reshard.cost import Load, choose_fanout, estimate_seconds
 from megarl.reshard.fanout import FANOUTS, Fanout, Spread
-from megarl.reshard.plan import PlanRequest, TransferPlan, plan_engine_worker, plan_policy_rank
+from megarl.reshard.plan import NUM_SLOTS, PlanRequest, TransferPlan, plan_engine_worker, plan_policy_rank
 from megarl.reshard.regions import Region, contiguous_strides
 from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import NVLINK_AND_INFINIBAND, LinkSpeeds, Topology
@@ -26,6 +27,21 @@ LINKS = {
     "NVLink": LinkSpeeds(inside_node=NVLINK_AND_INFINIBAND.inside_node, between_nodes=450e9),
 }
 """Between nodes: one 400 Gb/s adapter per GPU, or NVLink throughout (one rack-scale NVLink domain)."""
+
+
+CHECK_BYTES = 64 << 20
+"""Of a checksum on a GPU: the products of the words that it takes at once (reshard/checksum.py)."""
+
+
+def sending_bytes(publish: PublishConfig) -> int:
+    """On a policy GPU: packed messages; where workers read the parameters themselves, one at a time and its check."""
+    bucket = publish.bucket_mib << 20
+    return bucket + CHECK_BYTES if publish.staging == "none" else NUM_SLOTS * bucket
+
+
+def reading_bytes(publish: PublishConfig) -> int:
+    """On a GPU that an engine shares: the message that it packs out of the policy's parameters, and its check."""
+    return (publish.bucket_mib << 20) + CHECK_BYTES if publish.staging == "none" else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@
     score       the policy's whole state and a forward pass, beside the engine's context
     update      the policy's fullest moment, beside the engine's context
     wake        memory for the engine's weights, beside what the policy keeps
-    publish     the same with packed messages, and the engine's largest layer twice, which is how it is installed
+    publish     the same with packed messages, and the engine's largest layer twice, which is how it is installed; with
+                staging "none" also the messages that it checks, and no copy of the weights beside the two
 
 Invariant: a phase's bytes are a sum of `PolicyMemory` and `RolloutMemory` items; nothing is estimated here but the
 layer. An engine that is started again finds the memory of the row generate, which is what vLLM asks for.
@@ -23,6 +24,7 @@ from megarl.models.shape import ModelShape
 from megarl.planning.changes import changed
 from megarl.planning.engine_memory import GIB, RolloutMemory, rollout_memory, rollout_setup
 from megarl.planning.policy_memory import CONTEXT_BYTES, PolicyMemory, policy_setup, stages_memory
+from megarl.planning.transfer import reading_bytes, sending_bytes
 
 ASLEEP_BYTES = CONTEXT_BYTES
 """Of an engine that sleeps: what its CUDA context, its graphs and NCCL keep is assumed to be no more."""
@@ -63,9 +65,10 @@ class SharedMemory:
 
 
 def shared_memory(
-    stages: Sequence[PolicyMemory], engine: RolloutMemory, *, layer: int, moved: Sequence[Moved]
+    stages: Sequence[PolicyMemory], engine: RolloutMemory, *, layer: int, reading: int, moved: Sequence[Moved]
 ) -> SharedMemory:
-    """stages: those that differ. layer: bytes of an engine worker's largest layer. moved: what gives way."""
+    """stages: those that differ. layer: bytes of an engine worker's largest layer. reading: of what it has while it
+    checks what comes. moved: what gives way."""
     turns = (
         Turn(name="generate", policy=_most(stages, moved), engine=engine.budget),
         Turn(name="sleep", policy=_most(stages, moved), engine=ASLEEP_BYTES),
@@ -75,7 +78,8 @@ def shared_memory(
         Turn(
             name="publish",
             policy=max(_kept(stage, moved) + stage.publication for stage in stages),
-            engine=ASLEEP_BYTES + engine.weights + layer,
+            # Checked first, installed then.
+            engine=ASLEEP_BYTES + engine.weights + max(layer, reading),
         ),
     )
     host = max(sum(stage.items[name] for name in moved) for stage in stages)
@@ -95,7 +99,7 @@ def plan_shared(
     layer = largest_layer(shape, tensor=config.rollout.tensor) * config.model.itemsize
 
     def with_moved(moved: Sequence[Moved]) -> SharedMemory:
-        return shared_memory(stages, engine, layer=layer, moved=moved)
+        return shared_memory(stages, engine, layer=layer, reading=reading_bytes(config.rollout.publish), moved=moved)
 
     if config.cluster.offload is not None:
         return with_moved(tuple(dict.fromkeys(config.cluster.offload)))
@@ -113,7 +117,7 @@ def choose_moved(config: RunConfig, *, gpu_bytes: int | None) -> tuple[Moved, ..
     shape = read_model_shape(config.model.path)
     size = GIB if gpu_bytes is None else gpu_bytes
     engine = rollout_memory(rollout_setup(config, shape, gpu_memory_gib=size / GIB, tensor=config.rollout.tensor))
-    stages = stages_memory(policy_setup(config, shape))
+    stages = stages_memory(policy_setup(config, shape, publication=sending_bytes(config.rollout.publish)))
     return plan_shared(config, shape, stages, engine, gpu_bytes=gpu_bytes).moved
 
 

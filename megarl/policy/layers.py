@@ -21,6 +21,7 @@ from megatron.core.tensor_parallel import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megarl.parallel.attention_choice import FLASH_DTYPES
 from megarl.parallel.linear import linear
 from megarl.parallel.packed_attention import attend_packed
 from megarl.parallel.rotary import Rotation, rotate
@@ -73,10 +74,6 @@ class WidenedRowLinear(_Widened, RowParallelLinear):
     """For CPUs without products of bfloat16."""
 
 
-FLASH_DTYPES = (torch.bfloat16, torch.float16)
-"""What flash attention takes on CUDA."""
-
-
 @dataclass
 class PackedSequences(PackedSeqParams):
     """What a packed micro-batch's attention is told, in every layer."""
@@ -90,8 +87,9 @@ class PackedSequences(PackedSeqParams):
 class PackedAttention(nn.Module):
     """Rotation, and causal attention within each sequence of a packed micro-batch.
 
-    CUDA: torch's variable-length flash attention, one call. It takes bfloat16 and float16; float32 on CUDA and every
-    dtype on the CPU go through `parallel.packed_attention`. Nothing of size S x S is ever made.
+    CUDA: torch's variable-length flash attention, one call, on the kernels that `parallel.attention_choice` found. It
+    takes bfloat16 and float16; float32 on CUDA and every dtype on the CPU go through `parallel.packed_attention`.
+    Nothing of size S x S is ever made.
     """
 
     def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:

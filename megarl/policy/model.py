@@ -7,7 +7,7 @@ rank's vocabulary shard [R, V / T], which is never gathered and, with the fused 
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -185,6 +185,8 @@ class PolicyModel(GPTModel):
         self._response_index_R: Tensor | None = None
         self._vocab_size = shape.vocab_size
         self._fused_head = fused_head
+        self.await_weight: Callable[[Tensor], None] | None = None
+        """Where weights are gathered while a forward goes on: what to call with one that is read outside its module."""
 
     def forward(self, batch: PackedMicroBatch) -> Tensor:
         """Hidden states [S / T or S, 1, H] of an inner stage; of the last, logits [R, V / T] or hidden rows [R, H]."""
@@ -224,7 +226,10 @@ class PolicyModel(GPTModel):
         weight: Tensor | None = None
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
-        return self.output_layer.weight if weight is None else weight
+        weight = self.output_layer.weight if weight is None else weight
+        if self.await_weight is not None:
+            self.await_weight(weight)
+        return weight
 
     def distribution(
         self, output: Tensor, target_R: Tensor, *, temperature: float, with_expected_q: bool

@@ -1,16 +1,20 @@
 """AdamW over Megatron's main weights, its distributed form, and the learning-rate schedule."""
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megarl.config.policy import OptimizerConfig
+from megarl.policy.model import PolicyModel
+
+Overlap = Literal["off", "gradients", "all"]
 
 
 def learning_rate(update: int, *, config: OptimizerConfig, total_updates: int) -> float:
@@ -29,17 +33,48 @@ def learning_rate(update: int, *, config: OptimizerConfig, total_updates: int) -
 
 
 def wrap_data_parallel(
-    chunks: Sequence[MegatronModule], *, distributed_optimizer: bool
+    chunks: Sequence[PolicyModel],
+    *,
+    distributed_optimizer: bool,
+    overlap: Overlap = "off",
+    bucket_elements: int | None = None,
 ) -> list[DistributedDataParallel]:
-    """Megatron's gradient buffers around each model chunk; gradients are summed over data ranks, in float32."""
+    """Megarl's chunks in Megatron's gradient buffers; gradients are summed over data ranks, in float32.
+
+    overlap: see PolicyConfig; bucket_elements: at which Megatron closes a bucket then, None for its own number. With
+    "all" the weights are those of the last update only after the next forward, or `settle_weights`.
+    """
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=distributed_optimizer, check_for_nan_in_grad=False
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=distributed_optimizer,
+        check_for_nan_in_grad=False,
+        overlap_grad_reduce=overlap != "off",
+        overlap_param_gather=overlap == "all",
+        bucket_size=bucket_elements,
     )
-    return [
+    wrapped = [
         # As Megatron does: what a virtual pipeline runs later is reduced in one piece, while the chunk before it runs.
         DistributedDataParallel(config=chunk.config, ddp_config=ddp, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+    for chunk, around in zip(chunks, wrapped, strict=True):
+        chunk.await_weight = functools.partial(_await_weight, around) if overlap == "all" else None
+    return wrapped
+
+
+def _await_weight(ddp: DistributedDataParallel, weight: Tensor) -> None:
+    """Return when a weight is gathered that is read outside of its module, where no hook of Megatron's waits."""
+    if weight in ddp.param_to_bucket_group:  # not one of another chunk's, or a reference's
+        ddp.param_to_bucket_group[weight].finish_param_sync(skip_next_bucket_dispatch=True)
+
+
+def settle_weights(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Every weight here is that of the last update. Where gathering overlaps, all ranks must call it together, before
+    anything but a forward reads weights; elsewhere it does nothing."""
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            for group in reversed((*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups)):
+                group.finish_param_sync(skip_next_bucket_dispatch=True)
 
 
 def gradient_buffers(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
@@ -53,8 +88,10 @@ def build_optimizer(
     config: OptimizerConfig,
     dtype: torch.dtype,
     distributed_optimizer: bool,
+    overlap: Overlap = "off",
+    fused: bool = False,
 ) -> MegatronOptimizer:
-    """Megatron's AdamW with float32 main weights; no weight decay on biases and norms."""
+    """Megatron's AdamW with float32 main weights; no weight decay on biases and norms. fused: see `fuse`."""
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -67,12 +104,26 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=distributed_optimizer,
+        overlap_param_gather=overlap == "all",
     )
     optimizer = get_megatron_optimizer(settings, list(chunks), use_gloo_process_groups=False)
     for group in optimizer.param_groups:
         # Megatron marks biases and norms with wd_mult = 0 and leaves it to its own scheduler to act on the mark.
         group["weight_decay"] = config.weight_decay * group["wd_mult"]
+    if fused:
+        fuse(optimizer)
     return optimizer
+
+
+def fuse(optimizer: MegatronOptimizer) -> None:
+    """Let torch's AdamW, which Megatron takes where neither Transformer Engine nor apex is, update in one kernel.
+
+    By itself it takes the root of all second moments at once: 4 bytes an element for a moment. Before the first update.
+    """
+    for inner in (part.optimizer for part in optimizer_parts(optimizer)):
+        if isinstance(inner, torch.optim.Adam):  # AdamW too, from torch 2.8 on
+            for group in inner.param_groups:
+                group["fused"], group["foreach"] = True, False
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:

@@ -52,6 +52,8 @@ def build_chunks(
 ) -> list[PolicyModel]:
     """The rank's part of the model with the checkpoint's weights: a chunk for each range of `layout.layers`."""
     megatron = build_transformer_config(shape, model=config.model, parallel=config.parallel, policy=config.policy)
+    if config.policy.head == "auto":
+        raise ValueError('policy.head is "auto": whoever starts the ranks decides it first (planning.head)')
     fused = config.policy.head == "fused"
     chunks = [
         PolicyModel(megatron, shape, layout=layout, chunk=chunk, fused_head=fused).to(device)
@@ -108,8 +110,9 @@ def export_hf_weights(chunks: Sequence[nn.Module], plan: GatherPlan) -> Iterator
 def make_offer(
     shape: ModelShape, *, config: RunConfig, grid: RankGrid, dtype: torch.dtype, device: torch.device
 ) -> Offer:
-    """What the policy publishes to the configured engines."""
+    """What the policy publishes to the configured engines. Without a GPU everything goes through host memory."""
     publish = config.rollout.publish
+    mapped = publish.staging == "none" and device.type == "cuda"
     return Offer(
         shape=shape,
         grid=grid,
@@ -119,11 +122,11 @@ def make_offer(
         dtype=dtype,
         engines=config.rollout.engines,
         tensor=config.rollout.tensor,
-        transport=publish.transport,
+        transport="mapped" if mapped else publish.transport,
         bucket_bytes=publish.bucket_mib << 20,
-        # NCCL takes no two ranks on one GPU: what goes to engines on the policy's own goes through host memory.
+        # NCCL takes no two ranks on one GPU: messages to engines on the policy's own go through host memory.
         device="cuda" if device.type == "cuda" and not config.cluster.colocate else "cpu",
-        staging=publish.staging if device.type == "cuda" else "host",
+        staging="device" if publish.staging == "device" and device.type == "cuda" else "host",
         delta=publish.delta,
     )
 

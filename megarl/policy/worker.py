@@ -4,6 +4,7 @@ Every rank of a replica runs every method, in the same order; results come back 
 pipeline stage, first tensor rank) and are None elsewhere.
 """
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,11 +27,13 @@ from megarl.models.families import read_model_shape
 from megarl.objective.accounting import collect_token_sums
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
+from megarl.parallel.attention_choice import use_attention
 from megarl.parallel.batches import BatchShard, MiniBatch
+from megarl.parallel.device import collective_backend
 from megarl.parallel.grid import RankGrid
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
-from megarl.policy.model import DTYPES, PolicyModel
+from megarl.policy.model import DTYPES, PolicyModel, uses_transformer_engine
 from megarl.policy.offload import Offload
 from megarl.policy.optimizer import (
     build_optimizer,
@@ -38,6 +41,7 @@ from megarl.policy.optimizer import (
     gradient_buffers,
     learning_rate,
     set_learning_rate,
+    settle_weights,
     wrap_data_parallel,
 )
 from megarl.policy.passes import Passes
@@ -57,6 +61,8 @@ from megarl.policy.weights import (
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
+
+_log = logging.getLogger(__name__)
 
 
 class MegatronWorker:
@@ -79,6 +85,7 @@ class MegatronWorker:
         self._shape = read_model_shape(Path(config.model.path))
         self._layout = rank_layout(self._shape, grid=self._grid, rank=place.rank)
         self._dtype = DTYPES[config.model.dtype]
+        attention = self._attention()
         self._optimizer_config, self._total_updates, self._updates = optimizer, total_updates, 0
         self._lr = optimizer.lr
         self._chunks = self._build_chunks()
@@ -86,9 +93,24 @@ class MegatronWorker:
         for chunk in self._reference or ():
             chunk.requires_grad_(False).eval()
         distributed = config.policy.distributed_optimizer
-        self._ddp = wrap_data_parallel(self._chunks, distributed_optimizer=distributed)
+        nccl = collective_backend(config.policy.backend) == "nccl"
+        overlap = config.policy.overlap_of(data_ranks=self._grid.data, nccl=nccl)
+        if place.rank == 0:
+            _log.info("attention: %s", attention)
+            _log.info("overlap of the data-parallel ranks (policy.overlap %s): %s", config.policy.overlap, overlap)
+        self._ddp = wrap_data_parallel(
+            self._chunks,
+            distributed_optimizer=distributed,
+            overlap=overlap,
+            bucket_elements=config.policy.bucket_elements,
+        )
         self._optimizer = build_optimizer(
-            self._ddp, config=optimizer, dtype=self._dtype, distributed_optimizer=distributed
+            self._ddp,
+            config=optimizer,
+            dtype=self._dtype,
+            distributed_optimizer=distributed,
+            overlap=overlap,
+            fused=self._device.type == "cuda",
         )
         self._state = RankState(
             self._chunks,
@@ -113,6 +135,12 @@ class MegatronWorker:
         self._differentiated: tuple[TokenParts, MiniBatch] | None = None
         self._store: Any = None
         self._sender: WeightSender | None = None
+
+    def _attention(self) -> str:
+        """Have this process use the best kernels there are; which."""
+        if uses_transformer_engine():
+            return "Transformer Engine's, which chooses among FlashAttention and cuDNN"
+        return use_attention(self._dtype, self._device)
 
     def _build_chunks(self) -> list[PolicyModel]:
         return build_chunks(self._config, shape=self._shape, layout=self._layout, device=self._device)
@@ -257,6 +285,7 @@ class MegatronWorker:
         self._check_here("renew the reference")
         if self._reference is None:
             raise RuntimeError("reset_reference: the objective has no KL, so there is no reference to renew")
+        settle_weights(self._ddp)
         for reference, chunk in zip(self._reference, self._chunks, strict=True):
             reference.load_state_dict(chunk.state_dict())
         forget_moments(self._optimizer)
@@ -266,6 +295,7 @@ class MegatronWorker:
 
         Raises CheckpointError where there is no host memory for the copy: nothing is being written then.
         """
+        settle_weights(self._ddp)
         self._saver.stage(self._state.saved(), Path(directory))
         return StagedNumbers(updates=self._updates, optimizer_step=self._state.optimizer_step)
 
@@ -285,6 +315,7 @@ class MegatronWorker:
         CheckpointError, naming file and tensor, where it is not of this model or damaged.
         """
         self._check_here("read a checkpoint")
+        settle_weights(self._ddp)  # nothing that is still gathered may come over what is read
         manifest = RunCheckpoint.open(Path(directory)).manifest
         check_model(manifest, self._shape, directory)
         with open_dist_checkpoint(directory, verify=True) as checkpoint:
@@ -313,6 +344,7 @@ class MegatronWorker:
         """Send the current weights to all engines as `version`; the report is of this rank's part."""
         if self._sender is None:
             raise RuntimeError("publish_weights before join_session")
+        settle_weights(self._ddp)
         return self._sender.publish(version)
 
     def _leave_session(self) -> None:
@@ -322,6 +354,7 @@ class MegatronWorker:
 
     def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint: rank 0 writes what the first replica holds."""
+        settle_weights(self._ddp)
         if self._grid.position(self._place.rank).data != 0:
             return
         plan = plan_export(self._shape, grid=self._grid, bucket_bytes=_EXPORT_BUCKET_BYTES, dtype=self._dtype)

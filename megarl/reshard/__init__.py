@@ -13,7 +13,8 @@ r"""Weights from Megatron's shards to vLLM's shards, without a tensor ever being
                    blocks    what one set of ranks holds x what one set of workers wants: both sides cut alike
                    fanout    direct, node, relay, all_gather: who hands on what; cost chooses by an estimate
                    plan      messages in one order for all; each peer works out its own, none is sent
-                   channels  opens an outlet here and an inlet there: network or shared_memory (channel: what both are)
+                   channels  opens an outlet here and an inlet there: network, shared_memory or mapped (channel: what
+                             each is)
                    wire      all meet: gloo or NCCL over the sealed store
 
   each version
@@ -22,10 +23,12 @@ r"""Weights from Megatron's shards to vLLM's shards, without a tensor ever being
               (checksum), row after row in one compiled pass
               (row_sums) unless they are rounded or on a GPU
     outlet    network: into a slot, changes only (delta), by the
-              wire. shared_memory: into the worker's memory
+              wire. shared_memory: into the worker's memory.
+              mapped: nowhere, the worker sees the parameters
     message   a sealed header by the wire: version, size,  -------->   reads the header; refuses what is not sealed
               checksums                                                inlet      network: received (and decoded) into
-                                                                       staging memory. shared_memory: is there (staging)
+                                                                       staging memory. shared_memory: it is there.
+                                                                       mapped: packed once more, by the worker
                                                                        compares checksums; hands on to other workers
     sender    rank 0 waits for taken/n-r of all workers    <--------   puts taken/n-r
               puts verdict/n                               -------->   await_version returns: only now

@@ -1,21 +1,23 @@
 """What a channel is: a way of weights from a policy rank's parameters into an engine worker's staging memory.
 
 Headers always travel by the wire (wire.py), in the order of all peers, and name and seal what they announce; how the
-elements themselves come is the channel's: over the wire (network.py), or packed straight into the worker's memory
-(shared_memory.py). Sender and receiver know these ends only. A channel is a module with an outlet and an inlet, and a
-case in channels.py; one for a policy and an engine on the same GPU would be a third.
+elements themselves come is the channel's: over the wire (network.py), packed straight into the worker's memory
+(shared_memory.py), or not before they are installed, out of the policy's own parameters (mapped.py). Sender and
+receiver know these ends only. A channel is a module with an outlet and an inlet, and a case in channels.py.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from megarl.reshard.blocks import BlockKey
+from megarl.reshard.blocks import BlockKey, Unit
 from megarl.reshard.message import DENSE, Envelope, Header, make_header, name_parts
 from megarl.reshard.packer import Packer
 from megarl.reshard.plan import Message, Place, TransferPlan
+from megarl.reshard.regions import Region, view_region
 from megarl.reshard.seal import Seal
 from megarl.reshard.tally import Tally
 from megarl.reshard.wire import Wire
@@ -65,36 +67,41 @@ class Announced:
     """A message whose header has come."""
 
     header: Header
-    elements: Tensor
-    """Its place in staging memory, [elements]."""
-    sender: int
-    """The peer."""
+    message: Message
     what: str
     """For messages: what comes."""
     wire: Wire
 
 
 class Delivery(Protocol):
-    """A message's elements on their way into staging memory."""
+    """A message's elements on their way to the worker."""
 
     payload: Tensor
     """[bytes] uint8, as they came: what is handed on to other workers."""
 
-    def land(self) -> None:
-        """Return when they are in staging memory."""
+    def land(self) -> Tensor:
+        """Return when they are here: [elements], to be checked."""
+
+
+class Held(NamedTuple):
+    """A unit of a block, and where in a parameter of the worker it belongs."""
+
+    block: BlockKey
+    unit: Unit
+    region: Region
 
 
 class Inlet(Protocol):
     """An engine worker's end."""
 
-    staging: Tensor
-    """[elements], on the device that the offer says."""
-
     def start(self, announced: Announced) -> Delivery:
         """Let the elements come."""
 
+    def install(self, held: Held, parameter: Tensor) -> None:
+        """Copy a unit of what came last into its place."""
+
     def close(self) -> None:
-        """Let nobody else reach the staging memory. Idempotent."""
+        """Let nobody else reach the worker's memory, and nobody's be reached from here. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +123,23 @@ class StagingLayout:
         """Of a message's elements."""
         low = self.starts[message.block] + message.start
         return slice(low, low + message.num_elements)
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A worker's staging memory, where a version is whole before any of it is installed."""
+
+    memory: Tensor
+    """[elements], on the device that the offer says."""
+    layout: StagingLayout
+
+    def room(self, message: Message) -> Tensor:
+        """Where a message's elements go, [elements]."""
+        return self.memory[self.layout.bounds(message)]
+
+    def install(self, held: Held, parameter: Tensor) -> None:
+        """See Inlet."""
+        low, shape = self.layout.starts[held.block] + held.unit.start, held.unit.box.shape
+        view = view_region(parameter, held.region, (0,) * len(shape), shape)
+        with torch.no_grad():
+            view.copy_(self.memory[low : low + held.unit.box.num_elements].view(shape))

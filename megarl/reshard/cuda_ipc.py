@@ -46,17 +46,28 @@ def export_cuda(data: Tensor) -> dict[str, Any]:
     return {"uuid": _device_id(data.device.index), "handle": encode_handle(arguments)}
 
 
-def import_cuda(exported: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """The tensor behind such a handle. Raises TransportError where its GPU is not visible here."""
+def import_cuda(exported: dict[str, Any], dtype: torch.dtype, *, on: torch.device | None = None) -> Tensor:
+    """The tensor behind such a handle, as memory of its GPU; or of the GPU `on`, which then reaches it as a peer, and
+    waits for nothing that its own GPU was still asked for. Raises TransportError where that cannot be."""
     from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
     indexes = [index for index in range(torch.cuda.device_count()) if _device_id(index) == exported["uuid"]]
     if not indexes:
         raise TransportError(
-            "the engine's GPU is not visible to this policy rank: CUDA IPC needs both GPUs in CUDA_VISIBLE_DEVICES of "
-            'both; set rollout.publish.staging = "host"'
+            "a peer's GPU is not visible to this process: CUDA IPC needs both GPUs in CUDA_VISIBLE_DEVICES of both; "
+            'set rollout.publish.staging = "host"'
         )
-    return rebuild_cuda_tensor(**decode_handle(exported["handle"], dtype, device=indexes[0]))
+    fields = decode_handle(exported["handle"], dtype, device=indexes[0])
+    if on is not None:
+        fields |= {"storage_device": on.index or 0, "event_sync_required": False}
+    try:
+        return rebuild_cuda_tensor(**fields)
+    except RuntimeError as error:
+        raise TransportError(
+            f"the memory of a peer's GPU cannot be opened: {str(error).splitlines()[0]}; policy and engines must see "
+            "each other's GPUs, and reach them as peers (nvidia-smi topo -p2p r); else set rollout.publish.staging = "
+            '"host"'
+        ) from error
 
 
 def encode_handle(arguments: Sequence[Any]) -> dict[str, Any]:

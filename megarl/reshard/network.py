@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from megarl.reshard.channel import Announced, Publication
+from megarl.reshard.channel import Announced, Held, Publication, Staging, StagingLayout
 from megarl.reshard.delta import apply_changes, encode_changes, encoded_bytes_at_least, find_changes
 from megarl.reshard.message import DENSE, SPARSE
 from megarl.reshard.plan import NUM_SLOTS, Place
@@ -99,32 +99,37 @@ class _Arrival:
     payload: Tensor
     flight: Flight
     announced: Announced
+    room: Tensor
 
-    def land(self) -> None:
+    def land(self) -> Tensor:
         self.flight.land()
-        elements = self.announced.elements
         if self.announced.header.kind != DENSE:
             try:
-                apply_changes(elements, self.payload.to(elements.device))
+                apply_changes(self.room, self.payload.to(self.room.device))
             except ValueError as error:
                 raise TransportError(f"{self.announced.what} {error}") from None
-        elif self.payload.data_ptr() != elements.data_ptr():
-            elements.view(torch.uint8).copy_(self.payload)
+        elif self.payload.data_ptr() != self.room.data_ptr():
+            self.room.view(torch.uint8).copy_(self.payload)
+        return self.room
 
 
 class NetworkInlet:
     """See channel.Inlet."""
 
-    def __init__(self, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.staging = make_private(num_elements, dtype, device)
+    def __init__(self, layout: StagingLayout, dtype: torch.dtype, device: torch.device) -> None:
+        self._staging = Staging(make_private(layout.num_elements, dtype, device), layout)
 
     def start(self, announced: Announced) -> _Arrival:
-        header, wire = announced.header, announced.wire
-        if header.kind != DENSE or announced.elements.device != wire.device:
+        header, wire, room = announced.header, announced.wire, self._staging.room(announced.message)
+        if header.kind != DENSE or room.device != wire.device:
             payload = torch.empty(header.num_bytes, dtype=torch.uint8, device=wire.device)
         else:
-            payload = announced.elements.view(torch.uint8)
-        return _Arrival(payload, wire.receive(payload, announced.sender, what=announced.what), announced)
+            payload = room.view(torch.uint8)
+        flight = wire.receive(payload, announced.message.sender, what=announced.what)
+        return _Arrival(payload, flight, announced, room)
+
+    def install(self, held: Held, parameter: Tensor) -> None:
+        self._staging.install(held, parameter)
 
     def close(self) -> None:
         """Its memory is its own."""

@@ -1,8 +1,9 @@
 """An engine worker's end of a publication.
 
-What arrives goes into staging memory: the worker's part of the weights in the order of the wire, block after block.
-The model is not touched until everything has come, every checksum agrees, and policy rank 0 has said so of every
-worker of every engine. Until then the engine samples from the weights it has; so it does when a publication fails.
+What arrives goes into staging memory, the worker's part of the weights in the order of the wire, block after block; or
+it stays where the policy has it, until it is installed (mapped.py). The model is not touched until everything has come,
+every checksum agrees, and policy rank 0 has said so of every worker of every engine. Until then the engine samples from
+the weights it has; so it does when a publication fails.
 
 Receiving runs in a thread of its own, beside sampling. The staging memory is the base of the next publication's
 changes, so a failed publication ends the session with it.
@@ -18,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.reshard.blocks import Unit
-from megarl.reshard.channel import Announced, Delivery, StagingLayout
+from megarl.reshard.channel import Announced, Delivery, Held
 from megarl.reshard.channels import channel_facts, open_inlet
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.fanout import Fanout
@@ -35,7 +35,6 @@ from megarl.reshard.message import (
 )
 from megarl.reshard.pack import Part, PartsTable, compute_part_checksums
 from megarl.reshard.plan import Message, Place, PlanRequest, TransferPlan, plan_engine_worker
-from megarl.reshard.regions import Region, view_region
 from megarl.reshard.session import (
     Offer,
     Targets,
@@ -56,13 +55,11 @@ NOT_INSTALLED = "no weight of the engine was changed"
 
 @dataclass(slots=True)
 class _Arrival:
-    """A message on its way into staging memory."""
+    """A message on its way."""
 
     message: Message
     header: Header
     parts: tuple[Part, ...]
-    elements: Tensor
-    """Its place in staging memory."""
     delivery: Delivery
 
 
@@ -105,9 +102,8 @@ class WeightReceiver:
             self._topology = request.topology
             self._parts = PartsTable(self.plan.blocks)
             self._messages = sorted((*self.plan.receives, *self.plan.sends))
-            self._layout = StagingLayout.of(self.plan)
             self._inlet = open_inlet(
-                self.offer, self._layout, self._signals, worker=worker, device=torch.device(device)
+                self.offer, self.plan, request, self._signals, worker=worker, device=torch.device(device)
             )
             self._held = self._index_regions()
             self._wire = Wire(
@@ -150,13 +146,13 @@ class WeightReceiver:
         request = await_request(signals, offer, wanted, fanout=fanout)
         return request, plan_engine_worker(request, offer.layout.holdings(), targets, worker=worker)
 
-    def _index_regions(self) -> dict[str, list[tuple[int, Unit, Region]]]:
-        """Parameter -> (first element in staging memory, unit, its region) of everything that goes into it."""
-        held: dict[str, list[tuple[int, Unit, Region]]] = {}
+    def _index_regions(self) -> dict[str, list[Held]]:
+        """Parameter -> everything that goes into it."""
+        held: dict[str, list[Held]] = {}
         for key, block in self.plan.blocks.items():
             for unit in block.units:
                 for region in unit.regions:
-                    held.setdefault(region.parameter, []).append((self._layout.starts[key] + unit.start, unit, region))
+                    held.setdefault(region.parameter, []).append(Held(key, unit, region))
         return held
 
     # receiving
@@ -247,21 +243,20 @@ class WeightReceiver:
         self._version = header.version if self._version is None else self._version
         if header.version != self._version:
             raise TransportError(f"messages of versions {self._version} and {header.version} came together")
-        elements = self._inlet.staging[self._layout.bounds(message)]
-        fits = header.num_bytes == elements.nbytes if header.kind == DENSE else header.num_bytes <= elements.nbytes
-        if not fits:
-            raise TransportError(f"{name_parts(parts)}: {elements.nbytes} bytes expected, {header.num_bytes} announced")
+        num_bytes = message.num_elements * self.plan.itemsize
+        if not (header.num_bytes == num_bytes if header.kind == DENSE else header.num_bytes <= num_bytes):
+            raise TransportError(f"{name_parts(parts)}: {num_bytes} bytes expected, {header.num_bytes} announced")
         what = f"version {header.version}, {name_parts(parts)},"
-        announced = Announced(header=header, elements=elements, sender=message.sender, what=what, wire=self._wire)
-        return _Arrival(message, header, parts, elements, self._inlet.start(announced))
+        announced = Announced(header=header, message=message, what=what, wire=self._wire)
+        return _Arrival(message, header, parts, self._inlet.start(announced))
 
     def _finish(self, arrival: _Arrival | None) -> None:
-        """The message is in staging memory and its checksums agree, or TransportError."""
+        """The message is here and its checksums agree, or TransportError."""
         if arrival is None:
             return
-        arrival.delivery.land()
+        elements = arrival.delivery.land()
         started = time.perf_counter()
-        found = compute_part_checksums(arrival.elements, arrival.parts, self._checksums)
+        found = compute_part_checksums(elements, arrival.parts, self._checksums)
         self.checksum_s += time.perf_counter() - started
         sender = self._topology.describe_peer(arrival.message.sender)
         compare_checksums(arrival.parts, arrival.header.checksums, found, sender=sender)
@@ -279,19 +274,16 @@ class WeightReceiver:
 
     @property
     def parameters(self) -> KeysView[str]:
-        """Names, as their recording gave them, of the parameters that staging memory has elements for."""
+        """Names, as their recording gave them, of the parameters that take something of what comes."""
         return self._held.keys()
 
     def fill(self, name: str, parameter: Tensor) -> None:
-        """Copy everything in staging memory that belongs into one parameter."""
-        with torch.no_grad():
-            for low, unit, region in self._held[name]:
-                shape = unit.box.shape
-                view = view_region(parameter, region, (0,) * len(shape), shape)
-                view.copy_(self._inlet.staging[low : low + unit.box.num_elements].view(shape))
+        """Copy everything that came and belongs into one parameter."""
+        for held in self._held[name]:
+            self._inlet.install(held, parameter)
 
     def close(self) -> None:
-        """Leave the wire and let the staging memory go. Idempotent."""
+        """Leave the wire and let staging memory, or the policy's, go. Idempotent."""
         self._closing = True
         self._wire.close()
         self._join_thread()

@@ -90,7 +90,7 @@ class WeightSender:
         with joining(signals, f"policy rank {rank}"):
             self._topology, self.plan = self._agree(signals, facts.fanout)
             self._packer = Packer(parameters, self.plan.blocks, checksums)
-            self._outlet = open_outlet(offer, self.plan, self._topology, signals)
+            self._outlet = open_outlet(offer, self.plan, parameters, self._topology, signals)
             self._wire = Wire(
                 sealed,
                 address=local_address(endpoint.host, endpoint.port),

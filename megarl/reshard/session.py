@@ -33,7 +33,8 @@ from megarl.reshard.signals import PeerFailed, Signals, SignalTimeout, Transport
 from megarl.reshard.sources import PolicyLayout
 from megarl.reshard.topology import Topology
 
-Transport = Literal["shared_memory", "network"]
+Transport = Literal["shared_memory", "network", "mapped"]
+"""The channel (channel.py)."""
 
 Targets = Mapping[Box, tuple[Region, ...]]
 
@@ -93,7 +94,7 @@ class Offer:
     device: Literal["cpu", "cuda"]
     """Of the policy's parameters."""
     staging: Literal["host", "device"]
-    """Where the engines' workers put what arrives."""
+    """Where the engines' workers put what arrives; "mapped" puts it nowhere."""
     delta: bool
     """Send only changed elements where that is smaller."""
 

@@ -1,7 +1,7 @@
 """The channel within a host: a policy rank packs straight into the workers' staging memory.
 
-Each worker puts into the store where its memory is: a file without a name, or a GPU's by CUDA IPC, which is how ranks
-and workers that share a GPU meet today (staging.py). The header tells the worker that a message is there.
+Each worker puts into the store where its memory is: a file without a name, or a GPU's by CUDA IPC (staging.py). The
+header tells the worker that a message is there.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megarl.reshard.blocks import BlockKey
-from megarl.reshard.channel import Announced, Publication, StagingLayout
+from megarl.reshard.channel import Announced, Held, Publication, Staging, StagingLayout
 from megarl.reshard.plan import NUM_SLOTS, Message, Place
 from megarl.reshard.session import SESSION
 from megarl.reshard.signals import Signals, SignalTimeout, TransportError
@@ -92,9 +92,10 @@ class _Arrival:
     """See channel.Delivery: what the header announces is there already."""
 
     payload: Tensor
+    room: Tensor
 
-    def land(self) -> None:
-        """Nothing to wait for."""
+    def land(self) -> Tensor:
+        return self.room
 
 
 class SharedMemoryInlet:
@@ -105,12 +106,16 @@ class SharedMemoryInlet:
     ) -> None:
         """Make the memory and say where it is."""
         self._memory = SharedMemory(layout.num_elements, dtype, device)
-        self.staging = self._memory.data
+        self._staging = Staging(self._memory.data, layout)
         blocks = [[key.as_json(), start] for key, start in layout.starts.items()]
         signals.put(f"memory-{worker}", {"address": self._memory.address, "blocks": blocks})
 
     def start(self, announced: Announced) -> _Arrival:
-        return _Arrival(announced.elements.view(torch.uint8))
+        room = self._staging.room(announced.message)
+        return _Arrival(room.view(torch.uint8), room)
+
+    def install(self, held: Held, parameter: Tensor) -> None:
+        self._staging.install(held, parameter)
 
     def close(self) -> None:
         self._memory.close()

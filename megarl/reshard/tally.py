@@ -13,7 +13,7 @@ class PublishReport:
     version: int
     messages: int
     bytes: int
-    """Handed to the wire or packed into workers' memory, headers left out."""
+    """Handed to the wire, packed into workers' memory or read by workers where they lie; headers left out."""
     dense_bytes: int
     """What they would have been without leaving out what did not change."""
     num_changed: int

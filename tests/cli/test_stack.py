@@ -64,6 +64,15 @@ def test_a_backend_that_cannot_be_is_refused(config_file: Path) -> None:
     assert "gloo does not send from a GPU; set parallel.pipeline=1, or policy.backend=nccl" in problem
 
 
+@pytest.mark.parametrize("overlap", ["gradients", "all"])
+def test_nothing_overlaps_over_gloo_on_gpus(overlap: str, config_file: Path) -> None:
+    asked = load(config_file, "policy.backend=gloo", f"policy.overlap={overlap}")
+    (problem,) = stack.find_backend_problems(asked, "gpu")
+    assert problem.startswith(f'policy.overlap "{overlap}" works beside computing, and gloo on GPUs makes them wait')
+    assert list(stack.find_backend_problems(asked, "cpu")) == []
+    assert list(stack.find_backend_problems(load(config_file, "policy.backend=gloo"), "gpu")) == []
+
+
 def test_what_has_a_price_is_told(config_file: Path) -> None:
     exact = load(config_file, "model.dtype=float32")
     rounded = load(config_file, "model.dtype=bfloat16")

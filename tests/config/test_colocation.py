@@ -65,7 +65,17 @@ def test_values_that_are_wrong_are_told_by_their_own_checks(tmp_path: Path) -> N
         (
             (ON, *EIGHT, "rollout.publish.staging='device'"),
             'rollout.publish.staging "device" keeps a second copy of an engine\'s weights on a GPU that '
-            'cluster.colocate shares; set it to "host"',
+            'cluster.colocate shares; set it to "host", or on one node to "none"',
+        ),
+        (
+            ("rollout.publish.staging='none'",),
+            'rollout.publish.staging "none" lets engines read the weights of a policy that rests meanwhile, which it '
+            'does with cluster.colocate alone; set it to "host" or "device"',
+        ),
+        (
+            (ON, *EIGHT, "rollout.publish.staging='none'", "rollout.publish.transport='network'"),
+            'rollout.publish.staging "none" reads the policy\'s memory within one node, and a network is for several; '
+            'set transport to "shared_memory" or staging to "host"',
         ),
         (
             (ON, *EIGHT, "cluster.offload=['optimizer', 'reference']"),
@@ -80,6 +90,14 @@ def test_values_that_are_wrong_are_told_by_their_own_checks(tmp_path: Path) -> N
 def test_what_does_not_go_together(overrides: tuple[str, ...], problem: str, tmp_path: Path) -> None:
     (found,) = problems_of(write_config(tmp_path, SMALL), *overrides)
     assert found.partition(" [override")[0] == problem
+
+
+def test_weights_are_read_where_they_lie_on_one_node(tmp_path: Path) -> None:
+    none = "rollout.publish.staging='none'"
+    assert load_small(tmp_path, ON, *EIGHT, none).rollout.publish.staging == "none"
+    two_nodes = (ON, none, *EIGHT, "cluster.nodes=2")
+    (found,) = problems_of(write_config(tmp_path, SMALL), *two_nodes)
+    assert 'transport "shared_memory" works within one node' in found
 
 
 def test_gpus_that_no_engine_shares_are_told(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_problems_name_their_file(tmp_path: Path) -> None:
         load_config(path, [good, bad, "train.seed=-1"])
     assert str(caught.value).splitlines() == [
         f"{path} + {good} + {bad}: 5 problems",
-        f'  policy.head: expected one of "logits", "fused", found "x" (string) [{bad}]',
+        f'  policy.head: expected one of "auto", "logits", "fused", found "x" (string) [{bad}]',
         f"  objective.clip.low: expected a number >= 0 and <= 1, found 2.0 (float) [{path}]",
         '  objective.gate.dual: unknown key; it belongs to objective.gate.kind = "ppo" or objective.gate.kind = '
         f'"ce_gppo" [{bad}]',

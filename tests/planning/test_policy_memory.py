@@ -40,6 +40,7 @@ def make_setup(shape: ModelShape, **changes: Any) -> PolicySetup:
         "itemsize": 2,
         "sequence": False,
         "distributed_optimizer": True,
+        "bucket_elements": None,
         "recompute": "none",
         "fused_head": False,
         "reference": False,
@@ -125,6 +126,9 @@ def test_state_of_the_real_worker_byte_for_byte(tmp_path: Path) -> None:
         {"parallel": {"tensor": 2, "world_size": 2}},
         {"parallel": {"pipeline": 2, "world_size": 2}},
         {"parallel": {"pipeline": 2, "world_size": 2}, "policy__distributed_optimizer": False},
+        {"parallel": {"world_size": 2}, "policy__overlap": "all", "policy__bucket_elements": 20_000},
+        {"parallel": {"world_size": 2}, "policy__overlap": "gradients", "policy__bucket_elements": 1},
+        {"parallel": {"pipeline": 2, "world_size": 2}, "policy__overlap": "all", "policy__bucket_elements": 100_000},
     ]
     configs = [make_config(path, **bfloat16), make_config(path), make_config(path, **bfloat16, **REFERENCE)]
     configs += [make_config(model, **bfloat16, **changes) for changes in two for model in (path, tied)]
@@ -208,6 +212,7 @@ def setup_of(config: RunConfig) -> PolicySetup:
         itemsize=2 if config.model.dtype == "bfloat16" else 4,
         sequence=config.parallel.sequence,
         distributed_optimizer=config.policy.distributed_optimizer,
+        bucket_elements=config.policy.bucket_elements,
         recompute=config.policy.recompute,
         fused_head=config.policy.head == "fused",
         reference=config.objective.auxiliary.kl is not None,

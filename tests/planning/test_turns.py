@@ -8,9 +8,10 @@ from megarl.cli.plan import make_plan
 from megarl.cli.plan_config import PlanOptions, load_planned
 from megarl.models.families import read_model_shape
 from megarl.planning.engine_memory import GIB
-from megarl.planning.policy_memory import PolicyMemory
 from megarl.planning.run_plan import RunPlan
+from megarl.planning.transfer import CHECK_BYTES
 from megarl.planning.turns import SharedMemory, choose_moved, largest_layer
+from megarl.reshard.checksum import _CUDA_ROWS, _ROW_WORDS
 from tests.models.shapes import CONFIGS
 from tests.planning.plans import plan_of
 
@@ -30,7 +31,7 @@ H100: dict[str, tuple[str, dict[str, int], tuple[str, ...], list[float]]] = {
         "qwen2.5-72b",
         {"gpus": 32, "tensor": 8, "pipeline": 4, "rollout_tensor": 8},
         ("parallel.sequence=true",),
-        [74.38, 8.38, 46.44, 66.90, 25.31, 25.72],
+        [74.38, 8.38, 44.35, 66.90, 25.31, 25.72],
     ),
 }
 
@@ -68,6 +69,31 @@ def test_numbers_of_7b_by_hand() -> None:
     assert by_name["publish"].policy - by_name["wake"].policy == messages
     assert by_name["update"].total == plan.worst.total + context
     assert by_name["score"].policy == plan.worst.total - plan.worst.activations - messages
+
+
+def test_a_publication_without_staging_by_hand() -> None:
+    """Checked message by message on both sides, and then installed; the engine's layer is the larger of its two."""
+    none = ("rollout.publish.staging=none", "rollout.publish.transport=shared_memory")
+    plan = plan_of("qwen2.5-7b", TURNS, *none, gpus=8, tensor=2)
+    staged = turns_of(plan_of("qwen2.5-7b", TURNS, gpus=8, tensor=2))
+    by_name, before = ({turn.name: turn for turn in turns.turns} for turns in (turns_of(plan), staged))
+    assert by_name["publish"].policy - by_name["wake"].policy == (64 << 20) + CHECK_BYTES
+    assert by_name["publish"].engine == before["publish"].engine
+    assert plan.rollout.staging == 0
+    large = plan_of("qwen2.5-7b", TURNS, *none, "rollout.publish.bucket_mib=1024", gpus=8)
+    by_name = {turn.name: turn for turn in turns_of(large).turns}
+    assert by_name["publish"].engine - by_name["wake"].engine == GIB + CHECK_BYTES > 2 * 152_064 * 3_584
+    # [rows, both halves of a row's words] int64.
+    assert CHECK_BYTES == _CUDA_ROWS * 2 * _ROW_WORDS * 8
+
+
+def test_a_run_that_chooses_what_moves_counts_messages_too() -> None:
+    """With packed messages of 2 GiB the phase publish is the fullest, and decides."""
+    arguments = [TURNS, "rollout.publish.bucket_mib=1024", "rollout.memory_fraction=0.3"]
+    config = load_planned(CONFIGS / "qwen2.5-7b.json", arguments, PlanOptions(gpus=8, tensor=2)).config
+    needed = next(turn.total for turn in turns_of(plan_of("qwen2.5-7b", *arguments, gpus=8, tensor=2)).turns[-1:])
+    assert choose_moved(config, gpu_bytes=needed) == ()
+    assert choose_moved(config, gpu_bytes=needed - GIB) == ("optimizer",)
 
 
 def turns_of(plan: RunPlan) -> SharedMemory:
@@ -141,21 +167,6 @@ def test_a_layout_that_leaves_engines_no_place_is_not_advised() -> None:
 
 def test_without_turns_there_are_none() -> None:
     assert plan_of("qwen2.5-7b", gpus=8, tensor=2).shared is None
-
-
-def test_the_optimizers_step_counts_where_it_takes_more_than_is_gone() -> None:
-    """torch's AdamW holds the root of all second moments at once, 4 bytes an element of the rank's share."""
-
-    def gone_and_working(memory: PolicyMemory) -> int:
-        return memory.activations + memory.logits + memory.working
-
-    short = ("rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8", "policy.tokens_per_micro_batch=16")
-    alone = plan_of("qwen2.5-7b", *short, gpus=1).worst
-    assert alone.optimizer == 12 * (alone.gradients // 4)
-    assert gone_and_working(alone) == alone.optimizer // 3
-    # Activations of sequences that are not so short take more than an eighth of that.
-    eighth = plan_of("qwen2.5-7b", gpus=8).worst
-    assert gone_and_working(eighth) > 2 * eighth.optimizer // 3
 
 
 def test_as_json() -> None:

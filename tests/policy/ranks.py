@@ -190,8 +190,10 @@ def take_step(
 
 def export(worker: MegatronWorker) -> dict[str, torch.Tensor]:
     """Full tensors on rank 0, through the reference path."""
+    from megarl.policy.optimizer import settle_weights
     from megarl.policy.weights import export_hf_weights, plan_export
 
+    settle_weights(worker._ddp)
     if worker._grid.position(worker._place.rank).data != 0:
         return {}
     plan = plan_export(worker._shape, grid=worker._grid, bucket_bytes=20_000, dtype=worker._dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from megarl.checkpoint.manifest import Manifest, describe_config
 from megarl.checkpoint.run_checkpoint import PendingCheckpoint
 from megarl.config.run import RunConfig
+from megarl.policy.optimizer import settle_weights
 from megarl.policy.state import RankState
 from megarl.policy.worker import MegatronWorker
 from megarl.runtime.saving import Saving, merge_written, numbers_of, outcome
@@ -27,12 +28,14 @@ class Kept:
 
 
 def keep_state(worker: MegatronWorker) -> Kept:
+    settle_weights(worker._ddp)
     state = worker._state
     return Kept([piece.tensor.clone() for piece in state.held()], worker._updates, state.optimizer_step)
 
 
 def restore_state(worker: MegatronWorker, kept: Kept) -> None:
     """The same rank as it was."""
+    settle_weights(worker._ddp)
     state = worker._state
     for piece, tensor in zip(state.held(), kept.tensors, strict=True):
         piece.tensor.copy_(tensor)

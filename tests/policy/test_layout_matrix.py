@@ -23,6 +23,8 @@ OBJECTIVE = {
     "rollout__temperature": 0.8,
     "policy__optimizer": {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-2, "warmup_updates": 1, "clip_grad_norm": 0.5},
 }
+OVERLAP = {"policy__overlap": "all", "policy__bucket_elements": 20_000, "policy__tokens_per_micro_batch": 48}
+"""Several buckets, and several micro-batches in an update, of which the last one's backward is overlapped."""
 LAYOUTS = {
     "one rank": {},
     "micro-batches of 24 tokens": {"policy__tokens_per_micro_batch": 24},
@@ -44,6 +46,25 @@ LAYOUTS = {
         "policy__head": "fused",
     },
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
+    "DP2, gradients overlap": {**OVERLAP, "parallel": {"world_size": 2}, "policy__overlap": "gradients"},
+    "DP2, all overlaps": {**OVERLAP, "parallel": {"world_size": 2}},
+    "DP2 plain optimizer, gradients overlap": {
+        **OVERLAP,
+        "parallel": {"world_size": 2},
+        "policy__overlap": "gradients",
+        "policy__distributed_optimizer": False,
+    },
+    "TP2 DP2 sequence parallel, all overlaps": {
+        **OVERLAP,
+        "parallel": {"tensor": 2, "world_size": 4, "sequence": True},
+    },
+    "TP2 DP2 fused head recompute, all overlaps": {
+        **OVERLAP,
+        "parallel": {"tensor": 2, "world_size": 4},
+        "policy__head": "fused",
+        "policy__recompute": "full",
+    },
+    "PP2 DP2, all overlaps": {**OVERLAP, "parallel": {"pipeline": 2, "world_size": 4}},
 }
 
 
@@ -51,7 +72,7 @@ def job(path: Path, layout: dict[str, object]) -> RunConfig:
     return make_config(path, **{**OBJECTIVE, **layout})
 
 
-QUICK_LAYOUTS = ["TP2 fused head", "PP2", "TP2 DP2 sequence parallel"]
+QUICK_LAYOUTS = ["TP2 fused head", "PP2", "TP2 DP2 sequence parallel", "DP2, all overlaps", "PP2 DP2, all overlaps"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ KL: dict[str, Any] = {"auxiliary": {"kl": {"coefficient": 0.5}}}
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.1, "schedule": "cosine", "warmup_updates": 2, "clip_grad_norm": 0.5}
 PLAIN = {"policy__distributed_optimizer": False}
 BFLOAT16 = {"model__dtype": "bfloat16"}
+OVERLAP = {"policy__overlap": "all", "policy__bucket_elements": 20_000}
 TENSOR, PIPELINE = {"tensor": 2, "world_size": 2}, {"pipeline": 2, "world_size": 2}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one rank": {"objective": KL},
@@ -32,6 +33,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "DP2, bfloat16": {"parallel": {"world_size": 2}, "objective": KL} | BFLOAT16,
     "TP2, plain optimizer": {"parallel": TENSOR, "objective": KL} | PLAIN,
     "PP2, bfloat16": {"parallel": PIPELINE} | BFLOAT16,
+    "DP2, bfloat16, all overlaps": {"parallel": {"world_size": 2}, "objective": KL} | BFLOAT16 | OVERLAP,
 }
 WIDE: dict[str, dict[str, Any]] = {
     "one rank, bfloat16": BFLOAT16,
@@ -50,6 +52,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "TP2 DP2, bfloat16": {"parallel": {"tensor": 2, "world_size": 4}} | BFLOAT16,
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
     "PP2 DP2, bfloat16": {"parallel": {"pipeline": 2, "world_size": 4}, "objective": KL} | BFLOAT16,
+    "PP2 DP2, all overlaps": {"parallel": {"pipeline": 2, "world_size": 4}, "objective": KL} | OVERLAP,
     "TP2 PP2, plain optimizer": {"parallel": {"tensor": 2, "pipeline": 2, "world_size": 4}, "objective": KL} | PLAIN,
 }
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from megarl.reshard import receiver
 from megarl.reshard.checksum import Checksums
-from megarl.reshard.pack import Part, compute_part_checksums
+from megarl.reshard.pack import Part, compute_part_checksums, views_between
 from megarl.reshard.packer import Packer
 from megarl.reshard.plan import Place
 from megarl.reshard.tally import Tally
 from tests.dist.forks import fork_context
 
-Action = Literal["kill", "stop", "flip"]
+Action = Literal["kill", "stop", "flip", "change"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +133,8 @@ def _serve(make: Callable[[int], Any], number: int, pipe: Connection) -> None:
 
 
 def arm(action: Action, *, after: int) -> None:
-    """Once, when this process has computed the checksums of its `after`-th message from now: kill it, stop it, or flip
-    a bit of the message."""
+    """Once, when this process has computed the checksums of its `after`-th message from now: kill it, stop it, flip a
+    bit of the message, or (a policy rank) change the parameter that it begins with."""
     count = itertools.count(1)
 
     pack = Packer.pack
@@ -146,7 +146,9 @@ def arm(action: Action, *, after: int) -> None:
 
     def pack_then_act(packer: Packer, place: Place, out: Tensor, tally: Tally) -> list[int]:
         checksums = pack(packer, place, out, tally)
-        act(out)
+        key, start, stop = place
+        _, first = next(views_between(packer._parameters, packer._blocks[key], start, stop))
+        act(out if action != "change" else first)
         return checksums
 
     def act(elements: Tensor) -> None:
@@ -158,6 +160,8 @@ def arm(action: Action, *, after: int) -> None:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 case "flip":
                     elements.view(torch.uint8)[0] ^= 1
+                case "change":
+                    elements += 1
 
     Packer.pack = pack_then_act  # type: ignore[method-assign]
     receiver.compute_part_checksums = compute_then_act  # type: ignore[assignment]

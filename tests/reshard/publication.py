@@ -26,6 +26,7 @@ from megarl.reshard.session import Offer, Transport, WeightEndpoint
 from megarl.reshard.tally import PublishReport
 from tests.dist.gpus import take_gpu
 from tests.models.shapes import make_shape
+from tests.reshard import mapped_files
 from tests.reshard.fault_processes import Action, Processes, arm
 from tests.reshard.wanted import live_parameters, targets_of
 
@@ -122,10 +123,13 @@ class PolicyRank:
         )
         self._setting = setting
         self._entries: Sequence[ParameterEntry] = list_parameters(setting.shape, layout)
-        self._parameters = {
-            parameter_key(entry.chunk, entry.name): torch.empty(entry.shape, device=setting.device)
-            for entry in self._entries
-        }
+        if setting.transport == "mapped" and setting.device == "cpu":
+            self._parameters = mapped_files.make_parameters(self._entries)
+        else:
+            self._parameters = {
+                parameter_key(entry.chunk, entry.name): torch.empty(entry.shape, device=setting.device)
+                for entry in self._entries
+            }
         self.end = WeightSender(endpoint, setting.offer, self._parameters, rank=rank, store=store)
 
     def publish(self, version: int) -> PublishReport:
@@ -180,6 +184,8 @@ def join(
     setting: Setting, endpoint: WeightEndpoint, *, peer: int, store: dist.Store | None = None
 ) -> PolicyRank | EngineWorker:
     """One peer's end, connected; it makes this process pretend what the setting says of nodes and fan-out."""
+    if setting.transport == "mapped" and setting.device == "cpu":
+        mapped_files.stand_in()
     sender.node_name = receiver.node_name = lambda: setting.node_of(peer)  # type: ignore[assignment]
     signals._DEFENCE_S = setting.defence_s
     plan._MIN_SHARE_BYTES = 1 << 22 if setting.min_share_bytes is None else setting.min_share_bytes

@@ -106,7 +106,7 @@ def simulate(publication: Publication) -> Outcome:
     """
     tensors, plans = number_elements(publication), publication.plans()
     messages = _agreed_messages(plans)
-    policy = _fill_policy(publication, tensors)
+    policy = fill_policy(publication, tensors)
     workers = [_empty_worker(parameters) for parameters in publication.live * publication.topology.engines]
     world_size = publication.topology.grid.world_size
     for message in messages:
@@ -141,7 +141,7 @@ def _agreed_messages(plans: list[TransferPlan]) -> list[Message]:
     return sorted(sent)
 
 
-def _fill_policy(publication: Publication, tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], dict[str, Tensor]]:
+def fill_policy(publication: Publication, tensors: Mapping[str, Tensor]) -> dict[tuple[int, int], dict[str, Tensor]]:
     """Parameters by (pipeline, tensor) position; its replicas hold the same."""
     layout = publication.layout
     filled: dict[tuple[int, int], dict[str, Tensor]] = {}

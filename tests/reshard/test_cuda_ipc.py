@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing import reductions
 from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-from megarl.reshard.cuda_ipc import CUDA_FIELDS, decode_handle, encode_handle
+from megarl.reshard import cuda_ipc
+from megarl.reshard.cuda_ipc import CUDA_FIELDS, decode_handle, encode_handle, import_cuda
 from megarl.reshard.signals import TransportError
 
 HANDLE = {
@@ -61,3 +63,40 @@ def test_other_tensors_are_not_told() -> None:
     for change in ({"tensor_stride": (2,)}, {"requires_grad": True}, {"tensor_cls": torch.nn.Parameter}):
         with pytest.raises(TypeError, match="a contiguous vector"):
             encode_handle(list((HANDLE | change).values()))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """This process sees two; what torch is asked to rebuild."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(cuda_ipc, "_device_id", lambda index: f"GPU-{index}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(reductions, "rebuild_cuda_tensor", lambda **fields: asked.append(fields))
+    return asked
+
+
+def exported(gpu: str) -> dict[str, Any]:
+    return {"uuid": gpu, "handle": encode_handle(list(HANDLE.values()))}
+
+
+def test_memory_is_opened_on_its_own_gpu_or_as_a_peers(two_gpus: list[dict[str, Any]]) -> None:
+    """As a peer's nothing is made on the other GPU, and its event, which lies there, is not waited for."""
+    import_cuda(exported("GPU-1"), torch.uint8)
+    import_cuda(exported("GPU-1"), torch.uint8, on=torch.device("cuda", 0))
+    import_cuda(exported("GPU-0"), torch.uint8, on=torch.device("cuda"))
+    found = [(fields["storage_device"], fields["event_sync_required"]) for fields in two_gpus]
+    assert found == [(1, True), (0, False), (0, False)]
+    assert all(fields["dtype"] == torch.uint8 for fields in two_gpus)
+
+
+def test_memory_that_cannot_be_opened(two_gpus: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TransportError, match="a peer's GPU is not visible to this process"):
+        import_cuda(exported("GPU-2"), torch.uint8)
+    assert two_gpus == []
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("CUDA error: peer access is not supported between these two devices\nmore")
+
+    monkeypatch.setattr(reductions, "rebuild_cuda_tensor", refuse)
+    with pytest.raises(TransportError, match=r"cannot be opened: CUDA error: peer access .* two devices; policy and"):
+        import_cuda(exported("GPU-1"), torch.uint8)

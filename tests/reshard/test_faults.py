@@ -15,6 +15,7 @@ from tests.reshard.publication import Peer, Setting, connect
 
 NETWORK = Setting(tensor=2, engines=2, bucket_bytes=512)
 SHARED = replace(NETWORK, transport="shared_memory")
+MAPPED = replace(NETWORK, transport="mapped")
 RELAY = replace(NETWORK, engines=3, nodes="an engine", fanout="relay")
 """Engine 1 gets everything from engine 0 and hands it to engine 2."""
 
@@ -80,7 +81,7 @@ def check_recovery(processes: Processes, setting: Setting) -> None:
 def cases(*quick: tuple[Setting, int], slow: Sequence[tuple[Setting, int]]) -> pytest.MarkDecorator:
     """(setting, victim), named after both."""
     marked = [*((case, ()) for case in quick), *((case, pytest.mark.slow) for case in slow)]
-    named = {id(NETWORK): "network", id(SHARED): "shared memory", id(RELAY): "relay"}
+    named = {id(NETWORK): "network", id(SHARED): "shared memory", id(MAPPED): "mapped", id(RELAY): "relay"}
     return pytest.mark.parametrize(
         ("setting", "victim"),
         [
@@ -95,7 +96,7 @@ def cases(*quick: tuple[Setting, int], slow: Sequence[tuple[Setting, int]]) -> p
     (NETWORK, 0),
     (NETWORK, 3),
     (RELAY, 3),
-    slow=[(SHARED, 1), (SHARED, 0), (SHARED, 3), (RELAY, 1), (RELAY, 0)],
+    slow=[(SHARED, 1), (SHARED, 0), (SHARED, 3), (MAPPED, 1), (MAPPED, 3), (RELAY, 1), (RELAY, 0)],
 )
 def test_a_killed_peer(setting: Setting, victim: int) -> None:
     with Processes(setting.num_peers, Peer) as processes:
@@ -108,7 +109,7 @@ def test_a_killed_peer(setting: Setting, victim: int) -> None:
         assert all(processes.call(workers_of(setting) - {victim}, "holds", 2))
 
 
-@cases((NETWORK, 1), (NETWORK, 3), slow=[(SHARED, 1), (SHARED, 3), (RELAY, 1), (RELAY, 3)])
+@cases((NETWORK, 1), (NETWORK, 3), slow=[(SHARED, 1), (SHARED, 3), (MAPPED, 3), (RELAY, 1), (RELAY, 3)])
 def test_a_stalled_peer(setting: Setting, victim: int) -> None:
     """It too ends with an error once it goes on; then a new session works."""
     setting = replace(setting, timeout_s=STALL_S)
@@ -134,12 +135,15 @@ def test_policy_rank_0_stalls() -> None:
         check_failures(answers, setting, within_s=STALL_S + SLACK_S)
 
 
-@cases((NETWORK, 1), (SHARED, 1), (RELAY, 3), slow=[(RELAY, 1)])
+@cases((NETWORK, 1), (SHARED, 1), (MAPPED, 1), (RELAY, 3), slow=[(RELAY, 1)])
 def test_a_flipped_bit(setting: Setting, victim: int) -> None:
-    """After the checksum was computed; the session is over, and a new one works."""
+    """After the checksum was computed, in the message or, where a worker reads that, in the policy's parameter; the
+    session is over, and a new one works."""
     with Processes(setting.num_peers, Peer) as processes:
         connect(processes, setting)
-        answers = publish_with_fault(processes, setting, victim=victim, action="flip")
+        answers = publish_with_fault(
+            processes, setting, victim=victim, action="change" if setting is MAPPED else "flip"
+        )
         check_failures(answers, setting, within_s=AT_ONCE_S)
         for answer in answers.values():
             assert f"arrived changed from {NAMES[victim]}, by its checksum" in answer.error

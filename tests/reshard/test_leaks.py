@@ -9,6 +9,7 @@ SETTINGS = {
     "network": Setting(timeout_s=60.0),
     "network, changes only": Setting(timeout_s=60.0, delta=True),
     "shared memory": Setting(timeout_s=60.0, transport="shared_memory"),
+    "mapped": Setting(timeout_s=60.0, transport="mapped"),
 }
 MOST_MIB = 5.0
 ROLES = ("policy rank 0", "engine 0 worker 0")

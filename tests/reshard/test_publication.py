@@ -24,6 +24,10 @@ LAYOUTS = {
     "dp2 to tp2, shared memory, bfloat16": Setting(
         data=2, rollout_tensor=2, transport="shared_memory", dtype=torch.bfloat16, min_share_bytes=4
     ),
+    "tp2 pp2 to tp4, mapped": Setting(tensor=2, pipeline=2, rollout_tensor=4, transport="mapped"),
+    "dp2 to two engines of two, mapped, bfloat16": Setting(
+        data=2, engines=2, rollout_tensor=2, transport="mapped", dtype=torch.bfloat16, min_share_bytes=4
+    ),
     "tp2 to tp1, bfloat16": Setting(tensor=2, dtype=torch.bfloat16),
     "tp2 to tp1, bfloat16, changes only": Setting(tensor=2, dtype=torch.bfloat16, delta=True),
     "messages of one tensor and more": Setting(tensor=2, rollout_tensor=2, bucket_bytes=1 << 20),

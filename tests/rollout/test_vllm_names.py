@@ -92,11 +92,36 @@ def test_calls_fit(found: dict[str, Any]) -> None:
 def test_the_engine_has_what_is_asked_of_it(found: dict[str, Any]) -> None:
     members = found["names"][ASYNC_LLM]["members"]
     asked = list(of_the_engine())
-    assert {"generate", "collective_rpc", "reset_prefix_cache", "shutdown", "errored"} <= {name for name, _ in asked}
+    wanted = {"generate", "collective_rpc", "reset_prefix_cache", "shutdown", "errored", "sleep", "wake_up"}
+    assert wanted <= {name for name, _ in asked}
     for name, call in asked:
         assert name in members, f"AsyncLLM of vLLM {found['vllm']} has no {name}"
         if call is not None and members[name] is not None:
             check_call(call, members[name], what=f"AsyncLLM.{name} of vLLM {found['vllm']}")
+
+
+@pytest.mark.parametrize("found", VERSIONS, ids=by_version)
+def test_an_engine_sleeps_and_wakes_by_these_words(found: dict[str, Any]) -> None:
+    """Level and tags go by position; a tag that vLLM does not know wakes nothing, and only its log says so."""
+    (tree,) = [tree for path, tree in rollout_sources() if path.name == "sleeping.py"]
+    (level,) = [
+        node.value.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.targets[0]) == "_LEVEL"
+        and isinstance(node.value, ast.Constant)
+    ]
+    woken = [
+        ast.literal_eval(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("llm.wake_up")
+    ]
+    assert woken == [["weights"], ["kv_cache"]]
+    assert {tag for tags in woken for tag in tags} == set(found["sleep"]["tags"])
+    assert level in found["sleep"]["levels"]
+    members = found["names"][ASYNC_LLM]["members"]
+    assert (members["sleep"][0], members["wake_up"][0]) == ("level", "tags")
+    assert "enable_sleep_mode" in found["names"]["vllm.engine.arg_utils.AsyncEngineArgs"]["members"]
 
 
 @pytest.mark.parametrize("found", VERSIONS, ids=by_version)

@@ -273,6 +273,22 @@ def test_a_whole_run_is_judged_by_its_rewards_and_log_probs(
     assert any("a step 0.20 s at best, log-probs 1.0e-03 from vLLM's" in line.get("said", "") for line in lines)
 
 
+def test_on_one_gpu_a_run_publishes_without_staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def leave_a_run(check: Check, verb: str, *overrides: str) -> None:
+        commands.append([verb, *overrides])
+        run_of(tmp_path, verb, [0.5] * 3)
+
+    monkeypatch.setattr(rl_run, "megarl", leave_a_run)
+    settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 99, gpus=1, shape="")
+    rl_run.run_mapped(Check(settings), tmp_path / "model")
+    ((verb, *overrides),) = commands
+    assert verb == "train"
+    assert {"cluster.colocate=true", "rollout.publish.staging=none", "train.steps=3"} <= set(overrides)
+    assert load_config(rl_run.CONFIG, overrides).rollout.publish.staging == "none"
+
+
 def test_a_command_that_fails_or_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CheckSettings(module="", scratch=str(tmp_path), deadline=time.time() + 9, gpus=0, shape="")
     check = Check(settings)

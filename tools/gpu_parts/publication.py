@@ -38,6 +38,7 @@ def settings(check: Check) -> dict[str, Setting]:
             "network (gloo)": base,
             "network (gloo), changes only": replace(base, delta=True),
             "shared memory": replace(base, transport="shared_memory"),
+            "without staging (files for CUDA IPC)": replace(base, transport="mapped"),
         }
     base = Setting(
         device="cuda",
@@ -53,6 +54,7 @@ def settings(check: Check) -> dict[str, Setting]:
         "NCCL, changes only": replace(base, delta=True),
         "shared host memory": replace(base, transport="shared_memory"),
         "CUDA IPC": replace(base, transport="shared_memory", staging="device"),
+        "CUDA IPC, without staging": replace(base, transport="mapped"),
     }
 
 

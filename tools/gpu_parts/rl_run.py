@@ -33,6 +33,8 @@ SMALL = (
 TERMINATION_S = 20.0
 """Of the part's time, for a run that is not done to end its workers."""
 LARGE_NEEDS_S = 60.0
+MAPPED = "quickstart without staging"
+MAPPED_NEEDS_S = 60.0
 
 
 def run(check: Check) -> None:
@@ -43,6 +45,8 @@ def run(check: Check) -> None:
         check.say(f"{LARGE}: not run, it needs a GPU")
         return
     check.attempt(LARGE, run_large, check, tiny, need_s=LARGE_NEEDS_S)
+    if check.gpus == 1:
+        check.attempt(MAPPED, run_mapped, check, tiny, need_s=MAPPED_NEEDS_S)
 
 
 def placement(gpus: int, *, tensor: int) -> list[str]:
@@ -84,6 +88,15 @@ def run_large(check: Check, tiny: Path) -> None:
     )  # fmt: skip
     rows = read_metrics(latest(check).metrics_path)
     judge_run(check, LARGE, rows, "bfloat16", {}, seconds=time.monotonic() - started)
+
+
+def run_mapped(check: Check, model: Path) -> None:
+    """Three steps of the quickstart's untrained model, whose engine reads the policy's weights where they lie."""
+    started = time.monotonic()
+    overrides = [*placement(check.gpus, tensor=1), *SMALL, "rollout.publish.staging=none"]
+    megarl(check, "train", "name=mapped", f"model.path={model}", *overrides)
+    rows = read_metrics(latest(check).metrics_path)
+    judge_run(check, MAPPED, rows, "float32", {}, seconds=time.monotonic() - started)
 
 
 def make_large_model(check: Check, tiny: Path) -> Path:

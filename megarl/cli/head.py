@@ -1,0 +1,38 @@
+"""The head of a run whose configuration leaves it open (`policy.head = "auto"`): asked of the GPUs of this machine."""
+
+from megarl.cli.findings import ask_process
+from megarl.cli.stack import deciding_versions, detect_stack
+from megarl.config.base import ConfigError
+from megarl.config.run import RunConfig
+from megarl.models.families import read_model_shape
+from megarl.planning.head import choose_head, with_head
+
+_MIB = 1 << 20
+_QUERY = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+
+
+def pin_head(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+    """The configuration with a head, and what to say of it; as it is where it names one.
+
+    Raises ConfigError where the run would be on GPUs and this machine shows none.
+    """
+    if config.policy.head != "auto":
+        return config, ()
+    choice = choose_head(config, read_model_shape(config.model.path), gpu_bytes=find_gpu_bytes())
+    return with_head(config, choice), (f"head   {choice} (policy.head auto)",)
+
+
+def find_gpu_bytes() -> int | None:
+    """Memory of the smallest GPU here, as nvidia-smi says it; None where torch is a CPU build.
+
+    Raises ConfigError where it says none.
+    """
+    if detect_stack(deciding_versions()) == "cpu":
+        return None
+    answer = ask_process(["sh", "-c", f"{' '.join(_QUERY)} | sort -n | head -n 1"], timeout_s=60)
+    if not answer.text.isdigit():
+        raise ConfigError(
+            'policy.head "auto" is decided by the memory of the GPUs, and nvidia-smi tells of none on this machine '
+            f"({answer.text}); set policy.head=logits or fused (`megarl plan --gpu-memory-gib GIB` says which fits)"
+        )
+    return int(answer.text) * _MIB
