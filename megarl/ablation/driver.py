@@ -23,6 +23,8 @@ from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess
 from megarl.telemetry.run_directory import RunDirectory
 
 _LOOK_EVERY_S = 0.2
+_CLOCK_S = 0.1
+"""By which a file's time may lie before the clock's."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _HANDED_ON = {signal.SIGHUP: signal.SIGTERM}
 """A terminal that was closed: runs know only the others."""
@@ -88,6 +90,7 @@ class Driver:
         self._waiting = deque(self._order(tasks))
         self._running: dict[str, tuple[RunProcess, Slot | None]] = {}
         self._failures = dict.fromkeys(self.facts, 0)
+        self._begun_s: dict[str, float] = {}
         self._heard_signals: deque[signal.Signals] = deque()
         self.stopped_by: str | None = None
         """The signal after which nothing more is started."""
@@ -136,6 +139,7 @@ class Driver:
     def _begin(self, task: Task, slot: Slot) -> None:
         before = self.facts[task.name]
         self._set(task, CellFacts(status="running", attempts=before.attempts + 1))
+        self._begun_s[task.name] = time.time()
         try:
             process = task.start(slot.variables)
         except OSError as error:
@@ -167,6 +171,8 @@ class Driver:
     def _judge(self, task: Task, code: int) -> None:
         run = task.run()
         status, message = run.standing() if run is not None else (None, None)
+        # Else the process has ended before it touched the run, which tells of the attempt before.
+        touched = run is not None and run.state_path.stat().st_mtime >= self._begun_s.get(task.name, 0.0) - _CLOCK_S
         if code == 0 and status == "finished":
             self._set(task, replace(self.facts[task.name], status="finished", message=None))
             self._watcher.ended(task, self.facts[task.name])
@@ -175,7 +181,7 @@ class Driver:
             self._set(task, stopped)
             self._watcher.ended(task, stopped)
         else:
-            text = message if status in ("failed", "killed") else None
+            text = message if touched and status in ("failed", "killed") else None
             self._fail(task, text or _describe_end(code, task.log), again=code != REFUSED)
 
     def _fail(self, task: Task, message: str, *, again: bool) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,20 @@ def test_one_that_dies_before_it_has_a_run_leaves_its_last_words(stage: Stage) -
     assert "its process ended with exit code 1" in message
     assert "ImportError: no module" in message
     assert driver.facts["b"].status == "finished"
+
+
+def test_the_last_words_are_those_of_the_last_attempt(stage: Stage) -> None:
+    """Which did not come so far as the one before, whose message its run still has."""
+    first, second = stage.task("a", fails=1), stage.task("a", fails=2, silent=True)
+    starts = iter((first.start, second.start))
+
+    def start(variables: Mapping[str, str]) -> RunProcess:
+        return next(starts)(variables)
+
+    driver = stage.driver(replace(first, start=start), retries=1)
+    assert not driver.run()
+    assert driver.facts["a"].attempts == 2
+    assert "ImportError: no module" in (driver.facts["a"].message or "")
 
 
 def test_one_that_is_killed_is_tried_again(stage: Stage) -> None:
