@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
-_COPIED = ("megarl", "tests", "tools", "configs", "pyproject.toml")
+_COPIED = ("megarl", "tests", "tools", "configs", "cluster", "pyproject.toml")
 _TESTS_FAILED = 1
 
 Result = Literal["killed", "timed out", "survived"]

@@ -97,12 +97,16 @@ class Driver:
         with self._heard():
             self._adopt()
             self._write(self.facts)
-            while self._running or (self._waiting and self.stopped_by is None):
-                self._hand_on()
-                self._fill()
-                self._watcher.look(self.facts)
-                time.sleep(_LOOK_EVERY_S)
-                self._reap()
+            try:
+                while self._running or (self._waiting and self.stopped_by is None):
+                    self._hand_on()
+                    self._fill()
+                    self._watcher.look(self.facts)
+                    time.sleep(_LOOK_EVERY_S)
+                    self._reap()
+            except BaseException:
+                self._end_all()
+                raise
             self._watcher.look(self.facts)
         return all(facts.status == "finished" for facts in self.facts.values())
 
@@ -150,6 +154,15 @@ class Driver:
             if slot is not None:
                 self._free.append(slot)
             self._judge(self._tasks[name], code)
+
+    def _end_all(self) -> None:
+        """After an error of the driver itself no run is left without one. They were asked to stop, or are now."""
+        processes = [process for process, _slot in self._running.values()]
+        if self.stopped_by is None:
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+        while any(process.poll() is None for process in processes):
+            time.sleep(_LOOK_EVERY_S)
 
     def _judge(self, task: Task, code: int) -> None:
         run = task.run()

@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +20,6 @@ REFUSED = 2
 
 class RunProcess(Protocol):
     """What the driver asks of the process of a run."""
-
-    @property
-    def pid(self) -> int: ...
 
     def poll(self) -> int | None:
         """The exit code, as subprocess has it; None while it lives."""
@@ -51,16 +48,11 @@ def start_process(
         )
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class FoundProcess:
     """Of a run that an earlier driver has started, and that outlived it."""
 
     run: RunDirectory
-    pid: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        driver = self.run.driver()
-        self.pid = driver.pid if driver is not None else 0
 
     def poll(self) -> int | None:
         """By the run's state: nobody else can ask for its exit code."""

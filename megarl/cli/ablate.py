@@ -131,7 +131,7 @@ def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots
         return warm
     tasks = [_cell_task(directory, launch, cell, facts) for cell, facts in _standings(directory)]
     _say_what_goes_on(console, tasks)
-    write = functools.partial(_write_cells, directory)
+    write = functools.partial(_write_cells, console, directory)
     driver = _run_tasks(console, tasks, slots, retries=launch.retries, write=write)
     if driver.stopped_by is not None:
         return _say_goes_on(console, directory)
@@ -165,7 +165,7 @@ def _make_warm_start(
         if directory.run_of(cell) is None
     }
     before, _ = directory.read_cells()
-    _write_cells(directory, before | skipped)
+    _write_cells(console, directory, before | skipped)
     say(console, f"{message}\nno run was begun")
     return EXIT_FAILED
 
@@ -206,8 +206,12 @@ def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> 
     return Task(name=name, link=link, log=log, steps=start.steps, start=begin)
 
 
-def _write_cells(directory: AblationDirectory, facts: Mapping[str, CellFacts]) -> None:
-    directory.write_cells(facts, ProcessMark.of(os.getpid()))
+def _write_cells(console: Console, directory: AblationDirectory, facts: Mapping[str, CellFacts]) -> None:
+    """A disk that is full stops no run: what the runs themselves have written counts."""
+    try:
+        directory.write_cells(facts, ProcessMark.of(os.getpid()))
+    except OSError as error:
+        say(console, f"{directory.cells_path.name} keeps its last state: {error.strerror or error}")
 
 
 def _say_what_goes_on(console: Console, tasks: Sequence[Task]) -> None:

@@ -7,6 +7,7 @@ each that is under way.
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -51,7 +52,8 @@ class AblationDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+            with suppress(OSError):
+                self._live.__exit__(kind, error, trace)
 
     def began(self, task: Task, facts: CellFacts) -> None:
         self._begun_s[task.name] = time.monotonic()
@@ -75,7 +77,7 @@ class AblationDisplay:
         now = time.monotonic()
         if self._live is not None and now - self._drawn_s >= _DRAW_EVERY_S:
             self._drawn_s = now
-            self._live.update(self._table(facts), refresh=True)
+            self._draw(self._live, facts)
         elif self._live is None and now - self._spoke_s >= SPEAK_EVERY_S:
             self._spoke_s = now
             for name, of_run in facts.items():
@@ -86,12 +88,17 @@ class AblationDisplay:
     def finish(self, facts: Mapping[str, CellFacts]) -> None:
         """Draw how it ended."""
         if self._live is not None:
-            self._live.update(self._table(facts), refresh=True)
+            self._draw(self._live, facts)
         else:
             self._say(self._summary(facts))
 
+    def _draw(self, live: Live, facts: Mapping[str, CellFacts]) -> None:
+        with suppress(OSError):  # of a terminal that was closed: the runs go on, or stop in order
+            live.update(self._table(facts), refresh=True)
+
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _from_step(self, task: Task) -> str:
         step = self._progress(task).step

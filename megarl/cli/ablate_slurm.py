@@ -58,7 +58,8 @@ def run_ablate_slurm(
     except BaseException:
         shutil.rmtree(directory.path, ignore_errors=True)  # nothing of it is known to Slurm
         raise
-    say(console, f"submitted  job {number}: {len(ablation.runs)} runs on {ablation.runs[0].config.cluster.nodes} nodes")
+    nodes = ablation.runs[0].config.cluster.nodes
+    say(console, f"submitted  job {number}: {len(ablation.runs)} runs on {nodes} node{'s' if nodes > 1 else ''} each")
     say(console, f"ablation   {shown_path(directory.path)}")
     say(console, f"see        megarl status {shown_path(directory.path)}")
     say(console, f"tabulate   megarl ablate --resume {shown_path(directory.path)}")

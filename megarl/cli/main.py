@@ -59,6 +59,7 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "megarl ablate configs/ablations/true-reward-small.toml",
         "megarl ablate configs/ablations/true-reward-small.toml at_once=2 seeds=[0] train.steps=10 --dry-run",
         "megarl ablate --resume runs/true-reward-small-ablation-20261129T010000Z at_once=2",
+        "megarl ablate configs/ablations/true-reward.toml --slurm --time 24:00:00 --partition gpu --at-once 4",
     ),
     show: (
         "megarl show configs/quickstart.toml",

@@ -25,7 +25,7 @@ _KINDS: dict[type[Config], tuple[str, str, str]] = {  # what it is, who reads it
         "configs/quickstart.toml",
     ),
     TheoryConfig: ("a theory configuration", "`megarl theory` reads", "configs/theory.toml"),
-    AblationConfig: ("an ablation", "`megarl ablate` reads", "configs/ablations/"),
+    AblationConfig: ("an ablation", "`megarl ablate` reads", "configs/ablations/random-reward-small.toml"),
 }
 
 Schema = TypeVar("Schema", bound=Config)

@@ -1,8 +1,8 @@
 """`python -m tests.ablation.stand_in LINK JOURNAL BEHAVIOUR`: a run's directory as a run writes it, without the run.
 
 Behaviour, as JSON: steps, step_s, fails (attempts of this run that fail in step 2), code (with which they do), killed
-(they are killed instead), silent (they leave no run directory). Goes on where LINK leads to a run. JOURNAL gets a line
-when it begins and when it ends.
+(they are killed instead), stop_s (how long they take to stop), silent (they leave no run directory). Goes on where LINK
+leads to a run. JOURNAL gets a line when it begins and when it ends.
 """
 
 import json
@@ -40,8 +40,7 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
             file.write(f"{what} {link.name} {time.monotonic()}\n")
 
     def stop(number: int, _: object) -> None:
-        if behaviour.get("deaf"):
-            return
+        time.sleep(behaviour.get("stop_s", 0.0))
         write_state(run, "interrupted", step, f"stopped by {signal.Signals(number).name}")
         note(f"stop-{signal.Signals(number).name}")
         os._exit(130)

@@ -127,3 +127,24 @@ def test_on_a_low_terminal_those_are_shown_of_which_there_is_something_to_see(sc
     assert {"run20", "run25"} <= set(shown)
     assert len(set(shown)) == 5
     assert any(line.startswith("30 runs: 28 waiting, 1 running, 1 failed") for line in scene.lines())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_that_is_gone_stops_nothing(scene: Scene, terminal: bool) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        def flush(self) -> None:
+            raise OSError(5, "Input/output error")
+
+    display = scene.display("a", terminal=terminal)
+    display.began(scene.task("a"), RUNNING)
+    with display:
+        scene.out = Gone()
+        display._console.file = scene.out
+        display.stopping("SIGHUP", ["a"])
+        scene.now_s += 100
+        display.look({"a": RUNNING})
+        display.ended(scene.task("a"), CellFacts(status="stopped", attempts=1))
+        display.finish({"a": CellFacts(status="stopped", attempts=1)})
