@@ -213,7 +213,9 @@ def makespan(seconds: Sequence[float], at_once: int) -> float:
 
 
 def describe_bytes(count: int) -> str:
-    """In powers of ten, as disks are sold: "0.0361 GB", "12.3 GB", "1,480 GB"."""
+    """In powers of ten, as disks are sold: "36.1 MB", "12.3 GB", "1,480 GB"."""
+    if count < GB:
+        return f"{count / 1e6:.3g} MB"
     size = count / GB
     return f"{size:,.0f} GB" if size >= 100 else f"{size:.3g} GB"
 

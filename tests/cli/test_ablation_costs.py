@@ -63,7 +63,7 @@ def test_room_and_time_from_an_earlier_run(tmp_path: Path) -> None:
     lines = estimate_lines(found)
     assert lines[0] == "runs   2, 1 at a time"
     assert lines[1].startswith("disk   ")
-    assert "exports 0.00361 GB, checkpoints 0.0271 GB, rollouts at most" in lines[1]
+    assert "exports 3.61 MB, checkpoints 27.1 MB, rollouts at most" in lines[1]
     assert lines[2] == f"time   5 minutes (4 s a step in {earlier.path.name})"
 
 
@@ -117,7 +117,7 @@ def test_a_small_disk_is_said_in_the_last_line(tmp_path: Path, monkeypatch: pyte
     has_free(monkeypatch, 10**6)
     found = estimate_costs({"a": make_config(tmp_path)}, file=FILE, output=tmp_path, at_once=1)
     assert found.problem is not None
-    assert estimate_lines(found)[-1].startswith("!      exports and checkpoints of all 1 runs take 0.00181 GB, but")
+    assert estimate_lines(found)[-1].startswith("!      exports and checkpoints of all 1 runs take 1.81 MB, but")
 
 
 def test_a_model_without_a_shape_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ SETTINGS = ("none", "low0.2")
 SMALL = (
     *("seeds=[0, 1]", "train.steps=2", "train.prompts_per_step=4", "train.samples_per_prompt=4"),
     *("train.mini_batch_responses=8", "rollout.max_response_tokens=16", "sft.steps=2", "sft.batch_examples=8"),
+    *("policy.optimizer.warmup_updates=0", "sft.optimizer.warmup_updates=0"),
     *("eval.every_steps=2", "eval.samples=2", "eval.benchmarks.held_out.data.size=6"),
 )
 
