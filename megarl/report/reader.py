@@ -29,8 +29,8 @@ MAX_BYTES = 6_000_000
 """Of the payload: a page with it can still be mailed."""
 _SEARCHED = 128
 """Files of a run in which prompts are looked for that other runs have."""
-_MAX_TOKENS = 200_000
-"""Of all responses that are read to fill it: they need at least half of its bytes."""
+MAX_TOKENS = 200_000
+"""Of all responses that are read to fill it; at about 50 bytes a token more than it holds."""
 
 T = TypeVar("T")
 
@@ -72,6 +72,8 @@ class ReaderContent:
     payload: dict[str, Any]
     num_bytes: int
     num_shown: int
+    num_chosen: int
+    """That the rule lets in, whether they fit or not."""
     num_responses: int
     """Of all files of all runs."""
     steps: list[tuple[int, int]]
@@ -94,7 +96,8 @@ def read_content(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) 
         steps |= sharing
         candidates = _scan(files, steps, problems)
     builder, scales = PayloadBuilder(max_bytes=max_bytes), Scales()
-    for one, row in _rows(_within(order_candidates(candidates)), files, problems):
+    chosen_by_rule = order_candidates(candidates)
+    for one, row in _rows(_within(chosen_by_rule), files, problems):
         updates = sources[one.run].updates
         update = updates.index(row.sample_id) if updates else None
         if builder.add(row, run=one.run, update=update):
@@ -105,6 +108,7 @@ def read_content(sources: Sequence[TokenSource], *, max_bytes: int = MAX_BYTES) 
         payload=payload,
         num_bytes=builder.num_bytes,
         num_shown=len(payload["responses"]),
+        num_chosen=len(chosen_by_rule),
         num_responses=sum(_num_rows(path) for found in files for path in found.values() if path not in problems),
         steps=[(len(steps.get(run, ())), len(found)) for run, found in enumerate(files)],
         sharing=bool(sharing),
@@ -134,11 +138,11 @@ def _steps_that_share(files: Sequence[dict[int, Path]], problems: dict[Path, str
 
 
 def _within(ordered: Sequence[Candidate]) -> list[Candidate]:
-    """The first with so many tokens that they surely fill the page, and the first in any case."""
+    """The first with `MAX_TOKENS` tokens together, and the very first in any case."""
     total = 0
     for count, one in enumerate(ordered):
         total += one.num_tokens
-        if total > _MAX_TOKENS:
+        if total > MAX_TOKENS:
             return list(ordered[: max(count, 1)])
     return list(ordered)
 

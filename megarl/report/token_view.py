@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from megarl.report.reader import MAX_BYTES, ReaderContent, StepUpdates, TokenSource, read_content
+from megarl.report.reader import MAX_BYTES, MAX_TOKENS, ReaderContent, StepUpdates, TokenSource, read_content
 from megarl.report.reader_choice import MAX_PROMPTS, MAX_SAMPLES
 from megarl.report.reader_colours import DIVERGING_STEPS, RULE_CLASSES, SEQUENTIAL_STEPS
 from megarl.report.reader_payload import MAX_TOKENS_OF_A_RESPONSE, page_json
@@ -83,6 +83,11 @@ def _holds(content: ReaderContent, max_bytes: int) -> str:
             f" Of {steps} it has up to {MAX_PROMPTS} prompts: those that most runs and steps have, then those with "
             f"most tokens that rules acted on. Of a prompt it has up to {MAX_SAMPLES} samples: traced ones first, then "
             "those with most such tokens."
+        )
+    if content.num_shown < content.num_chosen:
+        text += (
+            " They are taken in turn, the first of every prompt and step, then the second, as long as they fit"
+            f" and have at most {MAX_TOKENS:,} tokens together."
         )
     if max(response["count"] for response in content.payload["responses"]) > MAX_TOKENS_OF_A_RESPONSE:
         text += f" A longer response ends after {MAX_TOKENS_OF_A_RESPONSE:,} tokens."

@@ -184,8 +184,8 @@ def test_damage_and_a_run_without_a_step_are_said_and_cost_nothing(tmp_path: Pat
     begun.write_state(RunState(status="failed", message="no such <model>"))
     path = tmp_path / "page.html"
     problems = write_comparison(read_comparison(Chosen(title="", runs=(whole, begun))), path)
-    assert f"{whole.path.name}: metrics.jsonl, line 8: expected a JSON object" in problems[0]
-    assert problems[1] == f"{begun.path.name}: no step has ended yet, so it is in no figure"
+    assert f"{whole.path.name}: metrics.jsonl, line 8: expected a JSON object" in problems[1]
+    assert problems[0] == f"{begun.path.name}: no step has ended yet, so it is in no figure"
     html = path.read_text()
     assert len(figures_of(html)["entropy"]["lines"]) == 1
     assert "failed: no such &lt;model&gt;" in html

@@ -13,6 +13,7 @@ from megarl.report.reader_choice import MAX_PROMPTS, MAX_SAMPLES, MAX_STEPS, cho
 from megarl.report.reader_payload import page_json
 from megarl.report.reader_scales import Scales, tint_values
 from megarl.report.reader_terms import NUMBERS, RULE_CLASS_OF
+from megarl.report.token_view import format_tokens
 from megarl.rules import Rule, rule_names
 from megarl.telemetry.rollouts import SCHEMA
 from tests.report.token_rows import make_row, tokens_of, write_steps
@@ -20,6 +21,11 @@ from tests.report.token_rows import make_row, tokens_of, write_steps
 
 def content_of(*folders: Path, **options: int) -> ReaderContent:
     return read_content([TokenSource(name=folder.name, rollouts=folder) for folder in folders], **options)
+
+
+def show_of(folder: Path) -> str:
+    """The section of a page."""
+    return str(format_tokens([TokenSource(name="run", rollouts=folder)])[0])
 
 
 def keys(content: ReaderContent) -> list[tuple[int, int, int]]:
@@ -154,9 +160,12 @@ def test_a_response_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> N
 
 def test_so_many_responses_are_read_as_surely_fill_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_steps(tmp_path, [make_row(n, ("",) * 10, prompt=str(n)) for n in range(10)])
-    monkeypatch.setattr(reader, "_MAX_TOKENS", 55)
+    assert "taken in turn" not in show_of(folder)
+    monkeypatch.setattr(reader, "MAX_TOKENS", 55)
     assert content_of(folder).num_shown == 5
-    monkeypatch.setattr(reader, "_MAX_TOKENS", 5)
+    assert "This page holds 5 of 10 responses" in show_of(folder)
+    assert "They are taken in turn" in show_of(folder)
+    monkeypatch.setattr(reader, "MAX_TOKENS", 5)
     assert content_of(folder).num_shown == 1
 
 
