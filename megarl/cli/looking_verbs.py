@@ -153,7 +153,7 @@ def report(
 ) -> None:
     """Draw the page of a run anew, and say how it stands: running, finished, failed, killed; or compare several runs.
 
-    A comparison tells first what differs in the configurations. Runs that differ in train.seed alone are one line:
+    A comparison tells first what differs in the configurations. Runs that differ in train.seed alone are drawn as
     their mean, with its 95 % interval over seeds.
     """
     from megarl.cli.report import export_figure, print_figure_names, run_report

@@ -65,10 +65,10 @@ def _broken(text: str, width: float, font: float) -> list[str]:
 
 
 def _wrap(sheet: Sheet, height: float, label: str) -> str:
-    form = sheet.form
+    form, height = sheet.form, round(height, 1)  # as the view box says it: else an edge of the ground shows
     size = ""
     if form.unit:
-        size = f" width='{form.width / form.per_unit:.4g}{form.unit}' height='{height / form.per_unit:.4g}{form.unit}'"
+        size = f" width='{form.width / form.per_unit:.7g}{form.unit}' height='{height / form.per_unit:.7g}{form.unit}'"
     role = f" role='img' aria-label='{_attribute(label)}'" if label else ""
     # On paper there is no page behind it.
     ground = (

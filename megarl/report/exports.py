@@ -90,7 +90,5 @@ def overview_svg(svgs: Sequence[str]) -> str:
 
 
 def _in_points(svg: str) -> str:
-    """The drawing with its size in points, which is what vl-convert counts in."""
-    return re.sub(
-        r"(width|height)='([\d.]+)in'", lambda found: f"{found[1]}='{float(found[2]) * _POINTS:.2f}'", svg, count=2
-    )
+    """The drawing with its size in points, which is what vl-convert counts in and the view box is in."""
+    return re.sub(r" (width|height)='[\d.]+in'", "", svg, count=2)

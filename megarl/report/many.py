@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory
@@ -89,8 +89,8 @@ def read_comparison(chosen: Chosen) -> Comparison:
     for run in runs:
         for line in run.problems:
             problems.add(run.name, line)
-        if run.last is None:
-            problems.add(run.name, "no step has ended yet, so it is in no figure")
+    begun = [f"{run.name}: no step has ended yet, so it is in no figure" for run in runs if run.last is None]
+    chosen = replace(chosen, notes=(*chosen.notes, *begun))
     return Comparison(chosen=chosen, groups=group_runs(runs, chosen.settings), problems=problems)
 
 

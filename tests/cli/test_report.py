@@ -110,6 +110,16 @@ def test_an_ablation_has_its_report_beside_its_cells(tmp_path: Path, capsys: pyt
         run_report([directory.path])
 
 
+def test_a_run_that_has_just_begun_is_said_and_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path, high=0.2, seed=0), make_run(tmp_path)]
+    assert run_report([run.path for run in runs], output=tmp_path / "page.html") == 0
+    assert f"missing  {runs[1].path.name}: no step has ended yet" in capsys.readouterr().out
+    with runs[0].metrics_path.open("a") as file:
+        file.write("cut in ha")
+    assert run_report([run.path for run in runs], output=tmp_path / "page.html") == 1
+    assert "metrics.jsonl, line 8: cut in half" in capsys.readouterr().out
+
+
 def test_runs_of_different_verbs_are_a_configuration_error(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, high=0.2, seed=0, verb=verb) for verb in ("train", "sft")]
     with pytest.raises(ConfigError, match="different verbs"):

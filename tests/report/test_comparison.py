@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from megarl.report.colours import DARK, LIGHT
+from megarl.report.compared import CLIPPING, EFFECTS, LEARNING, SAMPLES, SPEED
 from megarl.report.describe import describe, tabulate
 from megarl.report.drawing import draw_figure
 from megarl.report.figure import Bar, BarFigure, Line, LineFigure
@@ -15,6 +16,7 @@ from megarl.report.many import Chosen, choose_cells, read_comparison, write_comp
 from megarl.report.predicted import scatter_figure
 from megarl.report.run_data import read_run
 from megarl.report.sheet import PAGE
+from megarl.telemetry.names import DESCRIPTIONS
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from tests.ablation.directories import begin_run, make_directory, make_plan
 from tests.report.page_numbers import PageReader, figures_of, line_of
@@ -129,7 +131,7 @@ def test_every_figure_says_its_numbers_in_words_and_has_a_table(page: str) -> No
     first, last = entropy_at(0.4, 0, 1), entropy_at(0.4, 0, 6)
     assert f"{WIDE}: {first:.4g} at 1, {last:.4g} at 6" in entropy
     assert f"{NARROW}, mean of 3:" in entropy
-    assert page.count("<details><summary>Data") == len(drawn)
+    assert page.count("<details><summary aria-label='Data of ") == len(drawn)
     steps = [row for row in reader.rows if len(row) > 4 and row[:2] == ["1", f"{entropy_at(0.2, 1, 1):.4g}"]]
     assert steps[0][-1] == f"{entropy_at(0.4, 0, 1):.4g}"
 
@@ -182,8 +184,8 @@ def test_damage_and_a_run_without_a_step_are_said_and_cost_nothing(tmp_path: Pat
     begun.write_state(RunState(status="failed", message="no such <model>"))
     path = tmp_path / "page.html"
     problems = write_comparison(read_comparison(Chosen(title="", runs=(whole, begun))), path)
-    assert f"{whole.path.name}: metrics.jsonl, line 8: expected a JSON object" in problems[0]
-    assert problems[1] == f"{begun.path.name}: no step has ended yet, so it is in no figure"
+    assert f"{whole.path.name}: metrics.jsonl, line 8: expected a JSON object" in problems[1]
+    assert problems[0] == f"{begun.path.name}: no step has ended yet, so it is in no figure"
     html = path.read_text()
     assert len(figures_of(html)["entropy"]["lines"]) == 1
     assert "failed: no such &lt;model&gt;" in html
@@ -220,3 +222,9 @@ def test_a_bar_of_a_long_label_is_cut_not_drawn_over() -> None:
     drawing = draw_figure(figure, PAGE)
     assert drawing.box.left < 0.5 * PAGE.width
     assert f">{'x' * 200}<" not in drawing.svg
+
+
+def test_what_is_compared_is_logged() -> None:
+    compared = [what for section in (LEARNING, CLIPPING, EFFECTS, SAMPLES, SPEED) for what in section.figures]
+    assert {what.metric for what in compared} <= set(DESCRIPTIONS)
+    assert len({what.key for what in compared}) == len(compared)

@@ -61,6 +61,8 @@ def test_a_figure_is_as_wide_as_a_column_in_every_format(
         assert image.width == pytest.approx(300 * inches, abs=1)
         assert image.info["dpi"][0] == pytest.approx(300, abs=1)
         assert image.convert("RGB").getcolors(maxcolors=20) is None
+        edge = image.convert("RGBA").crop((0, 0, 1, 20))  # above all text: the ground reaches to the edge
+        assert edge.getcolors() == [(20, (255, 255, 255, 255))]
     pdf = (tmp_path / "pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     found = re.search(rb"/MediaBox \[0 0 ([\d.]+) ", pdf)
