@@ -58,7 +58,8 @@ def test_a_stopped_engine_core_is_named(tmp_path: Path, tiny_model_dir: Path) ->
     assert "(rollout.stall_timeout_s)" in first
     assert f"process {core.pid} (VLLM::EngineCor" in told
     assert "it is stopped (by SIGSTOP)" in told
-    assert "in sample" in told  # the requests wait for it
+    # The requests wait for it, or the next weights, by the moment in which it was stopped.
+    assert "in sample" in told or "in _call_workers" in told
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_a_stopped_worker_of_vllm_is_named(tmp_path: Path, tiny_model_dir: Path)
         worker = run.find("VLLM::Worker_TP1")[0]
         message = stop_and_wait(run, worker)
         told = engine_stacks(run)
-    assert f"process {worker.pid} (VLLM::Worker_TP1)\n    it is stopped (by SIGSTOP)" in told
+    assert f"process {worker.pid} (VLLM::Worker_TP1)\n  it is stopped (by SIGSTOP)" in told
     assert "in run_busy_loop" in told  # the core waits for its worker, which has one too
     assert message.startswith("rollout rank 0 raised EngineError: engine 0 cannot go on: ")
     assert "(rollout.stall_timeout_s)" in message.splitlines()[0]
