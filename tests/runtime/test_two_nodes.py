@@ -59,9 +59,11 @@ def test_workers_are_on_the_nodes_of_the_plan() -> None:
     assert result["full"].startswith(
         "the Ray cluster cannot place 4 policy ranks and 1 engines of 1: needed 5 CPU, found 0 CPU free on 2 nodes\n"
         "  missing: 5 CPU in all\n"
+        "  missing: room on one node for a tensor-parallel group of 2 policy ranks (parallel.tensor)\n"
+        "  missing: one node with 1 CPU free for an engine (rollout.tensor 1)\n"
     )
     # Neighbours in the network come together: block b1 is first.
-    nodes = [line.partition(": ")[2] for line in result["full"].splitlines()[2:4]]
+    nodes = [line.partition(": ")[2] for line in result["full"].splitlines()[-3:-1]]
     assert nodes == ["0 of 2 CPU free", "0 of 3 CPU free"]
     assert "missing: room on one node for a tensor-parallel group of 4 policy ranks" in result["scattered"]
     assert "the most is 3 ranks" in result["scattered"]
