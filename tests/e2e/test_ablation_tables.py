@@ -42,9 +42,12 @@ def test_from_the_file_to_the_tables(tmp_path: Path, tiny_model_dir: Path) -> No
         assert code == 0, command.text
         assert command.leftovers() == []
     (path,) = (tmp_path / "runs").glob("random-reward-small-ablation-*")
-    directory = AblationDirectory.open(path)
-    summary = tabulate(directory)
+    check_tables(AblationDirectory.open(path))
 
+
+def check_tables(directory: AblationDirectory) -> None:
+    """Of the ablation when all its runs have ended."""
+    summary = tabulate(directory)
     table = pq.read_table(directory.table_path)
     names = [f"{setting}-seed{seed}" for seed in (0, 1) for setting in SETTINGS]
     assert sorted(pc.unique(table["cell"]).to_pylist()) == sorted(names)
