@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import psutil
 
@@ -49,17 +49,19 @@ def find_slots(needs: Needs, wanted: int) -> tuple[list[Slot], str | None]:
         return [Slot({})], None
     if detect_stack(deciding_versions()) == "gpu":
         return _gpu_slots(needs, wanted, _visible_gpus())
-    room = {
-        f"{len(os.sched_getaffinity(0))} cores, {needs.cores} for each": len(os.sched_getaffinity(0)) // needs.cores,
-        f"{psutil.virtual_memory().available / _GIB:.1f} GiB of memory free, about {needs.memory_gib:g} for each": int(
-            psutil.virtual_memory().available / _GIB // needs.memory_gib
+    cores, free_gib = len(os.sched_getaffinity(0)), psutil.virtual_memory().available / _GIB
+    room = [
+        (f"{cores} cores, {needs.cores} for each", cores // needs.cores),
+        (
+            f"{free_gib:.1f} GiB of memory free, about {needs.memory_gib:g} for each",
+            int(free_gib // needs.memory_gib),
         ),
-    }
+    ]
     return _limited(wanted, room)
 
 
-def _limited(wanted: int, room: dict[str, int]) -> tuple[list[Slot], str | None]:
-    why, most = min(room.items(), key=lambda item: item[1])
+def _limited(wanted: int, room: Sequence[tuple[str, int]]) -> tuple[list[Slot], str | None]:
+    why, most = min(room, key=lambda item: item[1])
     # A single run is let try: it takes turns on what there is.
     count = min(wanted, max(1, most))
     return [Slot({})] * count, _describe_less(wanted, count, why)
