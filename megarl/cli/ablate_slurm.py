@@ -26,6 +26,7 @@ from megarl.cli.ablation_costs import check_costs
 from megarl.cli.ablation_jobs import array_path, find_jobs, warm_path
 from megarl.cli.paths import shown_path
 from megarl.cli.session import describe_saves
+from megarl.cli.submit import print_script
 from megarl.cli.submit_checks import check_job, find_hidden_paths, find_run_problems
 from megarl.cli.submit_options import SubmitOptions, build_job_of, cluster_overrides, read_paths
 from megarl.config.base import ConfigError
@@ -35,7 +36,6 @@ from megarl.slurm.job_directory import RUN, SCRIPT, JobDirectory
 from megarl.slurm.queue import cancel_job, find_queued, has_slurm, submit_script, try_script
 from megarl.slurm.script import render_script
 
-_REFUSED = 1
 _WAITS = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
 
@@ -155,18 +155,12 @@ def _writing(config: RunConfig, writes: dict[str, str]) -> RunConfig:
 
 
 def _print_script(ablation: Ablation, options: SubmitOptions) -> int:
+    """Of the array; nothing is written."""
     directory = AblationDirectory(make_path(ablation))
     kept = name_copies([ablation.base, *ablation.fragments], directory.sources)
     needs = find_needs(run.config for run in ablation.first_runs)
     array, _ = _build_jobs(ablation, directory, build_launch(ablation, directory, needs, kept), options)
-    script = render_script(array, options.template)
-    print(script, end="")
-    if not has_slurm():
-        print("Slurm was not asked: there is no sbatch on this machine", file=sys.stderr)
-        return 0
-    taken, words = try_script(script)
-    print(f"Slurm: {words}", file=sys.stderr)
-    return 0 if taken else _REFUSED
+    return print_script(array, options)
 
 
 def _submit(

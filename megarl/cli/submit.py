@@ -31,7 +31,7 @@ def run_submit(config: Path, arguments: Sequence[str], options: SubmitOptions, *
     job = build_job(asked, directory=parent / name, command=command)
     check_job(job)
     if dry_run:
-        return _print_script(job, options)
+        return print_script(job, options)
     parent.mkdir(parents=True, exist_ok=True)
     directory = make_numbered(parent, name)
     try:
@@ -51,8 +51,8 @@ def run_submit(config: Path, arguments: Sequence[str], options: SubmitOptions, *
     return 0
 
 
-def _print_script(job: Job, options: SubmitOptions) -> int:
-    """The script on standard output; what Slurm says of it on standard error."""
+def print_script(job: Job, options: SubmitOptions) -> int:
+    """The script on standard output, what Slurm says of it on standard error; 1 where it would not take it."""
     script = render_script(job, options.template)
     print(script, end="")
     if not has_slurm():
