@@ -17,9 +17,10 @@ from chromium import ARGUMENTS, find_chromium, missing
 Scheme = Literal["light", "dark"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One browser for all tests of a process; skips where there is none."""
+    """One browser for all tests of a file; skips where there is none. Not for longer: as long as playwright is open, an
+    event loop runs in this thread, and no other test could run one."""
     executable = find_chromium()
     if executable is None:
         pytest.skip(missing())
