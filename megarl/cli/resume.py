@@ -274,12 +274,17 @@ def _await_end(run: RunDirectory) -> None:
 
 
 def _load(run: RunDirectory, arguments: Arguments) -> RunConfig:
-    """With the day that the run's prompts show, where nobody says another."""
+    """With the day that the run's prompts show, and the output head that was decided when it began, where nobody says
+    another."""
     config = resolve_model_path(load_config(arguments.config or run.config_path, arguments.overrides))
-    if config.data.date is None:
-        date = load_config(run.config_path).data.date
-        config = config.model_copy(update={"data": config.data.model_copy(update={"date": date})})
-    return config
+    if config.data.date is not None and config.policy.head != "auto":
+        return config
+    own, data, policy = load_config(run.config_path), config.data, config.policy
+    if data.date is None:
+        data = data.model_copy(update={"date": own.data.date})
+    if policy.head == "auto":
+        policy = policy.model_copy(update={"head": own.policy.head})
+    return config.model_copy(update={"data": data, "policy": policy})
 
 
 def _earlier_config(run: RunDirectory, checkpoint: RunCheckpoint | None) -> RunConfig:

@@ -66,4 +66,9 @@ def find_allocator_problem(environment: Mapping[str, str]) -> str | None:
                     f"{name} has expandable_segments on: vLLM's sleeping allocator cannot give such memory back, and "
                     "CUDA IPC cannot share it; with cluster.colocate leave it out"
                 )
+            if key.strip() == "backend" and value.strip() == "cudaMallocAsync":
+                return (
+                    f"{name} has backend:cudaMallocAsync: vLLM's sleeping allocator does not work on top of it, and "
+                    "CUDA IPC cannot share its memory; with cluster.colocate leave it out"
+                )
     return None

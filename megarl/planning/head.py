@@ -11,8 +11,9 @@ from megarl.config.run import RunConfig
 from megarl.models.shape import ModelShape
 from megarl.planning.changes import changed
 from megarl.planning.engine_memory import GIB
+from megarl.planning.nodes import place_run
 from megarl.planning.policy_memory import policy_memory, policy_setup
-from megarl.planning.transfer import sending_bytes
+from megarl.planning.transfer import plan_publication, sending_bytes
 from megarl.planning.turns import ASLEEP_BYTES
 
 
@@ -45,9 +46,24 @@ def choose_head(config: RunConfig, shape: ModelShape, *, gpu_bytes: int | None) 
 def bytes_with_logits(config: RunConfig, shape: ModelShape) -> int:
     """See HeadChoice.with_logits. Raises ModelError where the model does not split."""
     with_logits = changed(config, {"policy.head": "logits"})
-    setup = policy_setup(with_logits, shape, publication=sending_bytes(config.rollout.publish))
+    setup = policy_setup(with_logits, shape, publication=_publishing_bytes(config, shape))
     asleep = ASLEEP_BYTES if config.cluster.colocate else 0
     return policy_memory(setup, setup.pipeline - 1).total + asleep
+
+
+def _publishing_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What publishing keeps on a policy GPU, as `megarl plan` counts it."""
+    publish = config.rollout.publish
+    if not publish.delta:
+        return sending_bytes(publish)
+    planned = plan_publication(
+        shape,
+        place_run(config).topology,
+        itemsize=config.model.itemsize,
+        bucket_bytes=publish.bucket_mib << 20,
+        shared_memory=publish.transport == "shared_memory",
+    )
+    return sending_bytes(publish) + planned.sent_max_bytes
 
 
 def with_head(config: RunConfig, choice: HeadChoice) -> RunConfig:

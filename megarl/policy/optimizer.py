@@ -77,6 +77,15 @@ def settle_weights(chunks: Sequence[DistributedDataParallel]) -> None:
                 group.finish_param_sync(skip_next_bucket_dispatch=True)
 
 
+def forget_gather(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Weights were updated: where gathering overlaps, whoever reads them next gathers. Megatron expects that since the
+    gradients were reduced, but who has read weights between the two has gathered the old ones."""
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            for group in (*chunk.bucket_groups, *chunk.expert_parallel_bucket_groups):
+                group.param_gather_dispatched = False
+
+
 def gradient_buffers(chunks: Sequence[DistributedDataParallel]) -> list[Tensor]:
     """What holds the gradients of all parameters."""
     return [buffer.grad_data for chunk in chunks for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]

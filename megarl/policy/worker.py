@@ -37,6 +37,7 @@ from megarl.policy.model import DTYPES, PolicyModel, uses_transformer_engine
 from megarl.policy.offload import Offload
 from megarl.policy.optimizer import (
     build_optimizer,
+    forget_gather,
     forget_moments,
     gradient_buffers,
     learning_rate,
@@ -250,6 +251,7 @@ class MegatronWorker:
             sums = collect_token_sums(tokens, loss, data_parallel_reduce())
             traces = make_traces(tokens, loss, ids=traced) if self._reports else []
         _, grad_norm, _ = self._optimizer.step()
+        forget_gather(self._ddp)
         if not self._reports:
             return None
         return UpdateReport(sums=sums.cpu(), grad_norm=float(grad_norm or 0.0), lr=self._lr, traces=tuple(traces))

@@ -31,6 +31,18 @@ def test_safe_changes_are_taken_and_shown(tmp_path: Path) -> None:
     )
 
 
+def test_a_head_that_was_decided_is_not_decided_again(tmp_path: Path) -> None:
+    """A configuration that leaves it open is that of the run, whatever GPUs are here now."""
+    model = {"path": str(tmp_path / "model")}
+    run = make_run(tmp_path, 4, config=make_config(tmp_path, model=model, policy={"head": "fused"}))
+    config, going = resume(run.path, Arguments(config=None, overrides=("policy.head=auto",), allowed=()))
+    assert config.policy.head == "fused"
+    assert going.changes == ()
+    config, going = resume(run.path, Arguments(config=None, overrides=("policy.head=logits",), allowed=()))
+    assert config.policy.head == "logits"
+    assert going.changes == ('policy.head: "fused" -> "logits"',)
+
+
 def test_others_are_refused_all_at_once_unless_they_are_allowed(tmp_path: Path) -> None:
     run = make_run(tmp_path, 4)
     changes = ("policy.optimizer.lr=1e-3", "objective.clip.low=0.1", "train.steps=60")

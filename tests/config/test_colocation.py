@@ -124,7 +124,13 @@ def test_segments_that_cannot_be_given_back_are_refused(name: str, value: str) -
     assert problem.startswith(f"{name} has expandable_segments on: vLLM's sleeping allocator cannot give such memory")
 
 
-@pytest.mark.parametrize("value", ["", "expandable_segments:False", "max_split_size_mb:512"])
+def test_an_allocator_whose_memory_cannot_be_shared_is_refused() -> None:
+    problem = find_allocator_problem({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512, backend:cudaMallocAsync"})
+    assert problem is not None
+    assert problem.startswith("PYTORCH_ALLOC_CONF has backend:cudaMallocAsync: vLLM's sleeping allocator does not work")
+
+
+@pytest.mark.parametrize("value", ["", "expandable_segments:False", "max_split_size_mb:512", "backend:native"])
 def test_other_settings_of_the_allocator_are_not(value: str) -> None:
     assert find_allocator_problem({"PYTORCH_CUDA_ALLOC_CONF": value}) is None
     assert find_allocator_problem({}) is None

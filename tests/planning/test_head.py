@@ -39,6 +39,15 @@ def test_an_engine_that_sleeps_there_leaves_less() -> None:
     assert bytes_with_logits(beside.config, beside.shape) == bytes_with_logits(alone.config, alone.shape) + 2 * GIB
 
 
+def test_the_copy_that_changes_are_taken_against_is_there_too() -> None:
+    delta = ("rollout.publish.transport=network", "rollout.publish.delta=true")
+    found = planned(*LONG, *delta, gpus=8)
+    needed = bytes_with_logits(found.config, found.shape)
+    plan = plan_of("qwen2.5-7b", "policy.head=logits", *LONG, *delta, gpus=8)
+    assert needed == plan.worst.total
+    assert plan.worst.publication > plan.publication.sent_max_bytes > 0
+
+
 def test_of_a_pipeline_the_last_stage_decides() -> None:
     """Stage 0 has more activations in flight, which another head would not lessen."""
     found = planned(*LONG, gpus=8, pipeline=4)

@@ -15,10 +15,12 @@ class Group:
 
     def __init__(self, name: str, calls: list[str]) -> None:
         self._name, self._calls = name, calls
+        self.param_gather_dispatched = False
 
     def finish_param_sync(self, *, skip_next_bucket_dispatch: bool) -> None:
         assert skip_next_bucket_dispatch, "what comes next is gathered when it is asked for"
         self._calls.append(self._name)
+        self.param_gather_dispatched = True
 
 
 def wrapped(calls: list[str], *, overlap: bool = True) -> Any:
@@ -98,3 +100,19 @@ def test_whoever_reads_a_ranks_weights_finds_them_settled() -> None:
     calls.clear()
     MegatronWorker.reset_reference(rank)
     assert calls == ["check", *settled, "reference"]
+
+
+def test_what_was_gathered_before_an_update_is_gathered_again_after_it() -> None:
+    """Whoever reads weights between a step's gradients and its update has had the old ones gathered; Megatron takes
+    them for the new ones then."""
+    ddp = wrapped([])
+    settle_weights([ddp])
+    rank: Any = SimpleNamespace(
+        _ddp=[ddp],
+        _refuse_non_finite=lambda *_: None,
+        _device=torch.device("cpu"),
+        _optimizer=SimpleNamespace(step=lambda: (True, 1.0, None)),
+        _reports=False,
+    )
+    MegatronWorker._finish_update(rank, [], (), traced=range(0))
+    assert not any(group.param_gather_dispatched for group in ddp.bucket_groups)
