@@ -1,5 +1,6 @@
 """`megarl ablate --slurm`, commands in the place of Slurm's note what they are asked (tests/cluster: real)."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,20 @@ def test_settings_that_want_other_nodes_are_refused(slurm: Slurm) -> None:
     assert "cluster.gpus_per_node: the runs of an array have the nodes of one job, and settings have [4, 8]" in str(
         result.exception
     )
+
+
+def test_what_was_submitted_takes_nothing_new_when_it_goes_on(slurm: Slurm) -> None:
+    submit()
+    for flags in ((), ("--slurm",)):
+        result = ablate("--resume", str(made().path), "at_once=1", *flags)
+        assert "it was submitted, and its scripts stay as they are" in str(result.exception)
+    assert len(slurm.submitted()) == 2
+
+
+def test_a_copy_is_not_handed_in(slurm: Slurm, tmp_path: Path) -> None:
+    """Its scripts would write into the first one."""
+    submit()
+    copy = shutil.copytree(made().path, tmp_path / "copy", symlinks=True)
+    result = ablate("--resume", str(copy), "--slurm")
+    assert f"it was made as {made().path}" in str(result.exception)
+    assert len(slurm.submitted()) == 2
