@@ -240,6 +240,8 @@ class AblationDirectory:
         if run is None:
             # Its driver was killed while the cell's process began.
             lost = facts.status == "running" and (driver is None or driver.standing() == "dead")
+            if facts.status in ("stopped", "finished"):  # which it can only be with a run
+                return CellFacts(attempts=facts.attempts, message="the link to its run is gone")
             return CellFacts(attempts=facts.attempts, message=facts.message) if lost else facts
         standing, message = RunDirectory(run).standing()
         return CellFacts(status=_BY_RUN[standing], attempts=facts.attempts, message=message)
