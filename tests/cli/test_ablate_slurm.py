@@ -153,12 +153,14 @@ def test_what_is_not_finished_is_handed_in_once_more(slurm: Slurm) -> None:
     assert len(slurm.submitted()) == 4
     assert "--dependency=afterok:103" in slurm.submitted()[3]
     finish(directory, directory.path / "slurm" / "warm" / "run", "warm")
-    (directory.warm / "hf" / "step-000006").mkdir(parents=True)
+    assert ablate(*again).exit_code == 0  # it was cut short before it had exported them
+    assert slurm.submitted()[4] == f"{directory.path}/slurm/warm/job.sbatch"
+    (directory.warm / "hf" / "step-000006").mkdir()
     assert ablate(*again).exit_code == 0
-    assert slurm.submitted()[4:] == [f"{directory.path}/slurm/job.sbatch"]
+    assert slurm.submitted()[6:] == [f"{directory.path}/slurm/job.sbatch"]
     jobs = find_jobs(directory)
     assert jobs is not None
-    assert jobs[0].read()["job"] == "105"
+    assert jobs[0].read()["job"] == "107"
 
 
 def test_an_array_that_is_not_taken_leaves_nothing_behind(slurm: Slurm) -> None:
