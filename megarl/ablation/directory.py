@@ -196,7 +196,11 @@ class AblationDirectory:
 
     def plan(self) -> AblationPlan:
         """ValueError, naming the file, where it is damaged."""
-        return AblationPlan.from_json(_read_object(self.plan_path))
+        facts = _read_object(self.plan_path)
+        try:
+            return AblationPlan.from_json(facts)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{self.plan_path} is damaged: {error}") from error
 
     def run_of(self, cell: Cell) -> Path | None:
         """The cell's run directory; None until it began."""
