@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megarl.ablation.directory import AblationPlan, Cell, Setting
 from megarl.ablation.settings import Variant, as_override, find_variants
-from megarl.config.ablation import AblationConfig, flatten
+from megarl.config.ablation import OWN_FIELDS, AblationConfig, flatten
 from megarl.config.base import ConfigError
 from megarl.config.loader import is_fragment, load_config, load_section
 from megarl.config.run import RunConfig
@@ -66,6 +66,8 @@ def load_ablation(file: Path, arguments: Sequence[str]) -> Ablation:
         variants = find_variants(config)
     except ConfigError as error:
         raise _headed(file, error.problems) from error
+    if problems := list(_find_lost(of_runs, variants)):
+        raise _headed(file, problems)
     runs, problems = _load_runs(file, config, base, shared, variants)
     problems += _find_duplicates(runs)
     warm = load_config(base, (*shared, as_override("name", f"{config.name}-warm"))) if config.warm_start else None
@@ -126,6 +128,18 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         mine = not is_fragment(argument) and (key in AblationConfig.model_fields or key not in RunConfig.model_fields)
         (own if mine else of_runs).append(argument)
     return own, of_runs
+
+
+def _find_lost(of_runs: Sequence[str], variants: Sequence[Variant]) -> Iterator[str]:
+    """Overrides of the command line that no run would have: the ablation, or every setting, says another."""
+    for argument in of_runs:
+        field = argument.partition("=")[0].strip()
+        if is_fragment(argument):
+            continue
+        if field in OWN_FIELDS:
+            yield f"{argument}: {OWN_FIELDS[field]}"
+        elif all(field in variant.values for variant in variants):
+            yield f"{argument}: every setting sets {field}, so no run would have it; change the file"
 
 
 def _load_runs(

@@ -196,7 +196,11 @@ class AblationDirectory:
 
     def plan(self) -> AblationPlan:
         """ValueError, naming the file, where it is damaged."""
-        return AblationPlan.from_json(_read_object(self.plan_path))
+        facts = _read_object(self.plan_path)
+        try:
+            return AblationPlan.from_json(facts)
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{self.plan_path} is damaged: {error}") from error
 
     def run_of(self, cell: Cell) -> Path | None:
         """The cell's run directory; None until it began."""
@@ -240,6 +244,8 @@ class AblationDirectory:
         if run is None:
             # Its driver was killed while the cell's process began.
             lost = facts.status == "running" and (driver is None or driver.standing() == "dead")
+            if facts.status in ("stopped", "finished"):  # which it can only be with a run
+                return CellFacts(attempts=facts.attempts, message="the link to its run is gone")
             return CellFacts(attempts=facts.attempts, message=facts.message) if lost else facts
         standing, message = RunDirectory(run).standing()
         return CellFacts(status=_BY_RUN[standing], attempts=facts.attempts, message=message)

@@ -20,7 +20,7 @@ from typing import Protocol
 
 from megarl.ablation.directory import CellFacts, CellStatus
 from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess, last_words
-from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.run_directory import RunDirectory, Standing
 
 _LOOK_EVERY_S = 0.2
 _CLOCK_S = 0.1
@@ -110,6 +110,7 @@ class Driver:
             except BaseException:
                 self._end_all()
                 raise
+            self._hand_on()
             self._watcher.look(self.facts)
         return all(facts.status == "finished" for facts in self.facts.values())
 
@@ -170,7 +171,7 @@ class Driver:
 
     def _judge(self, task: Task, code: int) -> None:
         run = task.run()
-        status, message = run.standing() if run is not None else (None, None)
+        status, message = _standing_of(run)
         # Else the process has ended before it touched the run, which tells of the attempt before.
         touched = run is not None and run.state_path.stat().st_mtime >= self._begun_s.get(task.name, 0.0) - _CLOCK_S
         if code == 0 and status == "finished":
@@ -181,7 +182,7 @@ class Driver:
             self._set(task, stopped)
             self._watcher.ended(task, stopped)
         else:
-            text = message if touched and status in ("failed", "killed") else None
+            text = message if touched and status in (None, "failed", "killed") else None
             self._fail(task, text or _describe_end(code, task.log), again=code != REFUSED)
 
     def _fail(self, task: Task, message: str, *, again: bool) -> None:
@@ -201,7 +202,9 @@ class Driver:
 
     @contextmanager
     def _heard(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        # One that is ignored stays so: `nohup` outlives its terminal.
+        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield
         finally:
@@ -219,6 +222,14 @@ class Driver:
             for process, _slot in self._running.values():
                 process.send_signal(_HANDED_ON.get(number, number))
             self._watcher.stopping(number.name, list(self._running))
+
+
+def _standing_of(run: RunDirectory | None) -> tuple[Standing | None, str | None]:
+    """(None, why) where its state cannot be read: that is this run's failure, and not that of the others."""
+    try:
+        return (None, None) if run is None else run.standing()
+    except (OSError, ValueError, TypeError) as error:
+        return None, str(error)
 
 
 def _describe_end(code: int, log: Path) -> str:

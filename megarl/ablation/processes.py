@@ -56,7 +56,11 @@ class FoundProcess:
 
     def poll(self) -> int | None:
         """By the run's state: nobody else can ask for its exit code."""
-        match self.run.standing()[0]:
+        try:
+            standing = self.run.standing()[0]
+        except (OSError, ValueError, TypeError):  # its state cannot be read: whoever asks for it next is told so
+            return 1
+        match standing:
             case "running":
                 return None
             case "finished":

@@ -38,11 +38,11 @@ class ProgressReader:
         """metrics: metrics.jsonl of a run, which need not be there yet."""
         try:
             size = metrics.stat().st_size
+            before = self._seen.get(metrics)
+            if before is None or before[0] != size:
+                before = self._seen[metrics] = (size, _read(metrics, size, steps))
         except OSError:
             return Progress(steps=steps)
-        before = self._seen.get(metrics)
-        if before is None or before[0] != size:
-            before = self._seen[metrics] = (size, _read(metrics, size, steps))
         return before[1]
 
 

@@ -14,6 +14,8 @@ from megarl.config.dump import format_value
 
 _FIELD = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _MOST_CELLS = 1000
+_LONGEST_NAME = 150
+"""Bytes; a run's directory has seed, verb and time besides, and a file system's names end at 255."""
 ONLY = "base"
 """The setting of an ablation that varies nothing but seeds."""
 
@@ -96,6 +98,9 @@ def _find_name_problems(variants: Sequence[Variant], control: str | None) -> Ite
     for name, count in Counter(names).items():
         if count > 1:
             yield f'{count} settings have the name "{name}"; give them a `name` each'
+    for name in names:
+        if len(name.encode()) > _LONGEST_NAME:
+            yield f'"{name[:40]}..." is too long for a name of directories; give the setting a shorter `name`'
     if control is not None and control not in names:
         yield f'control: there is no setting "{control}"; expected one of {", ".join(names)}'
 

@@ -133,7 +133,7 @@ def _drive(console: Console, directory: AblationDirectory, launch: Launch, slots
     _say_what_goes_on(console, tasks)
     write = functools.partial(_write_cells, console, directory)
     driver = _run_tasks(console, tasks, slots, retries=launch.retries, write=write)
-    if driver.stopped_by is not None:
+    if driver.stopped_by is not None and any(facts.status != "finished" for facts in driver.facts.values()):
         return _say_goes_on(console, directory)
     return tell_end(console, directory, driver.facts, again="tries them again")
 
@@ -154,10 +154,10 @@ def _make_warm_start(
         say(console, f"{_WARM} ({run.standing()[0]}): begins again, since it cannot go on")
     driver = _run_tasks(console, [task], slots[:1], retries=launch.retries, write=lambda _: None)
     facts = driver.facts[_WARM]
+    if driver.stopped_by is not None:  # also where it was finished by then: no run is begun after a signal
+        return _say_goes_on(console, directory)
     if facts.status == "finished":
         return None
-    if driver.stopped_by is not None:
-        return _say_goes_on(console, directory)
     message = f"the warm start failed: {facts.message}"
     skipped = {
         cell.name: replace(of_cell, status="skipped", message=message)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from megarl.ablation.cells import Ablation, load_ablation
 from megarl.ablation.directory import AblationDirectory
-from megarl.ablation.launch import Launch, build_launch, name_copies, write_launch
+from megarl.ablation.launch import Launch, build_launch, name_copies, read_launch, warm_start_weights, write_launch
 from megarl.cli.ablate import make_directory, make_path, print_runs, say, tell_end
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_room import find_needs
@@ -74,10 +74,14 @@ def submit_again(console: Console, directory: AblationDirectory) -> int:
             f"megarl ablate --resume {shown_path(directory.path)} --slurm: it was not submitted; leave out --slurm"
         )
     array, warm = jobs
+    try:
+        launch = read_launch(directory)  # of one that was moved the scripts would write where it was
+    except ValueError as error:
+        raise ConfigError(f"megarl ablate --resume {shown_path(directory.path)} --slurm: {error}") from error
     if queued := _still_queued(jobs):
         raise ConfigError(f"megarl ablate --resume {shown_path(directory.path)} --slurm: job {queued} is in the queue")
     after = None
-    if warm is not None and not (directory.warm / "hf").is_dir():
+    if warm is not None and launch.warm and not warm_start_weights(directory, launch.warm.steps).is_dir():
         after = submit_script(warm.path / SCRIPT)
         warm.write(warm.read() | {"job": after})
     number = submit_script(array.path / SCRIPT, after=after)

@@ -103,6 +103,10 @@ def ablate(  # noqa: PLR0913, PLR0917  (options of the command line)
     if not slurm and options != SubmitOptions():
         raise ConfigError("megarl ablate: options of the job belong to --slurm, which is not given")
     if resume is not None:
+        if dry_run:
+            raise ConfigError("megarl ablate --resume DIR: nothing is tried; `megarl status DIR` says how it stands")
+        if options != SubmitOptions():
+            raise ConfigError("megarl ablate --resume DIR --slurm: the scripts are those of before and take no options")
         code = _resume(resume, [*([str(ablation)] if ablation else []), *(overrides or ())], slurm=slurm)
     elif ablation is None or is_override(str(ablation)):
         raise ConfigError("megarl ablate: expected an ABLATION file or --resume DIR; e.g. megarl ablate my-grid.toml")
@@ -124,9 +128,14 @@ def _resume(path: Path, arguments: Sequence[str], *, slurm: bool) -> int:
 
     options = _resume_options(arguments)
     directory = open_ablation(path)
+    is_submitted = find_jobs(directory) is not None
+    if is_submitted and arguments:
+        raise ConfigError(
+            f"megarl ablate --resume DIR {' '.join(arguments)}: it was submitted, and its scripts stay as they are"
+        )
     if slurm:
         return submit_again(Console(), directory)
-    if find_jobs(directory) is not None:
+    if is_submitted:
         return look_at_array(Console(), directory)
     return resume_ablate(Console(), directory, options)
 

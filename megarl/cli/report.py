@@ -60,6 +60,10 @@ def export_figure(
             )
         file_format = suffix if output else "pdf"  # type: ignore[assignment]
     assert file_format is not None
+    if suffix in get_args(FileFormat) and suffix != file_format:
+        raise ConfigError(
+            f"megarl report: {output} ends in .{suffix}, but --format is {file_format}; expected one of both"
+        )
     if output is None:
         chosen = choose_runs(paths)
         if isinstance(chosen, RunDirectory):

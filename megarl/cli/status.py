@@ -61,11 +61,22 @@ def _describe_ablation(ablation: AblationDirectory) -> list[tuple[list[str], boo
     if (jobs := find_jobs(ablation)) is not None:
         array, warm = jobs
         return [*(_describe_job(warm, warm.runs()) if warm else ()), *_describe_job(array, array.runs())]
-    standings = ablation.standings()
-    return [_describe_cell(ablation, cell, standings[cell.name]) for cell in ablation.plan().cells]
+    try:
+        cells = ablation.plan().cells
+    except ValueError as error:
+        raise ConfigError(f"megarl status: {error}") from error
+    return [_describe_cell(ablation, cell) for cell in cells]
 
 
-def _describe_cell(ablation: AblationDirectory, cell: Cell, facts: CellFacts) -> tuple[list[str], bool]:
+def _describe_cell(ablation: AblationDirectory, cell: Cell) -> tuple[list[str], bool]:
+    """What cannot be read of one hides no other."""
+    try:
+        return _describe_readable_cell(ablation, cell, ablation.standing_of(cell))
+    except (ConfigError, OSError, ValueError) as error:
+        return [f"cell       {cell.name}: unknown: {error}"], False
+
+
+def _describe_readable_cell(ablation: AblationDirectory, cell: Cell, facts: CellFacts) -> tuple[list[str], bool]:
     tried = f", {facts.attempts} attempts" if facts.attempts > 1 else ""
     told = f": {facts.message}" if facts.message else ""
     lines = [f"cell       {cell.name}: {facts.status}{tried}{told}"]

@@ -1,5 +1,6 @@
 """A `Frame` as lines for a terminal of some width and height; pure. No line is wider, and there are not more."""
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -27,8 +28,18 @@ def frame_lines(frame: Frame, *, width: int, height: int, ascii_only: bool = Fal
         lines = _run_lines(frame, frame.runs[0], width=width, height=room, ascii_only=ascii_only)
     else:
         lines = table_lines(frame, width=width, height=room, ascii_only=ascii_only)
-    screen = [*(cut(line, width) for line in lines[:room]), cut(Text(_KEYS, style="dim"), width)]
+    screen = [*(cut(_printable(line), width) for line in lines[:room]), cut(Text(_KEYS, style="dim"), width)]
     return [_in_ascii(line) for line in screen] if ascii_only else screen
+
+
+def _printable(line: Text) -> Text:
+    """A name, a failure or a warning may hold anything, and must not steer the terminal."""
+    plain = "".join(" " if unicodedata.category(one) == "Cc" else one for one in line.plain)
+    if plain == line.plain:
+        return line
+    line = line.copy()
+    line.plain = plain
+    return line
 
 
 def _in_ascii(line: Text) -> Text:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from megarl.config.base import Config, raise_problems
 
-_OWN = {
+OWN_FIELDS = {
     "name": "the ablation names its runs after their settings; leave it out",
     "logging.directory": "runs lie in the ablation's directory; set `output` instead",
     "train.seed": "seeds are those of `seeds`; set them there",
@@ -100,8 +100,8 @@ def _check_own_fields(config: AblationConfig) -> Iterator[str]:
     tables |= {f"settings.{at}.overrides": setting.overrides for at, setting in enumerate(config.settings)}
     for where, table in tables.items():
         for field in flatten(table):
-            if field in _OWN:
-                yield f"{where}.{field}: {_OWN[field]}"
+            if field in OWN_FIELDS:
+                yield f"{where}.{field}: {OWN_FIELDS[field]}"
 
 
 def _check_names(config: AblationConfig) -> Iterator[str]:

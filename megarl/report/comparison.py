@@ -19,8 +19,7 @@ def compare_metric(groups: Sequence[Group], what: Compared) -> LineFigure | None
     """None where no run has a value."""
     lines: list[Line] = []
     for group in groups:
-        series = [_scaled(run, what) for run in group.runs if what.metric in run]
-        lines += group_lines(group, series)
+        lines += group_lines(group, [(run, _scaled(run, what)) for run in group.runs if what.metric in run])
     if not any(len(finite(line.y)) for line in lines):
         return None
     return LineFigure(
@@ -42,20 +41,21 @@ def _scaled(run: RunData, what: Compared) -> Series:
     return steps, values * what.scale
 
 
-def group_lines(group: Group, series: Sequence[Series]) -> list[Line]:
-    """Of one run its line; of several the mean over them at the steps that all have, with its interval, and each."""
-    if not series:
+def group_lines(group: Group, found: Sequence[tuple[RunData, Series]]) -> list[Line]:
+    """Of one run its line; of several the mean over them at the steps that all have, with its interval, and each.
+
+    found: those of the group's runs that have something to draw."""
+    if not found:
         return []
-    if len(series) == 1:
-        return [group_line(group, group.label, *series[0])]
-    steps, values = on_common_steps(series)
+    if len(found) == 1:
+        return [group_line(group, group.label, *found[0][1])]
+    steps, values = on_common_steps([series for _, series in found])
     mean, low, high = interval(values)
-    label = f"{group.label}, mean of {len(series)}"
+    label = f"{group.label}, mean of {len(found)}"
     lines = [group_line(group, label, steps, mean, low=low, high=high)] if len(steps) else []
-    names = [f"{group.label}, seed {run.seed}" for run in group.runs]
-    singles = zip(names, series, strict=False)
     return lines + [
-        Line(label=name, x=x, y=y, colour=group.colour, group=group.index, single=True) for name, (x, y) in singles
+        Line(label=f"{group.label}, seed {run.seed}", x=x, y=y, colour=group.colour, group=group.index, single=True)
+        for run, (x, y) in found
     ]
 
 

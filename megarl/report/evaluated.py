@@ -52,24 +52,24 @@ def pass_figures(groups: Sequence[Group]) -> list[LineFigure]:
         lines: list[Line] = []
         steps: set[int] = set()
         for group in groups:
-            curves = []
+            curves: list[tuple[RunData, np.ndarray]] = []
             for run in group.runs:
                 with_it = [(step, found[benchmark]) for step, found in run.evaluations if benchmark in found]
                 if with_it:
                     steps.add(with_it[-1][0])
-                    curves.append(_curve(with_it[-1][1]))
+                    curves.append((run, _curve(with_it[-1][1])))
             lines += _group_curve(group, curves)
         at = f"step {min(steps)}" if len(steps) == 1 else f"the last evaluation, steps {min(steps)} to {max(steps)}"
         figures.append(_pass_figure(benchmark, f"after {at}; band: 95 % over seeds, of one run over problems", lines))
     return figures
 
 
-def _group_curve(group: Group, curves: Sequence[np.ndarray]) -> list[Line]:
-    """curves: [4, k] each: k, value, low, high."""
+def _group_curve(group: Group, curves: Sequence[tuple[RunData, np.ndarray]]) -> list[Line]:
+    """curves: [4, k] of a run each: k, value, low, high."""
     if len(curves) == 1:
-        (k, value, low, high) = curves[0]
+        (k, value, low, high) = curves[0][1]
         return [group_line(group, group.label, k, value, low=low, high=high)]
-    return group_lines(group, [(curve[0], curve[1]) for curve in curves])
+    return group_lines(group, [(run, (curve[0], curve[1])) for run, curve in curves])
 
 
 def run_pass_figures(run: RunData) -> list[LineFigure]:

@@ -95,11 +95,16 @@ def _step_of(row: Row) -> int:
 
 
 def _read_row(line: bytes) -> Row | None:
-    """None of what is no row: a file that somebody edits is none of this one's business."""
+    """None of what is no row: a file that somebody edits is none of this one's business. A number that is not finite is
+    none, as in the rows that megarl writes."""
     try:
         row = json.loads(line)
         int(row["step"])
-    except (ValueError, TypeError, KeyError):
+        row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
+        numbers: Row = {
+            name: None if value is None or not math.isfinite(value) else value for name, value in row.items()
+        }
+        int(numbers["step"] or 0)
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    numbers: Row = {name: value for name, value in row.items() if value is None or isinstance(value, int | float)}
     return numbers

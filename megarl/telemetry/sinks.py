@@ -268,7 +268,7 @@ def read_readable_metrics(path: Path) -> tuple[list[dict[str, float | None]], di
         try:
             row = json.loads(line)
             rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             damaged[number] = f'expected a JSON object with a "step", found {line[:80]!r}'
     return [rows[step] for step in sorted(rows)], damaged
 

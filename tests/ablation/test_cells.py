@@ -136,6 +136,10 @@ def test_what_is_wrong_with_all_is_told_without_them(tmp_path: Path) -> None:
         (["grid.train.steps=[" + ", ".join(map(str, range(1, 200))) + "]"], "1592 runs are more than 1000"),
         (["settings=[{nme = 'x'}]"], "settings.0.nme: unknown key; did you mean settings.0.name?"),
         (["warm_start=true"], "warm_start: the base has no [sft]"),
+        (["train.seed=5"], "train.seed=5: seeds are those of `seeds`; set them there"),
+        (["logging.directory=x"], "logging.directory=x: runs lie in the ablation's directory"),
+        (["objective.clip.low=0.3"], "objective.clip.low=0.3: every setting sets objective.clip.low, so no run"),
+        (["settings=[{name = '" + "x" * 151 + "'}]", "grid={}"], "is too long for a name of directories"),
     ],
 )
 def test_what_cannot_be_an_ablation_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -164,3 +168,8 @@ def test_a_warm_start_is_of_one_model_and_begins_alone(tmp_path: Path) -> None:
     warm = load(tmp_path, GRID, SFT, "warm_start=true").warm
     assert warm is not None
     assert (warm.name, warm.sft is not None and warm.sft.steps) == ("clip-warm", 2)
+
+
+def test_what_only_some_settings_set_may_be_said_for_the_others(tmp_path: Path) -> None:
+    ablation = load(tmp_path, LISTED, "objective.clip.high=0.4", wide=WIDE)
+    assert [run.config.objective.clip.high for run in ablation.runs] == [0.4, 5.0, 0.1]

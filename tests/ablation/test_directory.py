@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megarl.ablation.directory import AblationDirectory, AblationPlan, CellFacts, is_ablation
+from megarl.ablation.directory import AblationDirectory, AblationPlan, CellFacts, CellStatus, is_ablation
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunState
 from tests.ablation.directories import begin_run, make_directory, make_plan
@@ -94,6 +94,16 @@ def test_a_run_that_was_killed_has_stopped(tmp_path: Path) -> None:
     found = directory.standing_of(first)
     assert found.status == "stopped"
     assert "was killed" in (found.message or "")
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped"])
+def test_a_cell_whose_link_was_removed_waits(tmp_path: Path, status: CellStatus) -> None:
+    directory = make_directory(tmp_path)
+    first = directory.plan().cells[0]
+    begin_run(directory, first, RunState(status="finished"))
+    directory.write_cells({first.name: CellFacts(status=status, attempts=1)}, ME)
+    directory.link_of(first).unlink()
+    assert directory.standing_of(first) == CellFacts(attempts=1, message="the link to its run is gone")
 
 
 def test_a_cell_whose_driver_was_killed_before_it_had_a_run_waits(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from megarl.ablation.directory import CellFacts
 from megarl.ablation.driver import Driver, Slot, Task
-from megarl.ablation.processes import RunProcess, start_process
+from megarl.ablation.processes import FoundProcess, RunProcess, start_process
 from megarl.telemetry.run_directory import RunDirectory, RunState
 
 ROOT = Path(__file__).parents[2]
@@ -308,3 +308,54 @@ def test_each_place_gives_its_runs_their_own_gpus(stage: Stage) -> None:
     assert seen["a"] != seen["b"]
     # Whichever is free first gets the third.
     assert {variables["CUDA_VISIBLE_DEVICES"] for variables in seen.values()} == {"0,1", "2,3"}
+
+
+def test_a_terminal_that_is_closed_does_not_end_what_ignores_it(stage: Stage) -> None:
+    """As `nohup megarl ablate` does."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        task = stage.task("a")
+        hang_up = once((task.link / "metrics.jsonl").exists, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        stage.told.on_look = hang_up
+        driver = stage.driver(task, stage.task("b"))
+        assert driver.run()
+        assert driver.stopped_by is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class _Ended:
+    """A process that ends as it is asked, and interrupts the driver with that."""
+
+    def poll(self) -> int | None:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 1
+
+    def send_signal(self, number: int) -> None:
+        """It has ended."""
+
+
+def test_a_signal_in_the_last_moment_is_heard(stage: Stage) -> None:
+    task = Task(name="a", link=stage.folder / "a", log=stage.folder / "a.log", steps=1, start=lambda _: _Ended())
+    driver = stage.driver(task)
+    assert not driver.run()
+    assert driver.stopped_by == "SIGINT"
+
+
+def test_a_state_that_cannot_be_read_fails_that_run_alone(stage: Stage) -> None:
+    task = stage.task("a")
+
+    def damage(variables: Mapping[str, str]) -> RunProcess:
+        process = task.start(variables)
+        while process.poll() is None:
+            time.sleep(0.02)
+        (task.link / "state.json").write_text('{"stat')
+        return process
+
+    driver = stage.driver(replace(task, start=damage), stage.task("b"))
+    assert not driver.run()
+    assert {name: facts.status for name, facts in driver.facts.items()} == {"a": "failed", "b": "finished"}
+    assert "state.json" in (driver.facts["a"].message or "")
+    found = RunDirectory.open(task.link)
+    assert FoundProcess(found).poll() == 1

@@ -56,3 +56,8 @@ def test_lines_longer_than_what_is_read_are_passed_over(metrics: Path) -> None:
     padding = {f"name{number}": math.pi for number in range(4000)}
     metrics.write_text(line(1, 1.0, **padding) + line(2, 3.0, **{"reward/mean": 0.5}))
     assert ProgressReader().read(metrics, steps=4).reward == 0.5
+
+
+def test_a_file_that_cannot_be_opened_is_none(tmp_path: Path) -> None:
+    """It may be gone since it was found: a screen must not end the runs that it shows."""
+    assert ProgressReader().read(tmp_path, steps=3) == Progress(steps=3)

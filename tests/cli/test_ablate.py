@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from megarl.ablation.directory import AblationDirectory
+from megarl.ablation.driver import Driver, Task
 from megarl.ablation.launch import read_launch
 from megarl.ablation.processes import RunProcess, start_process
 from megarl.cli.main import app
@@ -232,6 +233,8 @@ def test_files_are_checked_before_the_first_run(stand_ins: StandIns) -> None:
         (["--resume", "runs/none"], "is no ablation's directory: it has no ablation.json"),
         (["--resume", "runs/none", "train.steps=3"], "expected at_once=N or retries=N"),
         (["--resume", "runs/none", "at_once=0"], 'at_once: expected an integer >= 1, found "0"'),
+        (["--resume", "runs/none", "--dry-run"], "--resume DIR: nothing is tried"),
+        (["--resume", "runs/none", "--slurm", "--time", "10"], "the scripts are those of before and take no options"),
         (["absent.toml"], "absent.toml: no such file"),
         (["tiny.toml"], "expected an ablation"),
     ],
@@ -274,3 +277,33 @@ def test_status_tells_every_run(stand_ins: StandIns) -> None:
     assert told.exit_code == 1
     assert "cell       highinf-seed1: failed: its process ended with exit code 1" in told.output
     assert "cell       high0.28-seed0: finished" in told.output
+
+
+def test_a_signal_as_the_warm_start_ends_begins_no_run(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it does not stop any more."""
+    judge = Driver._judge
+
+    def interrupted(self: Driver, task: Task, code: int) -> None:
+        judge(self, task, code)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Driver, "_judge", interrupted)
+    result = ablate("two.toml", "warm_start=true")
+    assert result.exit_code == 130, result.output
+    assert stand_ins.begun() == ["warm"]
+
+
+def test_a_signal_as_the_last_run_ends_leaves_nothing_to_go_on_with(
+    stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Driver._judge
+
+    def interrupted(self: Driver, task: Task, code: int) -> None:
+        judge(self, task, code)
+        if task.name == CELLS[-1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Driver, "_judge", interrupted)
+    result = ablate("two.toml")
+    assert result.exit_code == 0, result.output
+    assert made().summary_path.is_file()

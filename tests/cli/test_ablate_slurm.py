@@ -1,5 +1,6 @@
 """`megarl ablate --slurm`, commands in the place of Slurm's note what they are asked (tests/cluster: real)."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,12 +153,14 @@ def test_what_is_not_finished_is_handed_in_once_more(slurm: Slurm) -> None:
     assert len(slurm.submitted()) == 4
     assert "--dependency=afterok:103" in slurm.submitted()[3]
     finish(directory, directory.path / "slurm" / "warm" / "run", "warm")
-    (directory.warm / "hf" / "step-000006").mkdir(parents=True)
+    assert ablate(*again).exit_code == 0  # it was cut short before it had exported them
+    assert slurm.submitted()[4] == f"{directory.path}/slurm/warm/job.sbatch"
+    (directory.warm / "hf" / "step-000006").mkdir()
     assert ablate(*again).exit_code == 0
-    assert slurm.submitted()[4:] == [f"{directory.path}/slurm/job.sbatch"]
+    assert slurm.submitted()[6:] == [f"{directory.path}/slurm/job.sbatch"]
     jobs = find_jobs(directory)
     assert jobs is not None
-    assert jobs[0].read()["job"] == "105"
+    assert jobs[0].read()["job"] == "107"
 
 
 def test_an_array_that_is_not_taken_leaves_nothing_behind(slurm: Slurm) -> None:
@@ -193,3 +196,20 @@ def test_settings_that_want_other_nodes_are_refused(slurm: Slurm) -> None:
     assert "cluster.gpus_per_node: the runs of an array have the nodes of one job, and settings have [4, 8]" in str(
         result.exception
     )
+
+
+def test_what_was_submitted_takes_nothing_new_when_it_goes_on(slurm: Slurm) -> None:
+    submit()
+    for flags in ((), ("--slurm",)):
+        result = ablate("--resume", str(made().path), "at_once=1", *flags)
+        assert "it was submitted, and its scripts stay as they are" in str(result.exception)
+    assert len(slurm.submitted()) == 2
+
+
+def test_a_copy_is_not_handed_in(slurm: Slurm, tmp_path: Path) -> None:
+    """Its scripts would write into the first one."""
+    submit()
+    copy = shutil.copytree(made().path, tmp_path / "copy", symlinks=True)
+    result = ablate("--resume", str(copy), "--slurm")
+    assert f"it was made as {made().path}" in str(result.exception)
+    assert len(slurm.submitted()) == 2

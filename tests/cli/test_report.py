@@ -140,6 +140,8 @@ def test_figures_are_listed_and_written_one_by_one(tmp_path: Path, capsys: pytes
         export_figure(paths, "entrpy", file_format="png", width="single", output=tmp_path / "figure.png")
     with pytest.raises(ConfigError, match=r"figure\.jpg has no format; .* \.png, \.svg or \.pdf, or --format"):
         export_figure(paths, "entropy", file_format=None, width="single", output=tmp_path / "figure.jpg")
+    with pytest.raises(ConfigError, match=r"figure\.svg ends in \.svg, but --format is png"):
+        export_figure(paths, "entropy", file_format="png", width="single", output=tmp_path / "figure.svg")
     with pytest.raises(ConfigError, match=r"expected where the figure goes, e\.g\. -o entropy\.pdf"):
         export_figure(paths, "entropy", file_format=None, width="single", output=None)
 

@@ -17,6 +17,7 @@ from megarl.slurm.queue import Queued
 from megarl.telemetry.heartbeat import Heartbeat, ProcessBeat, write_heartbeat
 from megarl.telemetry.restarts import Failure, write_failures
 from megarl.telemetry.run_directory import RunDirectory, RunState
+from tests.ablation.directories import begin_run, make_directory
 from tests.checkpoint.manifests import make_manifest
 from tests.telemetry.runs import make_config
 
@@ -176,3 +177,19 @@ def test_failures_after_which_a_run_went_on_by_itself(tmp_path: Path, capsys: py
     run.restarts_path.write_text("[")
     assert run_status([run.path]) == 1
     assert f"restarts   {run.restarts_path} is damaged" in capsys.readouterr().out
+
+
+def test_a_cell_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = make_directory(tmp_path)
+    first, second, third, _ = directory.plan().cells
+    begin_run(directory, first, RunState(status="finished")).state_path.write_text('{"stat')
+    begin_run(directory, second, RunState(status="finished")).config_path.unlink()
+    begin_run(directory, third, RunState(status="finished", step=3))
+    assert run_status([directory.path]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(rf"cell       {first.name}: unknown: .*state\.json is damaged", shown)
+    assert re.search(rf"cell       {second.name}: unknown: .*config\.toml", shown)
+    assert f"cell       {third.name}: finished" in shown
+    directory.plan_path.write_text('{"version": 1, "settings": [3]}')
+    with pytest.raises(ConfigError, match=r"ablation\.json is damaged"):
+        run_status([directory.path])

@@ -1,6 +1,8 @@
 """Frames drawn for terminals of several sizes."""
 
 import itertools
+import unicodedata
+from dataclasses import replace
 
 import pytest
 
@@ -165,3 +167,11 @@ def test_durations(seconds: float, shown: str) -> None:
 def test_a_metric_of_one_step_and_one_that_stopped() -> None:
     run = make_run(curves=(make_curve("reward", 0.5), make_curve("entropy", 0.1, 0.2)))
     assert "▄" in draw(run)[2]
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_a_run_is_called_and_says_does_not_steer_the_terminal(runs: int) -> None:
+    run = replace(make_run(), label="a\x1b[2Jb", standing="failed", message="it\x1b]0;broke\x07\tso\x9b1m")
+    text = "".join(draw(*[run] * runs))
+    assert "a [2Jb" in text
+    assert not [one for one in text if unicodedata.category(one) == "Cc"]

@@ -1,6 +1,8 @@
 """The page of several runs: its numbers are those of their files, what differs comes first, nothing is fetched."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +230,19 @@ def test_what_is_compared_is_logged() -> None:
     compared = [what for section in (LEARNING, CLIPPING, EFFECTS, SAMPLES, SPEED) for what in section.figures]
     assert {what.metric for what in compared} <= set(DESCRIPTIONS)
     assert len({what.key for what in compared}) == len(compared)
+
+
+def test_single_runs_keep_their_seeds_where_one_has_no_value(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, high=0.2, seed=seed) for seed in (0, 1, 2)]
+    rows = [json.loads(line) for line in runs[0].metrics_path.read_text().splitlines()]
+    for row in rows:
+        row.pop("actor/entropy", None)
+    runs[0].metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.rmtree(runs[0].evaluations)
+    page = tmp_path / "page.html"
+    write_comparison(read_comparison(Chosen(title="3 runs", runs=tuple(runs))), page)
+    figures = figures_of(page.read_text())
+    singles = [line["label"] for line in figures["entropy"]["lines"]]
+    assert [label.rpartition(", ")[2] for label in singles] == ["mean of 2", "seed 1", "seed 2"]
+    curves = [line["label"] for line in figures["held_pass_at_k"]["lines"]]
+    assert [label.rpartition(", ")[2] for label in curves] == ["mean of 2", "seed 1", "seed 2"]

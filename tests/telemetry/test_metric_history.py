@@ -69,12 +69,15 @@ def test_values_that_are_not_there_and_lines_that_are_no_rows(path: Path) -> Non
         '{"reward/mean": 2}',
         '{"step": 4, "reward/mean": 0.5}',
         "[]",
+        '{"step": Infinity, "reward/mean": 1}',
+        '{"step": "5", "reward/mean": 1}',
+        '{"step": 6, "reward/mean": Infinity, "timing_s/step": NaN}',
     ]
     path.write_text("\n".join(rows) + '\n{"step": 5, "rew')
     history = history_of(path)
     history.refresh()
     assert history.curve("reward/mean") == [(4, 0.5)]
-    assert history.last["step"] == 4
+    assert history.last == {"step": 6, "reward/mean": None, "timing_s/step": None}
 
 
 def test_a_curve_keeps_no_more_than_it_must(path: Path) -> None:
