@@ -71,7 +71,7 @@ def test_figures_that_cannot_be_drawn_cost_nothing(tmp_path: Path) -> None:
     assert code == 0
     assert run.read_state().status == "finished"
     assert run.report_path.is_file()
-    assert "missing  the chart reward and 1 more: " in shown or "missing  the chart reward: " in shown
+    assert "missing  the picture of reward" in shown
     assert f"try again: megarl report {run.path}" in shown
 
 
