@@ -20,6 +20,10 @@ from megarl.telemetry.run_directory import RunDirectory
 def run_report(paths: Sequence[Path], *, output: Path | None = None) -> int:
     """Draw one run, or compare several, and say how it stands; returns the exit code: 1 when something could not be
     drawn or read."""
+    if output is not None and not output.is_dir() and output.suffix not in (".html", ".htm"):
+        raise ConfigError(
+            f"megarl report: a page goes to a file that ends in .html, found -o {output}; --figure NAME writes others"
+        )
     chosen = choose_runs(paths)
     if isinstance(chosen, RunDirectory):
         _print_standing(chosen)

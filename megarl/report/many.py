@@ -81,7 +81,7 @@ class Comparison:
 def read_comparison(chosen: Chosen) -> Comparison:
     """Every run, without rollouts. ValueError where their verbs differ."""
     runs = [read_run(run) for run in chosen.runs]
-    verbs = {run.verb: run.name for run in reversed(runs)}
+    verbs = {run.verb: run.name for run in reversed(runs) if run.verb is not None}
     if len(verbs) > 1:
         told = ", ".join(f"{name} is of `megarl {verb}`" for verb, name in sorted(verbs.items()))
         raise ValueError(f"runs of different verbs have no figures in common: {told}; give those of one verb")

@@ -45,9 +45,9 @@ class RunData:
         return self.run.path.name
 
     @property
-    def verb(self) -> str:
-        """ "train", "sft" or "eval"; "run" where nothing says so."""
-        return str((self.versions or {}).get("verb", "run"))
+    def verb(self) -> str | None:
+        """ "train", "sft" or "eval"; None where nothing says so."""
+        return (self.versions or {}).get("verb")
 
     @property
     def seed(self) -> int | None:

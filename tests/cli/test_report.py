@@ -124,6 +124,17 @@ def test_runs_of_different_verbs_are_a_configuration_error(tmp_path: Path) -> No
     runs = [write_run(tmp_path, high=0.2, seed=0, verb=verb) for verb in ("train", "sft")]
     with pytest.raises(ConfigError, match="different verbs"):
         run_report([run.path for run in runs], output=tmp_path / "page.html")
+    # Of one that does not say what it is nothing is held against the other.
+    (runs[1].path / "versions.json").unlink()
+    run_report([run.path for run in runs], output=tmp_path / "page.html")
+
+
+def test_a_page_overwrites_no_file_of_another_kind(tmp_path: Path) -> None:
+    run = write_run(tmp_path, high=0.2, seed=0)
+    rows = run.metrics_path.read_text()
+    with pytest.raises(ConfigError, match=r"ends in \.html, found -o .*metrics\.jsonl"):
+        run_report([run.path], output=run.metrics_path)
+    assert run.metrics_path.read_text() == rows
 
 
 def test_figures_are_listed_and_written_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
