@@ -46,6 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def heading(text: str) -> Text:
+    """The name of a part of the screen."""
     return Text(text, style="bold underline")
 
 

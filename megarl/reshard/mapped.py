@@ -17,7 +17,6 @@ and workers lie in one order, as much as that rank has for it.
 Never run on a GPU: the tests have files in the place of CUDA IPC, and everything else of it.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,14 +27,14 @@ from torch import Tensor
 from megarl.reshard.blocks import Block, BlockKey, cut_source_blocks, units_between
 from megarl.reshard.channel import Announced, Held, Publication
 from megarl.reshard.cuda_ipc import export_cuda, import_cuda
+from megarl.reshard.flights import PlaceFlights
 from megarl.reshard.pack import pack_range
-from megarl.reshard.plan import NUM_SLOTS, Message, Place, PlanRequest, TransferPlan
+from megarl.reshard.plan import Message, Place, PlanRequest, TransferPlan
 from megarl.reshard.regions import split_run, view_region
 from megarl.reshard.session import SESSION, Offer
 from megarl.reshard.signals import Signals, SignalTimeout, TransportError
 from megarl.reshard.tally import Tally
 from megarl.reshard.topology import Topology
-from megarl.reshard.wire import Flight
 
 
 class MappedOutlet:
@@ -57,33 +56,24 @@ class MappedOutlet:
         for peer in sorted({send.receiver for send in plan.sends}):
             # An export each: torch counts for every one of them whether the other side still has it.
             signals.put(_key(plan.peer, peer - topology.grid.world_size), export_parameters(sent))
-        self._flights: deque[list[Flight]] = deque()
+        self._flights = PlaceFlights()
 
     def send(self, place: Place, receivers: list[int], publication: Publication) -> None:
-        with publication.tally.time("wire_s"):
-            while len(self._flights) >= NUM_SLOTS:
-                _land(self._flights.popleft())
+        flights = self._flights.begin(publication.tally)
         _, start, stop = place
         packed = torch.empty(stop - start, dtype=self._dtype, device=self._device)
         checksums = publication.pack(place, packed)
         header = publication.header(place, num_bytes=packed.nbytes, checksums=checksums)
         what = publication.what(place)
-        self._flights.append([publication.wire.send(header, receiver, what=what) for receiver in receivers])
+        flights += [publication.wire.send(header, receiver, what=what) for receiver in receivers]
         for _ in receivers:
             publication.tally.sent(packed.nbytes, packed.nbytes)
 
     def land(self, tally: Tally) -> None:
-        with tally.time("wire_s"):
-            while self._flights:
-                _land(self._flights.popleft())
+        self._flights.land(tally)
 
     def close(self) -> None:
-        self._flights.clear()
-
-
-def _land(flights: list[Flight]) -> None:
-    for flight in flights:
-        flight.land()
+        self._flights.forget()
 
 
 def _key(rank: int, worker: int) -> str:

@@ -4,7 +4,6 @@ Each worker puts into the store where its memory is: a file without a name, or a
 header tells the worker that a message is there.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from megarl.reshard.blocks import BlockKey
 from megarl.reshard.channel import Announced, Held, Publication, Staging, StagingLayout
-from megarl.reshard.plan import NUM_SLOTS, Message, Place
+from megarl.reshard.flights import PlaceFlights
+from megarl.reshard.plan import Message, Place
 from megarl.reshard.session import SESSION
 from megarl.reshard.signals import Signals, SignalTimeout, TransportError
 from megarl.reshard.staging import OpenedMemory, SharedMemory
 from megarl.reshard.tally import Tally
 from megarl.reshard.topology import Topology
-from megarl.reshard.wire import Flight
 
 
 class SharedMemoryOutlet:
@@ -35,15 +34,11 @@ class SharedMemoryOutlet:
         self._memory: dict[int, _WorkerMemory] = {}
         for peer in sorted({send.receiver for send in sends}):
             self._memory[peer] = _open_memory(signals, topology, peer, dtype)
-        self._flights: deque[list[Flight]] = deque()
+        self._flights = PlaceFlights()
 
     def send(self, place: Place, receivers: list[int], publication: Publication) -> None:
         key, start, stop = place
-        with publication.tally.time("wire_s"):
-            while len(self._flights) >= NUM_SLOTS:
-                _land(self._flights.popleft())
-        flights: list[Flight] = []
-        self._flights.append(flights)
+        flights = self._flights.begin(publication.tally)
         what = publication.what(place)
         for receiver in receivers:
             memory = self._memory[receiver]
@@ -53,20 +48,13 @@ class SharedMemoryOutlet:
             publication.tally.sent(target.nbytes, target.nbytes)
 
     def land(self, tally: Tally) -> None:
-        with tally.time("wire_s"):
-            while self._flights:
-                _land(self._flights.popleft())
+        self._flights.land(tally)
 
     def close(self) -> None:
-        self._flights.clear()
+        self._flights.forget()
         for memory in self._memory.values():
             memory.opened.close()
         self._memory = {}
-
-
-def _land(flights: list[Flight]) -> None:
-    for flight in flights:
-        flight.land()
 
 
 class _WorkerMemory(NamedTuple):
