@@ -23,8 +23,6 @@ from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess
 from megarl.telemetry.run_directory import RunDirectory, Standing
 
 _LOOK_EVERY_S = 0.2
-_CLOCK_S = 0.1
-"""By which a file's time may lie before the clock's."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _HANDED_ON = {signal.SIGHUP: signal.SIGTERM}
 """A terminal that was closed: runs know only the others."""
@@ -90,7 +88,8 @@ class Driver:
         self._waiting = deque(self._order(tasks))
         self._running: dict[str, tuple[RunProcess, Slot | None]] = {}
         self._failures = dict.fromkeys(self.facts, 0)
-        self._begun_s: dict[str, float] = {}
+        self._found: dict[str, object] = {}
+        """Which state file a task's run had when its latest attempt began."""
         self._heard_signals: deque[signal.Signals] = deque()
         self.stopped_by: str | None = None
         """The signal after which nothing more is started."""
@@ -140,7 +139,7 @@ class Driver:
     def _begin(self, task: Task, slot: Slot) -> None:
         before = self.facts[task.name]
         self._set(task, CellFacts(status="running", attempts=before.attempts + 1))
-        self._begun_s[task.name] = time.time()
+        self._found[task.name] = _state_file(task.run())
         try:
             process = task.start(slot.variables)
         except OSError as error:
@@ -173,7 +172,7 @@ class Driver:
         run = task.run()
         status, message = _standing_of(run)
         # Else the process has ended before it touched the run, which tells of the attempt before.
-        touched = run is not None and run.state_path.stat().st_mtime >= self._begun_s.get(task.name, 0.0) - _CLOCK_S
+        touched = run is not None and _state_file(run) != self._found.get(task.name)
         if code == 0 and status == "finished":
             self._set(task, replace(self.facts[task.name], status="finished", message=None))
             self._watcher.ended(task, self.facts[task.name])
@@ -230,6 +229,15 @@ def _standing_of(run: RunDirectory | None) -> tuple[Standing | None, str | None]
         return (None, None) if run is None else run.standing()
     except (OSError, ValueError, TypeError) as error:
         return None, str(error)
+
+
+def _state_file(run: RunDirectory | None) -> tuple[int, int] | None:
+    """Another after every write, which replaces the file. Times alone would not tell an attempt from the one right
+    before it, since a file's time and the clock's differ."""
+    if run is None:
+        return None
+    file = run.state_path.stat()
+    return file.st_ino, file.st_mtime_ns
 
 
 def _describe_end(code: int, log: Path) -> str:

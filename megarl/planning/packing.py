@@ -8,12 +8,13 @@ found bin by bin, in bins x groups x (groups of a bin) operations.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from megarl.planning.resources import Resources, room, without
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _NEVER = -(1 << 40)
 """Engines beside groups that do not fit; no sum with it becomes possible."""
@@ -90,8 +91,10 @@ def pack(
     return tuple(ranks), tuple(taken)
 
 
-def _best_of_rest(most: Sequence[Sequence[int]], groups: int) -> list[NDArray[np.int64]]:
+def _best_of_rest(most: Sequence[Sequence[int]], groups: int) -> "list[NDArray[np.int64]]":
     """By bin, and after the last: the most engines that it and all after it hold, beside 0, 1, ... `groups` groups."""
+    import numpy as np  # here: `megarl show` only names what this module places
+
     best = [np.full(groups + 1, _NEVER, dtype=np.int64)]
     best[0][0] = 0
     for beside in reversed(most):

@@ -152,8 +152,9 @@ def test_one_that_dies_before_it_has_a_run_leaves_its_last_words(stage: Stage) -
     assert driver.facts["b"].status == "finished"
 
 
-def test_the_last_words_are_those_of_the_last_attempt(stage: Stage) -> None:
-    """Which did not come so far as the one before, whose message its run still has."""
+def test_the_last_words_are_those_of_the_last_attempt(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which did not come so far as the one before, whose message its run still has, however soon it began after it."""
+    monkeypatch.setattr("megarl.ablation.driver._LOOK_EVERY_S", 0.001)
     first, second = stage.task("a", fails=1), stage.task("a", fails=2, silent=True)
     starts = iter((first.start, second.start))
 

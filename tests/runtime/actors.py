@@ -31,8 +31,9 @@ class Sleeper(TellsStacks):
     def hold(self, seconds: float) -> None:
         """As `sleep`, and nothing in this process can run Python meanwhile."""
         library = ctypes.PyDLL(None)
-        for _ in range(int(seconds)):
-            library.sleep(1)
+        left = int(seconds)
+        while left:  # a signal ends a sleep early
+            left = library.sleep(left)
 
     def fail(self, seconds: float) -> None:
         time.sleep(seconds)
