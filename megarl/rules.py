@@ -1,9 +1,10 @@
 """What can act on a token in the objective, as flags, and the names by which files and reports call it."""
 
-from enum import IntFlag
+from enum import IntFlag, unique
 from functools import cache
 
 
+@unique
 class Rule(IntFlag):
     """Which rules acted on a token; flags add up."""
 
@@ -39,6 +40,8 @@ class Rule(IntFlag):
     """Has a KL-Cov penalty."""
     SATURATED = 1 << 15
     """The log ratio is beyond the overflow clamp, so the token has no gradient."""
+    MATCHED = 1 << 16
+    """Dropped by a coin, for a token that clipping would have dropped on the same side."""
 
 
 @cache

@@ -31,6 +31,7 @@ RuleName = Literal[
     "clip_v",
     "erc",
     "kl_cov",
+    "matched",
 ]
 """Rules that act on tokens because a variant is on: those of `rules.Rule`, in lower case."""
 
@@ -50,6 +51,7 @@ _RULE_EFFECTS: dict[RuleName, Literal["clips", "masks", "limits", "adds"]] = {
     "clip_v": "masks",
     "erc": "masks",
     "kl_cov": "adds",
+    "matched": "masks",
 }
 """What a rule does to a token: clipping, as actor/pg_clipfrac counts it; setting the token's weight to 0; limiting the
 weight; adding a loss."""

@@ -20,6 +20,11 @@ class GateVariant(Variant):
 
     @property
     @abstractmethod
+    def drops_beyond(self) -> bool:
+        """Whether a token beyond its bound has no gradient."""
+
+    @property
+    @abstractmethod
     def of_tokens(self) -> bool:
         """Whether it is defined on single tokens' ratios, so that it needs a ratio per token."""
 
@@ -49,6 +54,7 @@ class PpoGate(GateVariant):
 
     kind: Literal["ppo"] = "ppo"
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "may"
+    drops_beyond: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = False
     is_weight: ClassVar[bool] = False
     dual: Unbounded = Field(math.inf, gt=1)
@@ -72,6 +78,7 @@ class CeGppoGate(GateVariant):
 
     kind: Literal["ce_gppo"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "must"
+    drops_beyond: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = False
@@ -96,6 +103,7 @@ class CispoGate(GateVariant):
 
     kind: Literal["cispo"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "never"
+    drops_beyond: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = True
@@ -112,6 +120,7 @@ class SapoGate(GateVariant):
 
     kind: Literal["sapo"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "never"
+    drops_beyond: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = False
@@ -128,6 +137,7 @@ class DppoGate(GateVariant):
 
     kind: Literal["dppo"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "never"
+    drops_beyond: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = True
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = True
@@ -148,6 +158,7 @@ class AspoGate(GateVariant):
 
     kind: Literal["aspo"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "must"
+    drops_beyond: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = False

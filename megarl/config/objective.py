@@ -87,6 +87,11 @@ class ObjectiveConfig(Config):
         return any(variant.needs_survey for variant in choosing)
 
     @property
+    def bounds_act(self) -> bool:
+        """Whether the clip's bounds act on tokens; not where a coin drops as many in their place."""
+        return self.weights.matched is None
+
+    @property
     def follows_entropy(self) -> bool:
         """Whether a number of the step follows from the entropy before the step's first update."""
         return self.clip.follows_entropy or any(on.follows_entropy for on in self.controllers.on.values())
@@ -110,8 +115,9 @@ class ObjectiveConfig(Config):
     @property
     def rules(self) -> frozenset[RuleName]:
         """The rules that may act on tokens."""
-        acting = (self.clip, self.gate, *self.weights.on.values(), *self.auxiliary.on.values())
-        return frozenset(rule for variant in acting for rule in variant.rules)
+        acting = (self.gate, *self.weights.on.values(), *self.auxiliary.on.values())
+        of_bounds = self.clip.rules if self.bounds_act else ()
+        return frozenset([*of_bounds, *(rule for variant in acting for rule in variant.rules)])
 
 
 def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
@@ -166,6 +172,24 @@ def _check_token_rules(config: ObjectiveConfig) -> Iterator[str]:
                 f'"{config.ratio.level}" the gradient of a response runs through all of its tokens; use level '
                 f'"sequence_token" or "token"{other}'
             )
+
+
+def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
+    gate, clip = config.gate, config.clip
+    if config.bounds_act:
+        return
+    if not clip.sets_bounds:
+        others = join_or(tags_where(Clip, sets_bounds=True))
+        yield (
+            f"objective.weights.matched drops as many tokens as bounds would, but objective.clip.kind is "
+            f'"{clip.kind}", which would drop none; set the clip whose control this is: {others}'
+        )
+    elif gate.reads_bounds != "never" and not gate.drops_beyond:
+        others = join_or(tags_where(Gate, drops_beyond=True))
+        yield (
+            f'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "{gate.kind}" '
+            f"drops none: what is beyond keeps a gradient; use gate {others}, or remove the table"
+        )
 
 
 def _check_mismatch(config: ObjectiveConfig) -> Iterator[str]:
@@ -235,6 +259,7 @@ _CHECKS: tuple[Callable[[ObjectiveConfig], Iterator[str]], ...] = (
     _check_gate_and_clip,
     _check_level,
     _check_token_rules,
+    _check_matched_control,
     _check_mismatch,
     _check_bounds_in_order,
     _check_controllers,

@@ -205,6 +205,18 @@ class PositiveScale(WeightVariant):
     """The factor, and where objective.controllers.positive_scale starts."""
 
 
+class MatchedControl(WeightVariant):
+    """The control of a clip: its bounds drop nothing, a coin drops as many tokens instead. On each side, A < 0 for
+    clip-low and A > 0 for clip-high, exactly as many as the bounds would drop in the mini-batch, whatever their ratio.
+    """
+
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = True
+    rules: ClassVar[tuple[RuleName, ...]] = ("matched",)
+
+
 class WeightsConfig(Config):
     """Token weights; each is absent or on, and those that are on multiply. None changes the aggregation's divisor."""
 
@@ -230,6 +242,8 @@ class WeightsConfig(Config):
     """Entropy ratio clipping."""
     positive_scale: PositiveScale | None = None
     """Reweighting of positive advantages."""
+    matched: MatchedControl | None = None
+    """A coin in place of the clip's bounds, which drops as many tokens."""
 
     @property
     def on(self) -> dict[str, WeightVariant]:

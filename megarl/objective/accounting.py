@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megarl.objective.bounds import clipped_sides
 from megarl.objective.contexts import at_resolution, share_values
 from megarl.objective.order_statistics import count, kth_smallest
 from megarl.objective.ratio import LOG_RATIO_LIMIT
@@ -83,6 +84,7 @@ def _columns(tokens: TokenBatch, loss: TokenLoss) -> Iterator[dict[str, Tensor]]
         "saturated": (loss.rule_T & Rule.SATURATED) != 0,
     }
     yield _bound_columns(loss)
+    yield _matched_columns(loss)
     yield {f"rule_{name}": (loss.rule_T & rule) != 0 for rule, name in COUNTED_RULES.items()}
     yield _theorem_columns(tokens, loss, gap_T)
     surprise_T = at_resolution(-logp_T - entropy_T)
@@ -115,6 +117,18 @@ def _bound_columns(loss: TokenLoss) -> dict[str, Tensor]:
         "low_bounded": low_on_T,
         "high_distance": torch.where(high_on_T, loss.high_T.double() - 1.0, 0.0),
         "high_bounded": high_on_T,
+    }
+
+
+def _matched_columns(loss: TokenLoss) -> dict[str, Tensor]:
+    """What a coin dropped on each side, and what is beyond the bounds of the side, whether they act or not."""
+    beyond_T = clipped_sides(loss.ratio_T, loss.advantage_T, loss.low_T, loss.high_T)
+    matched_T = (loss.rule_T & Rule.MATCHED) != 0
+    return {
+        "beyond_low": beyond_T == int(Rule.CLIP_LOW),
+        "beyond_high": beyond_T == int(Rule.CLIP_HIGH),
+        "matched_low": matched_T & (loss.advantage_T < 0),
+        "matched_high": matched_T & (loss.advantage_T > 0),
     }
 
 

@@ -36,7 +36,7 @@ def token_bounds(
     like_T = tokens.logp_T.detach()
     match clip:
         case NoClip():
-            return _everywhere(0.0, math.inf, like_T)
+            return no_bounds(like_T)
         case ConstantClip():
             return _everywhere(1.0 - clip.low, 1.0 + clip.high, like_T)
         case LogClip():
@@ -67,6 +67,11 @@ def clipped_sides(ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor, high_T: T
     is_low_T = (advantage_T < 0) & (ratio_T < low_T)
     is_high_T = (advantage_T > 0) & (ratio_T > high_T)
     return is_low_T.to(torch.int32) * int(Rule.CLIP_LOW) + is_high_T.to(torch.int32) * int(Rule.CLIP_HIGH)
+
+
+def no_bounds(like_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(0, inf) of every token, [T] each: both sides off."""
+    return _everywhere(0.0, math.inf, like_T.detach())
 
 
 def _everywhere(low: float, high: float, like_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ aggregation's divisor. T = response tokens of this rank's share.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from megarl.config.weight import (
     ClipV,
     HighEntropyMask,
     MaskedImportance,
+    MatchedControl,
     SequenceRejection,
     Steer,
     TruncatedImportance,
@@ -28,6 +30,7 @@ from megarl.config.weight import (
 from megarl.objective import entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
+from megarl.objective.matched import matched_control
 from megarl.objective.share import RuleResult, Share, flags, take_share
 from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
 from megarl.rules import Rule
@@ -55,7 +58,7 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
     for rule_weight_T, rule_flags_T in _choosing_weights(objective, share):
         weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
     bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds)
-    return _with_covariance_rules(objective, share, bounds)
+    return _with_matched_control(objective, share, _with_covariance_rules(objective, share, bounds), bounds)
 
 
 def needs_choices(objective: ObjectiveConfig) -> bool:
@@ -64,7 +67,7 @@ def needs_choices(objective: ObjectiveConfig) -> bool:
 
 
 def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[RuleResult]:
-    """Those that read no bounds: Clip-Cov comes after BAPO's search."""
+    """Those that read no bounds: Clip-Cov and the matched control come after BAPO's search."""
     for weight in objective.weights.on.values():
         match weight:
             case TruncatedImportance():
@@ -81,7 +84,7 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
                 yield entropy_rules.clip_b(weight, share)
             case ClipV():
                 yield entropy_rules.clip_v(weight, share)
-            case ClipCov():
+            case ClipCov() | MatchedControl():
                 continue
             case _ if weight.needs_survey or weight.mismatch != "ignores":
                 raise NoFormulaError(weight, "the choice of tokens")
@@ -102,6 +105,14 @@ def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Cho
         kl_cov_T = kl_cov_mask(penalty, share, covariance_T=covariance_T)
         rule_T = rule_T | flags(kl_cov_T, Rule.KL_COV)
     return Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T, bapo_bounds=so_far.bapo_bounds)
+
+
+def _with_matched_control(objective: ObjectiveConfig, share: Share, so_far: Choices, bounds: Choices) -> Choices:
+    """`so_far` and the matched control, which reads the bounds of `bounds`."""
+    if objective.bounds_act:
+        return so_far
+    kept_T, dropped_T = matched_control(objective, share, bounds)
+    return replace(so_far, weight_T=so_far.weight_T * kept_T, rule_T=so_far.rule_T | dropped_T)
 
 
 def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:

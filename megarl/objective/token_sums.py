@@ -67,6 +67,8 @@ _RATIOS: dict[str, tuple[str, str]] = {
     },
     "clip_bound/low_mean": ("low_distance", "low_bounded"),
     "clip_bound/high_mean": ("high_distance", "high_bounded"),
+    **{f"matched/{side}_beyond": (f"beyond_{side}", "tokens") for side in ("low", "high")},
+    **{f"matched/{side}_dropped": (f"matched_{side}", "tokens") for side in ("low", "high")},
     **{f"rule/{name}_frac": (f"rule_{name}", "tokens") for name in COUNTED_RULES.values()},
     **{
         f"entropy/clip_{side}_{name}": (f"{side}_{above}", f"{side}_mass" if below == "mass" else below)
@@ -127,9 +129,9 @@ def to_metrics(sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None
 
     Reads the tensors back to the host: call it once per mini-batch or step, on merged sums. `num_mini_batches` is how
     many mini-batches were merged: losses and budgets are normalised within each, so they average over mini-batches.
-    `rules`: those that may act (`possible_rules`), None: all. The others get no rule/<name>_frac; without a rule that
-    masks tokens clip_ratio/<side>_effective, which then is <side>_mean, is left out, and without a dual clip what is
-    said of its set.
+    `rules`: those that may act (`possible_rules`), None: all. The others get no rule/<name>_frac; without the matched
+    control what is said of it, without a rule that masks tokens clip_ratio/<side>_effective, which then is <side>_mean,
+    and without a dual clip what is said of its set is left out.
 
     Entropy and clipping:
         actor/entropy is the mean over tokens; actor/entropy_response_mean the mean over responses of the mean over
@@ -137,6 +139,9 @@ def to_metrics(sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None
         tokens do not count.
         Fractions are over ALL response tokens, whatever the sign of A, as in TRL; low_of_negative and high_of_positive
         are over the tokens with A < 0 and A > 0, low_q1 ... high_q5 over the tokens of that entropy quintile.
+        matched/low_beyond and high_beyond are what low_mean and high_mean would be if the bounds acted, where a coin
+        drops in their place (weights.matched); low_dropped and high_dropped what it dropped. In the control the bounds'
+        distances and the theorems' sets are those of the bounds that do not act.
         All count masked tokens too; low_effective and high_effective are low_mean and high_mean without them.
         region_mean = low + high (TRL); pg_clipfrac = low + high + dual (verl's leaves dual out, as pg_clipfrac_lower).
     clip_bound/low_mean, high_mean: means of 1 - lo and hi - 1 over the tokens whose bound is on (lo > 0, hi < inf).
@@ -172,6 +177,7 @@ def to_metrics(sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None
     if rules is not None:
         hidden = {f"rule/{name}_frac" for rule, name in COUNTED_RULES.items() if not rule & rules}
         hidden |= set() if rules & Rule.DUAL else {f"entropy/clip_dual_{name}" for name, _, _ in _THEOREM_RATIOS}
+        hidden |= set() if rules & Rule.MATCHED else {name for name in _RATIOS if name.startswith("matched/")}
         hidden |= set() if rules & MASKS else {f"clip_ratio/{side}_effective" for side in ("low", "high")}
         shown = {name: pair for name, pair in _RATIOS.items() if name not in hidden}
     values: dict[str, Values] = {

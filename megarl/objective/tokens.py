@@ -204,9 +204,9 @@ class TokenLoss:
     ratio_T: Tensor
     """r at the configured level and anchor."""
     low_T: Tensor
-    """lo."""
+    """lo; under weights.matched what it would be, and does not act."""
     high_T: Tensor
-    """hi; inf is off."""
+    """hi; inf is off. Under weights.matched likewise."""
     dual_T: Tensor
     """Bound of the dual clip; inf is off."""
     gate_T: Tensor

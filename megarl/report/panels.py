@@ -118,6 +118,7 @@ _RULES = {
     "clip_v": ("Clip_V", SKY),
     "erc": ("ERC", ORANGE),
     "kl_cov": ("KL-Cov", PURPLE),
+    "matched": ("matched control's coin", BLUE),
 }
 """Rule: (label, colour). Runs use few of them at a time; those that share a colour are rarely combined."""
 

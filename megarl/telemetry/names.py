@@ -83,6 +83,14 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
         "mean",
         "mean distance hi - 1 of the upper bound from 1, over response tokens that have one",
     ),
+    **{
+        f"matched/{side}_{name}": ("mean", text.format(side=side, sign=sign))
+        for side, sign in (("low", "< 0"), ("high", "> 0"))
+        for name, text in {
+            "beyond": "share of response tokens with advantage {sign} that clip-{side} would drop, were it no control",
+            "dropped": "share of response tokens with advantage {sign} that the control's coin dropped in their place",
+        }.items()
+    },
     "control/flexec_low_at_0.5": ("last", "FlexEC's distance 1 - lo for a token of probability 0.5"),
     "control/flexec_high_at_0.5": ("last", "FlexEC's distance hi - 1 for a token of probability 0.5"),
     "control/flexec_raising": ("last", "1 while FlexEC's oscillating schedule raises the entropy, else 0"),
@@ -102,6 +110,7 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "rule/clip_v_frac": ("mean", "share of response tokens dropped by Clip_V"),
     "rule/erc_frac": ("mean", "share of response tokens dropped for their entropy ratio"),
     "rule/kl_cov_frac": ("mean", "share of response tokens with a KL-Cov penalty"),
+    "rule/matched_frac": ("mean", "share of response tokens that a coin dropped in the place of clipped ones"),
     **{
         f"entropy/clip_{side}_{name}": ("mean", text.format(beyond=beyond, sign=sign))
         for side, beyond, sign in (("low", "< lo", "raises"), ("high", "> hi", "lowers"), ("dual", "> dual", "raises"))

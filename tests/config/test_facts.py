@@ -30,7 +30,7 @@ PLUG_POINTS: dict[type[Variant], set[str]] = {
     AdvantageVariant: {"compares_group"},
     ShapingVariant: {"tells_tokens_apart"},
     ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "follows_entropy", "follows_length"},
-    GateVariant: {"reads_bounds", "of_tokens", "bounds_first", "is_weight", "dual_bound", "rules"},
+    GateVariant: {"reads_bounds", "drops_beyond", "of_tokens", "bounds_first", "is_weight", "dual_bound", "rules"},
     WeightVariant: {"tells_tokens_apart", "needs_survey", "mismatch", "compares_updates", "rules"},
     AuxiliaryVariant: {"reads", "needs_survey", "compares_updates", "rules"},
     ControllerVariant: {"acts_on", "effect", "follows_entropy"},
@@ -95,6 +95,7 @@ class CollarGate(GateVariant):
 
     kind: Literal["collar"]
     reads_bounds: ClassVar[Literal["never", "may", "must"]] = "never"
+    drops_beyond: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     bounds_first: ClassVar[bool] = False
     is_weight: ClassVar[bool] = True

@@ -105,6 +105,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "clip-b": weight("clip_b", mu=2.5),
     "clip-v": weight("clip_v", mu=8.5, max_fraction=1e-4),
     "erc": weight("erc", low=0.95, high=1.05),
+    "matched-control": weight("matched"),
     "positive-scale": {
         "objective.weights.positive_scale.scale": 1.0,
         "objective.controllers.positive_scale.step": 0.05,
@@ -230,6 +231,8 @@ REASONS = (  # why two fragments may not be joined; every refusal is one of thes
     r"is defined on token ratios",
     r"has one advantage per response",
     r"weighs single tokens, but at objective\.ratio\.level",
+    r"matched drops as many tokens as bounds would, but objective\.clip\.kind is \"none\"",
+    r"matched drops as many tokens as bounds would, but objective\.gate\.kind",
     r"both multiply by old / behavior",
     r"has the trainer-vLLM mismatch in the ratio already",
     r"both move the same coefficient",
@@ -254,7 +257,7 @@ def test_all_ordered_pairs_load_or_are_refused_with_a_reason_and_the_files() -> 
     assert used == set(REASONS)
     # A pair that is refused in one order only is one whose later fragment sets another plug point of the earlier.
     assert {("flexec-id", "gspo"), ("gspo", "flexec-id"), ("sapo", "flexec-id")} - refused == {("flexec-id", "gspo")}
-    assert len(refused) < 0.06 * len(NAMES) * (len(NAMES) - 1)
+    assert len(refused) < 0.08 * len(NAMES) * (len(NAMES) - 1)
 
 
 def test_many_at_once() -> None:

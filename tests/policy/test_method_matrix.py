@@ -77,7 +77,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 DP2": {"parallel": {"tensor": 2, "world_size": 4}},
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
 }
-QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "prorlv2")
+QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "matched-control", "prorlv2")
 QUICK_LAYOUTS = ("one rank", "TP3", "DP2, micro-batches of 24 tokens")
 
 TRAIN = {
@@ -90,6 +90,7 @@ def test_methods_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     methods = [*((name,) for name in QUICK_METHODS), COMBINED]
     acted = check_matrix(tmp_path, methods, QUICK_TIED_METHODS, QUICK_LAYOUTS)
     assert {"clip_low", "clip_high", "clip_cov", "kl_cov", "low_entropy", "importance_mask", "clip_v"} <= acted
+    assert "matched" in acted
 
 
 @pytest.mark.slow
