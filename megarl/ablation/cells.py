@@ -80,6 +80,7 @@ def load_ablation(file: Path, arguments: Sequence[str]) -> Ablation:
             about=variant.about,
             values=dict(variant.values),
             fragments=tuple(_shown(_beside(file, name)) for name in variant.fragments),
+            control=variant.control,
         )
         for variant in variants
     )

@@ -54,6 +54,8 @@ class Setting:
     """Dotted path of the configuration -> the value that sets this setting apart; floats may be inf."""
     fragments: tuple[str, ...] = ()
     """Files laid over the base, as they were named."""
+    control: str | None = None
+    """The setting that this one is compared with; None: the plan's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +78,16 @@ class AblationPlan:
     settings: tuple[Setting, ...]
     cells: tuple[Cell, ...]
     control: str | None = None
-    """The setting that the others are compared with."""
+    """The setting that the others are compared with, unless they have one of their own."""
 
     def setting(self, name: str) -> Setting:
         """KeyError where there is none of this name."""
         return {setting.name: setting for setting in self.settings}[name]
+
+    def control_of(self, name: str) -> str | None:
+        """The setting that the one of this name is compared with; None for the control itself, or without one."""
+        control = self.setting(name).control or self.control
+        return None if control == name else control
 
     def cells_of(self, setting: str) -> tuple[Cell, ...]:
         """In the order of the plan: one for each seed."""
@@ -258,7 +265,13 @@ def is_ablation(path: Path) -> bool:
 
 def _setting_from_json(facts: Mapping[str, Any]) -> Setting:
     values = {key: _from_json(value) for key, value in facts["values"].items()}
-    return Setting(name=facts["name"], about=facts["about"], values=values, fragments=tuple(facts["fragments"]))
+    return Setting(
+        name=facts["name"],
+        about=facts["about"],
+        values=values,
+        fragments=tuple(facts["fragments"]),
+        control=facts.get("control"),
+    )
 
 
 def _to_json(value: Any) -> Any:

@@ -30,6 +30,8 @@ class Variant:
     """Laid over the base, as the file names them."""
     values: Mapping[str, Any]
     """Then these fields: of the list's entry, then of the grid."""
+    control: str | None = None
+    """A setting of its own to compare with."""
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -68,7 +70,13 @@ def _variant(entry: SettingConfig, point: Mapping[str, Any], short: Mapping[str,
     own = flatten(entry.overrides)
     named = entry.name or "-".join(filter(None, (name_files(entry.fragments), name_values(own, short))))
     name = "-".join(filter(None, (named, name_values(point, short)))) or ONLY
-    return Variant(name=name, about=entry.about, fragments=tuple(entry.fragments), values={**own, **point})
+    return Variant(
+        name=name,
+        about=entry.about,
+        fragments=tuple(entry.fragments),
+        values={**own, **point},
+        control=entry.control,
+    )
 
 
 def _find_field_problems(config: AblationConfig) -> Iterator[str]:
@@ -103,6 +111,10 @@ def _find_name_problems(variants: Sequence[Variant], control: str | None) -> Ite
             yield f'"{name[:40]}..." is too long for a name of directories; give the setting a shorter `name`'
     if control is not None and control not in names:
         yield f'control: there is no setting "{control}"; expected one of {", ".join(names)}'
+    for variant in variants:
+        if variant.control is not None and (variant.control not in names or variant.control == variant.name):
+            others = ", ".join(name for name in names if name != variant.name)
+            yield f'control of {variant.name}: found "{variant.control}", expected another setting: {others}'
 
 
 def _product(sizes: Iterator[int]) -> int:

@@ -8,9 +8,10 @@
     measures                           {name: {title, metric, when}} of those from training, in order
     settings                           one each, in order:
       name, about
+      control                          the setting that it is compared with; null for the control, or without one
       planned, seeds                   how many seeds are planned; those that are compared
       measures                         {name: estimate}: `measures` and `eval/<benchmark>/mean@n`, `.../pass@k`
-      differences                      {name: estimate}, this less the control; null for the control, or without one
+      differences                      {name: estimate}, this less its control; null for the control, or without one
     an estimate: value, half_width, low, high, n
                                        mean over n seeds with Student's interval; null where n is 1
                  problems              of mean@n and pass@k: {low, high, n}, the bootstrap interval over n problems;
@@ -57,13 +58,15 @@ class SettingSummary:
 
     name: str
     about: str
+    control: str | None
+    """The setting it is compared with; None: it is the control, or there is none."""
     planned: int
     """Seeds."""
     seeds: tuple[int, ...]
     """Those that are compared."""
     measures: Mapping[str, Measured]
     differences: Mapping[str, Measured] | None
-    """To the control, over the seeds that both have; None: it is the control, or there is none."""
+    """To its control, over the seeds that both have; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +124,13 @@ def summarise_ablation(plan: AblationPlan, cells: Sequence[CellRun]) -> Ablation
         SettingSummary(
             name=one.name,
             about=one.about,
+            control=plan.control_of(one.name),
             planned=len(plan.cells_of(one.name)),
             seeds=tuple(cell.seed for cell in by_setting[one.name]),
             measures=_measures(by_setting[one.name]),
             differences=None
-            if plan.control in (None, one.name)
-            else _differences(by_setting[one.name], by_setting[str(plan.control)]),
+            if (control := plan.control_of(one.name)) is None
+            else _differences(by_setting[one.name], by_setting[control]),
         )
         for one in plan.settings
     ]
@@ -206,6 +210,7 @@ def _setting_json(one: SettingSummary) -> dict[str, Any]:
     return {
         "name": one.name,
         "about": one.about,
+        "control": one.control,
         "planned": one.planned,
         "seeds": list(one.seeds),
         "measures": named(one.measures),

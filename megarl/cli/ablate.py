@@ -110,6 +110,7 @@ def print_runs(console: Console, ablation: Ablation) -> None:
     for setting in ablation.plan.settings:
         seeds = " ".join(str(cell.seed) for cell in ablation.plan.cells_of(setting.name))
         mark = " (control)" if setting.name == ablation.plan.control else ""
+        mark += f" (to {setting.control})" if setting.control else ""
         values = (str(setting.values.get(field, "")) for field in fields)
         files = " ".join(Path(name).name for name in setting.fragments)
         table.add_row(*(Text(text) for text in (f"{setting.name}{mark}", *values, files, seeds)))

@@ -56,23 +56,23 @@ def _print_lines(console: Console, summary: AblationSummary) -> None:
 
 
 def summary_lines(summary: AblationSummary, *, width: int | None = None) -> list[str]:
-    """Means, differences to the control, what is left out. width: of a line; columns beyond it follow below. A first
+    """Means, differences to each control, what is left out. width: of a line; columns beyond it follow below. A first
     column that is wider still is not cut: settings are told apart by it."""
     lines = [_heading(summary)]
     if summary.compared.upto:
         lines += ["", *_table(summary.settings, lambda one: one.measures, _shown, width=width)]
-        if summary.control is not None:
-            lines += ["", *_differences(summary, width=width)]
+        for control in dict.fromkeys(one.control for one in summary.settings if one.control is not None):
+            lines += ["", *_differences(summary, control, width=width)]
         lines += ["", *_legend(summary)]
     return [*lines, *_left_out(summary)]
 
 
-def _differences(summary: AblationSummary, *, width: int | None) -> Iterator[str]:
-    compared = [one for one in summary.settings if one.differences is not None]
+def _differences(summary: AblationSummary, control: str, *, width: int | None) -> Iterator[str]:
+    compared = [one for one in summary.settings if one.control == control]
     if not any(one.differences for one in compared):
-        yield f"no difference to {summary.control}: no other setting has a run of a seed that it has"
+        yield f"no difference to {control}: no other setting has a run of a seed that it has"
         return
-    yield f"difference to {summary.control}, in pairs of one seed"
+    yield f"difference to {control}, in pairs of one seed"
     yield from _table(compared, lambda one: one.differences or {}, _shown_difference, width=width)
 
 

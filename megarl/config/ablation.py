@@ -23,6 +23,8 @@ class SettingConfig(Config):
     """In the names of its runs; absent: made of its fragments and overrides."""
     about: str = ""
     """One line for the report."""
+    control: str | None = None
+    """The setting with which this one is compared; absent: the ablation's."""
     fragments: list[str] = []
     """Files laid over the base, relative to this file."""
     overrides: dict[str, Any] = {}
@@ -49,7 +51,7 @@ class AblationConfig(Config):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     """train.seed of the runs of each setting."""
     control: str | None = None
-    """The setting with which the others are compared."""
+    """The setting with which the others are compared, unless they name one of their own."""
     warm_start: bool = False
     """Make a warm start by the base's [sft] once, with whose weights every run begins."""
     at_once: int = Field(1, ge=1)

@@ -14,14 +14,18 @@ Curve = Sequence[float]
 
 
 def make_ablation(
-    parent: Path, settings: Sequence[str], seeds: Sequence[int] = (0, 1), control: str | None = None
+    parent: Path,
+    settings: Sequence[str],
+    seeds: Sequence[int] = (0, 1),
+    control: str | None = None,
+    controls: Mapping[str, str] = {},
 ) -> AblationDirectory:
-    """No cell has begun."""
+    """No cell has begun. controls: of settings that have one of their own."""
     cells = [
         Cell(index=at, name=f"{name}-seed{seed}", setting=name, seed=seed, run=f"cells/{name}-seed{seed}")
         for at, (name, seed) in enumerate((name, seed) for name in settings for seed in seeds)
     ]
-    of_plan = tuple(Setting(name=name, about=f"it is {name}") for name in settings)
+    of_plan = tuple(Setting(name=name, about=f"it is {name}", control=controls.get(name)) for name in settings)
     return make_directory(parent, AblationPlan(name="clip", settings=of_plan, cells=tuple(cells), control=control))
 
 

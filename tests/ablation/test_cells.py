@@ -98,6 +98,15 @@ def test_an_axis_that_the_command_line_changes_stays_in_its_place(tmp_path: Path
     assert [setting.name for setting in ablation.plan.settings] == ["low0.1-high0.28", "low0.1-highinf"]
 
 
+def test_a_setting_may_have_a_control_of_its_own(tmp_path: Path) -> None:
+    steps = {name: f"overrides = {{train = {{steps = {3 + at}}}}}" for at, name in enumerate("abc")}
+    own = {"a": "", "b": "control = 'c', ", "c": ""}
+    listed = "[" + ", ".join(f"{{name = '{name}', {own[name]}{steps[name]}}}" for name in "abc") + "]"
+    plan = load(tmp_path, GRID, "grid={}", f"settings={listed}", "control=a").plan
+    assert {setting.name: plan.control_of(setting.name) for setting in plan.settings} == {"a": None, "b": "c", "c": "a"}
+    assert type(plan).from_json(plan.as_json()) == plan
+
+
 def test_a_quoted_field_is_a_path_too(tmp_path: Path) -> None:
     text = GRID.replace("objective.clip.low =", '"objective.clip.low" =')
     assert load(tmp_path, text).plan == load(tmp_path).plan
@@ -122,6 +131,11 @@ def test_what_is_wrong_with_all_is_told_without_them(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["control=wide"], 'control: there is no setting "wide"; expected one of low0.2-high0.28, '),
+        (
+            ["settings=[{name='a'}, {name='b', control='c'}]", "grid={}"],
+            'control of b: found "c", expected another setting: a',
+        ),
+        (["settings=[{name='a', control='a'}]", "grid={}"], 'control of a: found "a", expected another setting: '),
         (["seeds=[1, 1]"], "seeds: expected different integers >= 0, found [1, 1]"),
         (["seeds=[]"], "seeds: expected an array of integers"),
         (["grid.train.seed=[1]"], "grid.train.seed: seeds are those of `seeds`; set them there"),

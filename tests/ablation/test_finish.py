@@ -12,6 +12,7 @@ import pytest
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.finish import tabulate
 from megarl.evaluation.intervals import estimate, estimate_difference
+from megarl.cli.ablation_tables import summary_lines
 from tests.ablation.runs_of_cells import add_evaluation, add_run, make_ablation
 
 ENTROPY, REWARD = "actor/entropy_over_start", "reward/mean"
@@ -93,6 +94,23 @@ def test_differences_are_paired_with_the_control(tmp_path: Path) -> None:
     assert found["half_width"] == pytest.approx(12.7062047 * 0.02 / math.sqrt(2) / math.sqrt(2))
     of_setting = setting_of(summary, "other")["measures"]["entropy_end"]
     assert of_setting["half_width"] > 20 * found["half_width"]
+
+
+def test_a_setting_is_compared_with_its_own_control(tmp_path: Path) -> None:
+    directory = make_ablation(tmp_path, ["base", "clip", "coin"], control="base", controls={"clip": "coin"})
+    for name, level in (("base", 0.2), ("clip", 0.9), ("coin", 0.6)):
+        for seed in (0, 1):
+            add_run(directory, f"{name}-seed{seed}", {ENTROPY: [1.0, level + 0.1 * seed]})
+    summary = tabulate(directory)
+    found = read_summary(directory)
+    assert [one["control"] for one in found["settings"]] == [None, "coin", "base"]
+    assert setting_of(found, "base")["differences"] is None
+    assert setting_of(found, "clip")["differences"]["entropy_end"]["value"] == pytest.approx(0.3)
+    assert setting_of(found, "coin")["differences"]["entropy_end"]["value"] == pytest.approx(0.4)
+    lines = summary_lines(summary)
+    at = [lines.index(f"difference to {control}, in pairs of one seed") for control in ("coin", "base")]
+    assert [lines[start + 2].split()[0] for start in at] == ["clip", "coin"]
+    assert at[0] < at[1]
 
 
 def test_evaluations_have_intervals_over_problems_too(tmp_path: Path) -> None:

@@ -28,10 +28,14 @@ CLIP_PAPER |= {"balanced": (0.15, INF), "tuned": (0.15, INF)}
 """Bounds by the setting's name, a family before it left out."""
 
 FAMILY = ("symmetric", "low0.2", "high0.2", "none")
+COINED = ("low0.2", "low0.1", "high0.2", "high0.1", "symmetric")
+FEWER = ("low0.2", "high0.2", "symmetric")
+"""Bounds that have a matched control beside them."""
 SETTINGS = {
     "random-reward": ["none", "low0.3", "low0.2", "low0.15", "low0.1", "high0.3", "high0.2", "high0.1", "symmetric",
                       "symmetric-p0.3", "symmetric-p0.7", "symmetric-gaussian"],
-    "random-reward-small": ["none", "low0.2", "low0.1", "high0.2", "high0.1", "symmetric"],
+    "random-reward-small": ["none", *COINED, *(f"{name}-coin" for name in COINED)],
+    "random-reward-products-small": ["none", *FEWER, *(f"{name}-coin" for name in FEWER)],
     "families": [f"{family}-{name}" for family in ("qwen", "llama") for name in FAMILY],
     "true-reward": ["symmetric", "no-clip-high", "balanced", "low0.1", "no-clip-low"],
     "true-reward-llama": ["symmetric", "no-clip-high", "balanced", "no-clip-low"],
@@ -43,6 +47,8 @@ SETTINGS = {
 SETTINGS |= {"families-small": SETTINGS["families"], "dapo-math-small": SETTINGS["dapo-math"]}
 CONTROLS = {"random-reward": "none", "families": None, "true-reward": "symmetric", "dapo-math": "symmetric"}
 CONTROLS |= {"true-reward-llama": "symmetric", "flexec": "grpo"}
+TWIN_OF = {"random-reward-products-small": "random-reward"}
+"""What a small file is the twin of, where its name does not say so."""
 LARGE = [name for name in SETTINGS if not name.endswith("-small")]
 SMALL = [name for name in SETTINGS if name.endswith("-small")]
 
@@ -50,6 +56,10 @@ SMALL = [name for name in SETTINGS if name.endswith("-small")]
 @functools.cache
 def load(name: str) -> Ablation:
     return load_ablation(ABLATIONS / f"{name}.toml", ())
+
+
+def large_of(name: str) -> str:
+    return TWIN_OF.get(name, name.removesuffix("-small"))
 
 
 def configs_of(name: str) -> dict[str, RunConfig]:
@@ -74,14 +84,26 @@ def test_settings_seeds_and_control(name: str) -> None:
     ablation = load(name)
     assert [setting.name for setting in ablation.plan.settings] == SETTINGS[name]
     assert all(setting.about for setting in ablation.plan.settings)
-    assert ablation.config.seeds == [0, 1, 2]
-    assert ablation.plan.control == CONTROLS[name.removesuffix("-small")]
+    assert ablation.config.seeds == list(range(5 if name == "random-reward-small" else 3))
+    assert ablation.plan.control == CONTROLS[large_of(name)]
+    coined = {name.removesuffix("-coin") for name in SETTINGS[name] if name.endswith("-coin")}
+    own = {setting.name: setting.control for setting in ablation.plan.settings}
+    assert own == {name: f"{name}-coin" if name in coined else None for name in SETTINGS[name]}
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name.startswith("random-reward")])
+def test_a_coin_is_the_matched_control_of_its_clip(name: str) -> None:
+    configs = configs_of(name)
+    for setting, config in configs.items():
+        assert config.objective.bounds_act == (not setting.endswith("-coin"))
+        assert config.objective.clip == configs[setting.removesuffix("-coin")].objective.clip
+        assert config.train.updates_per_step == 16  # as Table 1 has it
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("flexec")])
 def test_bounds(name: str) -> None:
     for setting, config in configs_of(name).items():
-        low, high = CLIP_PAPER[setting.removeprefix("qwen-").removeprefix("llama-")]
+        low, high = CLIP_PAPER[setting.removeprefix("qwen-").removeprefix("llama-").removesuffix("-coin")]
         assert config.objective.clip == ConstantClip(low=low, high=high), setting
 
 
@@ -99,12 +121,14 @@ def test_flexec_bounds(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_differ_in_what_is_studied_alone(name: str) -> None:
-    """Beside bounds: the coin in random-reward, the model in families; and between seeds the seed."""
-    studied = {"random-reward": "reward", "families": "model"}.get(name.removesuffix("-small"))
+    """Beside bounds and what acts in their place: the coin in random-reward, the model in families; and between seeds
+    the seed."""
+    studied = {"random-reward": "reward", "families": "model"}.get(large_of(name))
 
     def rest(run: PlannedRun) -> dict[str, object]:
         found = run.config.model_dump()
         del found["name"], found["train"]["seed"], found["objective"]["clip"]
+        del found["objective"]["weights"]["matched"]
         found.pop(studied or "name", None)
         return found
 
@@ -169,10 +193,10 @@ def test_layouts_are_possible(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_twin_has_the_paper_s_objective_at_the_quickstart_s_sizes(name: str) -> None:
-    large, small = configs_of(name.removesuffix("-small")), configs_of(name)
-    assert set(small) <= set(large)
+    large, small = configs_of(large_of(name)), configs_of(name)
+    assert {setting.removesuffix("-coin") for setting in small} <= set(large)
     for setting, config in small.items():
-        twin = large[setting]
+        twin = large[setting.removesuffix("-coin")]
         assert config.objective.clip == twin.objective.clip
         assert config.objective.gate == twin.objective.gate
         assert config.objective.advantage.method == twin.objective.advantage.method
