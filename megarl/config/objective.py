@@ -192,6 +192,24 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
         )
 
 
+def _check_closed_loop(config: ObjectiveConfig) -> Iterator[str]:
+    gate, clip = config.gate, config.clip
+    if not clip.steers:
+        return
+    if gate.reads_bounds != "never" and not gate.drops_beyond:
+        others = join_or(tags_where(Gate, drops_beyond=True))
+        yield (
+            f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop, but objective.gate.kind '
+            f'"{gate.kind}" drops none: what is beyond keeps a gradient; use gate {others}'
+        )
+    if not config.bounds_act:
+        others = join_or(tags_where(Clip, sets_bounds=True, steers=False))
+        yield (
+            f'objective.weights.matched takes the effect of the bounds away by which objective.clip.kind "{clip.kind}" '
+            f"steers; remove the table, or use clip kind {others}"
+        )
+
+
 def _check_mismatch(config: ObjectiveConfig) -> Iterator[str]:
     correcting = [name for name, weight in config.weights.on.items() if weight.mismatch == "corrects"]
     if len(correcting) > 1:
@@ -260,6 +278,7 @@ _CHECKS: tuple[Callable[[ObjectiveConfig], Iterator[str]], ...] = (
     _check_level,
     _check_token_rules,
     _check_matched_control,
+    _check_closed_loop,
     _check_mismatch,
     _check_bounds_in_order,
     _check_controllers,

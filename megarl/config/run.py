@@ -333,6 +333,7 @@ def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
         return
     comparing = {f"auxiliary.{name}": loss.compares_updates for name, loss in objective.auxiliary.on.items()}
     comparing |= {f"weights.{name}": weight.compares_updates for name, weight in objective.weights.on.items()}
+    comparing["clip"] = objective.clip.steers and not objective.ratio.reads_behavior
     for path in (path for path, compares in comparing.items() if compares):
         yield (
             f"objective.{path} compares the policy with itself before a batch's first update, but there is one update "

@@ -4,12 +4,14 @@ Bounds are named by what the paper names: `low` and `high` are distances from 1 
 a ratio itself.
 """
 
+import math
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, assert_never
 
 from pydantic import Field, model_validator
 
 from megarl.config.base import Config, ConfigError, Unbounded
+from megarl.config.closed_loop import LoopConfig
 from megarl.config.facts import Distance, NotBelow, RuleName, Variant
 
 
@@ -83,6 +85,11 @@ class ClipVariant(Variant):
         """Whether its bounds of a step depend on how many steps the run has."""
 
     @property
+    @abstractmethod
+    def steers(self) -> bool:
+        """Whether it chooses its bounds by what they make of an update's entropy budget."""
+
+    @property
     def rules(self) -> tuple[RuleName, ...]:
         """The rules that may act on tokens because of it."""
         return ("clip_low", "clip_high") if self.sets_bounds else ()
@@ -95,6 +102,7 @@ class NoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = False
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
 
@@ -106,6 +114,7 @@ class ConstantClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
@@ -121,6 +130,7 @@ class LogClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
     low: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
@@ -137,6 +147,7 @@ class FlexEcClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     schedule: Literal["upper", "lower", "both", "id", "did", "od"] = "id"
     """upper: dynamic upper bound, `standard` below (raises entropy). lower: dynamic lower bound (lowers it). both:
     always both. id: increase then decrease. did: decrease, increase, decrease. od: oscillatory decay, hysteresis."""
@@ -166,13 +177,7 @@ class FlexEcClip(ClipVariant):
 
     @model_validator(mode="after")
     def _lines_stay_above_zero(self) -> Self:
-        for name in ("upper", "lower"):
-            slope, start = getattr(self, f"{name}_slope"), getattr(self, f"{name}_start")
-            if slope + start < 0:
-                raise ConfigError(
-                    f"objective.clip.{name}_slope {slope:g} + {name}_start {start:g} = {slope + start:g} is the "
-                    "distance at p = 1 and must not be below 0; raise one of the two"
-                )
+        _check_lines(self)
         return self
 
 
@@ -184,6 +189,7 @@ class DcpoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
     low: float = Field(0.16, ge=0)
@@ -204,6 +210,7 @@ class BapoClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
     low_start: float = Field(0.6, ge=0, le=1)
@@ -230,6 +237,7 @@ class ArcherClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
     low: float = Field(0.2, ge=0, le=1)
@@ -240,6 +248,101 @@ class ArcherClip(ClipVariant):
     """Entropies above this quantile of the response's own tokens are high."""
 
 
+class ClosedLoopClip(ClipVariant):
+    """Constant bounds that are chosen for every mini-batch so that the update's entropy budget is what the entropy's
+    distance from a target asks for. One knob, 0 to 1: at 0 high is tight and low loose, at 1 low is tight and high
+    loose; in between both move together. Ours: the clip paper (arXiv 2509.26114) leaves the bounds to be tuned."""
+
+    kind: Literal["closed_loop"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = True
+    low_tight: float = Field(0.02, ge=0, le=1)
+    """Smallest distance of the lower bound: where entropy is to rise most."""
+    low_loose: Annotated[float, NotBelow("low_tight")] = Field(0.4, ge=0, le=1)
+    """Its largest distance; 1.0 is off."""
+    high_tight: Annotated[Unbounded, Distance("ratio")] = Field(0.02, ge=0)
+    """Smallest distance of the upper bound: where entropy is to fall most. inf, as high_loose: clip-low alone moves."""
+    high_loose: Annotated[Unbounded, Distance("ratio"), NotBelow("high_tight")] = Field(0.4, ge=0)
+    """Its largest distance; inf only where high_tight is."""
+    loop: LoopConfig = LoopConfig()
+    """What is steered to, and how hard."""
+
+    @property
+    def follows_length(self) -> bool:
+        return self.loop.follows_length
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if math.isinf(self.high_loose) and not math.isinf(self.high_tight):
+            raise ConfigError(
+                f"objective.clip.high_loose is inf and high_tight {self.high_tight:g}: no bound is in the middle of "
+                "the two; set high_loose to a number (a ratio seldom moves by 1), or both to inf to leave clip-high off"
+            )
+        if self.low_tight == self.low_loose and self.high_tight == self.high_loose:
+            raise ConfigError(
+                f"objective.clip: low_tight = low_loose = {self.low_loose:g} and high_tight = high_loose = "
+                f'{self.high_loose:g} leave nothing to choose; give a range, or set kind = "constant"'
+            )
+        return self
+
+
+class ClosedLoopFlexEcClip(ClipVariant):
+    """FlexEC's lines as the knob of a closed loop: at 1 its raising mode, high(p) = upper_slope p + upper_start with
+    low at `standard`; at 0 its lowering mode, low(p) = lower_slope p + lower_start with high at `standard`; mixed in
+    between. The lines are those of arXiv 2602.09782 (secondary sources), whose schedules run open loop; the loop is
+    ours."""
+
+    kind: Literal["closed_loop_flexec"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = True
+    upper_slope: float = Field(-0.25, le=0)
+    """Slope of high(p)."""
+    upper_start: float = Field(0.5, ge=0)
+    """high(0)."""
+    lower_slope: float = Field(-0.13, le=0)
+    """Slope of low(p)."""
+    lower_start: float = Field(0.3, ge=0, le=1)
+    """low(0)."""
+    standard: float = Field(0.2, ge=0, le=1)
+    """The constant distance of the other side."""
+    loop: LoopConfig = LoopConfig()
+    """What is steered to, and how hard."""
+
+    @property
+    def follows_length(self) -> bool:
+        return self.loop.follows_length
+
+    @model_validator(mode="after")
+    def _lines_stay_above_zero(self) -> Self:
+        _check_lines(self)
+        return self
+
+
+def _check_lines(clip: FlexEcClip | ClosedLoopFlexEcClip) -> None:
+    for name in ("upper", "lower"):
+        slope, start = getattr(clip, f"{name}_slope"), getattr(clip, f"{name}_start")
+        if slope + start < 0:
+            raise ConfigError(
+                f"objective.clip.{name}_slope {slope:g} + {name}_start {start:g} = {slope + start:g} is the "
+                "distance at p = 1 and must not be below 0; raise one of the two"
+            )
+
+
 Clip = Annotated[
-    NoClip | ConstantClip | LogClip | FlexEcClip | DcpoClip | BapoClip | ArcherClip, Field(discriminator="kind")
+    NoClip
+    | ConstantClip
+    | LogClip
+    | FlexEcClip
+    | DcpoClip
+    | BapoClip
+    | ArcherClip
+    | ClosedLoopClip
+    | ClosedLoopFlexEcClip,
+    Field(discriminator="kind"),
 ]

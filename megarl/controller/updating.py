@@ -96,6 +96,7 @@ async def _update(controls: Controls, config: RunConfig, parts: Parts) -> tuple[
                 index, controls, traced=traced_ids(index, controls.step, config)
             )
             updates.append(of_update)
+            controls = parts.controllers.end_update(of_update.loop)
             parts.reporter.report_update(controls.step, index, of_update.metrics)
             traces += of_tokens
             phase.advance(1)

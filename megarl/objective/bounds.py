@@ -10,9 +10,21 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from megarl.config.trust import ArcherClip, BapoClip, Clip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
+from megarl.config.trust import (
+    ArcherClip,
+    BapoClip,
+    Clip,
+    ClosedLoopClip,
+    ClosedLoopFlexEcClip,
+    ConstantClip,
+    DcpoClip,
+    FlexEcClip,
+    LogClip,
+    NoClip,
+)
 from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
+from megarl.objective.schedules import Line, mix, mix_lines
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from megarl.rules import Rule
 
@@ -30,8 +42,8 @@ def token_bounds(
     `anchor` is that of the ratio: DCPO and FlexEC read the probability q the token had under it.
 
     Raises:
-        ValueError: clip "bapo" without `choices.bapo_bounds`; a FlexEC line that goes below 0 or is NaN; anchor
-            "behavior" without behavior log-probs.
+        ValueError: clip "bapo" without `choices.bapo_bounds`, a closed loop without `choices.loop`; a FlexEC line that
+            goes below 0 or is NaN; anchor "behavior" without behavior log-probs.
     """
     like_T = tokens.logp_T.detach()
     match clip:
@@ -44,7 +56,7 @@ def token_bounds(
             low_T, high_T = _everywhere(-clip.low, clip.high, like_T)
             return low_T.exp(), high_T.exp()
         case FlexEcClip():
-            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), controls)
+            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), controls.upper, controls.lower)
         case DcpoClip():
             return _dcpo_bounds(clip, anchor_logp(anchor, tokens).exp())
         case BapoClip():
@@ -58,6 +70,13 @@ def token_bounds(
             uncertain_T = _above_own_quantile(tokens, clip.quantile)
             distance_T = torch.full_like(like_T, clip.low).masked_fill(uncertain_T, clip.high_entropy)
             return 1.0 - distance_T, 1.0 + distance_T
+        case ClosedLoopClip() | ClosedLoopFlexEcClip():
+            if choices.loop is None:
+                raise ValueError(
+                    f'objective.clip.kind is "{clip.kind}" but the choices of this mini-batch hold no knob; it comes '
+                    "from a search over the whole mini-batch, so call choose() on it first"
+                )
+            return _loop_bounds(clip, choices.loop.knob, tokens, anchor)
     assert_never(clip)
 
 
@@ -78,15 +97,32 @@ def _everywhere(low: float, high: float, like_T: Tensor) -> tuple[Tensor, Tensor
     return torch.full_like(like_T, low), torch.full_like(like_T, high)
 
 
-def _flexec_bounds(q_T: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+def _loop_bounds(
+    clip: ClosedLoopClip | ClosedLoopFlexEcClip, knob: float, tokens: TokenBatch, anchor: Literal["old", "behavior"]
+) -> tuple[Tensor, Tensor]:
+    """At knob 0 what lowers the entropy most, at 1 what raises it most; every bound moves one way in between."""
+    match clip:
+        case ClosedLoopClip():
+            low = mix(clip.low_loose, clip.low_tight, knob)
+            high = mix(clip.high_tight, clip.high_loose, knob)
+            return _everywhere(1.0 - low, 1.0 + high, tokens.logp_T.detach())
+        case ClosedLoopFlexEcClip():
+            standard = (0.0, clip.standard)
+            upper = mix_lines(standard, (clip.upper_slope, clip.upper_start), knob)
+            lower = mix_lines((clip.lower_slope, clip.lower_start), standard, knob)
+            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), upper, lower)
+    assert_never(clip)
+
+
+def _flexec_bounds(q_T: Tensor, upper: Line, lower: Line) -> tuple[Tensor, Tensor]:
     """FlexEC (arXiv 2602.09782): distances linear in the current probability p, in closed form of the anchor's q.
 
     With p = r q, r <= 1 + (a p + b) is r (1 - a q) <= 1 + b, and 1 - a q > 0 because a <= 0: hi = (1 + b) / (1 - a q).
     Likewise r >= 1 - (a p + b) is r (1 + a q) >= 1 - b: lo = (1 - b) / (1 + a q). The gate is the same as with the
     line in a detached p, and the bound does not move while the policy does.
     """
-    upper_slope, upper_start = _checked_line("upper", controls.upper)
-    lower_slope, lower_start = _checked_line("lower", controls.lower)
+    upper_slope, upper_start = _checked_line("upper", upper)
+    lower_slope, lower_start = _checked_line("lower", lower)
     high_T = (1.0 + upper_start) / (1.0 - upper_slope * q_T)
     # 1 + a q is 0 only for the line 1 - p at q = 1, where 1 - b = 0 too: any r is inside, lo = 0.
     low_T = (1.0 - lower_start) / (1.0 + lower_slope * q_T).clamp(min=torch.finfo(q_T.dtype).tiny)

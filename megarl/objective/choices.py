@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megarl.config.facts import NoFormulaError
 from megarl.config.objective import ObjectiveConfig
+from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.config.weight import (
     ClipB,
     ClipCov,
@@ -29,7 +30,9 @@ from megarl.config.weight import (
 )
 from megarl.objective import entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
+from megarl.objective.closed_loop import search_knob
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
+from megarl.objective.loop_numbers import LoopChoice, LoopControls
 from megarl.objective.matched import matched_control
 from megarl.objective.share import RuleResult, Share, flags, take_share
 from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
@@ -51,13 +54,13 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
         return Choices.none(tokens.logp_T)
     share = take_share(objective, tokens, controls, reduce)
     if share is None:
-        return _without_tokens(objective, tokens)
+        return _without_tokens(objective, tokens, controls)
     bapo_bounds = search_bounds(objective, objective.clip, share) if objective.clip.kind == "bapo" else None
     weight_T = torch.ones_like(share.tokens.logp_T)
     rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
     for rule_weight_T, rule_flags_T in _choosing_weights(objective, share):
         weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
-    bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds)
+    bounds = _with_loop(objective, share, Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds))
     return _with_matched_control(objective, share, _with_covariance_rules(objective, share, bounds), bounds)
 
 
@@ -90,6 +93,14 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
                 raise NoFormulaError(weight, "the choice of tokens")
 
 
+def _with_loop(objective: ObjectiveConfig, share: Share, so_far: Choices) -> Choices:
+    """`so_far` and the bounds of a closed loop, which reads its weights."""
+    match objective.clip:
+        case ClosedLoopClip() | ClosedLoopFlexEcClip() as clip:
+            return replace(so_far, loop=search_knob(objective, clip, share, so_far))
+    return so_far
+
+
 def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Choices) -> Choices:
     """`so_far` and Clip-Cov, which reads its bounds, and KL-Cov; the two share the covariance."""
     clip, penalty = objective.weights.clip_cov, objective.auxiliary.kl_cov
@@ -104,7 +115,7 @@ def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Cho
     if penalty is not None:
         kl_cov_T = kl_cov_mask(penalty, share, covariance_T=covariance_T)
         rule_T = rule_T | flags(kl_cov_T, Rule.KL_COV)
-    return Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T, bapo_bounds=so_far.bapo_bounds)
+    return replace(so_far, weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T)
 
 
 def _with_matched_control(objective: ObjectiveConfig, share: Share, so_far: Choices, bounds: Choices) -> Choices:
@@ -115,7 +126,7 @@ def _with_matched_control(objective: ObjectiveConfig, share: Share, so_far: Choi
     return replace(so_far, weight_T=so_far.weight_T * kept_T, rule_T=so_far.rule_T | dropped_T)
 
 
-def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
+def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls) -> Choices:
     """No rank has a token: nothing to choose, but the loss finds every field it reads."""
     nothing = Choices.none(tokens.logp_T)
     clip = objective.clip
@@ -124,4 +135,10 @@ def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
         rule_T=nothing.rule_T,
         kl_cov_T=None if objective.auxiliary.kl_cov is None else nothing.rule_T.to(torch.bool),
         bapo_bounds=(clip.low_start, clip.high_start) if clip.kind == "bapo" else None,
+        loop=_unmoved(controls.loop) if clip.steers and controls.loop else None,
     )
+
+
+def _unmoved(loop: LoopControls) -> LoopChoice:
+    """The knob stays where it is."""
+    return LoopChoice(knob=loop.knob, wanted=0.0, predicted=0.0, size=0.0, entropy=loop.entropy)

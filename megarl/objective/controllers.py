@@ -7,11 +7,14 @@ Numbers that no controller moves are those of the config.
 
 import math
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from megarl.config.auxiliary import AdaptiveEntropyCoefficient, AerStyleCoefficient, ReferenceReset
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import FlexEcClip
+from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip, FlexEcClip
+from megarl.objective.loop_numbers import LoopChoice
+from megarl.objective.loop_state import LoopState
 from megarl.objective.schedules import Line, flexec_lines, flexec_raises
 from megarl.objective.tokens import Controls
 from megarl.telemetry.metrics import Metrics, declared
@@ -36,6 +39,10 @@ class ControllerState:
         self._raising = False
         self._resets = 0
         self._controls: Controls | None = None
+        self._loop: LoopState | None = None
+        match objective.clip:
+            case ClosedLoopClip() | ClosedLoopFlexEcClip() as clip:
+                self._loop = LoopState(clip, total_steps=total_steps)
 
     def begin_step(self, step: int, entropy: float) -> Controls:
         """Observe the step's entropy (nats per token) and set its numbers.
@@ -63,7 +70,18 @@ class ControllerState:
             lower=lower,
             entropy_coefficient=self._move_coefficient(entropy),
             positive_scale=self._move_scale(entropy),
+            loop=self._loop.begin_step(step, entropy=entropy, entropy_start=self._start()) if self._loop else None,
         )
+        return self._controls
+
+    def end_update(self, loop: LoopChoice | None) -> Controls:
+        """The numbers for the step's next update, after one for which a closed loop chose `loop` (None: there is no
+        such loop). RuntimeError before the first step."""
+        if self._controls is None:
+            raise RuntimeError("no step has begun; begin_step comes first")
+        if self._loop is not None and self._controls.loop is not None and loop is not None:
+            knob = self._loop.end_update(loop)
+            self._controls = replace(self._controls, loop=replace(self._controls.loop, knob=knob))
         return self._controls
 
     def foresee(self, step: int) -> Controls:
@@ -99,19 +117,22 @@ class ControllerState:
                 values["control/flexec_raising"] = float(self._raising)
         if (target := self._entropy_target()) is not None:
             values["control/entropy_target"] = target
+        if self._loop is not None:
+            values["control/loop_offset"] = self._loop.offset
         if self._objective.controllers.reference_reset:
             values["control/reference_resets"] = float(self._resets)
         return declared(values)
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: everything the next step depends on beside the config."""
-        return {
+        state = {
             "step": self._step,
             "entropy_start": self._entropy_start,
             "entropy_coefficient": self._coefficient,
             "raising": self._raising,
             "reference_resets": self._resets,
         }
+        return state if self._loop is None else {**state, "loop": self._loop.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step that `state` was saved after. ValueError when it has other keys."""
@@ -123,6 +144,8 @@ class ControllerState:
         self._raising = bool(state["raising"])
         self._resets = int(state["reference_resets"])
         self._controls = None
+        if self._loop is not None:
+            self._loop.load_state_dict(state["loop"])
 
     def _move_flexec(self, entropy: float) -> tuple[Line, Line]:
         clip = self._objective.clip
@@ -166,6 +189,8 @@ class ControllerState:
         }
         if controllers.aer:
             targets.add(controllers.aer.target_ratio * self._start())
+        if self._loop is not None and self._loop.target is not None:
+            targets.add(self._loop.target)
         return targets.pop() if len(targets) == 1 else None
 
     def _start(self) -> float:

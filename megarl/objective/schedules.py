@@ -43,10 +43,11 @@ def flexec_lines(clip: FlexEcClip, *, steps_done: int, total_steps: int, raising
             return (upper, standard) if raising else (standard, lower)
         case "id":
             first, done = _phase(clip, steps_done=steps_done, total_steps=total_steps)
-            return (_mix(upper, standard, done), standard) if first else (standard, _mix(lower, standard, done))
+            closing, opening = mix_lines(upper, standard, done), mix_lines(lower, standard, done)
+            return (closing, standard) if first else (standard, opening)
         case "did":
             first, done = _phase(clip, steps_done=steps_done, total_steps=total_steps)
-            return (_mix(standard, upper, done), standard) if first else (upper, _mix(lower, standard, done))
+            return (mix_lines(standard, upper, done), standard) if first else (upper, mix_lines(lower, standard, done))
     assert_never(clip.schedule)
 
 
@@ -89,7 +90,11 @@ def _phase(clip: FlexEcClip, *, steps_done: int, total_steps: int) -> tuple[bool
     return False, float((steps_done - split) / (total_steps - split))
 
 
-def _mix(before: Line, after: Line, progress: float) -> Line:
+def mix_lines(before: Line, after: Line, progress: float) -> Line:
     """The line between both; exactly `before` at 0 and `after` at 1."""
-    keep = 1.0 - progress
-    return keep * before[0] + progress * after[0], keep * before[1] + progress * after[1]
+    return mix(before[0], after[0], progress), mix(before[1], after[1], progress)
+
+
+def mix(before: float, after: float, progress: float) -> float:
+    """The number between both; exactly `before` at 0 and `after` at 1, and either where they are equal, inf too."""
+    return before if before == after else (1.0 - progress) * before + progress * after

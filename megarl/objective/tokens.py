@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from megarl.objective.loop_numbers import LoopChoice, LoopControls
 from megarl.objective.segment_sums import segment_sum
 
 
@@ -156,6 +157,8 @@ class Controls:
     """Of auxiliary.entropy in this step; 0: the bonus does not act."""
     positive_scale: float = 1.0
     """Of weights.positive_scale in this step."""
+    loop: LoopControls | None = None
+    """Of a closed-loop clip, before this update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +173,8 @@ class Choices:
     """bool: the tokens with a KL-Cov penalty."""
     bapo_bounds: tuple[float, float] | None = None
     """(lo, hi) of clip kind "bapo"."""
+    loop: LoopChoice | None = None
+    """Of a closed-loop clip."""
 
     @classmethod
     def none(cls, like_T: Tensor) -> "Choices":
@@ -182,7 +187,7 @@ class Choices:
         weights, rules = self.weight_T.split(list(sizes)), self.rule_T.split(list(sizes))
         covs = [None] * len(sizes) if self.kl_cov_T is None else list(self.kl_cov_T.split(list(sizes)))
         return [
-            Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T, bapo_bounds=self.bapo_bounds)
+            Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T, bapo_bounds=self.bapo_bounds, loop=self.loop)
             for weight_T, rule_T, cov_T in zip(weights, rules, covs, strict=True)
         ]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from megarl.objective.loop_numbers import LoopChoice
 from megarl.objective.token_sums import TokenSums
 from megarl.parallel.batches import BatchShard, PackedSamples, split_by_sample
 from megarl.records import Floats, TokenScores, TokenTrace
@@ -19,6 +20,8 @@ class UpdateReport:
     lr: float
     traces: tuple[TokenTrace, ...] = ()
     """What the update did with the tokens of the samples that were asked for."""
+    loop: LoopChoice | None = None
+    """What a closed-loop clip chose for the update; the same on all ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

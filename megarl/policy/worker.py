@@ -25,6 +25,7 @@ from megarl.config.policy import OptimizerConfig
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
 from megarl.objective.accounting import collect_token_sums
+from megarl.objective.loop_numbers import LoopChoice
 from megarl.objective.token_sums import TokenSums
 from megarl.objective.tokens import Controls
 from megarl.parallel.attention_choice import use_attention
@@ -208,7 +209,7 @@ class MegatronWorker:
         choices = self._objective.choose(self._chunks, batches, scores, controls, first=index == 0)
         self._prepare_update()
         parts = self._objective.differentiate(self._ddp, batches, scores, choices, controls, first=index == 0)
-        return self._finish_update(parts, batches, traced=traced)
+        return self._finish_update(parts, batches, traced=traced, loop=choices[0].loop if choices else None)
 
     def score_and_differentiate(self, shard: BatchShard, controls: Controls) -> list[list[MicroBatchScores]] | None:
         """What `score` returns, by the forward of the step's only update, for whose gradients `apply_update` waits: no
@@ -242,7 +243,9 @@ class MegatronWorker:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
 
-    def _finish_update(self, parts: TokenParts, batches: MiniBatch, *, traced: range) -> UpdateReport | None:
+    def _finish_update(
+        self, parts: TokenParts, batches: MiniBatch, *, traced: range, loop: LoopChoice | None = None
+    ) -> UpdateReport | None:
         """Count the tokens, then let the optimizer act on the gradients."""
         self._refuse_non_finite(parts, batches)
         sums, traces = TokenSums.zeros(self._device), []
@@ -254,7 +257,9 @@ class MegatronWorker:
         forget_gather(self._ddp)
         if not self._reports:
             return None
-        return UpdateReport(sums=sums.cpu(), grad_norm=float(grad_norm or 0.0), lr=self._lr, traces=tuple(traces))
+        return UpdateReport(
+            sums=sums.cpu(), grad_norm=float(grad_norm or 0.0), lr=self._lr, traces=tuple(traces), loop=loop
+        )
 
     def _refuse_non_finite(self, parts: TokenParts, batches: MiniBatch) -> None:
         """NonFiniteLossError on every rank, before the optimizer acts, when any rank has a NaN or infinity.

@@ -16,7 +16,7 @@ def merge_reports(reports: Sequence[UpdateReport], *, rules: Rule) -> UpdateResu
     sums = merge_token_sums(report.sums for report in reports)
     metrics = to_metrics(sums, rules=rules)
     metrics |= declared({"actor/grad_norm": reports[0].grad_norm, "actor/lr": reports[0].lr})
-    return UpdateResult.of(sums, metrics)
+    return UpdateResult.of(sums, metrics, loop=reports[0].loop)
 
 
 def merge_publish_reports(reports: Sequence[PublishReport]) -> Metrics:

@@ -94,6 +94,18 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "control/flexec_low_at_0.5": ("last", "FlexEC's distance 1 - lo for a token of probability 0.5"),
     "control/flexec_high_at_0.5": ("last", "FlexEC's distance hi - 1 for a token of probability 0.5"),
     "control/flexec_raising": ("last", "1 while FlexEC's oscillating schedule raises the entropy, else 0"),
+    "control/loop_knob": (
+        "mean",
+        "place of a closed loop's bounds, 0 to 1; 1: those that raise the entropy most; clip_bound/ has them",
+    ),
+    "control/loop_wanted": ("mean", "entropy budget that the loop asks for, as a share of its size without bounds"),
+    "control/loop_predicted": ("mean", "share that the bounds it chose were to give, to first order"),
+    "control/loop_measured": ("mean", "share that the update's own pass has found: entropy/budget over that size"),
+    "control/loop_entropy": (
+        "mean",
+        "entropy before an update as the loop estimates it from the mini-batch's tokens, nats per token",
+    ),
+    "control/loop_offset": ("last", "part of control/loop_wanted that errors of earlier steps have added up to"),
     "control/entropy_coefficient": ("last", "coefficient of the entropy bonus in this step; 0: it does not act"),
     "control/entropy_target": ("last", "entropy that the controller steers to, nats per token"),
     "control/positive_scale": ("last", "factor on tokens with advantage > 0 in this step"),

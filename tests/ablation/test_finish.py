@@ -11,8 +11,8 @@ import pytest
 
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.finish import tabulate
-from megarl.evaluation.intervals import estimate, estimate_difference
 from megarl.cli.ablation_tables import summary_lines
+from megarl.evaluation.intervals import estimate, estimate_difference
 from tests.ablation.runs_of_cells import add_evaluation, add_run, make_ablation
 
 ENTROPY, REWARD = "actor/entropy_over_start", "reward/mean"

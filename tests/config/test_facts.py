@@ -29,7 +29,7 @@ PLUG_POINTS: dict[type[Variant], set[str]] = {
     SamplerVariant: {"needs_spread"},
     AdvantageVariant: {"compares_group"},
     ShapingVariant: {"tells_tokens_apart"},
-    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "follows_entropy", "follows_length"},
+    ClipVariant: {"sets_bounds", "of_tokens", "needs_survey", "steers", "follows_entropy", "follows_length"},
     GateVariant: {"reads_bounds", "drops_beyond", "of_tokens", "bounds_first", "is_weight", "dual_bound", "rules"},
     WeightVariant: {"tells_tokens_apart", "needs_survey", "mismatch", "compares_updates", "rules"},
     AuxiliaryVariant: {"reads", "needs_survey", "compares_updates", "rules"},
@@ -61,6 +61,7 @@ def test_the_refusal_says_what_to_do() -> None:
         class PositionClip(ClipVariant):
             kind: Literal["position"]
             needs_survey: ClassVar[bool] = False
+            steers: ClassVar[bool] = False
             follows_entropy: ClassVar[bool] = False
             follows_length: ClassVar[bool] = False
 
@@ -86,6 +87,7 @@ class PositionClip(ClipVariant):
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = True
     follows_length: ClassVar[bool] = False
 

@@ -22,7 +22,7 @@ MAY_BE_INFINITE = {
     *("ConstantClip.high", "LogClip.low", "LogClip.high", "DcpoClip.cap", "PpoGate.dual", "CeGppoGate.dual"),
     *("CispoGate.cap", "DppoGate.low", "DppoGate.high", "DppoGate.cap", "AspoGate.cap"),
     *("TruncatedImportance.cap", "MaskedImportance.high", "SequenceRejection.high", "EntropyRatioClip.high"),
-    *("RolloutConfig.max_logp_diff", "TheoryClipConfig.high"),
+    *("ClosedLoopClip.high_tight", "ClosedLoopClip.high_loose", "RolloutConfig.max_logp_diff", "TheoryClipConfig.high"),
 }
 """Where inf means off."""
 

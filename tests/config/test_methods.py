@@ -44,6 +44,17 @@ def flexec(schedule: str) -> dict[str, Any]:
     return {"objective.clip": {"kind": "flexec", "schedule": schedule} | FLEXEC | extra}
 
 
+LOOP = {
+    **{"at": [0.0], "entropy": [1.0], "over": "run", "unit": "start"},
+    **{"gain": 4.0, "integral": 0.5, "band": 0.02},  # defaults
+}
+
+
+def closed_loop(**loop: Any) -> dict[str, Any]:
+    bounds = {"low_tight": 0.02, "low_loose": 0.4, "high_tight": 0.02, "high_loose": 0.4}
+    return {"objective.clip": {"kind": "closed_loop", **bounds, "loop": LOOP | loop}}
+
+
 def weight(name: str, **values: Any) -> dict[str, Any]:
     return {f"objective.weights.{name}": values}
 
@@ -82,6 +93,9 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "objective.gate.dual": 3.0,
     },
     "archer": {"objective.clip": {"kind": "archer", "low": 0.2, "high_entropy": 0.4, "quantile": 0.8}},
+    "closed-loop-hold": closed_loop(at=[0.0], entropy=[1.0]),
+    "closed-loop-rise-fall": closed_loop(at=[0.0, 0.5, 1.0], entropy=[1.0, 1.2, 0.6]),
+    "closed-loop-flexec": {"objective.clip": {"kind": "closed_loop_flexec", **FLEXEC, "loop": LOOP}},
     "dual-clip": {"objective.gate": {"kind": "ppo", "dual": 3.0}},
     "gspo": GSPO | {"objective.ratio": {"level": "sequence", "anchor": "old"}},
     "gspo-token": GSPO | {"objective.ratio": {"level": "sequence_token", "anchor": "old"}},
@@ -233,6 +247,8 @@ REASONS = (  # why two fragments may not be joined; every refusal is one of thes
     r"weighs single tokens, but at objective\.ratio\.level",
     r"matched drops as many tokens as bounds would, but objective\.clip\.kind is \"none\"",
     r"matched drops as many tokens as bounds would, but objective\.gate\.kind",
+    r"steers by the tokens that its bounds drop, but objective\.gate\.kind",
+    r"matched takes the effect of the bounds away by which",
     r"both multiply by old / behavior",
     r"has the trainer-vLLM mismatch in the ratio already",
     r"both move the same coefficient",

@@ -53,6 +53,70 @@ REFUSED = {
         'response runs through all of its tokens; use level "sequence_token" or "token", or '
         'objective.weights.tis.level "sequence"',
     ),
+    "a coin in the place of no bounds": (
+        ["objective.weights.matched={}", "objective.clip.kind=none"],
+        'objective.weights.matched drops as many tokens as bounds would, but objective.clip.kind is "none", which '
+        'would drop none; set the clip whose control this is: "constant", "log", "flexec", "dcpo", "bapo", "archer", '
+        '"closed_loop" or "closed_loop_flexec"',
+    ),
+    "a coin in the place of bounds that drop nothing": (
+        ["objective.weights.matched={}", "objective.gate.kind=ce_gppo"],
+        'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "ce_gppo" drops none: '
+        'what is beyond keeps a gradient; use gate "ppo" or "aspo", or remove the table',
+    ),
+    "a closed loop over bounds that drop nothing": (
+        ["objective.clip.kind=closed_loop", "objective.gate.kind=ce_gppo"],
+        'objective.clip.kind "closed_loop" steers by the tokens that its bounds drop, but objective.gate.kind '
+        '"ce_gppo" drops none: what is beyond keeps a gradient; use gate "ppo" or "aspo"',
+    ),
+    "a closed loop whose bounds do not act": (
+        ["objective.clip.kind=closed_loop_flexec", "objective.weights.matched={}"],
+        "objective.weights.matched takes the effect of the bounds away by which objective.clip.kind "
+        '"closed_loop_flexec" steers; remove the table, or use clip kind "constant", "log", "flexec", "dcpo", "bapo" '
+        'or "archer"',
+    ),
+    "a closed loop of one update": (
+        ["objective.clip.kind=closed_loop", "train.mini_batch_responses=16"],
+        "objective.clip compares the policy with itself before a batch's first update, but there is one update per "
+        "batch (train.mini_batch_responses 16 = all responses of a step); lower train.mini_batch_responses, or remove "
+        "the table",
+    ),
+    "a closed loop of a response's ratio": (
+        ["objective.clip.kind=closed_loop", "objective.ratio.level=geometric"],
+        'objective.clip.kind "closed_loop" gives each token bounds of its own, objective.ratio.level "geometric" has '
+        'one ratio per response; use level "token", or clip kind "constant" or "log"',
+    ),
+    "a closed loop's bound between a number and none": (
+        ["objective.clip={kind='closed_loop', high_loose=inf}"],
+        "objective.clip.high_loose is inf and high_tight 0.02: no bound is in the middle of the two; set high_loose to "
+        "a number (a ratio seldom moves by 1), or both to inf to leave clip-high off",
+    ),
+    "a closed loop with nothing to choose": (
+        ["objective.clip={kind='closed_loop', low_tight=0.2, low_loose=0.2, high_tight=inf, high_loose=inf}"],
+        "objective.clip: low_tight = low_loose = 0.2 and high_tight = high_loose = inf leave nothing to choose; give a "
+        'range, or set kind = "constant"',
+    ),
+    "a closed loop's range upside down": (
+        ["objective.clip={kind='closed_loop', low_tight=0.5}"],
+        "objective.clip.low_tight 0.5 is above low_loose 0.4",
+    ),
+    "a target with a place too many": (
+        ["objective.clip={kind='closed_loop', loop={at=[0, 1], entropy=[1]}}"],
+        "objective.clip.loop: 2 places and 1 entropies; give one entropy for each of `at`",
+    ),
+    "a target that goes back": (
+        ["objective.clip={kind='closed_loop', loop={at=[0.5, 0.5], entropy=[1, 1]}}"],
+        "objective.clip.loop: at must rise from point to point, found [0.5, 0.5]",
+    ),
+    "a target's steps as shares": (
+        ["objective.clip={kind='closed_loop', loop={at=[0, 100], entropy=[1, 2]}}"],
+        "objective.clip.loop: at are shares of the run and lie in 0 to 1, found [0.0, 100.0]; for step numbers set "
+        'over = "steps"',
+    ),
+    "a target of no entropy": (
+        ["objective.clip={kind='closed_loop', loop={entropy=[0.0]}}"],
+        "objective.clip.loop: entropies are above 0, found [0.0]: no policy that samples has less",
+    ),
     "mismatch corrected twice": (
         ["objective.weights.tis={}", "objective.weights.importance_mask={}"],
         "objective.weights.tis and objective.weights.importance_mask both multiply by old / behavior; the mismatch "
@@ -206,6 +270,10 @@ ACCEPTED = {
         *("train.samples_per_prompt=1", "train.prompts_per_step=16", "objective.advantage.method=reinforce_pp"),
     ],
     "a fair coin under dynamic sampling": ["objective.sampler.kind=dynamic", "reward.verifier.kind=random"],
+    "a closed loop of one update, anchored at the engine": [
+        *("objective.clip.kind=closed_loop", "objective.ratio.anchor=behavior", "train.mini_batch_responses=16"),
+    ],
+    "a closed loop of clip-low alone": ["objective.clip={kind='closed_loop', high_tight=inf, high_loose=inf}"],
     "both sides off": ["objective.clip.low=1.0", "objective.clip.high=inf"],
     "several updates for kl-cov": ["objective.auxiliary.kl_cov={}", "objective.clip.kind=none"],
 }
@@ -230,6 +298,9 @@ def test_defaults_are_the_clipping_papers() -> None:
         *([f"objective.weights.{name}={{}}"] for name in ("high_entropy", "clip_cov", "steer", "clip_b", "clip_v")),
         ["objective.auxiliary.kl_cov={}"],
         ["objective.clip.kind=bapo"],
+        ["objective.clip.kind=closed_loop"],
+        ["objective.clip.kind=closed_loop_flexec"],
+        ["objective.weights.matched={}"],
     ],
 )
 def test_what_looks_at_the_mini_batch_needs_a_survey(tmp_path: Path, overrides: list[str]) -> None:

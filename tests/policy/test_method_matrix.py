@@ -54,6 +54,10 @@ SMALL_BATCH: dict[str, list[str]] = {
     "gspo-token": ["objective.clip.low=0.02", "objective.clip.high=0.02"],
     "sequence-rejection": ["objective.weights.sequence_rejection.low=0.9"],
     "opsm": ["objective.weights.opsm.threshold=0.01"],
+    # An entropy below the target asks for all there is; with this gain for a share that lies inside the range.
+    "closed-loop-hold": ["objective.clip.loop.gain=0.05"],
+    "closed-loop-rise-fall": ["objective.clip.loop.gain=0.1"],
+    "closed-loop-flexec": ["objective.clip.loop.gain=0.05"],
     "dppo-tv": ["objective.gate.low=0.004", "objective.gate.high=0.004"],
     "dppo-kl": ["objective.gate.low=1e-4", "objective.gate.high=1e-4"],
 }
@@ -77,7 +81,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 DP2": {"parallel": {"tensor": 2, "world_size": 4}},
     "PP2 DP2": {"parallel": {"pipeline": 2, "world_size": 4}},
 }
-QUICK_METHODS = ("bapo", "clip-cov", "gspo", "high-entropy-tokens", "kl-cov", "matched-control", "prorlv2")
+QUICK_METHODS = (
+    *("bapo", "clip-cov", "closed-loop-hold", "gspo", "high-entropy-tokens", "kl-cov", "matched-control", "prorlv2"),
+)
 QUICK_LAYOUTS = ("one rank", "TP3", "DP2, micro-batches of 24 tokens")
 
 TRAIN = {
@@ -120,6 +126,7 @@ def check_matrix(
             assert_same(f"{name} under {layout}", result[name], expected[name])
     check_survey(expected["high-entropy-tokens"])
     check_ties(expected["high-entropy-tokens, ties"], ties)
+    check_loop(expected["closed-loop-hold"])
     acted = {int(flags) for result in expected.values() for trace in result.traces for flags in trace.rule}
     return {rule_names(int(rule)) for rule in Rule if any(flags & rule for flags in acted)}
 
@@ -136,6 +143,19 @@ def check_ties(result: StepResult, samples: list[Sample]) -> None:
         assert all(len(dropped) == 1 for dropped in by_context.values()), f"update {update}"
         kept = sum(not flags & Rule.LOW_ENTROPY for trace in traces for flags in trace.rule)
         assert 22 < kept <= 28, f"update {update}"  # the 22nd and all that tie with it, four or eight
+
+
+def check_loop(result: StepResult) -> None:
+    """One pair of bounds for all tokens of an update: the starting ones while no ratio has moved, then chosen ones."""
+    bounds = []
+    for update in range(3):
+        traces = [trace for trace in result.traces if trace.sample_id // 8 == update]
+        (found,) = {pair for trace in traces for pair in zip(trace.low.tolist(), trace.high.tolist(), strict=True)}
+        bounds.append(found)
+    first, *later = bounds
+    assert first == pytest.approx((1 - 0.21, 1 + 0.21))
+    assert any(found != pytest.approx(first) for found in later)
+    assert all(0.6 < low < 0.98 for low, _ in later)  # inside the range: what was wanted could be had
 
 
 def check_survey(result: StepResult) -> None:
