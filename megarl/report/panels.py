@@ -225,6 +225,17 @@ _CONTROL_PANELS: tuple[Panel, ...] = (
         min_span=0.02,
     ),
     LinePanel(
+        key="closed_loop",
+        title="Controller: closed-loop clipping",
+        subtitle="entropy budget as a share of its size without bounds; apart: the bounds are at their end",
+        y_title="share",
+        series=(
+            Series(metric="control/loop_wanted", label="wanted", colour=ORANGE, dashed=True),
+            Series(metric="control/loop_measured", label="of the updates", colour=BLUE),
+        ),
+        min_span=0.1,
+    ),
+    LinePanel(
         key="entropy_coefficient",
         title="Controller: entropy bonus",
         subtitle="coefficient that acted in the step; upwards: a stronger push for entropy",

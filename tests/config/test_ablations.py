@@ -119,6 +119,28 @@ def test_flexec_bounds(name: str) -> None:
         assert configs[setting].objective.clip == FlexEcClip(kind="flexec", schedule="id", phase_split=split)
 
 
+def test_closed_loops_stand_beside_the_constant_bounds_of_true_reward_small() -> None:
+    ablation, beside = load("control-small"), configs_of("true-reward-small")
+    configs = configs_of("control-small")
+    assert list(configs) == ["symmetric", "balanced", "hold", "hold-low", "hold-flexec", "rise-fall"]
+    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1, 2])
+
+    def rest(config: RunConfig) -> dict[str, object]:
+        found = config.model_dump()
+        del found["name"], found["objective"]["clip"], found["logging"]
+        return found
+
+    for setting, config in configs.items():
+        assert config.objective.clip.steers == (setting not in ("symmetric", "balanced"))
+        assert rest(config) == rest(beside["symmetric"])
+        if setting in beside:
+            assert config.objective.clip == beside[setting].objective.clip
+        assert config.eval.samples_of(config.eval.benchmarks["held_out"]) == 8  # mean@8, pass@8
+    kinds = {setting: config.objective.clip.kind for setting, config in configs.items()}
+    assert kinds["hold-flexec"] == "closed_loop_flexec"
+    assert {kinds[name] for name in ("hold", "hold-low", "rise-fall")} == {"closed_loop"}
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_differ_in_what_is_studied_alone(name: str) -> None:
     """Beside bounds and what acts in their place: the coin in random-reward, the model in families; and between seeds

@@ -25,7 +25,7 @@ RL_FIGURES = {
     *("clip_of_sign", "throughput"),
     *("reward", "entropy", "clip_fractions", "clip_contributions", "clip_differences", "clip_surprisal"),
     *("entropy_budget", "budget_removed", "clip_by_entropy", "regions", "rules"),
-    *("bounds", "entropy_coefficient", "positive_scale", "reference_resets"),
+    *("bounds", "closed_loop", "entropy_coefficient", "positive_scale", "reference_resets"),
     *("response_length", "policy_change", "grad_norm", "logp_diff", "publication", "time_by_phase", "overview"),
 }
 

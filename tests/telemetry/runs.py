@@ -44,6 +44,8 @@ def make_row(step: int) -> dict[str, float | None]:
         "clip_bound/high_mean": 0.2,
         "control/flexec_low_at_0.5": 0.2,
         "control/flexec_high_at_0.5": 0.375,
+        "control/loop_wanted": 0.1,
+        "control/loop_measured": 0.08,
         "control/entropy_coefficient": 0.0,
         "control/entropy_target": 0.2,
         "control/positive_scale": 0.95,
