@@ -13,6 +13,9 @@ from megarl.config.facts import LargestWeight, NotBelow, RuleName, Variant
 class GateVariant(Variant):
     """A choice of what bounds do, and what it says of itself."""
 
+    reads_upper: ClassVar[bool] = True
+    """Whether the upper one is among the bounds that it reads, if it reads any."""
+
     @property
     @abstractmethod
     def reads_bounds(self) -> Literal["never", "may", "must"]:
@@ -157,11 +160,33 @@ class AspoGate(GateVariant):
     """Largest weight: of 1/r where A > 0, of r where A < 0; beyond it g = cap A. inf is none."""
 
 
+class UpGate(GateVariant):
+    """Where A > 0 nothing is clipped and g = A, whatever the ratio (REINFORCE); elsewhere PPO with its dual clip
+    (UP-GRPO, arXiv 2607.06987). Of the bounds it reads the lower one."""
+
+    kind: Literal["up"]
+    reads_bounds: ClassVar[Literal["never", "may", "must"]] = "may"
+    reads_upper: ClassVar[bool] = False
+    of_tokens: ClassVar[bool] = True
+    bounds_first: ClassVar[bool] = False
+    is_weight: ClassVar[bool] = False
+    dual: Unbounded = Field(3.0, gt=1)
+    """Dual clip: where A < 0 the loss is at most -dual * A. inf turns it off."""
+
+    @property
+    def dual_bound(self) -> float:
+        return self.dual
+
+    @property
+    def rules(self) -> tuple[RuleName, ...]:
+        return _dual_rules(self.dual)
+
+
 def _dual_rules(dual: float) -> tuple[RuleName, ...]:
     return () if dual == math.inf else ("dual",)
 
 
 Gate = Annotated[
-    PpoGate | CeGppoGate | CispoGate | SapoGate | DppoGate | AspoGate,
+    PpoGate | CeGppoGate | CispoGate | SapoGate | DppoGate | AspoGate | UpGate,
     Field(discriminator="kind"),
 ]

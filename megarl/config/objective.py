@@ -117,10 +117,16 @@ class ObjectiveConfig(Config):
 def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
     gate, clip = config.gate, config.clip
     if gate.reads_bounds == "never" and clip.sets_bounds:
-        reading = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="must"))
+        may, must = (tags_where(Gate, reads_bounds=reads, reads_upper=True) for reads in ("may", "must"))
+        reading = join_or(may + must)
         yield (
             f'objective.gate.kind "{gate.kind}" reads no bounds, but objective.clip.kind is "{clip.kind}", which would '
             f'do nothing; set objective.clip = {{kind = "none"}}, or a gate that reads bounds: {reading}'
+        )
+    if gate.reads_bounds != "never" and not gate.reads_upper and clip.bounds_above:
+        yield (
+            f'objective.gate.kind "{gate.kind}" has no upper bound, but objective.clip.kind "{clip.kind}" sets one, '
+            'which would do nothing; set objective.clip.high = inf (kind "constant"), or another gate'
         )
     if gate.reads_bounds == "must" and not clip.sets_bounds:
         needless = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="never"))

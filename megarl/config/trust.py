@@ -4,6 +4,7 @@ Bounds are named by what the paper names: `low` and `high` are distances from 1 
 a ratio itself.
 """
 
+import math
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, assert_never
 
@@ -83,6 +84,11 @@ class ClipVariant(Variant):
         """Whether its bounds of a step depend on how many steps the run has."""
 
     @property
+    def bounds_above(self) -> bool:
+        """Whether it sets an upper bound."""
+        return self.sets_bounds
+
+    @property
     def rules(self) -> tuple[RuleName, ...]:
         """The rules that may act on tokens because of it."""
         return ("clip_low", "clip_high") if self.sets_bounds else ()
@@ -113,6 +119,10 @@ class ConstantClip(ClipVariant):
     high: Annotated[Unbounded, Distance("ratio")] = Field(0.2, ge=0)
     """Clip-high: ratios above 1+high are clipped where A > 0. inf turns it off."""
 
+    @property
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
+
 
 class LogClip(ClipVariant):
     """lo = exp(-low), hi = exp(high): distances of the log ratio (GMPO)."""
@@ -127,6 +137,10 @@ class LogClip(ClipVariant):
     """Distance of the log ratio below 0; inf turns clip-low off."""
     high: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
     """Distance of the log ratio above 0; inf turns clip-high off."""
+
+    @property
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
 
 
 class FlexEcClip(ClipVariant):

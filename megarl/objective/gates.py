@@ -7,10 +7,11 @@ CISPO    min(max(r, floor), cap) A
 SAPO     4 s (1 - s) r A, s = sigmoid(tau (r - 1))
 DPPO     min(r, cap) A where the probability has not moved too far, 0 elsewhere
 ASPO     A > 0: A / r, at most cap A, 0 where r > hi; A < 0: r A, at most cap A in size, 0 where r < lo
+UP       A > 0: A; A < 0: as PPO
 A ratio equal to a bound is inside. A = 0 gives loss 0 and g = 0. lo = 0 and hi = inf turn a side off. At level
 "sequence" r is the response's, and g is spread over its tokens by the mean (CISPO multiplies each own log p, which is
 the same for one advantage per response). Where the overflow clamp of the log ratio acts, g is 0 (Rule.SATURATED), but
-for CISPO and DPPO, whose r is a weight without gradient.
+for CISPO and DPPO, whose r is a weight without gradient, and for UP where A > 0, which has no r.
 The losses' values differ between gates and cannot be compared; their gradients can.
 """
 
@@ -21,7 +22,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate, UpGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
@@ -53,6 +54,8 @@ class _Term:
     slope_T: Tensor
     """d surrogate / d log r."""
     rule_T: Tensor
+    without_ratio_T: Tensor | None = None
+    """bool: the slope is in the token's own log p, and there is no ratio that could be clamped."""
 
 
 def apply_gate(
@@ -79,6 +82,9 @@ def apply_gate(
     term = _term(objective, tokens, log_ratio_T.detach(), advantage_T, (low_T, high_T))
     is_weight = objective.gate.is_weight
     gradient_T = tokens.logp_T if is_weight else log_ratio_T
+    if term.without_ratio_T is not None:
+        gradient_T = torch.where(term.without_ratio_T, tokens.logp_T, log_ratio_T)
+        saturated_T = saturated_T.masked_fill(term.without_ratio_T, 0)
     # The difference is exactly 0 with gradient 1: the loss has the value of the surrogate and the gradient of the
     # slope, whatever is on the far side of a bound, and nothing infinite is ever differentiated.
     surrogate_T = term.surrogate_T + term.slope_T * (gradient_T - gradient_T.detach())
@@ -107,6 +113,8 @@ def _term(
             return _dppo(gate, tokens, ratio_T, advantage_T, anchor_logp(objective.ratio.anchor, tokens))
         case AspoGate() as gate:
             return _aspo(gate, log_ratio_T, advantage_T, *bounds)
+        case UpGate() as gate:
+            return _up(gate, ratio_T, advantage_T, bounds[0])
     assert_never(objective.gate)
 
 
@@ -199,6 +207,18 @@ def _aspo(gate: AspoGate, log_ratio_T: Tensor, advantage_T: Tensor, low_T: Tenso
     value_T = torch.where(is_limited_T, gate.cap * (1.0 + over_T), weight_T)
     slope_T = weight_T.clamp(max=gate.cap) * (sides_T == 0)
     return _Term(surrogate_T=sign_T * value_T, slope_T=slope_T, rule_T=sides_T | _flag(is_limited_T, Rule.CAP))
+
+
+def _up(gate: UpGate, ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor) -> _Term:
+    """UP-GRPO (arXiv 2607.06987): -A p / sg[p] where A > 0, whose value is -A and whose g is A; elsewhere PPO."""
+    is_positive_T = advantage_T > 0
+    other = _ppo(PpoGate(dual=gate.dual), ratio_T, advantage_T, low_T, torch.full_like(low_T, math.inf))
+    return _Term(
+        surrogate_T=other.surrogate_T.masked_fill(is_positive_T, 1.0),
+        slope_T=other.slope_T.masked_fill(is_positive_T, 1.0),
+        rule_T=other.rule_T,
+        without_ratio_T=is_positive_T,
+    )
 
 
 def _flag(mask_T: Tensor, rule: Rule) -> Tensor:

@@ -99,6 +99,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "aspo": {"objective.gate": {"kind": "aspo", "cap": 3.0}},
     "ce-gppo": ce_gppo(0.75),
     "gppo": ce_gppo(1.0),
+    "up-grpo": {"objective.gate": {"kind": "up", "dual": 3.0}} | constant(0.2, math.inf),
     "clip-cov": weight("clip_cov", fraction=2e-4, low=1.0, high=5.0) | constant(1.0, 1.0) | PLAIN_PPO,
     "high-entropy-tokens": weight("high_entropy", fraction=0.2),
     "steer": {"objective.weights.steer.shape": "exponential", "objective.weights.steer.low": 0.8},
@@ -225,6 +226,7 @@ def test_loads_over_the_other_examples(name: str) -> None:
 REASONS = (  # why two fragments may not be joined; every refusal is one of these
     r"reads no bounds, but objective\.clip\.kind is",
     r"acts at the bounds, but objective\.clip\.kind is \"none\"",
+    r"has no upper bound, but objective\.clip\.kind",
     r"gives each token bounds of its own",
     r"bounds token ratios before it averages them",
     r"is defined on token ratios",
@@ -254,7 +256,7 @@ def test_all_ordered_pairs_load_or_are_refused_with_a_reason_and_the_files() -> 
     assert used == set(REASONS)
     # A pair that is refused in one order only is one whose later fragment sets another plug point of the earlier.
     assert {("flexec-id", "gspo"), ("gspo", "flexec-id"), ("sapo", "flexec-id")} - refused == {("flexec-id", "gspo")}
-    assert len(refused) < 0.06 * len(NAMES) * (len(NAMES) - 1)
+    assert len(refused) < 0.07 * len(NAMES) * (len(NAMES) - 1)
 
 
 def test_many_at_once() -> None:

@@ -21,7 +21,12 @@ REFUSED = {
     "gate at bounds": (
         ["objective.gate.kind=aspo", "objective.clip.kind=none"],
         'objective.gate.kind "aspo" acts at the bounds, but objective.clip.kind is "none"; choose bounds, or a gate '
-        'that needs none: "ppo", "cispo", "sapo" or "dppo"',
+        'that needs none: "ppo", "up", "cispo", "sapo" or "dppo"',
+    ),
+    "a bound that the gate has not": (
+        ["objective.gate.kind=up"],
+        'objective.gate.kind "up" has no upper bound, but objective.clip.kind "constant" sets one, which would do '
+        'nothing; set objective.clip.high = inf (kind "constant"), or another gate',
     ),
     "one ratio, many bounds": (
         ["objective.ratio.level=sequence", "objective.clip.kind=flexec"],
@@ -179,7 +184,7 @@ def test_refused(tmp_path: Path, case: str) -> None:
 def test_gates_that_a_refusal_proposes_are_taken(tmp_path: Path) -> None:
     for gate, clip in [
         *((gate, "constant") for gate in ("ppo", "ce_gppo", "aspo")),
-        *((gate, "none") for gate in ("ppo", "cispo", "sapo", "dppo")),
+        *((gate, "none") for gate in ("ppo", "up", "cispo", "sapo", "dppo")),
     ]:
         objective = load_small(tmp_path, f"objective.gate.kind={gate}", f"objective.clip.kind={clip}").objective
         assert (objective.gate.kind, objective.clip.kind) == (gate, clip)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate, UpGate
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import apply_gate
 from megarl.objective.tokens import Choices
@@ -179,6 +179,41 @@ def test_aspo_by_hand() -> None:
     # A / r and -A r; beyond the cap c A (1 + log(1/r) - log c) and the like; at the bound where clipped.
     capped_up, capped_down = 6 * (1 + math.log(5 / 3)), 6 * (1 + math.log(4 / 3))
     assert result.loss_T.tolist() == pytest.approx([4, capped_up, 2 / 1.28, 1.6, 3, capped_down, 0, 0])
+
+
+UP_CLIP = {"kind": "constant", "low": 0.2, "high": math.inf}
+
+
+def test_up_by_hand() -> None:
+    # A > 0: value -A and g = A at any ratio. A < 0: -A max(r, .8), at most 3 |A|; 3.1 is beyond the dual bound.
+    config = objective(UpGate(kind="up", dual=3.0), UP_CLIP)
+    ratios, advantages = [0.1, 1.0, 2.5, 0.5, 0.9, 2.5, 3.1, 0.5], [2, 2, 2, -2, -2, -2, -2, 0]
+    g_T, result = gradient(config, ratios, advantages)
+    assert g_T.tolist() == pytest.approx([2, 2, 2, 0, -1.8, -5, 0, 0])
+    assert result.loss_T.tolist() == pytest.approx([-2, -2, -2, 1.6, 1.8, 5, 6, 0])
+    assert rules(result) == [Rule(0)] * 3 + [Rule.CLIP_LOW, Rule(0), Rule(0), Rule.DUAL, Rule(0)]
+
+
+def test_up_is_the_gradient_of_the_self_anchored_ratio() -> None:
+    """-A p / sg[p] where A > 0, PPO's clipped surrogate where not, differentiated as they stand."""
+    draw = torch.Generator().manual_seed(3)
+    old_logp_T, noise_T, advantage_T = torch.randn(3, 40, generator=draw, dtype=torch.float64)
+    logp_T = (old_logp_T.abs().neg() + 0.5 * noise_T).requires_grad_()
+    ratio_T = (logp_T - old_logp_T.abs().neg()).exp()
+    clipped_T = torch.maximum(-advantage_T * ratio_T, -advantage_T * ratio_T.clamp(min=0.8))
+    negative_T = torch.minimum(clipped_T, -3.0 * advantage_T)
+    expected_T = torch.where(advantage_T > 0, -advantage_T * (logp_T - logp_T.detach()).exp(), negative_T)
+    (wanted_T,) = torch.autograd.grad(expected_T.sum(), logp_T)
+    tokens = make_tokens(logp=logp_T, old_logp=old_logp_T.abs().neg(), advantage=advantage_T)
+    result = gated(objective(UpGate(kind="up"), UP_CLIP), tokens)
+    assert torch.allclose(torch.autograd.grad(result.loss_T.sum(), logp_T)[0], wanted_T, rtol=1e-12)
+    assert torch.allclose(result.loss_T, expected_T, rtol=1e-12)
+
+
+def test_up_does_not_feel_the_overflow_clamp_where_it_has_no_ratio() -> None:
+    g_T, result = gradient(objective(UpGate(kind="up"), UP_CLIP), [math.exp(25)] * 2, [1.0, -1.0], old=1e-12)
+    assert g_T.tolist() == [1.0, 0.0]
+    assert rules(result) == [Rule(0), Rule.DUAL | Rule.SATURATED]
 
 
 @pytest.mark.parametrize("level", ["sequence", "sequence_token"])
