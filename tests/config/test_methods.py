@@ -110,6 +110,14 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "objective.weights.positive_scale.scale": 1.0,
         "objective.controllers.positive_scale.step": 0.05,
     },
+    "wapo": {
+        "objective.advantage.method": "dr_grpo",
+        "objective.ratio": {"level": "token", "anchor": "behavior"},
+        "objective.aggregation.mode": "seq-mean-token-sum-norm",
+    }
+    | constant(1.0, 9.0)
+    | PLAIN_PPO
+    | weight("negative_scale", scale=0.0),
     "tis": weight("tis", level="token", cap=2.0, floor=0.0, normalise=False),
     "masked-is": weight("importance_mask", level="sequence", low=0.0, high=3.0),
     "icepop": weight("importance_mask", level="token", low=0.5, high=5.0),

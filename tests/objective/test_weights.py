@@ -70,6 +70,13 @@ def test_positive_scale_is_the_controllers_number():
     assert weigh({"positive_scale": {"scale": 1.0}}, tokens, positive_scale=0.75)[0] == [0.75, 1.0, 1.0]
 
 
+def test_negative_scale_multiplies_or_drops_what_did_worse():
+    tokens = make_tokens([3], advantage=[1.0, 0.0, -1.0])
+    assert weigh({"negative_scale": {"scale": 0.25}}, tokens) == ([1.0, 1.0, 0.25], [0] * 3)
+    assert weigh({"negative_scale": {"scale": 0.0}}, tokens)[0] == [1.0, 1.0, 0.0]
+    assert weigh({"negative_scale": {"scale": 2.0}, "positive_scale": {}}, tokens, positive_scale=0.5)[0] == [0.5, 1, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_multiply_and_flags_add(dtype):
     tokens = make_tokens(

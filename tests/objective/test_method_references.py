@@ -1,0 +1,99 @@
+"""Fragments as they are, against float64 formulas written out here from their sources, one response at a time.
+
+Each reference gives the loss of a whole mini-batch from nothing but numbers per token; its gradient is autograd's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megarl.config.loader import load_config
+from megarl.config.objective import ObjectiveConfig
+from megarl.objective.aggregation import aggregation_weights
+from megarl.objective.choices import choose
+from megarl.objective.loss import compute_token_loss
+from megarl.objective.tokens import Controls, TokenBatch
+from tests.objective.simulated_ranks import SingleRank
+from tests.objective.tokens import make_tokens
+
+ROOT = Path(__file__).parents[2]
+LENGTHS = [6, 1, 9, 0, 4, 7]
+LONGEST = 8
+"""rollout.max_response_tokens of the quickstart."""
+
+
+def load_objective(name: str) -> ObjectiveConfig:
+    return load_config(ROOT / "configs" / "quickstart.toml", [str(ROOT / f"configs/methods/{name}.toml")]).objective
+
+
+def drawn_tokens(objective: ObjectiveConfig, seed: int = 1) -> TokenBatch:
+    """Responses with one advantage each, ratios on both sides of every bound, and the objective's own normaliser."""
+    draw = torch.Generator().manual_seed(seed)
+    size = sum(LENGTHS)
+    noise = torch.randn(5, size, generator=draw, dtype=torch.float64)
+    old_T = -noise[0].abs() - 0.1
+    advantage_B = torch.tensor([1.0, -0.5, -1.5, 2.0, 0.5, 0.0], dtype=torch.float64)
+    lengths = torch.tensor(LENGTHS)
+    weight_B = torch.tensor(
+        aggregation_weights(objective.aggregation, LENGTHS, norm_length=LONGEST), dtype=torch.float64
+    )
+    return make_tokens(
+        LENGTHS,
+        logp=(old_T + 0.8 * noise[1]).clamp(max=-1e-3).requires_grad_(),
+        old_logp=old_T,
+        behavior_logp=old_T + 0.2 * noise[2],
+        entropy=noise[3].abs() + 0.1,
+        expected_q=noise[4].abs() * 0.2,
+        advantage=advantage_B.repeat_interleave(lengths),
+        weight=weight_B.repeat_interleave(lengths),
+    )
+
+
+def responses(tokens: TokenBatch) -> list[Tensor]:
+    """Indices of the tokens of every response."""
+    return [torch.nonzero(tokens.sequence_T == index).flatten() for index in range(tokens.num_sequences)]
+
+
+def up_grpo(tokens: TokenBatch) -> Tensor:
+    """-A p / sg[p] for A > 0; -max(min) of PPO at .8 with dual clip 3 for A < 0; the mean over tokens."""
+    total = torch.zeros((), dtype=torch.float64)
+    for logp, old, a in zip(tokens.logp_T, tokens.old_logp_T, tokens.advantage_T, strict=True):
+        if a > 0:
+            total = total - a * (logp - logp.detach()).exp()
+        else:
+            ratio = (logp - old).exp()
+            total = total + torch.minimum(torch.maximum(-a * ratio, -a * ratio.clamp(min=0.8)), -3 * a)
+    return total / sum(LENGTHS)
+
+
+def wapo(tokens: TokenBatch) -> Tensor:
+    """-A min(r, 10), r against the engine, of responses with A > 0, over responses x longest response."""
+    total = torch.zeros((), dtype=torch.float64)
+    for at in responses(tokens):
+        if len(at) and tokens.advantage_T[at[0]] > 0:
+            assert tokens.behavior_logp_T is not None
+            ratio_T = (tokens.logp_T[at] - tokens.behavior_logp_T[at]).exp()
+            total = total - (tokens.advantage_T[at] * ratio_T.clamp(max=10.0)).sum()
+    return total / (LONGEST * sum(length > 0 for length in LENGTHS))
+
+
+REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {"up-grpo": up_grpo, "wapo": wapo}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_fragment_is_its_formula(name: str, seed: int) -> None:
+    objective = load_objective(name)
+    tokens = drawn_tokens(objective, seed)
+    controls = Controls(step=3, seed=5)
+    choices = choose(objective, tokens, controls, SingleRank())
+    loss = compute_token_loss(objective, controls, tokens, choices)
+    expected = REFERENCES[name](tokens)
+    assert loss.loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    (gradient_T,) = torch.autograd.grad(loss.loss, tokens.logp_T)
+    (expected_T,) = torch.autograd.grad(expected, tokens.logp_T)
+    assert torch.allclose(gradient_T, expected_T, rtol=1e-9, atol=1e-14)
+    assert gradient_T.count_nonzero() > 8
