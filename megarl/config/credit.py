@@ -1,9 +1,11 @@
-"""Token weights that share out credit by the sign of the advantage (plug point 4)."""
+"""Token weights that share out credit by the sign of the advantage and what a token does to the entropy (plug point 4),
+and what turns one of them on and off (plug point 6)."""
 
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from megarl.config.controller_variant import ControllerVariant
 from megarl.config.facts import RuleName
 from megarl.config.weight_variant import WeightVariant
 
@@ -19,3 +21,30 @@ class NegativeScale(WeightVariant):
     rules: ClassVar[tuple[RuleName, ...]] = ()
     scale: float = Field(1.0, ge=0)
     """The factor."""
+
+
+class Stare(WeightVariant):
+    """Weighs the most surprising tokens (largest -log p) of each sign of A: those with A > 0 raise the entropy, those
+    with A < 0 lower it (STARE, arXiv 2606.19236)."""
+
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ()
+    fraction: float = Field(0.1, gt=0, le=1)
+    """Share of the mini-batch's response tokens of a sign that is chosen; at least one token."""
+    positive: float = Field(1.1, gt=0)
+    """Weight of the chosen tokens with A > 0 (W)."""
+    negative: float = Field(1.0, gt=0)
+    """Weight of the chosen tokens with A < 0 (M): 1 in the authors' variant O1, 0.9 in C2."""
+
+
+class StareGate(ControllerVariant):
+    """weights.stare acts in the steps whose entropy is below a target, and is left out in the others."""
+
+    acts_on: ClassVar[str] = "weights.stare"
+    effect: ClassVar[str] = "turns objective.weights.stare on and off"
+    follows_entropy: ClassVar[bool] = True
+    target: float = Field(0.3, gt=0)
+    """Nats per token."""

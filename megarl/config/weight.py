@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from megarl.config.base import Config, Unbounded
-from megarl.config.credit import NegativeScale
+from megarl.config.credit import NegativeScale, Stare
 from megarl.config.facts import LargestWeight, NotBelow, RuleName
 from megarl.config.weight_variant import WeightVariant
 
@@ -203,6 +203,8 @@ class WeightsConfig(Config):
     """Reweighting of positive advantages."""
     negative_scale: NegativeScale | None = None
     """Reweighting of negative advantages."""
+    stare: Stare | None = None
+    """STARE."""
 
     @property
     def on(self) -> dict[str, WeightVariant]:

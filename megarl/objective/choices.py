@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megarl.config.credit import Stare
 from megarl.config.facts import NoFormulaError
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import (
@@ -25,7 +26,7 @@ from megarl.config.weight import (
     Steer,
     TruncatedImportance,
 )
-from megarl.objective import entropy_rules, mismatch
+from megarl.objective import credit, entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
 from megarl.objective.share import RuleResult, Share, flags, take_share
@@ -81,6 +82,8 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
                 yield entropy_rules.clip_b(weight, share)
             case ClipV():
                 yield entropy_rules.clip_v(weight, share)
+            case Stare():
+                yield credit.stare(weight, share)
             case ClipCov():
                 continue
             case _ if weight.needs_survey or weight.mismatch != "ignores":

@@ -63,6 +63,7 @@ class ControllerState:
             lower=lower,
             entropy_coefficient=self._move_coefficient(entropy),
             positive_scale=self._move_scale(entropy),
+            stare_acts=self._stare_acts(entropy),
         )
         return self._controls
 
@@ -92,6 +93,8 @@ class ControllerState:
             values["control/entropy_coefficient"] = self._controls.entropy_coefficient
         if self._objective.weights.positive_scale:
             values["control/positive_scale"] = self._controls.positive_scale
+        if self._objective.controllers.stare:
+            values["control/stare_acts"] = float(self._controls.stare_acts)
         if isinstance(self._objective.clip, FlexEcClip):
             values["control/flexec_high_at_0.5"] = _at(self._controls.upper, _SHOWN_PROBABILITY)
             values["control/flexec_low_at_0.5"] = _at(self._controls.lower, _SHOWN_PROBABILITY)
@@ -158,11 +161,18 @@ class ControllerState:
             return self._scale
         return self._scale - config.step if entropy < config.target else self._scale + config.step
 
+    def _stare_acts(self, entropy: float) -> bool:
+        """STARE's gate (arXiv 2606.19236): open while the entropy is below its target."""
+        gate = self._objective.controllers.stare
+        return gate is None or entropy < gate.target
+
     def _entropy_target(self) -> float | None:
         """What the configured controllers steer to; None without one, and where two do not agree."""
         controllers = self._objective.controllers
         targets = {
-            section.target for section in (controllers.entropy_coefficient, controllers.positive_scale) if section
+            section.target
+            for section in (controllers.entropy_coefficient, controllers.positive_scale, controllers.stare)
+            if section
         }
         if controllers.aer:
             targets.add(controllers.aer.target_ratio * self._start())

@@ -25,7 +25,8 @@ def token_weights(
     """The product of OPSM, ERC and the scales by sign where configured, [T], and int32 `Rule` flags, [T].
 
     `advantage_T` is the shaped one. The positive scale is `controls.positive_scale`, where a controller may have
-    moved it to. The scales have no flag. NoFormulaError for a weight that is on and known neither here nor to `choices`.
+    moved it to. The scales have no flag. NoFormulaError for a weight that is on and known neither here nor to
+    `choices`.
     """
     tokens, advantage_T = tokens.detach(), advantage_T.detach()
     weight_T = torch.ones_like(tokens.logp_T)

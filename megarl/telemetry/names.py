@@ -89,6 +89,7 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
     "control/entropy_coefficient": ("last", "coefficient of the entropy bonus in this step; 0: it does not act"),
     "control/entropy_target": ("last", "entropy that the controller steers to, nats per token"),
     "control/positive_scale": ("last", "factor on tokens with advantage > 0 in this step"),
+    "control/stare_acts": ("last", "1 while STARE weighs tokens, else 0"),
     "control/reference_resets": ("last", "renewals of the reference weights so far"),
     "rule/cap_frac": ("mean", "share of response tokens whose weight a gate limited"),
     "rule/dppo_frac": ("mean", "share of response tokens that DPPO dropped"),

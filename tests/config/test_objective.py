@@ -109,6 +109,10 @@ REFUSED = {
         ["objective.controllers.positive_scale={}"],
         "objective.controllers.positive_scale moves objective.weights.positive_scale.scale; add that table",
     ),
+    "gate of nothing": (
+        ["objective.controllers.stare={}"],
+        "objective.controllers.stare turns objective.weights.stare on and off; add that table",
+    ),
     "reset of no reference": (
         ["objective.controllers.reference_reset={every_steps=3}"],
         "objective.controllers.reference_reset renews the reference of objective.auxiliary.kl; add that table",

@@ -211,3 +211,11 @@ def test_mistakes_are_refused() -> None:
         state.load_state_dict({"step": 3})
     with pytest.raises(ValidationError, match="is not above 0; positive tokens would be punished"):
         build(weights={"positive_scale": {"scale": 0.1}}, controllers={"positive_scale": {"step": 0.1}})
+
+
+def test_stare_acts_below_its_target() -> None:
+    state = build(weights={"stare": {}}, controllers={"stare": {"target": 0.5}})
+    assert [controls.stare_acts for controls in drive(state, [0.7, 0.4, 0.5, 0.499])] == [False, True, False, True]
+    assert to_values(state.metrics())["control/stare_acts"] == 1.0
+    assert to_values(state.metrics())["control/entropy_target"] == 0.5
+    assert [controls.stare_acts for controls in drive(build(weights={"stare": {}}), [0.7, 0.1])] == [True, True]

@@ -47,6 +47,7 @@ def make_row(step: int) -> dict[str, float | None]:
         "control/entropy_coefficient": 0.0,
         "control/entropy_target": 0.2,
         "control/positive_scale": 0.95,
+        "control/stare_acts": 1.0,
         "control/reference_resets": 0.0,
         "rule/tis_frac": 0.05,
         **{
