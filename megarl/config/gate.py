@@ -56,10 +56,12 @@ class PpoGate(GateVariant):
     is_weight: ClassVar[bool] = False
     dual: Unbounded = Field(math.inf, gt=1)
     """Dual clip: where A < 0 the loss is at most -dual * A (arXiv 1912.09729). inf turns it off."""
+    dual_at_high: bool = False
+    """A dual clip at the upper bound, too: where A < 0 the loss is at most -hi A."""
 
     @property
     def bounds_first(self) -> bool:
-        return self.dual == math.inf
+        return self.dual == math.inf and not self.dual_at_high
 
     @property
     def dual_bound(self) -> float:
@@ -67,7 +69,7 @@ class PpoGate(GateVariant):
 
     @property
     def rules(self) -> tuple[RuleName, ...]:
-        return _dual_rules(self.dual)
+        return ("dual",) if self.dual_at_high else _dual_rules(self.dual)
 
 
 class CeGppoGate(GateVariant):

@@ -144,12 +144,18 @@ def _check_level(config: ObjectiveConfig) -> Iterator[str]:
             f'objective.clip.kind "{clip.kind}" gives each token bounds of its own, objective.ratio.level "{level}" '
             f'has one ratio per response; use level "token", or clip kind {others}'
         )
+    if facts.of_prefix and clip.of_probability:
+        yield (
+            f'objective.clip.kind "{clip.kind}" bounds a token\'s own ratio by its probability, '
+            f'objective.ratio.level "{level}" compares everything up to the token; use clip kind "growing", or level '
+            '"token"'
+        )
     if facts.bounds_first and not gate.bounds_first:
         yield (
             f'objective.ratio.level "{level}" bounds token ratios before it averages them (GMPO); it needs '
             'objective.gate = {kind = "ppo"} without dual clip'
         )
-    if facts.per_response and gate.of_tokens:
+    if (facts.per_response or facts.of_prefix) and gate.of_tokens:
         yield f'objective.gate.kind "{gate.kind}" is defined on token ratios; set objective.ratio.level to "token"'
     for name in (name for name, bonus in config.shaping.on.items() if bonus.tells_tokens_apart):
         if facts.through_response:

@@ -24,15 +24,18 @@ class LevelFacts(NamedTuple):
     gradient, and there is one advantage per response."""
     bounds_first: bool
     """Token ratios are bounded before they are averaged."""
+    of_prefix: bool = False
+    """A token's ratio is that of everything up to it, so what is made of its own probability does not fit it."""
 
 
 class RatioConfig(Config):
     """The ratio r between the current policy and its anchor."""
 
-    level: Literal["token", "sequence", "sequence_token", "geometric"] = "token"
+    level: Literal["token", "sequence", "sequence_token", "geometric", "prefix"] = "token"
     """token: per token. sequence: exp of the response's mean log ratio, its gradient through the mean (GSPO,
     arXiv 2507.18071). sequence_token: the same value, gradient through the own token only (GSPO-token). geometric:
-    token ratios bounded first, then their geometric mean (GMPO, arXiv 2507.20673)."""
+    token ratios bounded first, then their geometric mean (GMPO, arXiv 2507.20673). prefix: the product over the
+    response up to the token, gradient through the own token only (CTPO, arXiv 2605.07331)."""
     anchor: Literal["old", "behavior"] = "old"
     """old: the trainer's log-probs before the batch's first update. behavior: vLLM's when it sampled."""
 
@@ -47,6 +50,8 @@ class RatioConfig(Config):
                 return LevelFacts(per_response=True, through_response=False, bounds_first=False)
             case "geometric":
                 return LevelFacts(per_response=True, through_response=True, bounds_first=True)
+            case "prefix":
+                return LevelFacts(per_response=False, through_response=False, bounds_first=False, of_prefix=True)
         assert_never(self.level)
 
     @property
@@ -82,6 +87,9 @@ class ClipVariant(Variant):
     @abstractmethod
     def follows_length(self) -> bool:
         """Whether its bounds of a step depend on how many steps the run has."""
+
+    of_probability: ClassVar[bool] = False
+    """Whether its bounds follow from the probability of the token itself, so that they fit its own ratio alone."""
 
     @property
     def bounds_above(self) -> bool:
@@ -150,6 +158,7 @@ class FlexEcClip(ClipVariant):
     kind: Literal["flexec"]
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
+    of_probability: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     schedule: Literal["upper", "lower", "both", "id", "did", "od"] = "id"
     """upper: dynamic upper bound, `standard` below (raises entropy). lower: dynamic lower bound (lowers it). both:
@@ -197,6 +206,7 @@ class DcpoClip(ClipVariant):
     kind: Literal["dcpo"]
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
+    of_probability: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
     follows_length: ClassVar[bool] = False
@@ -254,6 +264,29 @@ class ArcherClip(ClipVariant):
     """Entropies above this quantile of the response's own tokens are high."""
 
 
+class GrowingClip(ClipVariant):
+    """Distances of the log ratio that grow along the response: at its t-th token, from 1, lo = exp(-low t^power) and
+    hi = exp(high t^power) (CTPO, arXiv 2605.07331)."""
+
+    kind: Literal["growing"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
+    low: Annotated[Unbounded, Distance("log ratio")] = Field(0.025, ge=0)
+    """Distance below 0 at the first token; inf turns clip-low off."""
+    high: Annotated[Unbounded, Distance("log ratio")] = Field(0.05, ge=0)
+    """Distance above 0 at the first token; inf turns clip-high off."""
+    power: float = Field(0.5, ge=0)
+    """0.5: as the deviation of a sum of independent log ratios grows. 0: the same everywhere."""
+
+    @property
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
+
+
 Clip = Annotated[
-    NoClip | ConstantClip | LogClip | FlexEcClip | DcpoClip | BapoClip | ArcherClip, Field(discriminator="kind")
+    NoClip | ConstantClip | LogClip | FlexEcClip | DcpoClip | BapoClip | ArcherClip | GrowingClip,
+    Field(discriminator="kind"),
 ]

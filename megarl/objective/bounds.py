@@ -10,7 +10,17 @@ from typing import Literal, assert_never
 import torch
 from torch import Tensor
 
-from megarl.config.trust import ArcherClip, BapoClip, Clip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
+from megarl.config.trust import (
+    ArcherClip,
+    BapoClip,
+    Clip,
+    ConstantClip,
+    DcpoClip,
+    FlexEcClip,
+    GrowingClip,
+    LogClip,
+    NoClip,
+)
 from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
 from megarl.objective.tokens import Choices, Controls, TokenBatch
@@ -58,6 +68,8 @@ def token_bounds(
             uncertain_T = _above_own_quantile(tokens, clip.quantile)
             distance_T = torch.full_like(like_T, clip.low).masked_fill(uncertain_T, clip.high_entropy)
             return 1.0 - distance_T, 1.0 + distance_T
+        case GrowingClip():
+            return _growing_bounds(clip, tokens)
     assert_never(clip)
 
 
@@ -108,6 +120,12 @@ def _dcpo_bounds(clip: DcpoClip, q_T: Tensor) -> tuple[Tensor, Tensor]:
     low_T = 0.5 + 0.5 * (1.0 - 4.0 * clip.low / q_T).clamp(min=0).sqrt()
     high_T = (0.5 + 0.5 * (1.0 + 4.0 * clip.high / q_T).sqrt()).clamp(max=clip.cap)
     return low_T, high_T
+
+
+def _growing_bounds(clip: GrowingClip, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    """CTPO (arXiv 2605.07331): exp(-low t^power) and exp(high t^power), t the token's place in its response, from 1."""
+    scale_T = (tokens.position_T + 1).to(torch.float64).pow(clip.power)
+    return tuple((distance * scale_T).exp().to(tokens.logp_T.dtype) for distance in (-clip.low, clip.high))  # type: ignore[return-value]
 
 
 def _above_own_quantile(tokens: TokenBatch, quantile: float) -> Tensor:

@@ -22,7 +22,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate, UpGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, Gate, PpoGate, SapoGate, UpGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
@@ -119,15 +119,22 @@ def _term(
 
 
 def _ppo(gate: PpoGate, ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor, high_T: Tensor) -> _Term:
-    """-min(r A, clip(r, lo, hi) A), and at most -dual A where A < 0 (arXiv 1912.09729).
+    """-min(r A, clip(r, lo, hi) A), and at most -dual A where A < 0 (arXiv 1912.09729), or -hi A.
 
     A factors out: A min(r, hi) for A > 0, A min(max(r, lo), dual) for A < 0.
     """
     rule_T = clipped_sides(ratio_T, advantage_T, low_T, high_T)
-    rule_T = rule_T | _flag((advantage_T < 0) & (ratio_T > gate.dual), Rule.DUAL)
-    negative_T = torch.maximum(ratio_T, low_T).clamp(max=gate.dual)
+    dual_T = dual_bounds(gate, high_T)
+    rule_T = rule_T | _flag((advantage_T < 0) & (ratio_T > dual_T), Rule.DUAL)
+    negative_T = torch.minimum(torch.maximum(ratio_T, low_T), dual_T)
     bounded_T = torch.where(advantage_T > 0, torch.minimum(ratio_T, high_T), negative_T)
     return _Term(surrogate_T=bounded_T, slope_T=ratio_T * (rule_T == 0), rule_T=rule_T)
+
+
+def dual_bounds(gate: Gate, high_T: Tensor) -> Tensor:
+    """The bound of the dual clip of every token, [T]; inf where there is none."""
+    at_high = isinstance(gate, PpoGate) and gate.dual_at_high
+    return high_T.clamp(max=gate.dual_bound) if at_high else torch.full_like(high_T, gate.dual_bound)
 
 
 def _ce_gppo(gate: CeGppoGate, log_ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor, high_T: Tensor) -> _Term:

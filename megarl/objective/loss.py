@@ -13,7 +13,7 @@ from torch import Tensor
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.auxiliary import auxiliary_loss, kl_estimate
 from megarl.objective.bounds import token_bounds
-from megarl.objective.gates import apply_gate
+from megarl.objective.gates import apply_gate, dual_bounds
 from megarl.objective.shaping import shaped_advantage
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.objective.weights import token_weights
@@ -55,7 +55,7 @@ def compute_token_loss(
         ratio_T=gate.ratio_T.detach(),
         low_T=low_T,
         high_T=high_T,
-        dual_T=torch.full_like(low_T, objective.gate.dual_bound),
+        dual_T=dual_bounds(objective.gate, high_T),
         gate_T=-gate_T,
         weight_T=weight_T.detach(),
         coefficient_T=-policy_T,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from megarl.objective.segment_sums import segment_sum
+from megarl.objective.segment_sums import segment_prefix_sum, segment_sum
 
 
 class Reduce(Protocol):
@@ -96,6 +96,11 @@ class TokenBatch:
     def sequence_sum(self, values_T: Tensor) -> Tensor:
         """Sum over each response, [B]; differentiable, and the same to the last bit in whatever order a device adds."""
         return segment_sum(values_T, self.sequence_T, self.num_sequences)
+
+    def prefix_sum(self, values_T: Tensor) -> Tensor:
+        """Sum over each token's response up to and with the token, [T]; detached, and the same to the last bit wherever
+        the response lies. Tokens of a response stand together, in order."""
+        return segment_prefix_sum(values_T, self.sequence_T, self.num_sequences)
 
     def sequence_mean(self, values_T: Tensor) -> Tensor:
         """Mean over each token's response, given back to its tokens, [T]; differentiable."""

@@ -26,7 +26,7 @@ NAMES = sorted(path.stem for path in METHODS.glob("*.toml"))
 README = (METHODS / "README.md").read_text(encoding="utf-8")
 
 BOUNDS_OFF = {"objective.clip": {"kind": "none"}}
-PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf}}
+PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": False}}
 DYNAMIC = {"objective.sampler.kind": "dynamic"}
 FLEXEC = {"upper_slope": -0.25, "upper_start": 0.5, "lower_slope": -0.13, "lower_start": 0.3, "standard": 0.2}
 GSPO = {
@@ -82,7 +82,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "objective.gate.dual": 3.0,
     },
     "archer": {"objective.clip": {"kind": "archer", "low": 0.2, "high_entropy": 0.4, "quantile": 0.8}},
-    "dual-clip": {"objective.gate": {"kind": "ppo", "dual": 3.0}},
+    "dual-clip": {"objective.gate": {"kind": "ppo", "dual": 3.0, "dual_at_high": False}},
     "gspo": GSPO | {"objective.ratio": {"level": "sequence", "anchor": "old"}},
     "gspo-token": GSPO | {"objective.ratio": {"level": "sequence_token", "anchor": "old"}},
     "gmpo": {
@@ -99,6 +99,12 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "aspo": {"objective.gate": {"kind": "aspo", "cap": 3.0}},
     "ce-gppo": ce_gppo(0.75),
     "gppo": ce_gppo(1.0),
+    "ctpo": {
+        "objective.ratio": {"level": "prefix", "anchor": "old"},
+        "objective.clip": {"kind": "growing", "low": 0.025, "high": 0.05, "power": 0.5},
+        "objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": True},
+        "objective.aggregation.mode": "token-mean",
+    },
     "up-grpo": {"objective.gate": {"kind": "up", "dual": 3.0}} | constant(0.2, math.inf),
     "clip-cov": weight("clip_cov", fraction=2e-4, low=1.0, high=5.0) | constant(1.0, 1.0) | PLAIN_PPO,
     "high-entropy-tokens": weight("high_entropy", fraction=0.2),
@@ -237,6 +243,7 @@ REASONS = (  # why two fragments may not be joined; every refusal is one of thes
     r"acts at the bounds, but objective\.clip\.kind is \"none\"",
     r"has no upper bound, but objective\.clip\.kind",
     r"gives each token bounds of its own",
+    r"bounds a token's own ratio by its probability",
     r"bounds token ratios before it averages them",
     r"is defined on token ratios",
     r"has one advantage per response",

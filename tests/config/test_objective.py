@@ -33,6 +33,20 @@ REFUSED = {
         'objective.clip.kind "flexec" gives each token bounds of its own, objective.ratio.level "sequence" has one '
         'ratio per response; use level "token", or clip kind "constant" or "log"',
     ),
+    "bounds of one probability on the ratio of many": (
+        ["objective.ratio.level=prefix", "objective.clip.kind=dcpo"],
+        'objective.clip.kind "dcpo" bounds a token\'s own ratio by its probability, objective.ratio.level "prefix" '
+        'compares everything up to the token; use clip kind "growing", or level "token"',
+    ),
+    "token gate on the ratio of many": (
+        ["objective.ratio.level=prefix", "objective.gate.kind=aspo"],
+        'objective.gate.kind "aspo" is defined on token ratios; set objective.ratio.level to "token"',
+    ),
+    "gmpo with dual clip at the bound": (
+        ["objective.ratio.level=geometric", "objective.gate.dual_at_high=true"],
+        'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
+        '= {kind = "ppo"} without dual clip',
+    ),
     "gmpo with dual clip": (
         ["objective.ratio.level=geometric", "objective.gate.dual=3"],
         'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
@@ -203,6 +217,11 @@ ACCEPTED = {
     ],
     "every token rule at sequence_token": [
         "objective.ratio.level=sequence_token",
+        "objective.weights={tis={}, high_entropy={}, clip_cov={}, steer={}, clip_b={}, clip_v={}, erc={}}",
+        "objective.shaping.entropy={}",
+    ],
+    "every token rule at prefix": [
+        *("objective.ratio.level=prefix", "objective.clip.kind=growing"),
         "objective.weights={tis={}, high_entropy={}, clip_cov={}, steer={}, clip_b={}, clip_v={}, erc={}}",
         "objective.shaping.entropy={}",
     ],

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarl.config.trust import ArcherClip, BapoClip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
+from megarl.config.trust import ArcherClip, BapoClip, ConstantClip, DcpoClip, FlexEcClip, GrowingClip, LogClip, NoClip
 from megarl.objective.bounds import clipped_sides, token_bounds
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from megarl.rules import Rule
@@ -48,6 +48,16 @@ def test_bounds_without_a_token(clip, low, high) -> None:
     lows, highs = bounds_of(clip, make_tokens([3]))
     assert lows == pytest.approx([low] * 3)
     assert highs == pytest.approx([high] * 3)
+
+
+def test_growing_bounds_by_hand() -> None:
+    # sqrt of 1, 2, 3, 4 and of 1, 2: exp(-.1 sqrt(t)) and exp(.2 sqrt(t)).
+    lows, highs = bounds_of(GrowingClip(kind="growing", low=0.1, high=0.2), make_tokens([4, 0, 2]))
+    roots = [1.0, 1.414213562, 1.732050808, 2.0, 1.0, 1.414213562]
+    assert lows == pytest.approx([math.exp(-0.1 * root) for root in roots])
+    assert highs == pytest.approx([math.exp(0.2 * root) for root in roots])
+    even = bounds_of(GrowingClip(kind="growing", low=math.inf, high=0.2, power=0.0), make_tokens([3]))
+    assert even == ([0.0] * 3, pytest.approx([math.exp(0.2)] * 3))
 
 
 def test_dcpo_goldens() -> None:

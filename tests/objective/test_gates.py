@@ -181,6 +181,16 @@ def test_aspo_by_hand() -> None:
     assert result.loss_T.tolist() == pytest.approx([4, capped_up, 2 / 1.28, 1.6, 3, capped_down, 0, 0])
 
 
+def test_dual_clip_at_the_upper_bound() -> None:
+    # A < 0: kept between .8 and 1.28, and 2.0 is above both; a lower `dual` still holds.
+    g_T, result = gradient(objective(PpoGate(dual_at_high=True), CLIP), [0.5, 1.2, 2.0, 2.0], [-1, -1, -1, 1])
+    assert g_T.tolist() == pytest.approx([0, -1.2, 0, 0])
+    assert result.loss_T.tolist() == pytest.approx([0.8, 1.2, 1.28, -1.28])
+    assert rules(result) == [Rule.CLIP_LOW, Rule(0), Rule.DUAL, Rule.CLIP_HIGH]
+    g_T, result = gradient(objective(PpoGate(dual=1.1, dual_at_high=True), CLIP), [1.05, 1.2], [-1, -1])
+    assert g_T.tolist() == pytest.approx([-1.05, 0])
+
+
 UP_CLIP = {"kind": "constant", "low": 0.2, "high": math.inf}
 
 

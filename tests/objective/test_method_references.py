@@ -29,14 +29,19 @@ def load_objective(name: str) -> ObjectiveConfig:
     return load_config(ROOT / "configs" / "quickstart.toml", [str(ROOT / f"configs/methods/{name}.toml")]).objective
 
 
-def drawn_tokens(objective: ObjectiveConfig, seed: int = 1) -> TokenBatch:
+SPREAD = {"ctpo": 0.04}
+"""Of the log ratios: products of many ratios stay near their bounds only where each is close to 1."""
+
+
+def drawn_tokens(objective: ObjectiveConfig, seed: int, spread: float) -> TokenBatch:
     """Responses with one advantage each, ratios on both sides of every bound, and the objective's own normaliser."""
     draw = torch.Generator().manual_seed(seed)
     size = sum(LENGTHS)
     noise = torch.randn(5, size, generator=draw, dtype=torch.float64)
     old_T = -noise[0].abs() - 0.1
-    logp_T = (old_T + 0.8 * noise[1]).clamp(max=-1e-3)
-    old_T[::5], logp_T[::5] = -5.0, -0.5  # ratios of 90
+    logp_T = old_T + spread * noise[1]
+    if spread > 0.1:
+        old_T[::5], logp_T[::5] = -5.0, -0.5  # ratios of 90
     advantage_B = torch.tensor([1.0, -0.5, -1.5, 2.0, 0.5, 0.0], dtype=torch.float64)
     lengths = torch.tensor(LENGTHS)
     weight_B = torch.tensor(
@@ -100,14 +105,30 @@ def stare(tokens: TokenBatch) -> Tensor:
     return (torch.tensor(weights, dtype=torch.float64) * ppo(tokens, 0.8, 1.28, 3.0)).sum() / sum(LENGTHS)
 
 
-REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {"up-grpo": up_grpo, "wapo": wapo, "stare": stare}
+def ctpo(tokens: TokenBatch) -> Tensor:
+    """Value of the product of the ratios so far, gradient of the own; bounds exp(-.025 sqrt t) and exp(.05 sqrt t), the
+    upper one for A < 0, too; the mean over tokens."""
+    total = torch.zeros((), dtype=torch.float64)
+    for at in responses(tokens):
+        so_far = 0.0
+        for t, index in enumerate(at.tolist(), start=1):
+            logp, a = tokens.logp_T[index], tokens.advantage_T[index]
+            so_far += (logp - tokens.old_logp_T[index]).item()
+            ratio = torch.exp(so_far + logp - logp.detach())
+            low, high = (torch.tensor(distance * t**0.5, dtype=torch.float64).exp() for distance in (-0.025, 0.05))
+            loss = torch.maximum(-a * ratio, -a * ratio.clamp(low, high))
+            total = total + (torch.minimum(loss, -a * high) if a < 0 else loss)
+    return total / sum(LENGTHS)
+
+
+REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {"up-grpo": up_grpo, "wapo": wapo, "stare": stare, "ctpo": ctpo}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_fragment_is_its_formula(name: str, seed: int) -> None:
     objective = load_objective(name)
-    tokens = drawn_tokens(objective, seed)
+    tokens = drawn_tokens(objective, seed, SPREAD.get(name, 0.4))
     controls = Controls(step=3, seed=5)
     choices = choose(objective, tokens, controls, SingleRank())
     loss = compute_token_loss(objective, controls, tokens, choices)
