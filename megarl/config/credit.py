@@ -40,6 +40,17 @@ class Stare(WeightVariant):
     """Weight of the chosen tokens with A < 0 (M): 1 in the authors' variant O1, 0.9 in C2."""
 
 
+class EntropyFlow(WeightVariant):
+    """Weighs tokens whose update raises the entropy by 1 + lambda and those that lower it by 1 - lambda, so that the two
+    cancel to first order over the mini-batch (OPEFO, arXiv 2605.11491)."""
+
+    tells_tokens_apart: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    mismatch: ClassVar[Literal["ignores", "filters", "corrects"]] = "ignores"
+    compares_updates: ClassVar[bool] = False
+    rules: ClassVar[tuple[RuleName, ...]] = ()
+
+
 class StareGate(ControllerVariant):
     """weights.stare acts in the steps whose entropy is below a target, and is left out in the others."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from megarl.config.base import Config, Unbounded
-from megarl.config.credit import NegativeScale, Stare
+from megarl.config.credit import EntropyFlow, NegativeScale, Stare
 from megarl.config.facts import LargestWeight, NotBelow, RuleName
 from megarl.config.weight_variant import WeightVariant
 
@@ -205,6 +205,8 @@ class WeightsConfig(Config):
     """Reweighting of negative advantages."""
     stare: Stare | None = None
     """STARE."""
+    entropy_flow: EntropyFlow | None = None
+    """OPEFO."""
 
     @property
     def on(self) -> dict[str, WeightVariant]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megarl.config.credit import Stare
+from megarl.config.credit import EntropyFlow, Stare
 from megarl.config.facts import NoFormulaError
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.weight import (
@@ -84,6 +84,8 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
                 yield entropy_rules.clip_v(weight, share)
             case Stare():
                 yield credit.stare(weight, share)
+            case EntropyFlow():
+                yield credit.entropy_flow(weight, share, objective.ratio)
             case ClipCov():
                 continue
             case _ if weight.needs_survey or weight.mismatch != "ignores":

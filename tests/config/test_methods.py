@@ -125,6 +125,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
     | PLAIN_PPO
     | weight("negative_scale", scale=0.0),
     "stare": weight("stare", fraction=0.1, positive=1.1, negative=1.0) | {"objective.controllers.stare.target": 0.3},
+    "opefo": weight("entropy_flow") | BOUNDS_OFF | PLAIN_PPO,
     "tis": weight("tis", level="token", cap=2.0, floor=0.0, normalise=False),
     "masked-is": weight("importance_mask", level="sequence", low=0.0, high=3.0),
     "icepop": weight("importance_mask", level="token", low=0.5, high=5.0),

@@ -30,6 +30,7 @@ EVERYTHING = {
         "clip_b": {"mu": 0.7},
         "clip_v": {"mu": 0.5, "max_fraction": 0.05},
         "stare": {"negative": 0.8},
+        "entropy_flow": {},
     },
     "auxiliary": {"kl_cov": {"fraction": 0.1}},
 }

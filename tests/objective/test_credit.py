@@ -1,5 +1,6 @@
-"""Weights by sign and surprisal, by hand."""
+"""Weights by sign, surprisal and entropy change, by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.choices import choose
+from tests.objective.accounting import compute, metrics_of
 from tests.objective.choosing import CONTROLS, choose_of
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
@@ -58,3 +60,47 @@ def test_a_closed_gate_leaves_stare_out() -> None:
     assert closed.weight_T.tolist() == [1.0] * 16
     assert closed.rule_T.tolist() == [0] * 16
     assert torch.count_nonzero(choose(objective, tokens, CONTROLS, SingleRank()).weight_T != 1.0) == 2
+
+
+P = [0.7, 0.15, 0.15]
+ENTROPY = -sum(p * math.log(p) for p in P)
+EXPECTED_Q = sum(p * p * (math.log(p) + ENTROPY) for p in P)
+
+
+def test_entropy_flow_by_hand() -> None:
+    # N - Q is .177921 - .323493 = -.145572 at p = .7 and .339668 at p = .15. With A = 1, 1, -1 and weight 1 the changes
+    # are -.145572, .339668 and -.339668: U = .339668, D = .485240, lambda = .145572 / .824908 = .176470.
+    tokens = make_tokens(logp=[math.log(0.7), math.log(0.15), math.log(0.15), math.log(0.15)], entropy=ENTROPY)
+    tokens = tokens.replace(
+        old_logp_T=tokens.logp_T,
+        expected_q_T=torch.full((4,), EXPECTED_Q, dtype=torch.float64),
+        advantage_T=torch.tensor([1.0, 1.0, -1.0, 0.0], dtype=torch.float64),
+    )
+    choices = choose_of({"weights": {"entropy_flow": {}}}, tokens)
+    assert choices.weight_T.tolist() == pytest.approx([0.82353, 1.17647, 0.82353, 1.0], abs=1e-4)
+    loss = compute(tokens, choices=choices, clip={"kind": "none"}, gate={"dual": math.inf})
+    assert metrics_of(tokens, loss)["entropy/budget"][0] == pytest.approx(0.0, abs=1e-5)
+    alone = compute(tokens, clip={"kind": "none"}, gate={"dual": math.inf})
+    assert metrics_of(tokens, alone)["entropy/budget"][0] == pytest.approx(-0.145572, abs=1e-5)
+
+
+def test_entropy_flow_counts_ratios_and_the_aggregations_weights() -> None:
+    # Changes .339668 w r A: 2 * 3 * .339668 up against .339668 down: lambda = (1 - 6) / 7.
+    logp = math.log(0.15)
+    tokens = make_tokens(
+        logp=logp,
+        old_logp=[logp - math.log(3.0), logp],
+        entropy=ENTROPY,
+        expected_q=EXPECTED_Q,
+        advantage=[1.0, -1.0],
+        weight=[2.0, 1.0],
+    )
+    weight = choose_of({"clip": {"kind": "none"}, "weights": {"entropy_flow": {}}}, tokens).weight_T.tolist()
+    assert weight == pytest.approx([2 / 7, 12 / 7])
+
+
+def test_entropy_flow_where_nothing_flows() -> None:
+    still = make_tokens(logp=0.0, old_logp=0.0, entropy=1e-7, expected_q=0.0, advantage=[1.0, -1.0])
+    assert choose_of({"weights": {"entropy_flow": {}}}, still).weight_T.tolist() == [1.0, 1.0]
+    one_way = make_tokens(logp=math.log(0.15), entropy=ENTROPY, expected_q=EXPECTED_Q, advantage=[1.0, 0.0])
+    assert choose_of({"weights": {"entropy_flow": {}}}, one_way).weight_T.tolist() == [0.0, 1.0]

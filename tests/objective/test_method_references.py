@@ -121,7 +121,25 @@ def ctpo(tokens: TokenBatch) -> Tensor:
     return total / sum(LENGTHS)
 
 
-REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {"up-grpo": up_grpo, "wapo": wapo, "stare": stare, "ctpo": ctpo}
+def opefo(tokens: TokenBatch) -> Tensor:
+    """-r A, weighted so that the first-order entropy changes r A (N - p (log p + H)) add up to 0; mean over tokens."""
+    logp_T, a_T = tokens.logp_T, tokens.advantage_T
+    ratio_T = (logp_T - tokens.old_logp_T).exp()
+    change_T = (ratio_T * a_T * (tokens.expected_q_T - logp_T.exp() * (logp_T + tokens.entropy_T))).detach()
+    up, down = change_T[change_T > 0].sum(), -change_T[change_T < 0].sum()
+    weight_T = 1 + (down - up) / (down + up) * change_T.sign()
+    assert (weight_T * change_T).sum().abs() < 1e-12
+    assert change_T.sum().abs() > 0.1
+    return -(weight_T * ratio_T * a_T).sum() / sum(LENGTHS)
+
+
+REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {
+    "up-grpo": up_grpo,
+    "wapo": wapo,
+    "stare": stare,
+    "ctpo": ctpo,
+    "opefo": opefo,
+}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
