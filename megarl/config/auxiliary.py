@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from megarl.config.base import Config, ConfigError
 from megarl.config.controller_variant import ControllerVariant
-from megarl.config.credit import StareGate
+from megarl.config.credit import NegativeScaleController, StareGate
 from megarl.config.facts import NotBelow, RuleName, Variant
 
 Reading = Literal["reference", "entropy", "expert", "verdict"]
@@ -187,6 +187,8 @@ class ControllersConfig(Config):
     """The same, with a target from the start of the run and a factor per prompt."""
     positive_scale: PositiveScaleController | None = None
     """Holds the entropy with weights.positive_scale."""
+    negative_scale: NegativeScaleController | None = None
+    """Enlarges weights.negative_scale as the entropy falls."""
     stare: StareGate | None = None
     """Holds the entropy above a target with weights.stare."""
     reference_reset: ReferenceReset | None = None

@@ -20,7 +20,7 @@ class NegativeScale(WeightVariant):
     compares_updates: ClassVar[bool] = False
     rules: ClassVar[tuple[RuleName, ...]] = ()
     scale: float = Field(1.0, ge=0)
-    """The factor."""
+    """The factor, and what objective.controllers.negative_scale enlarges."""
 
 
 class Stare(WeightVariant):
@@ -41,8 +41,8 @@ class Stare(WeightVariant):
 
 
 class EntropyFlow(WeightVariant):
-    """Weighs tokens whose update raises the entropy by 1 + lambda and those that lower it by 1 - lambda, so that the two
-    cancel to first order over the mini-batch (OPEFO, arXiv 2605.11491)."""
+    """Weighs tokens whose update raises the entropy by 1 + lambda and those that lower it by 1 - lambda, so that the
+    two cancel to first order over the mini-batch (OPEFO, arXiv 2605.11491)."""
 
     tells_tokens_apart: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True
@@ -59,3 +59,18 @@ class StareGate(ControllerVariant):
     follows_entropy: ClassVar[bool] = True
     target: float = Field(0.3, gt=0)
     """Nats per token."""
+
+
+class NegativeScaleController(ControllerVariant):
+    """Divides weights.negative_scale by clip(1 + H - H*, smallest, 1), H a running mean of the entropy and H* a share
+    of the starting entropy: failures weigh more once the entropy is low (delta of FADE, arXiv 2607.01490)."""
+
+    acts_on: ClassVar[str] = "weights.negative_scale"
+    effect: ClassVar[str] = "moves objective.weights.negative_scale.scale"
+    follows_entropy: ClassVar[bool] = True
+    target_ratio: float = Field(0.5, gt=0)
+    """H* relative to the starting entropy."""
+    smallest: float = Field(0.3, gt=0, le=1)
+    """Smallest divisor."""
+    rate: float = Field(0.02, gt=0, le=1)
+    """Weight of a step's entropy in the running mean, which begins at the first step's."""

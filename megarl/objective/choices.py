@@ -85,7 +85,7 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
             case Stare():
                 yield credit.stare(weight, share)
             case EntropyFlow():
-                yield credit.entropy_flow(weight, share, objective.ratio)
+                yield credit.entropy_flow(share, objective.ratio)
             case ClipCov():
                 continue
             case _ if weight.needs_survey or weight.mismatch != "ignores":

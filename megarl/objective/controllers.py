@@ -12,6 +12,7 @@ from typing import Any
 from megarl.config.auxiliary import AdaptiveEntropyCoefficient, AerStyleCoefficient, ReferenceReset
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.trust import FlexEcClip
+from megarl.objective.averages import AdvantageAverages
 from megarl.objective.schedules import Line, flexec_lines, flexec_raises
 from megarl.objective.tokens import Controls
 from megarl.telemetry.metrics import Metrics, declared
@@ -35,7 +36,10 @@ class ControllerState:
         self._scale = positive.scale if positive else 1.0
         self._raising = False
         self._resets = 0
+        self._entropy_average: float | None = None
         self._controls: Controls | None = None
+        self.averages = AdvantageAverages(objective)
+        """What the step's advantages follow, before its entropy is known."""
 
     def begin_step(self, step: int, entropy: float) -> Controls:
         """Observe the step's entropy (nats per token) and set its numbers.
@@ -63,6 +67,7 @@ class ControllerState:
             lower=lower,
             entropy_coefficient=self._move_coefficient(entropy),
             positive_scale=self._move_scale(entropy),
+            negative_scale=self._move_negative_scale(entropy),
             stare_acts=self._stare_acts(entropy),
         )
         return self._controls
@@ -93,6 +98,8 @@ class ControllerState:
             values["control/entropy_coefficient"] = self._controls.entropy_coefficient
         if self._objective.weights.positive_scale:
             values["control/positive_scale"] = self._controls.positive_scale
+        if self._objective.controllers.negative_scale:
+            values["control/negative_scale"] = self._controls.negative_scale
         if self._objective.controllers.stare:
             values["control/stare_acts"] = float(self._controls.stare_acts)
         if isinstance(self._objective.clip, FlexEcClip):
@@ -104,16 +111,19 @@ class ControllerState:
             values["control/entropy_target"] = target
         if self._objective.controllers.reference_reset:
             values["control/reference_resets"] = float(self._resets)
-        return declared(values)
+        return declared(values) | self.averages.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: everything the next step depends on beside the config."""
+        averages = self.averages.state_dict()
         return {
             "step": self._step,
             "entropy_start": self._entropy_start,
             "entropy_coefficient": self._coefficient,
             "raising": self._raising,
             "reference_resets": self._resets,
+            **({"entropy_average": self._entropy_average} if self._objective.controllers.negative_scale else {}),
+            **({"averages": averages} if averages else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -125,6 +135,9 @@ class ControllerState:
         self._coefficient = float(state["entropy_coefficient"])
         self._raising = bool(state["raising"])
         self._resets = int(state["reference_resets"])
+        average = state.get("entropy_average")
+        self._entropy_average = None if average is None else float(average)
+        self.averages.load_state_dict(state.get("averages", {}))
         self._controls = None
 
     def _move_flexec(self, entropy: float) -> tuple[Line, Line]:
@@ -161,6 +174,17 @@ class ControllerState:
             return self._scale
         return self._scale - config.step if entropy < config.target else self._scale + config.step
 
+    def _move_negative_scale(self, entropy: float) -> float:
+        """The configured scale over delta of FADE (arXiv 2607.01490)."""
+        weight, config = self._objective.weights.negative_scale, self._objective.controllers.negative_scale
+        scale = weight.scale if weight else 1.0
+        if config is None:
+            return scale
+        average = entropy if self._entropy_average is None else self._entropy_average
+        self._entropy_average = average + config.rate * (entropy - average)
+        distance = self._entropy_average - config.target_ratio * self._start()
+        return scale / min(max(1.0 + distance, config.smallest), 1.0)
+
     def _stare_acts(self, entropy: float) -> bool:
         """STARE's gate (arXiv 2606.19236): open while the entropy is below its target."""
         gate = self._objective.controllers.stare
@@ -174,8 +198,9 @@ class ControllerState:
             for section in (controllers.entropy_coefficient, controllers.positive_scale, controllers.stare)
             if section
         }
-        if controllers.aer:
-            targets.add(controllers.aer.target_ratio * self._start())
+        for share in (controllers.aer, controllers.negative_scale):
+            if share:
+                targets.add(share.target_ratio * self._start())
         return targets.pop() if len(targets) == 1 else None
 
     def _start(self) -> float:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from megarl.config.credit import EntropyFlow, Stare
+from megarl.config.credit import Stare
 from megarl.config.trust import RatioConfig
 from megarl.objective.contexts import RESOLUTION, at_resolution
 from megarl.objective.exact_sums import exact_sums
@@ -39,7 +39,7 @@ def _most_surprising(eligible_T: Tensor, fraction: float, share: Share) -> Tenso
     return smallest_k_mask((logp_T, *share.lots()), eligible_T=eligible_T, k=k, reduce=share.reduce)
 
 
-def entropy_flow(config: EntropyFlow, share: Share, ratio: RatioConfig) -> RuleResult:
+def entropy_flow(share: Share, ratio: RatioConfig) -> RuleResult:
     """OPEFO (arXiv 2605.11491): 1 + lambda where a token raises the entropy, 1 - lambda where it lowers it, lambda =
     (D - U) / (D + U) with U and D the sizes of the two sums over the mini-batch. Two collectives.
 

@@ -161,6 +161,8 @@ class Controls:
     """Of auxiliary.entropy in this step; 0: the bonus does not act."""
     positive_scale: float = 1.0
     """Of weights.positive_scale in this step."""
+    negative_scale: float = 1.0
+    """Of weights.negative_scale in this step."""
     stare_acts: bool = True
     """Whether weights.stare acts in this step."""
 

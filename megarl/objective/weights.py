@@ -24,8 +24,8 @@ def token_weights(
 ) -> tuple[Tensor, Tensor]:
     """The product of OPSM, ERC and the scales by sign where configured, [T], and int32 `Rule` flags, [T].
 
-    `advantage_T` is the shaped one. The positive scale is `controls.positive_scale`, where a controller may have
-    moved it to. The scales have no flag. NoFormulaError for a weight that is on and known neither here nor to
+    `advantage_T` is the shaped one. The scales are those of `controls`, where a controller may have moved them to, and
+    have no flag. NoFormulaError for a weight that is on and known neither here nor to
     `choices`.
     """
     tokens, advantage_T = tokens.detach(), advantage_T.detach()
@@ -41,8 +41,8 @@ def token_weights(
                 weight_T, rule_T = _without(drop_T, weight_T), rule_T | flags(drop_T, Rule.ERC)
             case PositiveScale():
                 weight_T = torch.where(advantage_T > 0, weight_T * controls.positive_scale, weight_T)
-            case NegativeScale(scale=scale):
-                weight_T = torch.where(advantage_T < 0, weight_T * scale, weight_T)
+            case NegativeScale():
+                weight_T = torch.where(advantage_T < 0, weight_T * controls.negative_scale, weight_T)
             case _ if not weight.needs_survey and weight.mismatch == "ignores":
                 raise NoFormulaError(weight, "the weight of tokens")
     return weight_T, rule_T

@@ -141,6 +141,17 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "qae": {"objective.advantage.method": "quantile", "objective.advantage.quantile": 0.4},
     "entropy-advantage": {"objective.shaping.entropy": {"alpha": 0.4, "kappa": 2.0}},
     "cde": {"objective.shaping.perplexity.alpha": 1.0, "objective.shaping.perplexity.kappa": 3.0},
+    "gepo": {
+        "objective.advantage.method": "grpo",
+        "objective.shaping.group_entropy": {
+            **{"low_factor": 0.5, "high_factor": 0.2, "low_width": 0.2, "high_width": 0.3, "rate": 0.01},
+        },
+    },
+    "fade": {
+        "objective.advantage": {"method": "focal", "largest": 3.0, "rate": 0.02},
+        "objective.controllers.negative_scale": {"target_ratio": 0.5, "smallest": 0.3, "rate": 0.02},
+    }
+    | weight("negative_scale", scale=1.0),
     "random-reward-bernoulli": {"reward.verifier.distribution": "bernoulli", "reward.verifier.p": 0.5},
     "random-reward-uniform": {"reward.verifier.kind": "random", "reward.verifier.distribution": "uniform"},
     "random-reward-gaussian": {

@@ -14,8 +14,9 @@ from megarl.config.loader import load_config
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.aggregation import aggregation_weights
 from megarl.objective.choices import choose
+from megarl.objective.controllers import ControllerState
 from megarl.objective.loss import compute_token_loss
-from megarl.objective.tokens import Controls, TokenBatch
+from megarl.objective.tokens import TokenBatch
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
@@ -147,7 +148,7 @@ REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {
 def test_fragment_is_its_formula(name: str, seed: int) -> None:
     objective = load_objective(name)
     tokens = drawn_tokens(objective, seed, SPREAD.get(name, 0.4))
-    controls = Controls(step=3, seed=5)
+    controls = ControllerState(objective, total_steps=9, seed=5).begin_step(1, 0.1)
     choices = choose(objective, tokens, controls, SingleRank())
     loss = compute_token_loss(objective, controls, tokens, choices)
     expected = REFERENCES[name](tokens)
