@@ -58,10 +58,13 @@ class PpoGate(GateVariant):
     """Dual clip: where A < 0 the loss is at most -dual * A (arXiv 1912.09729). inf turns it off."""
     dual_at_high: bool = False
     """A dual clip at the upper bound, too: where A < 0 the loss is at most -hi A."""
+    rescue: float = Field(0.0, ge=0, lt=1)
+    """A ratio beyond its side's bound is not clipped where, times a number drawn evenly from 1 - rescue to 1 + rescue,
+    it lies inside (NSR, arXiv 2605.22703): at the bound one of two, none from hi / (1 - rescue) on. 0 turns it off."""
 
     @property
     def bounds_first(self) -> bool:
-        return self.dual == math.inf and not self.dual_at_high
+        return self.dual == math.inf and not self.dual_at_high and self.rescue == 0
 
     @property
     def dual_bound(self) -> float:

@@ -153,7 +153,7 @@ def _check_level(config: ObjectiveConfig) -> Iterator[str]:
     if facts.bounds_first and not gate.bounds_first:
         yield (
             f'objective.ratio.level "{level}" bounds token ratios before it averages them (GMPO); it needs '
-            'objective.gate = {kind = "ppo"} without dual clip'
+            'objective.gate = {kind = "ppo"} without dual clip or rescue'
         )
     if (facts.per_response or facts.of_prefix) and gate.of_tokens:
         yield f'objective.gate.kind "{gate.kind}" is defined on token ratios; set objective.ratio.level to "token"'

@@ -286,7 +286,28 @@ class GrowingClip(ClipVariant):
         return self.high != math.inf
 
 
+class StaleClip(ClipVariant):
+    """Constant distances, of which the one on the side where a ratio lies shrinks for the stalest tokens: those whose
+    |log r| is above a quantile q of the mini-batch get the share 1 / (1 + ((|log r| - q) / q)^power) of it (SAT,
+    arXiv 2607.18722; where the function is centred is ours)."""
+
+    kind: Literal["stale"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = False
+    needs_survey: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
+    low: float = Field(0.2, ge=0, le=1)
+    """Distance below 1 of a token that is not stale. 1.0 turns clip-low off, but for stale tokens."""
+    high: float = Field(0.2, ge=0)
+    """Distance above 1 of a token that is not stale."""
+    quantile: float = Field(0.9, gt=0, lt=1)
+    """Share of the mini-batch's response tokens that is not stale."""
+    power: float = Field(2.0, gt=0)
+    """Of Hill's function."""
+
+
 Clip = Annotated[
-    NoClip | ConstantClip | LogClip | FlexEcClip | DcpoClip | BapoClip | ArcherClip | GrowingClip,
+    NoClip | ConstantClip | LogClip | FlexEcClip | DcpoClip | BapoClip | ArcherClip | GrowingClip | StaleClip,
     Field(discriminator="kind"),
 ]

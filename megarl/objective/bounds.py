@@ -5,7 +5,7 @@ add a term of its own to the gradient of a clipped token. Nothing here waits for
 """
 
 import math
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -20,11 +20,16 @@ from megarl.config.trust import (
     GrowingClip,
     LogClip,
     NoClip,
+    RatioConfig,
+    StaleClip,
 )
 from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
+from megarl.objective.stale import stale_bounds
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from megarl.rules import Rule
+
+_TOKEN_RATIO = RatioConfig()
 
 
 def token_bounds(
@@ -33,15 +38,16 @@ def token_bounds(
     controls: Controls,
     choices: Choices,
     *,
-    anchor: Literal["old", "behavior"] = "old",
+    ratio: RatioConfig = _TOKEN_RATIO,
 ) -> tuple[Tensor, Tensor]:
     """(lo, hi) of every token, [T] each, detached.
 
-    `anchor` is that of the ratio: DCPO and FlexEC read the probability q the token had under it.
+    `ratio` is what the bounds are for: DCPO and FlexEC read the probability q the token had under its anchor, SAT the
+    ratio itself.
 
     Raises:
-        ValueError: clip "bapo" without `choices.bapo_bounds`; a FlexEC line that goes below 0 or is NaN; anchor
-            "behavior" without behavior log-probs.
+        ValueError: clip "bapo" without `choices.bapo_bounds`, or "stale" without `choices.stale_above`; a FlexEC line
+            that goes below 0 or is NaN; anchor "behavior" without behavior log-probs.
     """
     like_T = tokens.logp_T.detach()
     match clip:
@@ -54,9 +60,9 @@ def token_bounds(
             low_T, high_T = _everywhere(-clip.low, clip.high, like_T)
             return low_T.exp(), high_T.exp()
         case FlexEcClip():
-            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), controls)
+            return _flexec_bounds(anchor_logp(ratio.anchor, tokens).exp(), controls)
         case DcpoClip():
-            return _dcpo_bounds(clip, anchor_logp(anchor, tokens).exp())
+            return _dcpo_bounds(clip, anchor_logp(ratio.anchor, tokens).exp())
         case BapoClip():
             if choices.bapo_bounds is None:
                 raise ValueError(
@@ -70,6 +76,13 @@ def token_bounds(
             return 1.0 - distance_T, 1.0 + distance_T
         case GrowingClip():
             return _growing_bounds(clip, tokens)
+        case StaleClip():
+            if choices.stale_above is None:
+                raise ValueError(
+                    'objective.clip.kind is "stale" but the choices of this mini-batch hold no stale_above; it is a '
+                    "quantile of the whole mini-batch, so call choose() on it first"
+                )
+            return stale_bounds(clip, ratio, tokens, choices.stale_above)
     assert_never(clip)
 
 

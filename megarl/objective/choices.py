@@ -9,6 +9,7 @@ aggregation's divisor. T = response tokens of this rank's share.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from megarl.objective import credit, entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
 from megarl.objective.share import RuleResult, Share, flags, take_share
+from megarl.objective.stale import staleness_quantile
 from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
 from megarl.rules import Rule
 
@@ -50,12 +52,14 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
     share = take_share(objective, tokens, controls, reduce)
     if share is None:
         return _without_tokens(objective, tokens)
-    bapo_bounds = search_bounds(objective, objective.clip, share) if objective.clip.kind == "bapo" else None
+    clip = objective.clip
+    bapo_bounds = search_bounds(objective, clip, share) if clip.kind == "bapo" else None
+    stale_above = staleness_quantile(objective, clip, share) if clip.kind == "stale" else None
     weight_T = torch.ones_like(share.tokens.logp_T)
     rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
     for rule_weight_T, rule_flags_T in _choosing_weights(objective, share):
         weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
-    bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds)
+    bounds = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds, stale_above=stale_above)
     return _with_covariance_rules(objective, share, bounds)
 
 
@@ -106,7 +110,7 @@ def _with_covariance_rules(objective: ObjectiveConfig, share: Share, so_far: Cho
     if penalty is not None:
         kl_cov_T = kl_cov_mask(penalty, share, covariance_T=covariance_T)
         rule_T = rule_T | flags(kl_cov_T, Rule.KL_COV)
-    return Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T, bapo_bounds=so_far.bapo_bounds)
+    return replace(so_far, weight_T=weight_T, rule_T=rule_T, kl_cov_T=kl_cov_T)
 
 
 def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
@@ -118,4 +122,5 @@ def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch) -> Choices:
         rule_T=nothing.rule_T,
         kl_cov_T=None if objective.auxiliary.kl_cov is None else nothing.rule_T.to(torch.bool),
         bapo_bounds=(clip.low_start, clip.high_start) if clip.kind == "bapo" else None,
+        stale_above=0.0 if clip.kind == "stale" else None,
     )

@@ -26,9 +26,11 @@ from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, Gate, 
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
-from megarl.objective.tokens import TokenBatch
+from megarl.objective.token_random import token_uniforms
+from megarl.objective.tokens import Controls, TokenBatch
 from megarl.rules import Rule
 
+_NOISE_STREAM = 1
 _SMALLEST_COMPLEMENT = 1e-8
 """1 - p is at least this in the Bernoulli KL, as in DPPO's code; log p has no more digits than that near 0."""
 
@@ -59,13 +61,20 @@ class _Term:
 
 
 def apply_gate(
-    objective: ObjectiveConfig, tokens: TokenBatch, *, advantage_T: Tensor, low_T: Tensor, high_T: Tensor
+    objective: ObjectiveConfig,
+    tokens: TokenBatch,
+    controls: Controls,
+    *,
+    advantage_T: Tensor,
+    low_T: Tensor,
+    high_T: Tensor,
 ) -> GateResult:
     """The loss, ratio and rules of every token, [T], under `objective.gate` and `objective.ratio`.
 
     `advantage_T` is the shaped one, `low_T` and `high_T` the bounds; none carries a gradient. CISPO, SAPO and DPPO read
-    no bounds. Aggregation and token weights are the caller's: at level "geometric" every token of a response carries
-    the response's loss, so seq-mean-token-mean weights give GMPO's mean over responses.
+    no bounds. `controls` say what NSR's noise is drawn from. Aggregation and token weights are the caller's: at level
+    "geometric" every token of a response carries the response's loss, so seq-mean-token-mean weights give GMPO's mean
+    over responses.
 
     Raises:
         ValueError: anchor "behavior" without behavior log-probs.
@@ -79,6 +88,9 @@ def apply_gate(
         loss_T = -advantage_T * tokens.sequence_mean(bounded_T).exp()
         return GateResult(loss_T=loss_T, ratio_T=ratio_T, rule_T=sides_T | saturated_T)
 
+    if isinstance(objective.gate, PpoGate) and objective.gate.rescue:
+        noise_T = _noise(objective.gate.rescue, tokens, controls, per_response=objective.ratio.facts.per_response)
+        low_T, high_T = _rescuing(ratio_T, low_T, high_T, noise_T)
     term = _term(objective, tokens, log_ratio_T.detach(), advantage_T, (low_T, high_T))
     is_weight = objective.gate.is_weight
     gradient_T = tokens.logp_T if is_weight else log_ratio_T
@@ -90,6 +102,27 @@ def apply_gate(
     surrogate_T = term.surrogate_T + term.slope_T * (gradient_T - gradient_T.detach())
     rule_T = term.rule_T if is_weight else term.rule_T | saturated_T
     return GateResult(loss_T=-advantage_T * surrogate_T, ratio_T=ratio_T, rule_T=rule_T)
+
+
+def _noise(half_width: float, tokens: TokenBatch, controls: Controls, *, per_response: bool) -> Tensor:
+    """[T], uniform from 1 - half_width to 1 + half_width; one for all tokens of a response where they share a ratio."""
+    uniform_T = token_uniforms(
+        seed=controls.seed,
+        step=controls.step,
+        sample_id_T=tokens.sample_id_T,
+        position_T=torch.zeros_like(tokens.position_T) if per_response else tokens.position_T,
+        stream=_NOISE_STREAM,
+    )
+    return (1.0 + half_width * (2.0 * uniform_T - 1.0)).to(tokens.logp_T.dtype)
+
+
+def _rescuing(ratio_T: Tensor, low_T: Tensor, high_T: Tensor, noise_T: Tensor) -> tuple[Tensor, Tensor]:
+    """NSR's bounds (arXiv 2605.22703, a reconstruction): a ratio that noise takes back inside is inside."""
+    moved_T = ratio_T * noise_T
+    return (
+        torch.where(moved_T >= low_T, torch.minimum(low_T, ratio_T), low_T),
+        torch.where(moved_T <= high_T, torch.maximum(high_T, ratio_T), high_T),
+    )
 
 
 def _term(

@@ -32,8 +32,8 @@ def compute_token_loss(
         entropy_T = tokens.entropy_T.detach().requires_grad_()
         leaf = tokens.replace(logp_T=logp_T, entropy_T=entropy_T)
         advantage_T = shaped_advantage(objective.shaping, leaf)
-        low_T, high_T = token_bounds(objective.clip, leaf, controls, choices, anchor=objective.ratio.anchor)
-        gate = apply_gate(objective, leaf, advantage_T=advantage_T, low_T=low_T, high_T=high_T)
+        low_T, high_T = token_bounds(objective.clip, leaf, controls, choices, ratio=objective.ratio)
+        gate = apply_gate(objective, leaf, controls, advantage_T=advantage_T, low_T=low_T, high_T=high_T)
         local_T, rule_T = token_weights(objective.weights, leaf, controls, advantage_T)
         weight_T = local_T * choices.weight_T
         policy = (tokens.weight_T * weight_T * gate.loss_T).sum()

@@ -179,6 +179,8 @@ class Choices:
     """bool: the tokens with a KL-Cov penalty."""
     bapo_bounds: tuple[float, float] | None = None
     """(lo, hi) of clip kind "bapo"."""
+    stale_above: float | None = None
+    """|log r| above which a token is stale, of clip kind "stale"."""
 
     @classmethod
     def none(cls, like_T: Tensor) -> "Choices":
@@ -191,7 +193,7 @@ class Choices:
         weights, rules = self.weight_T.split(list(sizes)), self.rule_T.split(list(sizes))
         covs = [None] * len(sizes) if self.kl_cov_T is None else list(self.kl_cov_T.split(list(sizes)))
         return [
-            Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T, bapo_bounds=self.bapo_bounds)
+            replace(self, weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T)
             for weight_T, rule_T, cov_T in zip(weights, rules, covs, strict=True)
         ]
 

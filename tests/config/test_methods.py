@@ -26,7 +26,7 @@ NAMES = sorted(path.stem for path in METHODS.glob("*.toml"))
 README = (METHODS / "README.md").read_text(encoding="utf-8")
 
 BOUNDS_OFF = {"objective.clip": {"kind": "none"}}
-PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": False}}
+PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": False, "rescue": 0.0}}
 DYNAMIC = {"objective.sampler.kind": "dynamic"}
 FLEXEC = {"upper_slope": -0.25, "upper_start": 0.5, "lower_slope": -0.13, "lower_start": 0.3, "standard": 0.2}
 GSPO = {
@@ -81,8 +81,13 @@ GOLDEN: dict[str, dict[str, Any]] = {
         },
         "objective.gate.dual": 3.0,
     },
+    "sat": {
+        "objective.ratio.anchor": "behavior",
+        "objective.clip": {"kind": "stale", "low": 0.2, "high": 0.2, "quantile": 0.9, "power": 2.0},
+    }
+    | PLAIN_PPO,
     "archer": {"objective.clip": {"kind": "archer", "low": 0.2, "high_entropy": 0.4, "quantile": 0.8}},
-    "dual-clip": {"objective.gate": {"kind": "ppo", "dual": 3.0, "dual_at_high": False}},
+    "dual-clip": {"objective.gate.dual": 3.0},
     "gspo": GSPO | {"objective.ratio": {"level": "sequence", "anchor": "old"}},
     "gspo-token": GSPO | {"objective.ratio": {"level": "sequence_token", "anchor": "old"}},
     "gmpo": {
@@ -102,9 +107,10 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "ctpo": {
         "objective.ratio": {"level": "prefix", "anchor": "old"},
         "objective.clip": {"kind": "growing", "low": 0.025, "high": 0.05, "power": 0.5},
-        "objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": True},
+        "objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": True, "rescue": 0.0},
         "objective.aggregation.mode": "token-mean",
     },
+    "nsr": {"objective.gate.kind": "ppo", "objective.gate.rescue": 0.2},
     "up-grpo": {"objective.gate": {"kind": "up", "dual": 3.0}} | constant(0.2, math.inf),
     "clip-cov": weight("clip_cov", fraction=2e-4, low=1.0, high=5.0) | constant(1.0, 1.0) | PLAIN_PPO,
     "high-entropy-tokens": weight("high_entropy", fraction=0.2),

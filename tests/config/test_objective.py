@@ -45,12 +45,17 @@ REFUSED = {
     "gmpo with dual clip at the bound": (
         ["objective.ratio.level=geometric", "objective.gate.dual_at_high=true"],
         'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
-        '= {kind = "ppo"} without dual clip',
+        '= {kind = "ppo"} without dual clip or rescue',
+    ),
+    "gmpo with rescue": (
+        ["objective.ratio.level=geometric", "objective.gate.rescue=0.1"],
+        'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
+        '= {kind = "ppo"} without dual clip or rescue',
     ),
     "gmpo with dual clip": (
         ["objective.ratio.level=geometric", "objective.gate.dual=3"],
         'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
-        '= {kind = "ppo"} without dual clip',
+        '= {kind = "ppo"} without dual clip or rescue',
     ),
     "token gate on a response's ratio": (
         ["objective.ratio.level=sequence_token", "objective.gate.kind=dppo", "objective.clip.kind=none"],

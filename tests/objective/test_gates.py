@@ -8,7 +8,7 @@ import torch
 from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate, UpGate
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import apply_gate
-from megarl.objective.tokens import Choices
+from megarl.objective.tokens import Choices, Controls
 from megarl.rules import Rule
 from tests.objective.gating import CLIP, CONTROLS, OFF, gated, gradient, objective, rules
 from tests.objective.tokens import make_tokens
@@ -191,6 +191,50 @@ def test_dual_clip_at_the_upper_bound() -> None:
     assert g_T.tolist() == pytest.approx([-1.05, 0])
 
 
+def test_rescue_keeps_clipped_tokens_by_their_distance() -> None:
+    # hi = 1.28, lo = .8, noise from .75 to 1.25. A > 0 at r = 1.4: kept where u <= 1.28 / 1.4 = .914286, of which there
+    # is (.914286 - .75) / .5 = .328571; from 1.28 / .75 = 1.706667 on none. A < 0 at r = .7: u >= 1.142857: .214286.
+    size = 20_000
+    config = objective(PpoGate(rescue=0.25), CLIP)
+    for ratio, advantage, share in (
+        (1.4, 2.0, 0.328571),
+        (1.70, 2.0, 0.005882),
+        (1.71, 2.0, 0.0),
+        (0.7, -2.0, 0.214286),
+    ):
+        g_T, result = gradient(config, [ratio] * size, [advantage] * size)
+        kept_T = g_T != 0
+        assert g_T[kept_T].tolist() == pytest.approx([ratio * advantage] * int(kept_T.sum()))
+        assert kept_T.double().mean().item() == pytest.approx(share, abs=4 * math.sqrt(share / size) + 1e-12)
+        flag = Rule.CLIP_HIGH if advantage > 0 else Rule.CLIP_LOW
+        assert torch.equal(result.rule_T, torch.where(kept_T, 0, int(flag)).int())
+    inside, _ = gradient(config, [1.2, 0.9, 0.5, 5.0], [1.0, -1.0, 1.0, -1.0])
+    assert inside.tolist() == pytest.approx([1.2, -0.9, 0.5, -5.0])
+
+
+def test_a_rescue_belongs_to_the_token_and_the_step() -> None:
+    config = objective(PpoGate(rescue=0.25), CLIP)
+
+    def kept(step: int, ids: list[int]) -> list[list[bool]]:
+        tokens = make_tokens([40] * 2, logp=math.log(0.42), old_logp=math.log(0.3), advantage=1.0, sample_ids=ids)
+        low_T, high_T = torch.full_like(tokens.logp_T, 0.8), torch.full_like(tokens.logp_T, 1.28)
+        controls = Controls(step=step, seed=0)
+        result = apply_gate(config, tokens, controls, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+        return (result.rule_T == 0).reshape(2, 40).tolist()
+
+    assert kept(3, [5, 9]) == kept(3, [9, 5])[::-1]
+    assert kept(3, [5, 9]) != kept(4, [5, 9])
+    assert kept(3, [5, 9])[0] != kept(3, [5, 9])[1]
+
+
+def test_a_response_with_one_ratio_is_rescued_whole() -> None:
+    config = objective(PpoGate(rescue=0.25), CLIP, level="sequence")
+    g_T, _ = gradient(config, [1.4] * 400, [1.0] * 400, lengths=[4] * 100)
+    kept_BT = (g_T != 0).reshape(100, 4)
+    assert torch.equal(kept_BT.any(1), kept_BT.all(1))
+    assert 10 < kept_BT.all(1).sum() < 60
+
+
 UP_CLIP = {"kind": "constant", "low": 0.2, "high": math.inf}
 
 
@@ -268,5 +312,5 @@ def test_archer_and_bapo_bounds_reach_the_gate() -> None:
     tokens = make_tokens(logp=[math.log(0.26), math.log(0.4)], old_logp=math.log(0.2), advantage=1.0)
     chosen = Choices(weight_T=torch.ones(2), rule_T=torch.zeros(2, dtype=torch.int32), bapo_bounds=(0.6, 1.5))
     low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, chosen)
-    result = apply_gate(config, tokens, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+    result = apply_gate(config, tokens, CONTROLS, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
     assert rules(result) == [Rule(0), Rule.CLIP_HIGH]

@@ -16,6 +16,7 @@ from megarl.objective.aggregation import aggregation_weights
 from megarl.objective.choices import choose
 from megarl.objective.controllers import ControllerState
 from megarl.objective.loss import compute_token_loss
+from megarl.objective.token_random import token_uniforms
 from megarl.objective.tokens import TokenBatch
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
@@ -134,12 +135,48 @@ def opefo(tokens: TokenBatch) -> Tensor:
     return -(weight_T * ratio_T * a_T).sum() / sum(LENGTHS)
 
 
+def nsr(tokens: TokenBatch) -> Tensor:
+    """The quickstart's bounds and dual clip; beyond a bound not clipped where r times the token's noise is inside."""
+    total = torch.zeros((), dtype=torch.float64)
+    rescued = 0
+    for index, a in enumerate(tokens.advantage_T.tolist()):
+        ratio = (tokens.logp_T[index] - tokens.old_logp_T[index]).exp()
+        where = {
+            "sample_id_T": tokens.sample_id_T[index : index + 1],
+            "position_T": tokens.position_T[index : index + 1],
+        }
+        noisy = ratio.item() * (0.8 + 0.4 * token_uniforms(seed=5, step=1, stream=1, **where).item())
+        outside, back = (ratio > 1.28, noisy <= 1.28) if a > 0 else (ratio < 0.8, noisy >= 0.8)
+        rescued += bool(outside and back)
+        loss = -a * (ratio.clamp(0.8, 1.28) if outside and not back else ratio)
+        total = total + (loss.clamp(max=-3.0 * a) if a < 0 else loss)
+    assert rescued
+    return total / sum(LENGTHS)
+
+
+def sat(tokens: TokenBatch) -> Tensor:
+    """PPO against the engine; of 27 tokens the two with the largest |log r| have a tighter bound; mean over tokens."""
+    assert tokens.behavior_logp_T is not None
+    log_ratio_T = tokens.logp_T - tokens.behavior_logp_T
+    q = sorted(log_ratio_T.abs().tolist())[24]  # the 25th of 27: ceil(.9 * 27)
+    total = torch.zeros((), dtype=torch.float64)
+    for log_ratio, a in zip(log_ratio_T, tokens.advantage_T, strict=True):
+        size = abs(log_ratio.item())
+        share = 1 / (1 + ((size - q) / q) ** 2) if size > q else 1.0
+        low = 1 - 0.2 * (share if log_ratio < 0 else 1.0)
+        high = 1 + 0.2 * (share if log_ratio > 0 else 1.0)
+        total = total - torch.minimum(log_ratio.exp() * a, log_ratio.exp().clamp(low, high) * a)
+    return total / sum(LENGTHS)
+
+
 REFERENCES: dict[str, Callable[[TokenBatch], Tensor]] = {
     "up-grpo": up_grpo,
     "wapo": wapo,
     "stare": stare,
     "ctpo": ctpo,
     "opefo": opefo,
+    "nsr": nsr,
+    "sat": sat,
 }
 
 

@@ -58,7 +58,19 @@ SMALL_BATCH: dict[str, list[str]] = {
     "dppo-kl": ["objective.gate.low=1e-4", "objective.gate.high=1e-4"],
 }
 QUICK_TIED_METHODS = ("high-entropy-tokens", "kl-cov", "clip-v")
-TIED_METHODS = (*QUICK_TIED_METHODS, "clip-cov", "clip-b", "steer", "erc", "bapo", "archer", "dapo", "stare", "opefo")
+TIED_METHODS = (
+    *QUICK_TIED_METHODS,
+    "clip-cov",
+    "clip-b",
+    "steer",
+    "erc",
+    "bapo",
+    "archer",
+    "dapo",
+    "stare",
+    "opefo",
+    "sat",
+)
 """Methods that rank, take quantiles, or compare with what they found in the mini-batch."""
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one rank": {"policy__tokens_per_micro_batch": 10_000},
