@@ -143,7 +143,7 @@ def test_a_new_clip_of_tokens_is_refused_where_there_is_a_ratio_per_response(lev
     (problem,) = problems(clip=POSITION, ratio={"level": level})
     assert problem == (
         f'objective.clip.kind "position" gives each token bounds of its own, objective.ratio.level "{level}" has one '
-        'ratio per response; use level "token", or clip kind "constant" or "log"'
+        'ratio per response; use level "token", or clip kind "constant", "log" or "stale"'
     )
 
 

@@ -31,7 +31,7 @@ REFUSED = {
     "one ratio, many bounds": (
         ["objective.ratio.level=sequence", "objective.clip.kind=flexec"],
         'objective.clip.kind "flexec" gives each token bounds of its own, objective.ratio.level "sequence" has one '
-        'ratio per response; use level "token", or clip kind "constant" or "log"',
+        'ratio per response; use level "token", or clip kind "constant", "log" or "stale"',
     ),
     "bounds of one probability on the ratio of many": (
         ["objective.ratio.level=prefix", "objective.clip.kind=dcpo"],

@@ -56,6 +56,10 @@ SMALL_BATCH: dict[str, list[str]] = {
     "opsm": ["objective.weights.opsm.threshold=0.01"],
     "dppo-tv": ["objective.gate.low=0.004", "objective.gate.high=0.004"],
     "dppo-kl": ["objective.gate.low=1e-4", "objective.gate.high=1e-4"],
+    "up-grpo": ["objective.clip.low=0.02"],
+    "nsr": ["objective.clip.low=0.02", "objective.clip.high=0.02"],
+    "sat": ["objective.clip.low=0.05", "objective.clip.high=0.05"],
+    "wapo": ["objective.clip.high=0.05"],
 }
 QUICK_TIED_METHODS = ("high-entropy-tokens", "kl-cov", "clip-v")
 TIED_METHODS = (
