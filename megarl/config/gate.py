@@ -22,6 +22,11 @@ class GateVariant(Variant):
         """Whether it reads the clip's bounds: never, so that there may be none; if there are any; or it needs them."""
 
     @property
+    def at_bounds(self) -> tuple[str, ...]:
+        """Its fields that are on and act at bounds alone."""
+        return ()
+
+    @property
     @abstractmethod
     def of_tokens(self) -> bool:
         """Whether it is defined on single tokens' ratios, so that it needs a ratio per token."""
@@ -61,6 +66,10 @@ class PpoGate(GateVariant):
     rescue: float = Field(0.0, ge=0, lt=1)
     """A ratio beyond its side's bound is not clipped where, times a number drawn evenly from 1 - rescue to 1 + rescue,
     it lies inside (NSR, arXiv 2605.22703): at the bound one of two, none from hi / (1 - rescue) on. 0 turns it off."""
+
+    @property
+    def at_bounds(self) -> tuple[str, ...]:
+        return tuple(name for name in ("dual_at_high", "rescue") if getattr(self, name))
 
     @property
     def bounds_first(self) -> bool:

@@ -128,6 +128,11 @@ def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
             f'objective.gate.kind "{gate.kind}" has no upper bound, but objective.clip.kind "{clip.kind}" sets one, '
             'which would do nothing; set objective.clip.high = inf (kind "constant"), or another gate'
         )
+    for name in gate.at_bounds if not clip.sets_bounds else ():
+        yield (
+            f'objective.gate.{name} acts at the bounds, but objective.clip.kind is "{clip.kind}"; choose bounds, or '
+            "turn it off"
+        )
     if gate.reads_bounds == "must" and not clip.sets_bounds:
         needless = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="never"))
         yield (

@@ -33,6 +33,15 @@ REFUSED = {
         'objective.clip.kind "flexec" gives each token bounds of its own, objective.ratio.level "sequence" has one '
         'ratio per response; use level "token", or clip kind "constant", "log" or "stale"',
     ),
+    "rescue without bounds": (
+        ["objective.gate.rescue=0.1", "objective.clip.kind=none"],
+        'objective.gate.rescue acts at the bounds, but objective.clip.kind is "none"; choose bounds, or turn it off',
+    ),
+    "dual clip at no bound": (
+        ["objective.gate.dual_at_high=true", "objective.clip.kind=none"],
+        'objective.gate.dual_at_high acts at the bounds, but objective.clip.kind is "none"; choose bounds, or turn it '
+        "off",
+    ),
     "bounds of one probability on the ratio of many": (
         ["objective.ratio.level=prefix", "objective.clip.kind=dcpo"],
         'objective.clip.kind "dcpo" bounds a token\'s own ratio by its probability, objective.ratio.level "prefix" '
