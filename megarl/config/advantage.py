@@ -110,8 +110,28 @@ class SmoothedAdvantage(AdvantageVariant):
     """Added to both standard deviations."""
 
 
+class FocalAdvantage(AdvantageVariant):
+    """A = (1 - p)^(alpha - 1) (R - mean) over the group, p the mean kept within 0 and 1: harder prompts weigh more
+    while few are solved. alpha = clip(3 (1 - P) / (2 P), 1, largest), P a running mean of p (FADE,
+    arXiv 2607.01490)."""
+
+    method: Literal["focal"]
+    compares_group: ClassVar[bool] = True
+    largest: float = Field(3.0, ge=1)
+    """Largest alpha; 1 is dr_grpo."""
+    rate: float = Field(0.02, gt=0, le=1)
+    """Weight of a step's mean in P, which begins at 0.5."""
+
+
 Advantage = Annotated[
-    DrGrpo | Grpo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline | QuantileAdvantage | SmoothedAdvantage,
+    DrGrpo
+    | Grpo
+    | Rloo
+    | ReinforcePlusPlus
+    | ReinforcePlusPlusBaseline
+    | QuantileAdvantage
+    | SmoothedAdvantage
+    | FocalAdvantage,
     Field(discriminator="method"),
 ]
 
@@ -154,6 +174,25 @@ class EntropyAdvantage(ShapingVariant):
     """Above 1, so that the sign of A stays."""
 
 
+class GroupEntropy(ShapingVariant):
+    """Shrinks A > 0 in groups of low entropy and A < 0 in groups of high entropy (GEPO, arXiv 2607.16850).
+
+    A group's entropy is the mean of -log p over its response tokens when they were sampled. Low is below mean -
+    low_width deviations of the step's groups, high is above mean + high_width deviations, each as a running mean."""
+
+    tells_tokens_apart: ClassVar[bool] = False
+    low_factor: float = Field(0.5, ge=0, le=1)
+    """Factor of A > 0 in a group of low entropy (alpha_low)."""
+    high_factor: float = Field(0.2, ge=0, le=1)
+    """Factor of A < 0 in a group of high entropy (alpha_high)."""
+    low_width: float = Field(0.2, ge=0)
+    """beta_low."""
+    high_width: float = Field(0.3, ge=0)
+    """beta_high."""
+    rate: float = Field(0.01, gt=0, le=1)
+    """Weight of a step's thresholds in the running ones, which begin at the first step's (gamma)."""
+
+
 class ShapingConfig(Config):
     """Changes to rewards before, and to advantages after, the advantage method. Each is absent or on."""
 
@@ -161,6 +200,8 @@ class ShapingConfig(Config):
     """CDE's bonus for surprising responses."""
     entropy: EntropyAdvantage | None = None
     """Larger advantages where the policy is uncertain."""
+    group_entropy: GroupEntropy | None = None
+    """Smaller advantages where a group's entropy would be driven further out."""
 
     @property
     def on(self) -> dict[str, ShapingVariant]:

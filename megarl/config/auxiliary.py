@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from megarl.config.base import Config, ConfigError
+from megarl.config.controller_variant import ControllerVariant
+from megarl.config.credit import NegativeScaleController, StareGate
 from megarl.config.facts import NotBelow, RuleName, Variant
 
 Reading = Literal["reference", "entropy", "expert", "verdict"]
@@ -112,25 +114,6 @@ class AuxiliaryConfig(Config):
         return any(what in loss.reads for loss in self.on.values())
 
 
-class ControllerVariant(Variant):
-    """What changes something over the run, and what it says of itself."""
-
-    @property
-    @abstractmethod
-    def acts_on(self) -> str:
-        """The table below `objective` that it changes and therefore needs."""
-
-    @property
-    @abstractmethod
-    def effect(self) -> str:
-        """What it does there, in words that name the key; two with the same effect cannot both be on."""
-
-    @property
-    @abstractmethod
-    def follows_entropy(self) -> bool:
-        """Whether what it sets for a step follows from the entropy before the step's first update."""
-
-
 class AdaptiveEntropyCoefficient(ControllerVariant):
     """Skywork-OR1 and TRL: each step the coefficient of auxiliary.entropy rises by `step` while the entropy is below
     `target` and falls by it above; the bonus acts only while the entropy is at most the target."""
@@ -204,6 +187,10 @@ class ControllersConfig(Config):
     """The same, with a target from the start of the run and a factor per prompt."""
     positive_scale: PositiveScaleController | None = None
     """Holds the entropy with weights.positive_scale."""
+    negative_scale: NegativeScaleController | None = None
+    """Enlarges weights.negative_scale as the entropy falls."""
+    stare: StareGate | None = None
+    """Holds the entropy above a target with weights.stare."""
     reference_reset: ReferenceReset | None = None
     """Renews the KL's reference."""
 

@@ -1,11 +1,14 @@
-"""What a closed-loop clip steers to and how hard: the entropy wanted over the run, the gains of its controller."""
+"""Clips in a closed loop: the bounds they choose from, the entropy they steer to, and how hard."""
 
+import math
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, ConfigError
+from megarl.config.base import Config, ConfigError, Unbounded
+from megarl.config.clip_variant import ClipVariant, check_lines
+from megarl.config.facts import Distance, NotBelow
 
 
 class LoopConfig(Config):
@@ -70,4 +73,85 @@ class LoopConfig(Config):
         if problems:
             problems = [f"objective.clip.loop: {text}" for text in problems]
             raise ConfigError("\n".join(problems), problems)
+        return self
+
+
+class ClosedLoopClip(ClipVariant):
+    """Constant bounds that are chosen for every mini-batch so that the update's entropy budget is what the entropy's
+    distance from a target asks for. One knob, 0 to 1: at 0 high is tight and low loose, at 1 low is tight and high
+    loose; in between both move together. Ours: the clip paper (arXiv 2509.26114) leaves the bounds to be tuned."""
+
+    kind: Literal["closed_loop"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = True
+    low_tight: float = Field(0.02, ge=0, le=1)
+    """Smallest distance of the lower bound: where entropy is to rise most."""
+    low_loose: Annotated[float, NotBelow("low_tight")] = Field(0.4, ge=0, le=1)
+    """Its largest distance; 1.0 is off."""
+    high_tight: Annotated[Unbounded, Distance("ratio")] = Field(0.02, ge=0)
+    """Smallest distance of the upper bound: where entropy is to fall most. inf, as high_loose: clip-low alone moves."""
+    high_loose: Annotated[Unbounded, Distance("ratio"), NotBelow("high_tight")] = Field(0.4, ge=0)
+    """Its largest distance; inf only where high_tight is."""
+    loop: LoopConfig = LoopConfig()
+    """What is steered to, and how hard."""
+
+    @property
+    def follows_length(self) -> bool:
+        return self.loop.follows_length
+
+    @property
+    def bounds_above(self) -> bool:
+        return not math.isinf(self.high_loose)
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        if math.isinf(self.high_loose) and not math.isinf(self.high_tight):
+            raise ConfigError(
+                f"objective.clip.high_loose is inf and high_tight {self.high_tight:g}: no bound is in the middle of "
+                "the two; set high_loose to a number (a ratio seldom moves by 1), or both to inf to leave clip-high off"
+            )
+        if self.low_tight == self.low_loose and self.high_tight == self.high_loose:
+            raise ConfigError(
+                f"objective.clip: low_tight = low_loose = {self.low_loose:g} and high_tight = high_loose = "
+                f'{self.high_loose:g} leave nothing to choose; give a range, or set kind = "constant"'
+            )
+        return self
+
+
+class ClosedLoopFlexEcClip(ClipVariant):
+    """FlexEC's lines as the knob of a closed loop: at 1 its raising mode, high(p) = upper_slope p + upper_start with
+    low at `standard`; at 0 its lowering mode, low(p) = lower_slope p + lower_start with high at `standard`; mixed in
+    between. The lines are those of arXiv 2602.09782 (secondary sources), whose schedules run open loop; the loop is
+    ours."""
+
+    kind: Literal["closed_loop_flexec"]
+    sets_bounds: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = True
+    of_probability: ClassVar[bool] = True
+    needs_survey: ClassVar[bool] = True
+    steers: ClassVar[bool] = True
+    follows_entropy: ClassVar[bool] = True
+    upper_slope: float = Field(-0.25, le=0)
+    """Slope of high(p)."""
+    upper_start: float = Field(0.5, ge=0)
+    """high(0)."""
+    lower_slope: float = Field(-0.13, le=0)
+    """Slope of low(p)."""
+    lower_start: float = Field(0.3, ge=0, le=1)
+    """low(0)."""
+    standard: float = Field(0.2, ge=0, le=1)
+    """The constant distance of the other side."""
+    loop: LoopConfig = LoopConfig()
+    """What is steered to, and how hard."""
+
+    @property
+    def follows_length(self) -> bool:
+        return self.loop.follows_length
+
+    @model_validator(mode="after")
+    def _lines_stay_above_zero(self) -> Self:
+        check_lines(self)
         return self

@@ -13,10 +13,18 @@ from megarl.config.facts import LargestWeight, NotBelow, RuleName, Variant
 class GateVariant(Variant):
     """A choice of what bounds do, and what it says of itself."""
 
+    reads_upper: ClassVar[bool] = True
+    """Whether the upper one is among the bounds that it reads, if it reads any."""
+
     @property
     @abstractmethod
     def reads_bounds(self) -> Literal["never", "may", "must"]:
         """Whether it reads the clip's bounds: never, so that there may be none; if there are any; or it needs them."""
+
+    @property
+    def at_bounds(self) -> tuple[str, ...]:
+        """Its fields that are on and act at bounds alone."""
+        return ()
 
     @property
     @abstractmethod
@@ -59,10 +67,19 @@ class PpoGate(GateVariant):
     is_weight: ClassVar[bool] = False
     dual: Unbounded = Field(math.inf, gt=1)
     """Dual clip: where A < 0 the loss is at most -dual * A (arXiv 1912.09729). inf turns it off."""
+    dual_at_high: bool = False
+    """A dual clip at the upper bound, too: where A < 0 the loss is at most -hi A."""
+    rescue: float = Field(0.0, ge=0, lt=1)
+    """A ratio beyond its side's bound is not clipped where, times a number drawn evenly from 1 - rescue to 1 + rescue,
+    it lies inside (NSR, arXiv 2605.22703): at the bound one of two, none from hi / (1 - rescue) on. 0 turns it off."""
+
+    @property
+    def at_bounds(self) -> tuple[str, ...]:
+        return tuple(name for name in ("dual_at_high", "rescue") if getattr(self, name))
 
     @property
     def bounds_first(self) -> bool:
-        return self.dual == math.inf
+        return self.dual == math.inf and not self.dual_at_high and self.rescue == 0
 
     @property
     def dual_bound(self) -> float:
@@ -70,7 +87,7 @@ class PpoGate(GateVariant):
 
     @property
     def rules(self) -> tuple[RuleName, ...]:
-        return _dual_rules(self.dual)
+        return ("dual",) if self.dual_at_high else _dual_rules(self.dual)
 
 
 class CeGppoGate(GateVariant):
@@ -168,11 +185,34 @@ class AspoGate(GateVariant):
     """Largest weight: of 1/r where A > 0, of r where A < 0; beyond it g = cap A. inf is none."""
 
 
+class UpGate(GateVariant):
+    """Where A > 0 nothing is clipped and g = A, whatever the ratio (REINFORCE); elsewhere PPO with its dual clip
+    (UP-GRPO, arXiv 2607.06987). Of the bounds it reads the lower one."""
+
+    kind: Literal["up"]
+    reads_bounds: ClassVar[Literal["never", "may", "must"]] = "may"
+    drops_beyond: ClassVar[bool] = True
+    reads_upper: ClassVar[bool] = False
+    of_tokens: ClassVar[bool] = True
+    bounds_first: ClassVar[bool] = False
+    is_weight: ClassVar[bool] = False
+    dual: Unbounded = Field(3.0, gt=1)
+    """Dual clip: where A < 0 the loss is at most -dual * A. inf turns it off."""
+
+    @property
+    def dual_bound(self) -> float:
+        return self.dual
+
+    @property
+    def rules(self) -> tuple[RuleName, ...]:
+        return _dual_rules(self.dual)
+
+
 def _dual_rules(dual: float) -> tuple[RuleName, ...]:
     return () if dual == math.inf else ("dual",)
 
 
 Gate = Annotated[
-    PpoGate | CeGppoGate | CispoGate | SapoGate | DppoGate | AspoGate,
+    PpoGate | CeGppoGate | CispoGate | SapoGate | DppoGate | AspoGate | UpGate,
     Field(discriminator="kind"),
 ]

@@ -123,10 +123,21 @@ class ObjectiveConfig(Config):
 def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
     gate, clip = config.gate, config.clip
     if gate.reads_bounds == "never" and clip.sets_bounds:
-        reading = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="must"))
+        may, must = (tags_where(Gate, reads_bounds=reads, reads_upper=True) for reads in ("may", "must"))
+        reading = join_or(may + must)
         yield (
             f'objective.gate.kind "{gate.kind}" reads no bounds, but objective.clip.kind is "{clip.kind}", which would '
             f'do nothing; set objective.clip = {{kind = "none"}}, or a gate that reads bounds: {reading}'
+        )
+    if gate.reads_bounds != "never" and not gate.reads_upper and clip.bounds_above:
+        yield (
+            f'objective.gate.kind "{gate.kind}" has no upper bound, but objective.clip.kind "{clip.kind}" sets one, '
+            'which would do nothing; set objective.clip.high = inf (kind "constant"), or another gate'
+        )
+    for name in gate.at_bounds if not clip.sets_bounds else ():
+        yield (
+            f'objective.gate.{name} acts at the bounds, but objective.clip.kind is "{clip.kind}"; choose bounds, or '
+            "turn it off"
         )
     if gate.reads_bounds == "must" and not clip.sets_bounds:
         needless = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="never"))
@@ -144,12 +155,18 @@ def _check_level(config: ObjectiveConfig) -> Iterator[str]:
             f'objective.clip.kind "{clip.kind}" gives each token bounds of its own, objective.ratio.level "{level}" '
             f'has one ratio per response; use level "token", or clip kind {others}'
         )
+    if facts.of_prefix and clip.of_probability:
+        yield (
+            f'objective.clip.kind "{clip.kind}" bounds a token\'s own ratio by its probability, '
+            f'objective.ratio.level "{level}" compares everything up to the token; use clip kind "growing", or level '
+            '"token"'
+        )
     if facts.bounds_first and not gate.bounds_first:
         yield (
             f'objective.ratio.level "{level}" bounds token ratios before it averages them (GMPO); it needs '
-            'objective.gate = {kind = "ppo"} without dual clip'
+            'objective.gate = {kind = "ppo"} without dual clip or rescue'
         )
-    if facts.per_response and gate.of_tokens:
+    if (facts.per_response or facts.of_prefix) and gate.of_tokens:
         yield f'objective.gate.kind "{gate.kind}" is defined on token ratios; set objective.ratio.level to "token"'
     for name in (name for name, bonus in config.shaping.on.items() if bonus.tells_tokens_apart):
         if facts.through_response:
@@ -190,6 +207,11 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
             f'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "{gate.kind}" '
             f"drops none: what is beyond keeps a gradient; use gate {others}, or remove the table"
         )
+    for name in gate.at_bounds:
+        yield (
+            f"objective.weights.matched drops as many tokens as bounds would, but with objective.gate.{name} they do "
+            "something else; leave it out, or remove the table"
+        )
 
 
 def _check_closed_loop(config: ObjectiveConfig) -> Iterator[str]:
@@ -201,6 +223,11 @@ def _check_closed_loop(config: ObjectiveConfig) -> Iterator[str]:
         yield (
             f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop, but objective.gate.kind '
             f'"{gate.kind}" drops none: what is beyond keeps a gradient; use gate {others}'
+        )
+    for name in gate.at_bounds:
+        yield (
+            f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop, but with '
+            f"objective.gate.{name} they do something else; leave it out"
         )
     if not config.bounds_act:
         others = join_or(tags_where(Clip, sets_bounds=True, steers=False))

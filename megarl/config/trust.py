@@ -5,14 +5,14 @@ a ratio itself.
 """
 
 import math
-from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self, assert_never
 
 from pydantic import Field, model_validator
 
-from megarl.config.base import Config, ConfigError, Unbounded
-from megarl.config.closed_loop import LoopConfig
-from megarl.config.facts import Distance, NotBelow, RuleName, Variant
+from megarl.config.base import Config, Unbounded
+from megarl.config.clip_variant import ClipVariant, check_lines
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
+from megarl.config.facts import Distance, NotBelow
 
 
 class LevelFacts(NamedTuple):
@@ -25,15 +25,18 @@ class LevelFacts(NamedTuple):
     gradient, and there is one advantage per response."""
     bounds_first: bool
     """Token ratios are bounded before they are averaged."""
+    of_prefix: bool = False
+    """A token's ratio is that of everything up to it, so what is made of its own probability does not fit it."""
 
 
 class RatioConfig(Config):
     """The ratio r between the current policy and its anchor."""
 
-    level: Literal["token", "sequence", "sequence_token", "geometric"] = "token"
+    level: Literal["token", "sequence", "sequence_token", "geometric", "prefix"] = "token"
     """token: per token. sequence: exp of the response's mean log ratio, its gradient through the mean (GSPO,
     arXiv 2507.18071). sequence_token: the same value, gradient through the own token only (GSPO-token). geometric:
-    token ratios bounded first, then their geometric mean (GMPO, arXiv 2507.20673)."""
+    token ratios bounded first, then their geometric mean (GMPO, arXiv 2507.20673). prefix: the product over the
+    response up to the token, gradient through the own token only (CTPO, arXiv 2605.07331)."""
     anchor: Literal["old", "behavior"] = "old"
     """old: the trainer's log-probs before the batch's first update. behavior: vLLM's when it sampled."""
 
@@ -48,51 +51,14 @@ class RatioConfig(Config):
                 return LevelFacts(per_response=True, through_response=False, bounds_first=False)
             case "geometric":
                 return LevelFacts(per_response=True, through_response=True, bounds_first=True)
+            case "prefix":
+                return LevelFacts(per_response=False, through_response=False, bounds_first=False, of_prefix=True)
         assert_never(self.level)
 
     @property
     def reads_behavior(self) -> bool:
         """Whether the ratio compares with vLLM's log-probs."""
         return self.anchor == "behavior"
-
-
-class ClipVariant(Variant):
-    """A choice of bounds, and what it says of itself."""
-
-    @property
-    @abstractmethod
-    def sets_bounds(self) -> bool:
-        """Whether it gives bounds at all."""
-
-    @property
-    @abstractmethod
-    def of_tokens(self) -> bool:
-        """Whether its bounds are of single tokens' ratios, so that it needs a ratio per token."""
-
-    @property
-    @abstractmethod
-    def needs_survey(self) -> bool:
-        """Whether it reads statistics of the whole mini-batch under the current weights."""
-
-    @property
-    @abstractmethod
-    def follows_entropy(self) -> bool:
-        """Whether its bounds of a step follow from the entropy before the step's first update."""
-
-    @property
-    @abstractmethod
-    def follows_length(self) -> bool:
-        """Whether its bounds of a step depend on how many steps the run has."""
-
-    @property
-    @abstractmethod
-    def steers(self) -> bool:
-        """Whether it chooses its bounds by what they make of an update's entropy budget."""
-
-    @property
-    def rules(self) -> tuple[RuleName, ...]:
-        """The rules that may act on tokens because of it."""
-        return ("clip_low", "clip_high") if self.sets_bounds else ()
 
 
 class NoClip(ClipVariant):
@@ -122,6 +88,10 @@ class ConstantClip(ClipVariant):
     high: Annotated[Unbounded, Distance("ratio")] = Field(0.2, ge=0)
     """Clip-high: ratios above 1+high are clipped where A > 0. inf turns it off."""
 
+    @property
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
+
 
 class LogClip(ClipVariant):
     """lo = exp(-low), hi = exp(high): distances of the log ratio (GMPO)."""
@@ -138,6 +108,10 @@ class LogClip(ClipVariant):
     high: Annotated[Unbounded, Distance("log ratio")] = Field(0.4, ge=0)
     """Distance of the log ratio above 0; inf turns clip-high off."""
 
+    @property
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
+
 
 class FlexEcClip(ClipVariant):
     """Bounds linear in the token's probability: high(p) = upper_slope p + upper_start, low(p) likewise
@@ -146,6 +120,7 @@ class FlexEcClip(ClipVariant):
     kind: Literal["flexec"]
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
+    of_probability: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     steers: ClassVar[bool] = False
     schedule: Literal["upper", "lower", "both", "id", "did", "od"] = "id"
@@ -177,7 +152,7 @@ class FlexEcClip(ClipVariant):
 
     @model_validator(mode="after")
     def _lines_stay_above_zero(self) -> Self:
-        _check_lines(self)
+        check_lines(self)
         return self
 
 
@@ -188,6 +163,7 @@ class DcpoClip(ClipVariant):
     kind: Literal["dcpo"]
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
+    of_probability: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = False
     steers: ClassVar[bool] = False
     follows_entropy: ClassVar[bool] = False
@@ -248,90 +224,49 @@ class ArcherClip(ClipVariant):
     """Entropies above this quantile of the response's own tokens are high."""
 
 
-class ClosedLoopClip(ClipVariant):
-    """Constant bounds that are chosen for every mini-batch so that the update's entropy budget is what the entropy's
-    distance from a target asks for. One knob, 0 to 1: at 0 high is tight and low loose, at 1 low is tight and high
-    loose; in between both move together. Ours: the clip paper (arXiv 2509.26114) leaves the bounds to be tuned."""
+class GrowingClip(ClipVariant):
+    """Distances of the log ratio that grow along the response: at its t-th token, from 1, lo = exp(-low t^power) and
+    hi = exp(high t^power) (CTPO, arXiv 2605.07331)."""
 
-    kind: Literal["closed_loop"]
+    kind: Literal["growing"]
     sets_bounds: ClassVar[bool] = True
     of_tokens: ClassVar[bool] = True
-    needs_survey: ClassVar[bool] = True
-    steers: ClassVar[bool] = True
-    follows_entropy: ClassVar[bool] = True
-    low_tight: float = Field(0.02, ge=0, le=1)
-    """Smallest distance of the lower bound: where entropy is to rise most."""
-    low_loose: Annotated[float, NotBelow("low_tight")] = Field(0.4, ge=0, le=1)
-    """Its largest distance; 1.0 is off."""
-    high_tight: Annotated[Unbounded, Distance("ratio")] = Field(0.02, ge=0)
-    """Smallest distance of the upper bound: where entropy is to fall most. inf, as high_loose: clip-low alone moves."""
-    high_loose: Annotated[Unbounded, Distance("ratio"), NotBelow("high_tight")] = Field(0.4, ge=0)
-    """Its largest distance; inf only where high_tight is."""
-    loop: LoopConfig = LoopConfig()
-    """What is steered to, and how hard."""
+    needs_survey: ClassVar[bool] = False
+    steers: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
+    low: Annotated[Unbounded, Distance("log ratio")] = Field(0.025, ge=0)
+    """Distance below 0 at the first token; inf turns clip-low off."""
+    high: Annotated[Unbounded, Distance("log ratio")] = Field(0.05, ge=0)
+    """Distance above 0 at the first token; inf turns clip-high off."""
+    power: float = Field(0.5, ge=0)
+    """0.5: as the deviation of a sum of independent log ratios grows. 0: the same everywhere."""
 
     @property
-    def follows_length(self) -> bool:
-        return self.loop.follows_length
-
-    @model_validator(mode="after")
-    def _has_room(self) -> Self:
-        if math.isinf(self.high_loose) and not math.isinf(self.high_tight):
-            raise ConfigError(
-                f"objective.clip.high_loose is inf and high_tight {self.high_tight:g}: no bound is in the middle of "
-                "the two; set high_loose to a number (a ratio seldom moves by 1), or both to inf to leave clip-high off"
-            )
-        if self.low_tight == self.low_loose and self.high_tight == self.high_loose:
-            raise ConfigError(
-                f"objective.clip: low_tight = low_loose = {self.low_loose:g} and high_tight = high_loose = "
-                f'{self.high_loose:g} leave nothing to choose; give a range, or set kind = "constant"'
-            )
-        return self
+    def bounds_above(self) -> bool:
+        return self.high != math.inf
 
 
-class ClosedLoopFlexEcClip(ClipVariant):
-    """FlexEC's lines as the knob of a closed loop: at 1 its raising mode, high(p) = upper_slope p + upper_start with
-    low at `standard`; at 0 its lowering mode, low(p) = lower_slope p + lower_start with high at `standard`; mixed in
-    between. The lines are those of arXiv 2602.09782 (secondary sources), whose schedules run open loop; the loop is
-    ours."""
+class StaleClip(ClipVariant):
+    """Constant distances, of which the one on the side where a ratio lies shrinks for the stalest tokens: those whose
+    |log r| is above a quantile q of the mini-batch get the share 1 / (1 + ((|log r| - q) / q)^power) of it (SAT,
+    arXiv 2607.18722; where the function is centred is ours)."""
 
-    kind: Literal["closed_loop_flexec"]
+    kind: Literal["stale"]
     sets_bounds: ClassVar[bool] = True
-    of_tokens: ClassVar[bool] = True
+    of_tokens: ClassVar[bool] = False
     needs_survey: ClassVar[bool] = True
-    steers: ClassVar[bool] = True
-    follows_entropy: ClassVar[bool] = True
-    upper_slope: float = Field(-0.25, le=0)
-    """Slope of high(p)."""
-    upper_start: float = Field(0.5, ge=0)
-    """high(0)."""
-    lower_slope: float = Field(-0.13, le=0)
-    """Slope of low(p)."""
-    lower_start: float = Field(0.3, ge=0, le=1)
-    """low(0)."""
-    standard: float = Field(0.2, ge=0, le=1)
-    """The constant distance of the other side."""
-    loop: LoopConfig = LoopConfig()
-    """What is steered to, and how hard."""
-
-    @property
-    def follows_length(self) -> bool:
-        return self.loop.follows_length
-
-    @model_validator(mode="after")
-    def _lines_stay_above_zero(self) -> Self:
-        _check_lines(self)
-        return self
-
-
-def _check_lines(clip: FlexEcClip | ClosedLoopFlexEcClip) -> None:
-    for name in ("upper", "lower"):
-        slope, start = getattr(clip, f"{name}_slope"), getattr(clip, f"{name}_start")
-        if slope + start < 0:
-            raise ConfigError(
-                f"objective.clip.{name}_slope {slope:g} + {name}_start {start:g} = {slope + start:g} is the "
-                "distance at p = 1 and must not be below 0; raise one of the two"
-            )
+    steers: ClassVar[bool] = False
+    follows_entropy: ClassVar[bool] = False
+    follows_length: ClassVar[bool] = False
+    low: float = Field(0.2, ge=0, le=1)
+    """Distance below 1 of a token that is not stale. 1.0 turns clip-low off, but for stale tokens."""
+    high: float = Field(0.2, ge=0)
+    """Distance above 1 of a token that is not stale."""
+    quantile: float = Field(0.9, gt=0, lt=1)
+    """Share of the mini-batch's response tokens that is not stale."""
+    power: float = Field(2.0, gt=0)
+    """Of Hill's function."""
 
 
 Clip = Annotated[
@@ -342,6 +277,8 @@ Clip = Annotated[
     | DcpoClip
     | BapoClip
     | ArcherClip
+    | GrowingClip
+    | StaleClip
     | ClosedLoopClip
     | ClosedLoopFlexEcClip,
     Field(discriminator="kind"),

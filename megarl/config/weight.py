@@ -1,42 +1,13 @@
 """Plug point 4: token weights, detached and multiplied together, and how weighted tokens become one number."""
 
-from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from megarl.config.base import Config, Unbounded
-from megarl.config.facts import LargestWeight, NotBelow, RuleName, Variant
-
-
-class WeightVariant(Variant):
-    """A token weight, and what it says of itself."""
-
-    @property
-    @abstractmethod
-    def tells_tokens_apart(self) -> bool:
-        """Whether the tokens of a response may get different weights from it."""
-
-    @property
-    @abstractmethod
-    def needs_survey(self) -> bool:
-        """Whether it reads statistics of the whole mini-batch under the current weights."""
-
-    @property
-    @abstractmethod
-    def mismatch(self) -> Literal["ignores", "filters", "corrects"]:
-        """What it does with the trainer-vLLM mismatch, for which it reads vLLM's log-probs: filters by it, or corrects
-        it by multiplying with old / behavior."""
-
-    @property
-    @abstractmethod
-    def compares_updates(self) -> bool:
-        """Whether it compares with the policy before the batch's first update, so that one update leaves it idle."""
-
-    @property
-    @abstractmethod
-    def rules(self) -> tuple[RuleName, ...]:
-        """The rules that may act on tokens because of it."""
+from megarl.config.credit import EntropyFlow, NegativeScale, Stare
+from megarl.config.facts import LargestWeight, NotBelow, RuleName
+from megarl.config.weight_variant import WeightVariant
 
 
 class TruncatedImportance(WeightVariant):
@@ -244,6 +215,12 @@ class WeightsConfig(Config):
     """Reweighting of positive advantages."""
     matched: MatchedControl | None = None
     """A coin in place of the clip's bounds, which drops as many tokens."""
+    negative_scale: NegativeScale | None = None
+    """Reweighting of negative advantages."""
+    stare: Stare | None = None
+    """STARE."""
+    entropy_flow: EntropyFlow | None = None
+    """OPEFO."""
 
     @property
     def on(self) -> dict[str, WeightVariant]:

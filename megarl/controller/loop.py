@@ -40,6 +40,7 @@ from megarl.controller.run_evaluation import evaluate_after, evaluate_start
 from megarl.controller.sampling import Group, sample_groups
 from megarl.controller.updating import train_on
 from megarl.objective.advantage import AdvantageHistory, compute_advantages
+from megarl.objective.averages import AdvantageAverages
 from megarl.records import Rollout, Sample, TokenTrace
 from megarl.telemetry.garbage import ManualCollection
 from megarl.telemetry.stalls import StallWatch
@@ -124,7 +125,7 @@ async def train_step(step: int, config: RunConfig, parts: Parts, *, version: int
     groups, sampled = await sample_groups(step, config, parts)
     turned = await parts.turns.to_policy()
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    samples = await asyncio.to_thread(make_samples, groups, config, parts.history)
+    samples = await asyncio.to_thread(make_samples, groups, config, parts.history, parts.controllers.averages)
     if parts.experts is not None:
         prompts = [group.prompt for group in groups for _ in group.rollouts]
         with report.phase("old_logp"):
@@ -154,19 +155,26 @@ def _token_texts(rollouts: Sequence[Rollout], traces: Sequence[TokenTrace], part
     return {sample_id: tuple(map(texts.__getitem__, of_response)) for sample_id, of_response in tokens.items()}
 
 
-def make_samples(groups: Sequence[Group], config: RunConfig, history: AdvantageHistory) -> list[Sample]:
-    """Training samples in the groups' order, with advantages; `history` remembers the problems' rewards."""
+def make_samples(
+    groups: Sequence[Group], config: RunConfig, history: AdvantageHistory, averages: AdvantageAverages
+) -> list[Sample]:
+    """Training samples in the groups' order, with advantages; `history` remembers the problems' rewards, `averages` the
+    means over the run."""
     scores = [score for group in groups for score in group.scores]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     scales = [bonus_scale(group, config) for group in groups for _ in group.rollouts]
+    rewards = [score.reward for score in scores]
+    group_ids = [group.position for group in groups for _ in group.rollouts]
     advantages = compute_advantages(
         config.objective.advantage,
-        [score.reward for score in scores],
-        [group.position for group in groups for _ in group.rollouts],
+        rewards,
+        group_ids,
         response_lengths=[len(rollout.response) for rollout in rollouts],
         problems=[group.prompt.identity for group in groups for _ in group.rollouts],
         history=history,
+        focal_power=averages.focal_power(rewards),
     )
+    advantages = averages.attenuate(advantages, group_ids, [rollout.behavior_logp for rollout in rollouts])
     return [
         Sample(
             prompt=rollout.prompt,

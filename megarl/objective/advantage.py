@@ -13,6 +13,7 @@ from typing import Any, TypeVar, assert_never
 from megarl.config.advantage import (
     Advantage,
     DrGrpo,
+    FocalAdvantage,
     Grpo,
     PerplexityBonus,
     QuantileAdvantage,
@@ -77,6 +78,7 @@ def compute_advantages(
     response_lengths: Sequence[int] | None = None,
     problems: Sequence[str] | None = None,
     history: AdvantageHistory | None = None,
+    focal_power: float | None = None,
 ) -> list[float]:
     """One advantage per response, in the order given. Sources are with each method in `config.advantage`.
 
@@ -86,7 +88,8 @@ def compute_advantages(
     1e-8)) over all response tokens, so each response counts `response_lengths` times; variance without Bessel's
     correction, as in NeMo-RL. reinforce_pp_baseline: the same of R - group mean. smoothed: with i visits of the prompt
     and A, A' standardised by this group and by the `history`, this group included, the smaller in size of
-    A' / i + (i - 1) A / i and A / i + (i - 1) A' / i.
+    A' / i + (i - 1) A / i and A / i + (i - 1) A' / i. focal: (1 - p)^(focal_power - 1) (R - mean), where p, the mean
+    kept within 0 and 1, stands for the share that solves the problem.
 
     `group_ids` says which responses share a group. smoothed adds every group to `history`, in the order in which the
     groups first appear; `problems` (one per response) are the names in it.
@@ -107,6 +110,10 @@ def compute_advantages(
                 raise ValueError(f"{config.method} needs a history; keep one AdvantageHistory for the whole run")
             names = _given(problems, "problems", config, len(rewards))
             return _smoothed(rewards, groups, names, history=history, eps=eps)
+        case FocalAdvantage():
+            if focal_power is None:
+                raise ValueError(f"{config.method} needs focal_power; keep one AdvantageAverages for the whole run")
+            return _focal(rewards, groups, power=focal_power)
         case _:
             return _by_group(config, rewards, groups)
 
@@ -153,6 +160,15 @@ def _by_group(
     for indices in groups:
         for index, advantage in zip(indices, _group_advantages(config, [rewards[i] for i in indices]), strict=True):
             advantages[index] = advantage
+    return advantages
+
+
+def _focal(rewards: Sequence[float], groups: Iterable[Sequence[int]], *, power: float) -> list[float]:
+    advantages = _by_group(DrGrpo(), rewards, groups)
+    for indices in groups:
+        mean = math.fsum(rewards[i] for i in indices) / len(indices)
+        for index in indices:
+            advantages[index] *= (1.0 - min(max(mean, 0.0), 1.0)) ** (power - 1.0)
     return advantages
 
 

@@ -5,28 +5,33 @@ add a term of its own to the gradient of a clipped token. Nothing here waits for
 """
 
 import math
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.config.trust import (
     ArcherClip,
     BapoClip,
     Clip,
-    ClosedLoopClip,
-    ClosedLoopFlexEcClip,
     ConstantClip,
     DcpoClip,
     FlexEcClip,
+    GrowingClip,
     LogClip,
     NoClip,
+    RatioConfig,
+    StaleClip,
 )
 from megarl.objective.contexts import at_resolution
 from megarl.objective.ratio import anchor_logp
 from megarl.objective.schedules import Line, mix, mix_lines
+from megarl.objective.stale import stale_bounds
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from megarl.rules import Rule
+
+_TOKEN_RATIO = RatioConfig()
 
 
 def token_bounds(
@@ -35,15 +40,17 @@ def token_bounds(
     controls: Controls,
     choices: Choices,
     *,
-    anchor: Literal["old", "behavior"] = "old",
+    ratio: RatioConfig = _TOKEN_RATIO,
 ) -> tuple[Tensor, Tensor]:
     """(lo, hi) of every token, [T] each, detached.
 
-    `anchor` is that of the ratio: DCPO and FlexEC read the probability q the token had under it.
+    `ratio` is what the bounds are for: DCPO and FlexEC read the probability q the token had under its anchor, SAT the
+    ratio itself.
 
     Raises:
-        ValueError: clip "bapo" without `choices.bapo_bounds`, a closed loop without `choices.loop`; a FlexEC line that
-            goes below 0 or is NaN; anchor "behavior" without behavior log-probs.
+        ValueError: clip "bapo" without `choices.bapo_bounds`, "stale" without `choices.stale_above`, or a closed loop
+            without `choices.loop`; a FlexEC line that goes below 0 or is NaN; anchor "behavior" without behavior
+            log-probs.
     """
     like_T = tokens.logp_T.detach()
     match clip:
@@ -56,9 +63,9 @@ def token_bounds(
             low_T, high_T = _everywhere(-clip.low, clip.high, like_T)
             return low_T.exp(), high_T.exp()
         case FlexEcClip():
-            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), controls.upper, controls.lower)
+            return _flexec_bounds(anchor_logp(ratio.anchor, tokens).exp(), controls.upper, controls.lower)
         case DcpoClip():
-            return _dcpo_bounds(clip, anchor_logp(anchor, tokens).exp())
+            return _dcpo_bounds(clip, anchor_logp(ratio.anchor, tokens).exp())
         case BapoClip():
             if choices.bapo_bounds is None:
                 raise ValueError(
@@ -70,13 +77,17 @@ def token_bounds(
             uncertain_T = _above_own_quantile(tokens, clip.quantile)
             distance_T = torch.full_like(like_T, clip.low).masked_fill(uncertain_T, clip.high_entropy)
             return 1.0 - distance_T, 1.0 + distance_T
-        case ClosedLoopClip() | ClosedLoopFlexEcClip():
-            if choices.loop is None:
+        case GrowingClip():
+            return _growing_bounds(clip, tokens)
+        case StaleClip():
+            if choices.stale_above is None:
                 raise ValueError(
-                    f'objective.clip.kind is "{clip.kind}" but the choices of this mini-batch hold no knob; it comes '
-                    "from a search over the whole mini-batch, so call choose() on it first"
+                    'objective.clip.kind is "stale" but the choices of this mini-batch hold no stale_above; it is a '
+                    "quantile of the whole mini-batch, so call choose() on it first"
                 )
-            return _loop_bounds(clip, choices.loop.knob, tokens, anchor)
+            return stale_bounds(clip, ratio, tokens, choices.stale_above)
+        case ClosedLoopClip() | ClosedLoopFlexEcClip():
+            return _loop_bounds(clip, choices, tokens, ratio)
     assert_never(clip)
 
 
@@ -98,9 +109,15 @@ def _everywhere(low: float, high: float, like_T: Tensor) -> tuple[Tensor, Tensor
 
 
 def _loop_bounds(
-    clip: ClosedLoopClip | ClosedLoopFlexEcClip, knob: float, tokens: TokenBatch, anchor: Literal["old", "behavior"]
+    clip: ClosedLoopClip | ClosedLoopFlexEcClip, choices: Choices, tokens: TokenBatch, ratio: RatioConfig
 ) -> tuple[Tensor, Tensor]:
     """At knob 0 what lowers the entropy most, at 1 what raises it most; every bound moves one way in between."""
+    if choices.loop is None:
+        raise ValueError(
+            f'objective.clip.kind is "{clip.kind}" but the choices of this mini-batch hold no knob; it comes from a '
+            "search over the whole mini-batch, so call choose() on it first"
+        )
+    knob = choices.loop.knob
     match clip:
         case ClosedLoopClip():
             low = mix(clip.low_loose, clip.low_tight, knob)
@@ -110,7 +127,7 @@ def _loop_bounds(
             standard = (0.0, clip.standard)
             upper = mix_lines(standard, (clip.upper_slope, clip.upper_start), knob)
             lower = mix_lines((clip.lower_slope, clip.lower_start), standard, knob)
-            return _flexec_bounds(anchor_logp(anchor, tokens).exp(), upper, lower)
+            return _flexec_bounds(anchor_logp(ratio.anchor, tokens).exp(), upper, lower)
     assert_never(clip)
 
 
@@ -149,6 +166,12 @@ def _dcpo_bounds(clip: DcpoClip, q_T: Tensor) -> tuple[Tensor, Tensor]:
     low_T = 0.5 + 0.5 * (1.0 - 4.0 * clip.low / q_T).clamp(min=0).sqrt()
     high_T = (0.5 + 0.5 * (1.0 + 4.0 * clip.high / q_T).sqrt()).clamp(max=clip.cap)
     return low_T, high_T
+
+
+def _growing_bounds(clip: GrowingClip, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    """CTPO (arXiv 2605.07331): exp(-low t^power) and exp(high t^power), t the token's place in its response, from 1."""
+    scale_T = (tokens.position_T + 1).to(torch.float64).pow(clip.power)
+    return tuple((distance * scale_T).exp().to(tokens.logp_T.dtype) for distance in (-clip.low, clip.high))  # type: ignore[return-value]
 
 
 def _above_own_quantile(tokens: TokenBatch, quantile: float) -> Tensor:

@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
+from megarl.config.credit import EntropyFlow, Stare
 from megarl.config.facts import NoFormulaError
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.config.weight import (
     ClipB,
     ClipCov,
@@ -28,13 +29,14 @@ from megarl.config.weight import (
     Steer,
     TruncatedImportance,
 )
-from megarl.objective import entropy_rules, mismatch
+from megarl.objective import credit, entropy_rules, mismatch
 from megarl.objective.bapo import search_bounds
 from megarl.objective.closed_loop import search_knob
 from megarl.objective.covariance import clip_cov, kl_cov_mask, token_covariance
 from megarl.objective.loop_numbers import LoopChoice, LoopControls
 from megarl.objective.matched import matched_control
 from megarl.objective.share import RuleResult, Share, flags, take_share
+from megarl.objective.stale import staleness_quantile
 from megarl.objective.tokens import Choices, Controls, Reduce, TokenBatch
 from megarl.rules import Rule
 
@@ -55,12 +57,15 @@ def choose(objective: ObjectiveConfig, tokens: TokenBatch, controls: Controls, r
     share = take_share(objective, tokens, controls, reduce)
     if share is None:
         return _without_tokens(objective, tokens, controls)
-    bapo_bounds = search_bounds(objective, objective.clip, share) if objective.clip.kind == "bapo" else None
+    clip = objective.clip
+    bapo_bounds = search_bounds(objective, clip, share) if clip.kind == "bapo" else None
+    stale_above = staleness_quantile(objective, clip, share) if clip.kind == "stale" else None
     weight_T = torch.ones_like(share.tokens.logp_T)
     rule_T = torch.zeros_like(weight_T, dtype=torch.int32)
     for rule_weight_T, rule_flags_T in _choosing_weights(objective, share):
         weight_T, rule_T = weight_T * rule_weight_T, rule_T | rule_flags_T
-    bounds = _with_loop(objective, share, Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds))
+    chosen = Choices(weight_T=weight_T, rule_T=rule_T, bapo_bounds=bapo_bounds, stale_above=stale_above)
+    bounds = _with_loop(objective, share, chosen)
     return _with_matched_control(objective, share, _with_covariance_rules(objective, share, bounds), bounds)
 
 
@@ -87,6 +92,10 @@ def _choosing_weights(objective: ObjectiveConfig, share: Share) -> Iterator[Rule
                 yield entropy_rules.clip_b(weight, share)
             case ClipV():
                 yield entropy_rules.clip_v(weight, share)
+            case Stare():
+                yield credit.stare(weight, share)
+            case EntropyFlow():
+                yield credit.entropy_flow(share, objective.ratio)
             case ClipCov() | MatchedControl():
                 continue
             case _ if weight.needs_survey or weight.mismatch != "ignores":
@@ -136,6 +145,7 @@ def _without_tokens(objective: ObjectiveConfig, tokens: TokenBatch, controls: Co
         kl_cov_T=None if objective.auxiliary.kl_cov is None else nothing.rule_T.to(torch.bool),
         bapo_bounds=(clip.low_start, clip.high_start) if clip.kind == "bapo" else None,
         loop=_unmoved(controls.loop) if clip.steers and controls.loop else None,
+        stale_above=0.0 if clip.kind == "stale" else None,
     )
 
 

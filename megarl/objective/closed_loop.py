@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from megarl.config.auxiliary import AuxiliaryConfig
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip, NoClip
+from megarl.config.trust import NoClip
 from megarl.objective.bounds import clipped_sides, token_bounds
 from megarl.objective.exact_sums import exact_sums
 from megarl.objective.loop_numbers import LoopChoice, LoopControls
@@ -133,8 +134,8 @@ class _Search:
         """bool [T]: not beyond the bounds that the update itself would have at this knob."""
         share, at = self._share, LoopChoice(knob=knob, wanted=0.0, predicted=0.0, size=0.0, entropy=0.0)
         bounds = Choices(weight_T=self._so_far.weight_T, rule_T=self._so_far.rule_T, loop=at)
-        anchor = self._objective.ratio.anchor
-        low_T, high_T = token_bounds(self._objective.clip, share.tokens, share.controls, bounds, anchor=anchor)
+        objective = self._objective
+        low_T, high_T = token_bounds(objective.clip, share.tokens, share.controls, bounds, ratio=objective.ratio)
         return clipped_sides(self._ratio_T, self._advantage_T, low_T, high_T) == 0
 
 

@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from megarl.config.auxiliary import AdaptiveEntropyCoefficient, AerStyleCoefficient, ReferenceReset
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.config.objective import ObjectiveConfig
-from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip, FlexEcClip
+from megarl.config.trust import FlexEcClip
+from megarl.objective.averages import AdvantageAverages
 from megarl.objective.loop_numbers import LoopChoice
 from megarl.objective.loop_state import LoopState
 from megarl.objective.schedules import Line, flexec_lines, flexec_raises
@@ -38,11 +40,14 @@ class ControllerState:
         self._scale = positive.scale if positive else 1.0
         self._raising = False
         self._resets = 0
+        self._entropy_average: float | None = None
         self._controls: Controls | None = None
         self._loop: LoopState | None = None
         match objective.clip:
             case ClosedLoopClip() | ClosedLoopFlexEcClip() as clip:
                 self._loop = LoopState(clip, total_steps=total_steps)
+        self.averages = AdvantageAverages(objective)
+        """What the step's advantages follow, before its entropy is known."""
 
     def begin_step(self, step: int, entropy: float) -> Controls:
         """Observe the step's entropy (nats per token) and set its numbers.
@@ -71,6 +76,8 @@ class ControllerState:
             entropy_coefficient=self._move_coefficient(entropy),
             positive_scale=self._move_scale(entropy),
             loop=self._loop.begin_step(step, entropy=entropy, entropy_start=self._start()) if self._loop else None,
+            negative_scale=self._move_negative_scale(entropy),
+            stare_acts=self._stare_acts(entropy),
         )
         return self._controls
 
@@ -110,6 +117,10 @@ class ControllerState:
             values["control/entropy_coefficient"] = self._controls.entropy_coefficient
         if self._objective.weights.positive_scale:
             values["control/positive_scale"] = self._controls.positive_scale
+        if self._objective.controllers.negative_scale:
+            values["control/negative_scale"] = self._controls.negative_scale
+        if self._objective.controllers.stare:
+            values["control/stare_acts"] = float(self._controls.stare_acts)
         if isinstance(self._objective.clip, FlexEcClip):
             values["control/flexec_high_at_0.5"] = _at(self._controls.upper, _SHOWN_PROBABILITY)
             values["control/flexec_low_at_0.5"] = _at(self._controls.lower, _SHOWN_PROBABILITY)
@@ -121,16 +132,19 @@ class ControllerState:
             values["control/loop_offset"] = self._loop.offset
         if self._objective.controllers.reference_reset:
             values["control/reference_resets"] = float(self._resets)
-        return declared(values)
+        return declared(values) | self.averages.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able: everything the next step depends on beside the config."""
+        averages = self.averages.state_dict()
         state = {
             "step": self._step,
             "entropy_start": self._entropy_start,
             "entropy_coefficient": self._coefficient,
             "raising": self._raising,
             "reference_resets": self._resets,
+            **({"entropy_average": self._entropy_average} if self._objective.controllers.negative_scale else {}),
+            **({"averages": averages} if averages else {}),
         }
         return state if self._loop is None else {**state, "loop": self._loop.state_dict()}
 
@@ -143,6 +157,9 @@ class ControllerState:
         self._coefficient = float(state["entropy_coefficient"])
         self._raising = bool(state["raising"])
         self._resets = int(state["reference_resets"])
+        average = state.get("entropy_average")
+        self._entropy_average = None if average is None else float(average)
+        self.averages.load_state_dict(state.get("averages", {}))
         self._controls = None
         if self._loop is not None:
             self._loop.load_state_dict(state["loop"])
@@ -181,14 +198,33 @@ class ControllerState:
             return self._scale
         return self._scale - config.step if entropy < config.target else self._scale + config.step
 
+    def _move_negative_scale(self, entropy: float) -> float:
+        """The configured scale over delta of FADE (arXiv 2607.01490)."""
+        weight, config = self._objective.weights.negative_scale, self._objective.controllers.negative_scale
+        scale = weight.scale if weight else 1.0
+        if config is None:
+            return scale
+        average = entropy if self._entropy_average is None else self._entropy_average
+        self._entropy_average = average + config.rate * (entropy - average)
+        distance = self._entropy_average - config.target_ratio * self._start()
+        return scale / min(max(1.0 + distance, config.smallest), 1.0)
+
+    def _stare_acts(self, entropy: float) -> bool:
+        """STARE's gate (arXiv 2606.19236): open while the entropy is below its target."""
+        gate = self._objective.controllers.stare
+        return gate is None or entropy < gate.target
+
     def _entropy_target(self) -> float | None:
         """What the configured controllers steer to; None without one, and where two do not agree."""
         controllers = self._objective.controllers
         targets = {
-            section.target for section in (controllers.entropy_coefficient, controllers.positive_scale) if section
+            section.target
+            for section in (controllers.entropy_coefficient, controllers.positive_scale, controllers.stare)
+            if section
         }
-        if controllers.aer:
-            targets.add(controllers.aer.target_ratio * self._start())
+        for share in (controllers.aer, controllers.negative_scale):
+            if share:
+                targets.add(share.target_ratio * self._start())
         if self._loop is not None and self._loop.target is not None:
             targets.add(self._loop.target)
         return targets.pop() if len(targets) == 1 else None

@@ -42,7 +42,7 @@ def clip_cov(
     carries BAPO's). The draw belongs to the tokens (`Share.lots`).
     """
     tokens, controls = share.tokens, share.controls
-    low_T, high_T = token_bounds(objective.clip, tokens, controls, bounds, anchor=objective.ratio.anchor)
+    low_T, high_T = token_bounds(objective.clip, tokens, controls, bounds, ratio=objective.ratio)
     ratio_T = log_ratio(objective.ratio, tokens).exp()
     sides_T = clipped_sides(ratio_T, share.advantage_T.to(ratio_T.dtype), low_T, high_T)
     kept_T = (sides_T == 0) | (not objective.bounds_act)

@@ -7,10 +7,11 @@ CISPO    min(max(r, floor), cap) A
 SAPO     4 s (1 - s) r A, s = sigmoid(tau (r - 1))
 DPPO     min(r, cap) A where the probability has not moved too far, 0 elsewhere
 ASPO     A > 0: A / r, at most cap A, 0 where r > hi; A < 0: r A, at most cap A in size, 0 where r < lo
+UP       A > 0: A; A < 0: as PPO
 A ratio equal to a bound is inside. A = 0 gives loss 0 and g = 0. lo = 0 and hi = inf turn a side off. At level
 "sequence" r is the response's, and g is spread over its tokens by the mean (CISPO multiplies each own log p, which is
 the same for one advantage per response). Where the overflow clamp of the log ratio acts, g is 0 (Rule.SATURATED), but
-for CISPO and DPPO, whose r is a weight without gradient.
+for CISPO and DPPO, whose r is a weight without gradient, and for UP where A > 0, which has no r.
 The losses' values differ between gates and cannot be compared; their gradients can.
 """
 
@@ -21,13 +22,15 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, Gate, PpoGate, SapoGate, UpGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.bounds import clipped_sides
 from megarl.objective.ratio import anchor_logp, log_ratio, saturated
-from megarl.objective.tokens import TokenBatch
+from megarl.objective.token_random import token_uniforms
+from megarl.objective.tokens import Controls, TokenBatch
 from megarl.rules import Rule
 
+_NOISE_STREAM = 1
 _SMALLEST_COMPLEMENT = 1e-8
 """1 - p is at least this in the Bernoulli KL, as in DPPO's code; log p has no more digits than that near 0."""
 
@@ -53,16 +56,25 @@ class _Term:
     slope_T: Tensor
     """d surrogate / d log r."""
     rule_T: Tensor
+    without_ratio_T: Tensor | None = None
+    """bool: the slope is in the token's own log p, and there is no ratio that could be clamped."""
 
 
 def apply_gate(
-    objective: ObjectiveConfig, tokens: TokenBatch, *, advantage_T: Tensor, low_T: Tensor, high_T: Tensor
+    objective: ObjectiveConfig,
+    tokens: TokenBatch,
+    controls: Controls,
+    *,
+    advantage_T: Tensor,
+    low_T: Tensor,
+    high_T: Tensor,
 ) -> GateResult:
     """The loss, ratio and rules of every token, [T], under `objective.gate` and `objective.ratio`.
 
     `advantage_T` is the shaped one, `low_T` and `high_T` the bounds; none carries a gradient. CISPO, SAPO and DPPO read
-    no bounds. Aggregation and token weights are the caller's: at level "geometric" every token of a response carries
-    the response's loss, so seq-mean-token-mean weights give GMPO's mean over responses.
+    no bounds. `controls` say what NSR's noise is drawn from. Aggregation and token weights are the caller's: at level
+    "geometric" every token of a response carries the response's loss, so seq-mean-token-mean weights give GMPO's mean
+    over responses.
 
     Raises:
         ValueError: anchor "behavior" without behavior log-probs.
@@ -76,14 +88,41 @@ def apply_gate(
         loss_T = -advantage_T * tokens.sequence_mean(bounded_T).exp()
         return GateResult(loss_T=loss_T, ratio_T=ratio_T, rule_T=sides_T | saturated_T)
 
+    if isinstance(objective.gate, PpoGate) and objective.gate.rescue:
+        noise_T = _noise(objective.gate.rescue, tokens, controls, per_response=objective.ratio.facts.per_response)
+        low_T, high_T = _rescuing(ratio_T, low_T, high_T, noise_T)
     term = _term(objective, tokens, log_ratio_T.detach(), advantage_T, (low_T, high_T))
     is_weight = objective.gate.is_weight
     gradient_T = tokens.logp_T if is_weight else log_ratio_T
+    if term.without_ratio_T is not None:
+        gradient_T = torch.where(term.without_ratio_T, tokens.logp_T, log_ratio_T)
+        saturated_T = saturated_T.masked_fill(term.without_ratio_T, 0)
     # The difference is exactly 0 with gradient 1: the loss has the value of the surrogate and the gradient of the
     # slope, whatever is on the far side of a bound, and nothing infinite is ever differentiated.
     surrogate_T = term.surrogate_T + term.slope_T * (gradient_T - gradient_T.detach())
     rule_T = term.rule_T if is_weight else term.rule_T | saturated_T
     return GateResult(loss_T=-advantage_T * surrogate_T, ratio_T=ratio_T, rule_T=rule_T)
+
+
+def _noise(half_width: float, tokens: TokenBatch, controls: Controls, *, per_response: bool) -> Tensor:
+    """[T], uniform from 1 - half_width to 1 + half_width; one for all tokens of a response where they share a ratio."""
+    uniform_T = token_uniforms(
+        seed=controls.seed,
+        step=controls.step,
+        sample_id_T=tokens.sample_id_T,
+        position_T=torch.zeros_like(tokens.position_T) if per_response else tokens.position_T,
+        stream=_NOISE_STREAM,
+    )
+    return (1.0 + half_width * (2.0 * uniform_T - 1.0)).to(tokens.logp_T.dtype)
+
+
+def _rescuing(ratio_T: Tensor, low_T: Tensor, high_T: Tensor, noise_T: Tensor) -> tuple[Tensor, Tensor]:
+    """NSR's bounds (arXiv 2605.22703, a reconstruction): a ratio that noise takes back inside is inside."""
+    moved_T = ratio_T * noise_T
+    return (
+        torch.where(moved_T >= low_T, torch.minimum(low_T, ratio_T), low_T),
+        torch.where(moved_T <= high_T, torch.maximum(high_T, ratio_T), high_T),
+    )
 
 
 def _term(
@@ -107,19 +146,28 @@ def _term(
             return _dppo(gate, tokens, ratio_T, advantage_T, anchor_logp(objective.ratio.anchor, tokens))
         case AspoGate() as gate:
             return _aspo(gate, log_ratio_T, advantage_T, *bounds)
+        case UpGate() as gate:
+            return _up(gate, ratio_T, advantage_T, bounds[0])
     assert_never(objective.gate)
 
 
 def _ppo(gate: PpoGate, ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor, high_T: Tensor) -> _Term:
-    """-min(r A, clip(r, lo, hi) A), and at most -dual A where A < 0 (arXiv 1912.09729).
+    """-min(r A, clip(r, lo, hi) A), and at most -dual A where A < 0 (arXiv 1912.09729), or -hi A.
 
     A factors out: A min(r, hi) for A > 0, A min(max(r, lo), dual) for A < 0.
     """
     rule_T = clipped_sides(ratio_T, advantage_T, low_T, high_T)
-    rule_T = rule_T | _flag((advantage_T < 0) & (ratio_T > gate.dual), Rule.DUAL)
-    negative_T = torch.maximum(ratio_T, low_T).clamp(max=gate.dual)
+    dual_T = dual_bounds(gate, high_T)
+    rule_T = rule_T | _flag((advantage_T < 0) & (ratio_T > dual_T), Rule.DUAL)
+    negative_T = torch.minimum(torch.maximum(ratio_T, low_T), dual_T)
     bounded_T = torch.where(advantage_T > 0, torch.minimum(ratio_T, high_T), negative_T)
     return _Term(surrogate_T=bounded_T, slope_T=ratio_T * (rule_T == 0), rule_T=rule_T)
+
+
+def dual_bounds(gate: Gate, high_T: Tensor) -> Tensor:
+    """The bound of the dual clip of every token, [T]; inf where there is none."""
+    at_high = isinstance(gate, PpoGate) and gate.dual_at_high
+    return high_T.clamp(max=gate.dual_bound) if at_high else torch.full_like(high_T, gate.dual_bound)
 
 
 def _ce_gppo(gate: CeGppoGate, log_ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor, high_T: Tensor) -> _Term:
@@ -199,6 +247,18 @@ def _aspo(gate: AspoGate, log_ratio_T: Tensor, advantage_T: Tensor, low_T: Tenso
     value_T = torch.where(is_limited_T, gate.cap * (1.0 + over_T), weight_T)
     slope_T = weight_T.clamp(max=gate.cap) * (sides_T == 0)
     return _Term(surrogate_T=sign_T * value_T, slope_T=slope_T, rule_T=sides_T | _flag(is_limited_T, Rule.CAP))
+
+
+def _up(gate: UpGate, ratio_T: Tensor, advantage_T: Tensor, low_T: Tensor) -> _Term:
+    """UP-GRPO (arXiv 2607.06987): -A p / sg[p] where A > 0, whose value is -A and whose g is A; elsewhere PPO."""
+    is_positive_T = advantage_T > 0
+    other = _ppo(PpoGate(dual=gate.dual), ratio_T, advantage_T, low_T, torch.full_like(low_T, math.inf))
+    return _Term(
+        surrogate_T=other.surrogate_T.masked_fill(is_positive_T, 1.0),
+        slope_T=other.slope_T.masked_fill(is_positive_T, 1.0),
+        rule_T=other.rule_T,
+        without_ratio_T=is_positive_T,
+    )
 
 
 def _flag(mask_T: Tensor, rule: Rule) -> Tensor:

@@ -8,7 +8,7 @@ the last update's bounds were at their end.
 
 from typing import Any
 
-from megarl.config.trust import ClosedLoopClip, ClosedLoopFlexEcClip
+from megarl.config.closed_loop import ClosedLoopClip, ClosedLoopFlexEcClip
 from megarl.objective.loop_numbers import LoopChoice, LoopControls
 from megarl.telemetry.state import check_keys
 

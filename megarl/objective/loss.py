@@ -13,7 +13,7 @@ from torch import Tensor
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.auxiliary import auxiliary_loss, kl_estimate
 from megarl.objective.bounds import no_bounds, token_bounds
-from megarl.objective.gates import apply_gate
+from megarl.objective.gates import apply_gate, dual_bounds
 from megarl.objective.shaping import shaped_advantage
 from megarl.objective.tokens import Choices, Controls, TokenBatch, TokenLoss
 from megarl.objective.weights import token_weights
@@ -32,9 +32,9 @@ def compute_token_loss(
         entropy_T = tokens.entropy_T.detach().requires_grad_()
         leaf = tokens.replace(logp_T=logp_T, entropy_T=entropy_T)
         advantage_T = shaped_advantage(objective.shaping, leaf)
-        low_T, high_T = token_bounds(objective.clip, leaf, controls, choices, anchor=objective.ratio.anchor)
+        low_T, high_T = token_bounds(objective.clip, leaf, controls, choices, ratio=objective.ratio)
         acting = (low_T, high_T) if objective.bounds_act else no_bounds(leaf.logp_T)
-        gate = apply_gate(objective, leaf, advantage_T=advantage_T, low_T=acting[0], high_T=acting[1])
+        gate = apply_gate(objective, leaf, controls, advantage_T=advantage_T, low_T=acting[0], high_T=acting[1])
         local_T, rule_T = token_weights(objective.weights, leaf, controls, advantage_T)
         weight_T = local_T * choices.weight_T
         policy = (tokens.weight_T * weight_T * gate.loss_T).sum()
@@ -56,7 +56,7 @@ def compute_token_loss(
         ratio_T=gate.ratio_T.detach(),
         low_T=low_T,
         high_T=high_T,
-        dual_T=torch.full_like(low_T, objective.gate.dual_bound),
+        dual_T=dual_bounds(objective.gate, high_T),
         gate_T=-gate_T,
         weight_T=weight_T.detach(),
         coefficient_T=-policy_T,

@@ -42,6 +42,6 @@ def matched_control(objective: ObjectiveConfig, share: Share, bounds: Choices) -
 def sides_beyond(objective: ObjectiveConfig, share: Share, bounds: Choices) -> Tensor:
     """int32 [T]: `clipped_sides` under the current weights by the bounds of `objective.clip`."""
     tokens = share.tokens
-    low_T, high_T = token_bounds(objective.clip, tokens, share.controls, bounds, anchor=objective.ratio.anchor)
+    low_T, high_T = token_bounds(objective.clip, tokens, share.controls, bounds, ratio=objective.ratio)
     ratio_T = log_ratio(objective.ratio, tokens).exp()
     return clipped_sides(ratio_T, share.advantage_T.to(ratio_T.dtype), low_T, high_T)

@@ -41,7 +41,9 @@ def log_ratio(config: RatioConfig, tokens: TokenBatch) -> Tensor:
 
     token: logp - anchor. sequence: the mean of that over the response, with its gradient (GSPO, arXiv 2507.18071).
     sequence_token: the value of that mean, the gradient of the own logp only (GSPO-token). geometric: as token; the
-    gate bounds token ratios before it averages them (GMPO, arXiv 2507.20673).
+    gate bounds token ratios before it averages them (GMPO, arXiv 2507.20673). prefix: the value of the sum up to and
+    with the token, each bounded to ±LOG_RATIO_LIMIT as its authors do, the gradient of the own logp only (CTPO,
+    arXiv 2605.07331).
 
     Raises:
         ValueError: anchor "behavior" without behavior log-probs.
@@ -66,4 +68,7 @@ def _unclamped(config: RatioConfig, tokens: TokenBatch) -> Tensor:
             # logp - sg[logp] is exactly 0 with gradient 1.
             own_T = tokens.logp_T - tokens.logp_T.detach()
             return tokens.sequence_mean(log_ratio_T.detach()) + own_T
+        case "prefix":
+            bounded_T = log_ratio_T.detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+            return tokens.prefix_sum(bounded_T) + (tokens.logp_T - tokens.logp_T.detach())
     assert_never(config.level)

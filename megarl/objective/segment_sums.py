@@ -32,15 +32,11 @@ class _SegmentSum(torch.autograd.Function):
     def forward(ctx: Any, values_T: Tensor, segment_T: Tensor, num_segments: int) -> Tensor:
         ctx.save_for_backward(segment_T)
         wide_T = values_T.double()
-        zeros_B = wide_T.new_zeros(num_segments)
-        largest_B = zeros_B.scatter_reduce(0, segment_T, wide_T.abs(), "amax")
-        finite_B = torch.isfinite(largest_B)
-        exponent_B = torch.frexp(torch.where(finite_B, largest_B, 0.0)).exponent.long().clamp(min=SMALLEST_EXPONENT)
-        scale_B = _power_of_two(HIGH_BITS - exponent_B)
+        scale_B, finite_B = _scales(wide_T, segment_T, num_segments)
         high_T, low_T = split_scaled(torch.where(finite_B[segment_T], wide_T * scale_B[segment_T], 0.0))
-        high_B, low_B = (torch.zeros_like(exponent_B).index_add_(0, segment_T, part) for part in (high_T, low_T))
-        # Both are exact float64 numbers: this addition is the first that rounds.
-        exact_B = (high_B.double() + low_B.double() * 2.0**-LOW_BITS) / scale_B
+        zeros_B = torch.zeros_like(scale_B)
+        high_B, low_B = (zeros_B.long().index_add_(0, segment_T, part) for part in (high_T, low_T))
+        exact_B = _joined(high_B, low_B) / scale_B
         return torch.where(finite_B, exact_B, zeros_B.index_add(0, segment_T, wide_T)).to(values_T.dtype)
 
     @staticmethod
@@ -48,6 +44,39 @@ class _SegmentSum(torch.autograd.Function):
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor, None, None]:
         (segment_T,) = ctx.saved_tensors
         return grad_B.index_select(0, segment_T), None, None
+
+
+def segment_prefix_sum(values_T: Tensor, segment_T: Tensor, num_segments: int) -> Tensor:
+    """[T] in the dtype of `values_T`, detached: the sum over a token's response up to and with it, rounded once.
+
+    Tokens of a response stand together and in order. Rounded as in `segment_sum`; NaN in a response with a NaN or an
+    infinity.
+    """
+    wide_T = values_T.detach().double()
+    scale_B, finite_B = _scales(wide_T, segment_T, num_segments)
+    is_finite_T = finite_B[segment_T]
+    parts = split_scaled(torch.where(is_finite_T, wide_T * scale_B[segment_T], 0.0))
+    length_B = torch.zeros(num_segments, dtype=torch.int64, device=segment_T.device)
+    length_B.index_add_(0, segment_T, torch.ones_like(segment_T))
+    start_B = length_B.cumsum(0) - length_B
+    # Integers: what is subtracted of the responses before leaves nothing behind.
+    high_T, low_T = (torch.cat((part_T.new_zeros(1), part_T.cumsum(0))) for part_T in parts)
+    before_T = start_B[segment_T]
+    exact_T = _joined(high_T[1:] - high_T[before_T], low_T[1:] - low_T[before_T]) / scale_B[segment_T]
+    return torch.where(is_finite_T, exact_T, torch.nan).to(values_T.dtype)
+
+
+def _scales(wide_T: Tensor, segment_T: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
+    """The power of two that makes a response's values at most 2^HIGH_BITS, float64 [B], and whether all are finite."""
+    largest_B = wide_T.new_zeros(num_segments).scatter_reduce(0, segment_T, wide_T.abs(), "amax")
+    finite_B = torch.isfinite(largest_B)
+    exponent_B = torch.frexp(torch.where(finite_B, largest_B, 0.0)).exponent.long().clamp(min=SMALLEST_EXPONENT)
+    return _power_of_two(HIGH_BITS - exponent_B), finite_B
+
+
+def _joined(high: Tensor, low: Tensor) -> Tensor:
+    """The two integers as one float64. Both are exact float64 numbers: this addition is the first that rounds."""
+    return high.double() + low.double() * 2.0**-LOW_BITS
 
 
 def split_scaled(scaled_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
+_MANTISSA_BITS = 53
 
 
 def token_keys(*, seed: int, step: int, sample_id_T: Tensor, position_T: Tensor) -> Tensor:
@@ -22,6 +23,12 @@ def token_keys(*, seed: int, step: int, sample_id_T: Tensor, position_T: Tensor)
     start = torch.zeros(1, dtype=torch.int64, device=sample_id_T.device)
     of_step = _absorb(_absorb(start, _signed(seed & _MASK)), _signed(step & _MASK))
     return _absorb(_absorb(of_step, sample_id_T), position_T)
+
+
+def token_uniforms(*, seed: int, step: int, sample_id_T: Tensor, position_T: Tensor, stream: int) -> Tensor:
+    """float64 [T], uniform over the multiples of 2^-53 in [0, 1). Other streams, and `token_keys`, draw others."""
+    keys_T = token_keys(seed=seed, step=step, sample_id_T=sample_id_T, position_T=position_T)
+    return _shift_right(_absorb(keys_T, stream), 64 - _MANTISSA_BITS).to(torch.float64) * 2.0**-_MANTISSA_BITS
 
 
 def _absorb(state_T: Tensor, value: Tensor | int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from megarl.objective.loop_numbers import LoopChoice, LoopControls
-from megarl.objective.segment_sums import segment_sum
+from megarl.objective.segment_sums import segment_prefix_sum, segment_sum
 
 
 class Reduce(Protocol):
@@ -98,6 +98,11 @@ class TokenBatch:
         """Sum over each response, [B]; differentiable, and the same to the last bit in whatever order a device adds."""
         return segment_sum(values_T, self.sequence_T, self.num_sequences)
 
+    def prefix_sum(self, values_T: Tensor) -> Tensor:
+        """Sum over each token's response up to and with the token, [T]; detached, and the same to the last bit wherever
+        the response lies. Tokens of a response stand together, in order."""
+        return segment_prefix_sum(values_T, self.sequence_T, self.num_sequences)
+
     def sequence_mean(self, values_T: Tensor) -> Tensor:
         """Mean over each token's response, given back to its tokens, [T]; differentiable."""
         mean_B = self.sequence_sum(values_T) / self.lengths().clamp(min=1).to(values_T.dtype)
@@ -159,6 +164,10 @@ class Controls:
     """Of weights.positive_scale in this step."""
     loop: LoopControls | None = None
     """Of a closed-loop clip, before this update."""
+    negative_scale: float = 1.0
+    """Of weights.negative_scale in this step."""
+    stare_acts: bool = True
+    """Whether weights.stare acts in this step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +184,8 @@ class Choices:
     """(lo, hi) of clip kind "bapo"."""
     loop: LoopChoice | None = None
     """Of a closed-loop clip."""
+    stale_above: float | None = None
+    """|log r| above which a token is stale, of clip kind "stale"."""
 
     @classmethod
     def none(cls, like_T: Tensor) -> "Choices":
@@ -187,7 +198,7 @@ class Choices:
         weights, rules = self.weight_T.split(list(sizes)), self.rule_T.split(list(sizes))
         covs = [None] * len(sizes) if self.kl_cov_T is None else list(self.kl_cov_T.split(list(sizes)))
         return [
-            Choices(weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T, bapo_bounds=self.bapo_bounds, loop=self.loop)
+            replace(self, weight_T=weight_T, rule_T=rule_T, kl_cov_T=cov_T)
             for weight_T, rule_T, cov_T in zip(weights, rules, covs, strict=True)
         ]
 

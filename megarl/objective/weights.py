@@ -7,6 +7,7 @@ split over micro-batches, so its mean is whole. T = response tokens of B respons
 import torch
 from torch import Tensor
 
+from megarl.config.credit import NegativeScale
 from megarl.config.facts import NoFormulaError
 from megarl.config.weight import EntropyRatioClip, OffPolicySequenceMask, PositiveScale, WeightsConfig
 from megarl.objective.contexts import RESOLUTION
@@ -21,10 +22,11 @@ _ENTROPY_OFFSET = 1e-8
 def token_weights(
     config: WeightsConfig, tokens: TokenBatch, controls: Controls, advantage_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The product of OPSM, ERC and the positive scale where configured, [T], and int32 `Rule` flags, [T].
+    """The product of OPSM, ERC and the scales by sign where configured, [T], and int32 `Rule` flags, [T].
 
-    `advantage_T` is the shaped one. The positive scale is `controls.positive_scale`, where a controller may have
-    moved it to, and has no flag. NoFormulaError for a weight that is on and known neither here nor to `choices`.
+    `advantage_T` is the shaped one. The scales are those of `controls`, where a controller may have moved them to, and
+    have no flag. NoFormulaError for a weight that is on and known neither here nor to
+    `choices`.
     """
     tokens, advantage_T = tokens.detach(), advantage_T.detach()
     weight_T = torch.ones_like(tokens.logp_T)
@@ -39,6 +41,8 @@ def token_weights(
                 weight_T, rule_T = _without(drop_T, weight_T), rule_T | flags(drop_T, Rule.ERC)
             case PositiveScale():
                 weight_T = torch.where(advantage_T > 0, weight_T * controls.positive_scale, weight_T)
+            case NegativeScale():
+                weight_T = torch.where(advantage_T < 0, weight_T * controls.negative_scale, weight_T)
             case _ if not weight.needs_survey and weight.mismatch == "ignores":
                 raise NoFormulaError(weight, "the weight of tokens")
     return weight_T, rule_T

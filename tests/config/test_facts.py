@@ -9,12 +9,13 @@ from pydantic import Field, ValidationError
 from megarl.config.advantage import AdvantageVariant, AllGroups, SamplerVariant, ShapingConfig, ShapingVariant
 from megarl.config.auxiliary import AuxiliaryConfig, AuxiliaryVariant, ControllersConfig, ControllerVariant
 from megarl.config.base import Config
+from megarl.config.clip_variant import ClipVariant
 from megarl.config.facts import NotBelow, RuleName, Variant, facts_of, marked_fields, rules_that
 from megarl.config.fields import section_types
 from megarl.config.gate import Gate, GateVariant, PpoGate
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.reward import RandomReward, RewardConfig, VerifierVariant
-from megarl.config.trust import Clip, ClipVariant, ConstantClip, FlexEcClip, RatioConfig
+from megarl.config.trust import Clip, ConstantClip, FlexEcClip, RatioConfig
 from megarl.config.weight import (
     MaskedImportance,
     SequenceRejection,
@@ -146,7 +147,7 @@ def test_a_new_clip_of_tokens_is_refused_where_there_is_a_ratio_per_response(lev
     (problem,) = problems(clip=POSITION, ratio={"level": level})
     assert problem == (
         f'objective.clip.kind "position" gives each token bounds of its own, objective.ratio.level "{level}" has one '
-        'ratio per response; use level "token", or clip kind "constant" or "log"'
+        'ratio per response; use level "token", or clip kind "constant", "log" or "stale"'
     )
 
 
@@ -232,7 +233,8 @@ def test_every_rule_has_one_effect() -> None:
 @pytest.mark.parametrize("level", get_args(RatioConfig.model_fields["level"].annotation))
 def test_every_level_has_its_facts(level: Any) -> None:
     facts = RatioConfig(level=level).facts
-    assert facts.per_response == (level != "token")
+    assert facts.per_response == (level not in ("token", "prefix"))
+    assert facts.of_prefix == (level == "prefix")
     assert facts.through_response == (level in ("sequence", "geometric"))
     assert facts.bounds_first == (level == "geometric")
 
@@ -245,8 +247,10 @@ def test_facts_that_depend_on_fields() -> None:
     assert [MaskedImportance(level=level).tells_tokens_apart for level in ("token", "sequence", "geometric")] == [
         *(True, False, False)
     ]
-    assert (PpoGate().rules, PpoGate(dual=3.0).rules) == ((), ("dual",))
-    assert (PpoGate().bounds_first, PpoGate(dual=3.0).bounds_first) == (True, False)
+    duals = PpoGate(dual=3.0), PpoGate(dual_at_high=True)
+    assert (PpoGate().rules, *(gate.rules for gate in duals)) == ((), ("dual",), ("dual",))
+    assert (PpoGate().bounds_first, *(gate.bounds_first for gate in duals)) == (True, False, False)
+    assert [clip.bounds_above for clip in (ConstantClip(), ConstantClip(high=math.inf))] == [True, False]
     coin = [RandomReward(kind="random", p=p).always_equal for p in (0.0, 0.5, 1.0)]
     normal = [RandomReward(kind="random", distribution="gaussian", std=std).always_equal for std in (0.0, 1.0)]
     assert (coin, normal) == ([True, False, True], [True, False])

@@ -19,8 +19,9 @@ from megarl.config.warnings import find_warnings
 from tests.config.text import SMALL, write_config
 
 MAY_BE_INFINITE = {
-    *("ConstantClip.high", "LogClip.low", "LogClip.high", "DcpoClip.cap", "PpoGate.dual", "CeGppoGate.dual"),
-    *("CispoGate.cap", "DppoGate.low", "DppoGate.high", "DppoGate.cap", "AspoGate.cap"),
+    *("ConstantClip.high", "LogClip.low", "LogClip.high", "DcpoClip.cap", "GrowingClip.low", "GrowingClip.high"),
+    *("PpoGate.dual", "CeGppoGate.dual"),
+    *("CispoGate.cap", "DppoGate.low", "DppoGate.high", "DppoGate.cap", "AspoGate.cap", "UpGate.dual"),
     *("TruncatedImportance.cap", "MaskedImportance.high", "SequenceRejection.high", "EntropyRatioClip.high"),
     *("ClosedLoopClip.high_tight", "ClosedLoopClip.high_loose", "RolloutConfig.max_logp_diff", "TheoryClipConfig.high"),
 }

@@ -91,7 +91,7 @@ def test_an_override_of_the_tag_keeps_other_overrides(tmp_path: Path) -> None:
     _, problem = message(tmp_path, "objective.gate.dual=2", "objective.gate.kind=sapo", "objective.clip.kind=none")
     assert problem == (
         '  objective.gate.dual: unknown key; it belongs to objective.gate.kind = "ppo" or objective.gate.kind = '
-        "\"ce_gppo\" [override 'objective.gate.dual=2']"
+        '"ce_gppo" or objective.gate.kind = "up" [override \'objective.gate.dual=2\']'
     )
 
 
@@ -145,7 +145,7 @@ def test_problems_name_their_file(tmp_path: Path) -> None:
         f'  policy.head: expected one of "auto", "logits", "fused", found "x" (string) [{bad}]',
         f"  objective.clip.low: expected a number >= 0 and <= 1, found 2.0 (float) [{path}]",
         '  objective.gate.dual: unknown key; it belongs to objective.gate.kind = "ppo" or objective.gate.kind = '
-        f'"ce_gppo" [{bad}]',
+        f'"ce_gppo" or objective.gate.kind = "up" [{bad}]',
         "  train.seed: expected an integer >= 0, found -1 (integer) [override 'train.seed=-1']",
         f"  train.stepz: unknown key; did you mean train.steps? [{bad}]",
     ]

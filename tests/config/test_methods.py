@@ -26,7 +26,7 @@ NAMES = sorted(path.stem for path in METHODS.glob("*.toml"))
 README = (METHODS / "README.md").read_text(encoding="utf-8")
 
 BOUNDS_OFF = {"objective.clip": {"kind": "none"}}
-PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf}}
+PLAIN_PPO = {"objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": False, "rescue": 0.0}}
 DYNAMIC = {"objective.sampler.kind": "dynamic"}
 FLEXEC = {"upper_slope": -0.25, "upper_start": 0.5, "lower_slope": -0.13, "lower_start": 0.3, "standard": 0.2}
 GSPO = {
@@ -92,11 +92,16 @@ GOLDEN: dict[str, dict[str, Any]] = {
         },
         "objective.gate.dual": 3.0,
     },
+    "sat": {
+        "objective.ratio.anchor": "behavior",
+        "objective.clip": {"kind": "stale", "low": 0.2, "high": 0.2, "quantile": 0.9, "power": 2.0},
+    }
+    | PLAIN_PPO,
     "archer": {"objective.clip": {"kind": "archer", "low": 0.2, "high_entropy": 0.4, "quantile": 0.8}},
     "closed-loop-hold": closed_loop(at=[0.0], entropy=[1.0]),
     "closed-loop-rise-fall": closed_loop(at=[0.0, 0.5, 1.0], entropy=[1.0, 1.2, 0.6]),
     "closed-loop-flexec": {"objective.clip": {"kind": "closed_loop_flexec", **FLEXEC, "loop": LOOP}},
-    "dual-clip": {"objective.gate": {"kind": "ppo", "dual": 3.0}},
+    "dual-clip": {"objective.gate.dual": 3.0},
     "gspo": GSPO | {"objective.ratio": {"level": "sequence", "anchor": "old"}},
     "gspo-token": GSPO | {"objective.ratio": {"level": "sequence_token", "anchor": "old"}},
     "gmpo": {
@@ -113,6 +118,14 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "aspo": {"objective.gate": {"kind": "aspo", "cap": 3.0}},
     "ce-gppo": ce_gppo(0.75),
     "gppo": ce_gppo(1.0),
+    "ctpo": {
+        "objective.ratio": {"level": "prefix", "anchor": "old"},
+        "objective.clip": {"kind": "growing", "low": 0.025, "high": 0.05, "power": 0.5},
+        "objective.gate": {"kind": "ppo", "dual": math.inf, "dual_at_high": True, "rescue": 0.0},
+        "objective.aggregation.mode": "token-mean",
+    },
+    "nsr": {"objective.gate.kind": "ppo", "objective.gate.rescue": 0.2},
+    "up-grpo": {"objective.gate": {"kind": "up", "dual": 3.0}} | constant(0.2, math.inf),
     "clip-cov": weight("clip_cov", fraction=2e-4, low=1.0, high=5.0) | constant(1.0, 1.0) | PLAIN_PPO,
     "high-entropy-tokens": weight("high_entropy", fraction=0.2),
     "steer": {"objective.weights.steer.shape": "exponential", "objective.weights.steer.low": 0.8},
@@ -124,6 +137,16 @@ GOLDEN: dict[str, dict[str, Any]] = {
         "objective.weights.positive_scale.scale": 1.0,
         "objective.controllers.positive_scale.step": 0.05,
     },
+    "wapo": {
+        "objective.advantage.method": "dr_grpo",
+        "objective.ratio": {"level": "token", "anchor": "behavior"},
+        "objective.aggregation.mode": "seq-mean-token-sum-norm",
+    }
+    | constant(1.0, 9.0)
+    | PLAIN_PPO
+    | weight("negative_scale", scale=0.0),
+    "stare": weight("stare", fraction=0.1, positive=1.1, negative=1.0) | {"objective.controllers.stare.target": 0.3},
+    "opefo": weight("entropy_flow") | BOUNDS_OFF | PLAIN_PPO,
     "tis": weight("tis", level="token", cap=2.0, floor=0.0, normalise=False),
     "masked-is": weight("importance_mask", level="sequence", low=0.0, high=3.0),
     "icepop": weight("importance_mask", level="token", low=0.5, high=5.0),
@@ -139,6 +162,17 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "qae": {"objective.advantage.method": "quantile", "objective.advantage.quantile": 0.4},
     "entropy-advantage": {"objective.shaping.entropy": {"alpha": 0.4, "kappa": 2.0}},
     "cde": {"objective.shaping.perplexity.alpha": 1.0, "objective.shaping.perplexity.kappa": 3.0},
+    "gepo": {
+        "objective.advantage.method": "grpo",
+        "objective.shaping.group_entropy": {
+            **{"low_factor": 0.5, "high_factor": 0.2, "low_width": 0.2, "high_width": 0.3, "rate": 0.01},
+        },
+    },
+    "fade": {
+        "objective.advantage": {"method": "focal", "largest": 3.0, "rate": 0.02},
+        "objective.controllers.negative_scale": {"target_ratio": 0.5, "smallest": 0.3, "rate": 0.02},
+    }
+    | weight("negative_scale", scale=1.0),
     "random-reward-bernoulli": {"reward.verifier.distribution": "bernoulli", "reward.verifier.p": 0.5},
     "random-reward-uniform": {"reward.verifier.kind": "random", "reward.verifier.distribution": "uniform"},
     "random-reward-gaussian": {
@@ -240,7 +274,9 @@ def test_loads_over_the_other_examples(name: str) -> None:
 REASONS = (  # why two fragments may not be joined; every refusal is one of these
     r"reads no bounds, but objective\.clip\.kind is",
     r"acts at the bounds, but objective\.clip\.kind is \"none\"",
+    r"has no upper bound, but objective\.clip\.kind",
     r"gives each token bounds of its own",
+    r"bounds a token's own ratio by its probability",
     r"bounds token ratios before it averages them",
     r"is defined on token ratios",
     r"has one advantage per response",
@@ -248,6 +284,8 @@ REASONS = (  # why two fragments may not be joined; every refusal is one of thes
     r"matched drops as many tokens as bounds would, but objective\.clip\.kind is \"none\"",
     r"matched drops as many tokens as bounds would, but objective\.gate\.kind",
     r"steers by the tokens that its bounds drop, but objective\.gate\.kind",
+    r"matched drops as many tokens as bounds would, but with objective\.gate\.\w+ they do something else",
+    r"steers by the tokens that its bounds drop, but with objective\.gate\.\w+ they do something else",
     r"matched takes the effect of the bounds away by which",
     r"both multiply by old / behavior",
     r"has the trainer-vLLM mismatch in the ratio already",
@@ -273,7 +311,7 @@ def test_all_ordered_pairs_load_or_are_refused_with_a_reason_and_the_files() -> 
     assert used == set(REASONS)
     # A pair that is refused in one order only is one whose later fragment sets another plug point of the earlier.
     assert {("flexec-id", "gspo"), ("gspo", "flexec-id"), ("sapo", "flexec-id")} - refused == {("flexec-id", "gspo")}
-    assert len(refused) < 0.08 * len(NAMES) * (len(NAMES) - 1)
+    assert len(refused) < 0.09 * len(NAMES) * (len(NAMES) - 1)
 
 
 def test_many_at_once() -> None:

@@ -21,17 +21,50 @@ REFUSED = {
     "gate at bounds": (
         ["objective.gate.kind=aspo", "objective.clip.kind=none"],
         'objective.gate.kind "aspo" acts at the bounds, but objective.clip.kind is "none"; choose bounds, or a gate '
-        'that needs none: "ppo", "cispo", "sapo" or "dppo"',
+        'that needs none: "ppo", "up", "cispo", "sapo" or "dppo"',
+    ),
+    "a bound that the gate has not": (
+        ["objective.gate.kind=up"],
+        'objective.gate.kind "up" has no upper bound, but objective.clip.kind "constant" sets one, which would do '
+        'nothing; set objective.clip.high = inf (kind "constant"), or another gate',
     ),
     "one ratio, many bounds": (
         ["objective.ratio.level=sequence", "objective.clip.kind=flexec"],
         'objective.clip.kind "flexec" gives each token bounds of its own, objective.ratio.level "sequence" has one '
-        'ratio per response; use level "token", or clip kind "constant" or "log"',
+        'ratio per response; use level "token", or clip kind "constant", "log" or "stale"',
+    ),
+    "rescue without bounds": (
+        ["objective.gate.rescue=0.1", "objective.clip.kind=none"],
+        'objective.gate.rescue acts at the bounds, but objective.clip.kind is "none"; choose bounds, or turn it off',
+    ),
+    "dual clip at no bound": (
+        ["objective.gate.dual_at_high=true", "objective.clip.kind=none"],
+        'objective.gate.dual_at_high acts at the bounds, but objective.clip.kind is "none"; choose bounds, or turn it '
+        "off",
+    ),
+    "bounds of one probability on the ratio of many": (
+        ["objective.ratio.level=prefix", "objective.clip.kind=dcpo"],
+        'objective.clip.kind "dcpo" bounds a token\'s own ratio by its probability, objective.ratio.level "prefix" '
+        'compares everything up to the token; use clip kind "growing", or level "token"',
+    ),
+    "token gate on the ratio of many": (
+        ["objective.ratio.level=prefix", "objective.gate.kind=aspo"],
+        'objective.gate.kind "aspo" is defined on token ratios; set objective.ratio.level to "token"',
+    ),
+    "gmpo with dual clip at the bound": (
+        ["objective.ratio.level=geometric", "objective.gate.dual_at_high=true"],
+        'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
+        '= {kind = "ppo"} without dual clip or rescue',
+    ),
+    "gmpo with rescue": (
+        ["objective.ratio.level=geometric", "objective.gate.rescue=0.1"],
+        'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
+        '= {kind = "ppo"} without dual clip or rescue',
     ),
     "gmpo with dual clip": (
         ["objective.ratio.level=geometric", "objective.gate.dual=3"],
         'objective.ratio.level "geometric" bounds token ratios before it averages them (GMPO); it needs objective.gate '
-        '= {kind = "ppo"} without dual clip',
+        '= {kind = "ppo"} without dual clip or rescue',
     ),
     "token gate on a response's ratio": (
         ["objective.ratio.level=sequence_token", "objective.gate.kind=dppo", "objective.clip.kind=none"],
@@ -57,23 +90,33 @@ REFUSED = {
         ["objective.weights.matched={}", "objective.clip.kind=none"],
         'objective.weights.matched drops as many tokens as bounds would, but objective.clip.kind is "none", which '
         'would drop none; set the clip whose control this is: "constant", "log", "flexec", "dcpo", "bapo", "archer", '
-        '"closed_loop" or "closed_loop_flexec"',
+        '"growing", "stale", "closed_loop" or "closed_loop_flexec"',
     ),
     "a coin in the place of bounds that drop nothing": (
         ["objective.weights.matched={}", "objective.gate.kind=ce_gppo"],
         'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "ce_gppo" drops none: '
-        'what is beyond keeps a gradient; use gate "ppo" or "aspo", or remove the table',
+        'what is beyond keeps a gradient; use gate "ppo", "aspo" or "up", or remove the table',
     ),
     "a closed loop over bounds that drop nothing": (
         ["objective.clip.kind=closed_loop", "objective.gate.kind=ce_gppo"],
         'objective.clip.kind "closed_loop" steers by the tokens that its bounds drop, but objective.gate.kind '
-        '"ce_gppo" drops none: what is beyond keeps a gradient; use gate "ppo" or "aspo"',
+        '"ce_gppo" drops none: what is beyond keeps a gradient; use gate "ppo", "aspo" or "up"',
+    ),
+    "a coin in the place of bounds that act otherwise": (
+        ["objective.weights.matched={}", "objective.gate.rescue=0.2"],
+        "objective.weights.matched drops as many tokens as bounds would, but with objective.gate.rescue they do "
+        "something else; leave it out, or remove the table",
+    ),
+    "a closed loop over bounds that act otherwise": (
+        ["objective.clip.kind=closed_loop", "objective.gate.dual_at_high=true"],
+        'objective.clip.kind "closed_loop" steers by the tokens that its bounds drop, but with '
+        "objective.gate.dual_at_high they do something else; leave it out",
     ),
     "a closed loop whose bounds do not act": (
         ["objective.clip.kind=closed_loop_flexec", "objective.weights.matched={}"],
         "objective.weights.matched takes the effect of the bounds away by which objective.clip.kind "
-        '"closed_loop_flexec" steers; remove the table, or use clip kind "constant", "log", "flexec", "dcpo", "bapo" '
-        'or "archer"',
+        '"closed_loop_flexec" steers; remove the table, or use clip kind "constant", "log", "flexec", "dcpo", "bapo", '
+        '"archer", "growing" or "stale"',
     ),
     "a closed loop of one update": (
         ["objective.clip.kind=closed_loop", "train.mini_batch_responses=16"],
@@ -84,7 +127,7 @@ REFUSED = {
     "a closed loop of a response's ratio": (
         ["objective.clip.kind=closed_loop", "objective.ratio.level=geometric"],
         'objective.clip.kind "closed_loop" gives each token bounds of its own, objective.ratio.level "geometric" has '
-        'one ratio per response; use level "token", or clip kind "constant" or "log"',
+        'one ratio per response; use level "token", or clip kind "constant", "log" or "stale"',
     ),
     "a closed loop's bound between a number and none": (
         ["objective.clip={kind='closed_loop', high_loose=inf}"],
@@ -168,6 +211,10 @@ REFUSED = {
         ["objective.controllers.positive_scale={}"],
         "objective.controllers.positive_scale moves objective.weights.positive_scale.scale; add that table",
     ),
+    "gate of nothing": (
+        ["objective.controllers.stare={}"],
+        "objective.controllers.stare turns objective.weights.stare on and off; add that table",
+    ),
     "reset of no reference": (
         ["objective.controllers.reference_reset={every_steps=3}"],
         "objective.controllers.reference_reset renews the reference of objective.auxiliary.kl; add that table",
@@ -243,7 +290,7 @@ def test_refused(tmp_path: Path, case: str) -> None:
 def test_gates_that_a_refusal_proposes_are_taken(tmp_path: Path) -> None:
     for gate, clip in [
         *((gate, "constant") for gate in ("ppo", "ce_gppo", "aspo")),
-        *((gate, "none") for gate in ("ppo", "cispo", "sapo", "dppo")),
+        *((gate, "none") for gate in ("ppo", "up", "cispo", "sapo", "dppo")),
     ]:
         objective = load_small(tmp_path, f"objective.gate.kind={gate}", f"objective.clip.kind={clip}").objective
         assert (objective.gate.kind, objective.clip.kind) == (gate, clip)
@@ -258,6 +305,11 @@ ACCEPTED = {
     ],
     "every token rule at sequence_token": [
         "objective.ratio.level=sequence_token",
+        "objective.weights={tis={}, high_entropy={}, clip_cov={}, steer={}, clip_b={}, clip_v={}, erc={}}",
+        "objective.shaping.entropy={}",
+    ],
+    "every token rule at prefix": [
+        *("objective.ratio.level=prefix", "objective.clip.kind=growing"),
         "objective.weights={tis={}, high_entropy={}, clip_cov={}, steer={}, clip_b={}, clip_v={}, erc={}}",
         "objective.shaping.entropy={}",
     ],

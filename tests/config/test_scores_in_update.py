@@ -27,6 +27,7 @@ NEEDED = {
     "oscillation": ['objective.clip={kind="flexec", schedule="od"}'],
     "entropy coefficient": ["objective.auxiliary.entropy={}", "objective.controllers.entropy_coefficient={}"],
     "aer": ["objective.auxiliary.entropy={}", "objective.controllers.aer={}"],
+    "stare": ["objective.weights.stare={}", "objective.controllers.stare={}"],
     "moved scale": ["objective.weights.positive_scale={}", "objective.controllers.positive_scale={}"],
 }
 

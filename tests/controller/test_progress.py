@@ -48,6 +48,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
             "reference_reset": {"every_steps": 2},
         },
     },
+    "averages": {
+        "advantage": {"method": "focal"},
+        "shaping": {"group_entropy": {}},
+        "weights": {"negative_scale": {}, "stare": {}},
+        "controllers": {"negative_scale": {"target_ratio": 1.5, "smallest": 0.01}, "stare": {"target": 0.6}},
+    },
 }
 
 
@@ -177,7 +183,12 @@ def test_the_objectives_of_this_file_remember() -> None:
         straight = Living()
         run(configure(objective), straight)
         states = [progress.owners for progress in straight.reached]
-        moving = {"histories": "history", "controllers": "controllers", "targets": "controllers"}[objective]
+        moving = {
+            "histories": "history",
+            "controllers": "controllers",
+            "targets": "controllers",
+            "averages": "controllers",
+        }[objective]
         assert len({json.dumps(state[moving]) for state in states}) == STEPS
     run(configure("histories"), histories := Living())
     generations = [picture["metrics"]["sampler/generations"] for picture in histories.pictures()]
@@ -217,7 +228,12 @@ def changed(progress: RunProgress, path: tuple[str | int, ...], value: Any) -> R
 
 @pytest.mark.parametrize(
     ("objective", "idle"),
-    [("histories", {"raising", "reference_resets"}), ("controllers", set()), ("targets", {"raising"})],
+    [
+        ("histories", {"raising", "reference_resets"}),
+        ("controllers", set()),
+        ("targets", {"raising"}),
+        ("averages", {"raising", "reference_resets"}),
+    ],
 )
 def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str]) -> None:
     """Each is refused, or leads the run another way from one step at least: none is kept in vain, or kept and not
@@ -242,7 +258,7 @@ def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str])
                 if second.pictures() != straight.pictures()[stop:]:
                     noticed.add(name)
     assert kept - noticed == idle
-    assert len(kept) == {"histories": 13}.get(objective, 10)
+    assert len(kept) == {"histories": 13, "averages": 12}.get(objective, 10)
 
 
 def straight_of(objective: str) -> Living:

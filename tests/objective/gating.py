@@ -24,8 +24,8 @@ def objective(gate, clip=OFF, **ratio) -> ObjectiveConfig:
 
 
 def gated(config: ObjectiveConfig, tokens: TokenBatch) -> GateResult:
-    low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, Choices.none(tokens.logp_T), anchor=config.ratio.anchor)
-    return apply_gate(config, tokens, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+    low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, Choices.none(tokens.logp_T), ratio=config.ratio)
+    return apply_gate(config, tokens, CONTROLS, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
 
 
 def gradient(

@@ -1,6 +1,7 @@
 """Bounds of every clip against hand-computed numbers, the papers' values and independent definitions."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -8,7 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarl.config.trust import ArcherClip, BapoClip, ConstantClip, DcpoClip, FlexEcClip, LogClip, NoClip
+from megarl.config.trust import (
+    ArcherClip,
+    BapoClip,
+    ConstantClip,
+    DcpoClip,
+    FlexEcClip,
+    GrowingClip,
+    LogClip,
+    NoClip,
+    RatioConfig,
+    StaleClip,
+)
 from megarl.objective.bounds import clipped_sides, token_bounds
 from megarl.objective.tokens import Choices, Controls, TokenBatch
 from megarl.rules import Rule
@@ -48,6 +60,44 @@ def test_bounds_without_a_token(clip, low, high) -> None:
     lows, highs = bounds_of(clip, make_tokens([3]))
     assert lows == pytest.approx([low] * 3)
     assert highs == pytest.approx([high] * 3)
+
+
+def test_growing_bounds_by_hand() -> None:
+    # sqrt of 1, 2, 3, 4 and of 1, 2: exp(-.1 sqrt(t)) and exp(.2 sqrt(t)).
+    lows, highs = bounds_of(GrowingClip(kind="growing", low=0.1, high=0.2), make_tokens([4, 0, 2]))
+    roots = [1.0, 1.414213562, 1.732050808, 2.0, 1.0, 1.414213562]
+    assert lows == pytest.approx([math.exp(-0.1 * root) for root in roots])
+    assert highs == pytest.approx([math.exp(0.2 * root) for root in roots])
+    even = bounds_of(GrowingClip(kind="growing", low=math.inf, high=0.2, power=0.0), make_tokens([3]))
+    assert even == ([0.0] * 3, pytest.approx([math.exp(0.2)] * 3))
+
+
+def stale(log_ratios: list[float], above: float, **config: float) -> tuple[list[float], list[float]]:
+    tokens = make_tokens(logp=[-1.0 + value for value in log_ratios], old_logp=-1.0)
+    choices = replace(Choices.none(tokens.logp_T), stale_above=above)
+    low_T, high_T = token_bounds(StaleClip(kind="stale", **config), tokens, Controls(step=1, seed=0), choices)
+    return low_T.tolist(), high_T.tolist()
+
+
+def test_stale_bounds_by_hand() -> None:
+    # q = .1: |log r| of .1 is not stale; .2 is one q beyond: 1 / (1 + 1) of the side's distance; .3 two: 1 / (1 + 4).
+    lows, highs = stale([0.0, 0.1, -0.1, 0.2, -0.2, 0.3, -0.3], 0.1, low=0.2, high=0.4)
+    assert lows == pytest.approx([0.8, 0.8, 0.8, 0.8, 0.9, 0.8, 0.96])
+    assert highs == pytest.approx([1.4, 1.4, 1.4, 1.2, 1.4, 1.08, 1.4])
+    cubed = stale([0.3], 0.1, high=0.9, power=3.0)[1]
+    assert cubed == pytest.approx([1.1])  # 1 / (1 + 8) of .9
+    assert stale([0.0, 2.0, -2.0], 0.0) == ([0.8] * 3, [1.2] * 3)  # no tail where most ratios are 1
+    with pytest.raises(ValueError, match="hold no stale_above"):
+        bounds_of(StaleClip(kind="stale"), make_tokens([1]))
+
+
+def test_stale_bounds_take_the_ratio_at_its_level() -> None:
+    tokens = make_tokens([2, 1], logp=[-0.5, -0.9, -1.2], old_logp=-1.0)  # log ratios .5, .1 (mean .3); -.2
+    choices = replace(Choices.none(tokens.logp_T), stale_above=0.1)
+    ratio = RatioConfig(level="sequence")
+    low_T, high_T = token_bounds(StaleClip(kind="stale"), tokens, Controls(step=1, seed=0), choices, ratio=ratio)
+    assert low_T.tolist() == pytest.approx([0.8, 0.8, 0.9])
+    assert high_T.tolist() == pytest.approx([1.04, 1.04, 1.2])
 
 
 def test_dcpo_goldens() -> None:
@@ -149,10 +199,10 @@ def test_probability_is_that_of_the_ratios_anchor(clip) -> None:
     tokens = make_tokens([1], old_logp=-0.1, behavior_logp=-2.0)
     choices = Choices.none(tokens.logp_T)
     expected = token_bounds(clip, make_tokens([1], old_logp=-2.0), controls, choices)
-    assert token_bounds(clip, tokens, controls, choices, anchor="behavior") == expected
+    assert token_bounds(clip, tokens, controls, choices, ratio=RatioConfig(anchor="behavior")) == expected
     assert token_bounds(clip, tokens, controls, choices) != expected
     with pytest.raises(ValueError, match="no behavior_logp"):
-        token_bounds(clip, make_tokens([1]), controls, choices, anchor="behavior")
+        token_bounds(clip, make_tokens([1]), controls, choices, ratio=RatioConfig(anchor="behavior"))
 
 
 def test_bapo_takes_the_bounds_that_were_chosen() -> None:

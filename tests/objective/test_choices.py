@@ -29,15 +29,18 @@ EVERYTHING = {
         "steer": {},
         "clip_b": {"mu": 0.7},
         "clip_v": {"mu": 0.5, "max_fraction": 0.05},
+        "stare": {"negative": 0.8},
+        "entropy_flow": {},
     },
     "auxiliary": {"kl_cov": {"fraction": 0.1}},
 }
 MASKS = {
+    "clip": {"kind": "stale"},
     "weights": {
         "importance_mask": {"level": "geometric", "low": 0.8, "high": 1.2},
         "steer": {"shape": "linear"},
         "clip_cov": {"fraction": 0.1, "low": 0.1},
-    }
+    },
 }
 
 
@@ -72,7 +75,7 @@ def test_every_layout_chooses_the_same_tokens_and_weights(config, distinct):
         # Micro-batches of one response each, concatenated, as a policy rank does.
         tokens = TokenBatch.concatenate([batch_of([sample]) for sample in share]) if share else batch_of([])
         choices = choose(objective, tokens, CONTROLS, reduce)
-        return by_token(tokens, choices), choices.bapo_bounds
+        return by_token(tokens, choices), (choices.bapo_bounds, choices.stale_above)
 
     num_calls = set()
     for shares in layouts(samples):
@@ -80,7 +83,7 @@ def test_every_layout_chooses_the_same_tokens_and_weights(config, distinct):
         together = {}
         for chosen, bounds in results:
             together |= chosen
-            assert bounds == expected.bapo_bounds
+            assert bounds == (expected.bapo_bounds, expected.stale_above)
         assert together == by_token(whole, expected)  # to the last bit
         assert all(rank == calls[0] for rank in calls)
         num_calls.add(len(calls[0]))
@@ -102,7 +105,7 @@ def gloo_choices(shares):
             return reduced
 
     choices = choose(ObjectiveConfig.model_validate(EVERYTHING), tokens, CONTROLS, Gloo())
-    return by_token(tokens, choices), choices.bapo_bounds
+    return by_token(tokens, choices), (choices.bapo_bounds, choices.stale_above)
 
 
 def test_gloo_ranks_choose_what_one_rank_chooses():
@@ -111,7 +114,7 @@ def test_gloo_ranks_choose_what_one_rank_chooses():
     expected = choose_of(EVERYTHING, whole)
     results = run_on_ranks(gloo_choices, 3, [samples[5:], samples[:5], []])
     assert {**results[0][0], **results[1][0], **results[2][0]} == by_token(whole, expected)
-    assert {bounds for _, bounds in results} == {expected.bapo_bounds}
+    assert {bounds for _, bounds in results} == {(expected.bapo_bounds, expected.stale_above)}
 
 
 def test_the_product_of_the_rules_taken_alone():
@@ -134,8 +137,8 @@ def test_collectives_are_few_and_do_not_grow_with_the_tokens():
     _, (many,) = on_ranks(
         lambda share, reduce: choose_of(EVERYTHING, share, reduce), [batch_of(random_samples([2000] * 20))]
     )
-    assert len(many) <= 36
-    assert sum(math.prod(shape) * 8 for _, shape, _ in many) < 9 * 2**20
+    assert len(many) <= 48
+    assert sum(math.prod(shape) * 8 for _, shape, _ in many) < 12 * 2**20
     assert max(math.prod(shape) for _, shape, _ in few) == max(math.prod(shape) for _, shape, _ in many)
 
 

@@ -211,3 +211,45 @@ def test_mistakes_are_refused() -> None:
         state.load_state_dict({"step": 3})
     with pytest.raises(ValidationError, match="is not above 0; positive tokens would be punished"):
         build(weights={"positive_scale": {"scale": 0.1}}, controllers={"positive_scale": {"step": 0.1}})
+
+
+def test_stare_acts_below_its_target() -> None:
+    state = build(weights={"stare": {}}, controllers={"stare": {"target": 0.5}})
+    assert [controls.stare_acts for controls in drive(state, [0.7, 0.4, 0.5, 0.499])] == [False, True, False, True]
+    assert to_values(state.metrics())["control/stare_acts"] == 1.0
+    assert to_values(state.metrics())["control/entropy_target"] == 0.5
+    assert [controls.stare_acts for controls in drive(build(weights={"stare": {}}), [0.7, 0.1])] == [True, True]
+
+
+def test_a_fixed_negative_scale_is_the_configs() -> None:
+    fixed = drive(build(weights={"negative_scale": {"scale": 0.0}}), [2.0, 0.1])
+    assert [controls.negative_scale for controls in fixed] == [0.0, 0.0]
+
+
+def test_failures_weigh_more_as_the_entropy_falls() -> None:
+    # Running means 2, 1, .75, .375 with weight .5, H* = 1: 1 + H - H* = 2, 1, .75, .375 within .4 and 1.
+    objective = {
+        "weights": {"negative_scale": {"scale": 3.0}},
+        "controllers": {"negative_scale": {"rate": 0.5, "smallest": 0.4}},
+    }
+    state = build(**objective)
+    controls = drive(state, [2.0, 0.0, 0.5, 0.0])
+    assert [c.negative_scale for c in controls] == pytest.approx([3.0, 3.0, 3.0 / 0.75, 3.0 / 0.4])
+    values = to_values(state.metrics())
+    assert values["control/negative_scale"] == pytest.approx(7.5)
+    assert values["control/entropy_target"] == 1.0
+    other = build(**objective)
+    other.load_state_dict(json.loads(json.dumps(state.state_dict())))
+    # .5 * .375 + .5 * 1.625 = 1.
+    assert other.begin_step(5, 1.625).negative_scale == pytest.approx(3.0) == state.begin_step(5, 1.625).negative_scale
+
+
+def test_a_state_has_what_the_objective_remembers_and_no_more() -> None:
+    plain = {"step", "entropy_start", "entropy_coefficient", "raising", "reference_resets"}
+    assert build().state_dict().keys() == plain
+    fade = build(
+        advantage={"method": "focal"}, weights={"negative_scale": {}}, controllers={"negative_scale": {}}
+    ).state_dict()
+    assert fade.keys() == plain | {"entropy_average", "averages"}
+    with pytest.raises(ValueError, match="controller state has keys"):
+        build().load_state_dict(fade)

@@ -92,6 +92,7 @@ GATES: list[dict[str, Any]] = [
     {"clip": {"kind": "none"}, "gate": {"kind": "cispo", "cap": 1.2}},
     {"clip": {"kind": "none"}, "gate": {"kind": "sapo"}},
     {"gate": {"kind": "aspo"}},
+    {"gate": {"kind": "up"}, "clip": {"low": 0.2, "high": math.inf}},
     {"clip": {"kind": "dcpo"}},
     {"ratio": {"level": "sequence"}, "clip": {"low": 0.1, "high": 0.1}, "gate": {}},
 ]

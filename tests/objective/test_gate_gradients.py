@@ -14,7 +14,7 @@ from megarl.config.objective import ObjectiveConfig
 from megarl.objective.gates import apply_gate
 from megarl.objective.tokens import TokenBatch
 from megarl.rules import Rule
-from tests.objective.gating import CLIP, OFF, gated, objective, rules
+from tests.objective.gating import CLIP, CONTROLS, OFF, gated, objective, rules
 from tests.objective.tokens import make_tokens
 
 CLIP_OFF = {"kind": "constant", "low": 1.0, "high": math.inf}
@@ -177,7 +177,9 @@ def test_zero_advantage_extreme_ratios_and_infinite_bounds_stay_finite(name, dty
                 result = gated(config, tokens)
             else:
                 low_T, high_T = (torch.full_like(tokens.old_logp_T, bound) for bound in bounds)
-                result = apply_gate(config, tokens, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+                result = apply_gate(
+                    config, tokens, CONTROLS, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T
+                )
             (grad_T,) = torch.autograd.grad(result.loss_T.sum(), logp_T)
             assert result.loss_T.dtype == result.ratio_T.dtype == dtype
             assert result.rule_T.dtype == torch.int32

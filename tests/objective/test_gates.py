@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate
+from megarl.config.gate import AspoGate, CeGppoGate, CispoGate, DppoGate, PpoGate, SapoGate, UpGate
 from megarl.objective.bounds import token_bounds
 from megarl.objective.gates import apply_gate
-from megarl.objective.tokens import Choices
+from megarl.objective.tokens import Choices, Controls
 from megarl.rules import Rule
 from tests.objective.gating import CLIP, CONTROLS, OFF, gated, gradient, objective, rules
 from tests.objective.tokens import make_tokens
@@ -181,6 +181,95 @@ def test_aspo_by_hand() -> None:
     assert result.loss_T.tolist() == pytest.approx([4, capped_up, 2 / 1.28, 1.6, 3, capped_down, 0, 0])
 
 
+def test_dual_clip_at_the_upper_bound() -> None:
+    # A < 0: kept between .8 and 1.28, and 2.0 is above both; a lower `dual` still holds.
+    g_T, result = gradient(objective(PpoGate(dual_at_high=True), CLIP), [0.5, 1.2, 2.0, 2.0], [-1, -1, -1, 1])
+    assert g_T.tolist() == pytest.approx([0, -1.2, 0, 0])
+    assert result.loss_T.tolist() == pytest.approx([0.8, 1.2, 1.28, -1.28])
+    assert rules(result) == [Rule.CLIP_LOW, Rule(0), Rule.DUAL, Rule.CLIP_HIGH]
+    g_T, result = gradient(objective(PpoGate(dual=1.1, dual_at_high=True), CLIP), [1.05, 1.2], [-1, -1])
+    assert g_T.tolist() == pytest.approx([-1.05, 0])
+
+
+def test_rescue_keeps_clipped_tokens_by_their_distance() -> None:
+    # hi = 1.28, lo = .8, noise from .75 to 1.25. A > 0 at r = 1.4: kept where u <= 1.28 / 1.4 = .914286, of which there
+    # is (.914286 - .75) / .5 = .328571; from 1.28 / .75 = 1.706667 on none. A < 0 at r = .7: u >= 1.142857: .214286.
+    size = 20_000
+    config = objective(PpoGate(rescue=0.25), CLIP)
+    for ratio, advantage, share in (
+        (1.4, 2.0, 0.328571),
+        (1.70, 2.0, 0.005882),
+        (1.71, 2.0, 0.0),
+        (0.7, -2.0, 0.214286),
+    ):
+        g_T, result = gradient(config, [ratio] * size, [advantage] * size)
+        kept_T = g_T != 0
+        assert g_T[kept_T].tolist() == pytest.approx([ratio * advantage] * int(kept_T.sum()))
+        assert kept_T.double().mean().item() == pytest.approx(share, abs=4 * math.sqrt(share / size) + 1e-12)
+        flag = Rule.CLIP_HIGH if advantage > 0 else Rule.CLIP_LOW
+        assert torch.equal(result.rule_T, torch.where(kept_T, 0, int(flag)).int())
+    inside, _ = gradient(config, [1.2, 0.9, 0.5, 5.0], [1.0, -1.0, 1.0, -1.0])
+    assert inside.tolist() == pytest.approx([1.2, -0.9, 0.5, -5.0])
+
+
+def test_a_rescue_belongs_to_the_token_and_the_step() -> None:
+    config = objective(PpoGate(rescue=0.25), CLIP)
+
+    def kept(step: int, ids: list[int]) -> list[list[bool]]:
+        tokens = make_tokens([40] * 2, logp=math.log(0.42), old_logp=math.log(0.3), advantage=1.0, sample_ids=ids)
+        low_T, high_T = torch.full_like(tokens.logp_T, 0.8), torch.full_like(tokens.logp_T, 1.28)
+        controls = Controls(step=step, seed=0)
+        result = apply_gate(config, tokens, controls, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+        return (result.rule_T == 0).reshape(2, 40).tolist()
+
+    assert kept(3, [5, 9]) == kept(3, [9, 5])[::-1]
+    assert kept(3, [5, 9]) != kept(4, [5, 9])
+    assert kept(3, [5, 9])[0] != kept(3, [5, 9])[1]
+
+
+def test_a_response_with_one_ratio_is_rescued_whole() -> None:
+    config = objective(PpoGate(rescue=0.25), CLIP, level="sequence")
+    g_T, _ = gradient(config, [1.4] * 400, [1.0] * 400, lengths=[4] * 100)
+    kept_BT = (g_T != 0).reshape(100, 4)
+    assert torch.equal(kept_BT.any(1), kept_BT.all(1))
+    assert 10 < kept_BT.all(1).sum() < 60
+
+
+UP_CLIP = {"kind": "constant", "low": 0.2, "high": math.inf}
+
+
+def test_up_by_hand() -> None:
+    # A > 0: value -A and g = A at any ratio. A < 0: -A max(r, .8), at most 3 |A|; 3.1 is beyond the dual bound.
+    config = objective(UpGate(kind="up", dual=3.0), UP_CLIP)
+    ratios, advantages = [0.1, 1.0, 2.5, 0.5, 0.9, 2.5, 3.1, 0.5], [2, 2, 2, -2, -2, -2, -2, 0]
+    g_T, result = gradient(config, ratios, advantages)
+    assert g_T.tolist() == pytest.approx([2, 2, 2, 0, -1.8, -5, 0, 0])
+    assert result.loss_T.tolist() == pytest.approx([-2, -2, -2, 1.6, 1.8, 5, 6, 0])
+    assert rules(result) == [Rule(0)] * 3 + [Rule.CLIP_LOW, Rule(0), Rule(0), Rule.DUAL, Rule(0)]
+
+
+def test_up_is_the_gradient_of_the_self_anchored_ratio() -> None:
+    """-A p / sg[p] where A > 0, PPO's clipped surrogate where not, differentiated as they stand."""
+    draw = torch.Generator().manual_seed(3)
+    old_logp_T, noise_T, advantage_T = torch.randn(3, 40, generator=draw, dtype=torch.float64)
+    logp_T = (old_logp_T.abs().neg() + 0.5 * noise_T).requires_grad_()
+    ratio_T = (logp_T - old_logp_T.abs().neg()).exp()
+    clipped_T = torch.maximum(-advantage_T * ratio_T, -advantage_T * ratio_T.clamp(min=0.8))
+    negative_T = torch.minimum(clipped_T, -3.0 * advantage_T)
+    expected_T = torch.where(advantage_T > 0, -advantage_T * (logp_T - logp_T.detach()).exp(), negative_T)
+    (wanted_T,) = torch.autograd.grad(expected_T.sum(), logp_T)
+    tokens = make_tokens(logp=logp_T, old_logp=old_logp_T.abs().neg(), advantage=advantage_T)
+    result = gated(objective(UpGate(kind="up"), UP_CLIP), tokens)
+    assert torch.allclose(torch.autograd.grad(result.loss_T.sum(), logp_T)[0], wanted_T, rtol=1e-12)
+    assert torch.allclose(result.loss_T, expected_T, rtol=1e-12)
+
+
+def test_up_does_not_feel_the_overflow_clamp_where_it_has_no_ratio() -> None:
+    g_T, result = gradient(objective(UpGate(kind="up"), UP_CLIP), [math.exp(25)] * 2, [1.0, -1.0], old=1e-12)
+    assert g_T.tolist() == [1.0, 0.0]
+    assert rules(result) == [Rule(0), Rule.DUAL | Rule.SATURATED]
+
+
 @pytest.mark.parametrize("level", ["sequence", "sequence_token"])
 def test_gspo_by_hand(level) -> None:
     # s = sqrt(1.1 * 1.3) = 1.195826 with A = 2, clipped at 1.1; s = (.9 * .8 * 1.2)^(1/3) = .952440 with A = -3.
@@ -223,5 +312,5 @@ def test_archer_and_bapo_bounds_reach_the_gate() -> None:
     tokens = make_tokens(logp=[math.log(0.26), math.log(0.4)], old_logp=math.log(0.2), advantage=1.0)
     chosen = Choices(weight_T=torch.ones(2), rule_T=torch.zeros(2, dtype=torch.int32), bapo_bounds=(0.6, 1.5))
     low_T, high_T = token_bounds(config.clip, tokens, CONTROLS, chosen)
-    result = apply_gate(config, tokens, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
+    result = apply_gate(config, tokens, CONTROLS, advantage_T=tokens.advantage_T, low_T=low_T, high_T=high_T)
     assert rules(result) == [Rule(0), Rule.CLIP_HIGH]

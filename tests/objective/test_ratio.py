@@ -10,7 +10,7 @@ from tests.objective.tokens import make_tokens
 LENGTHS = [2, 0, 3]
 OLD = [-1.0, -2.0, -1.0, -1.0, -1.0]
 LOGP = [-0.9, -2.3, -1.0, -0.7, -1.6]  # log ratios .1, -.3 (mean -.1); 0, .3, -.6 (mean -.1)
-LEVELS = ["token", "sequence", "sequence_token", "geometric"]
+LEVELS = ["token", "sequence", "sequence_token", "geometric", "prefix"]
 
 
 def gradient(level: str, upstream: list[float]) -> list[float]:
@@ -28,6 +28,7 @@ def gradient(level: str, upstream: list[float]) -> list[float]:
         ("geometric", [0.1, -0.3, 0.0, 0.3, -0.6]),
         ("sequence", [-0.1] * 5),
         ("sequence_token", [-0.1] * 5),
+        ("prefix", [0.1, -0.2, 0.0, 0.3, -0.3]),
     ],
 )
 def test_values_by_hand(level, expected) -> None:
@@ -37,7 +38,7 @@ def test_values_by_hand(level, expected) -> None:
 
 def test_gradients_by_hand() -> None:
     upstream = [1.0, 3.0, 2.0, 5.0, -1.0]
-    for level in ("token", "geometric", "sequence_token"):
+    for level in ("token", "geometric", "sequence_token", "prefix"):
         assert gradient(level, upstream) == upstream
     # Through the mean every token gets the mean of its response's: (1 + 3) / 2, (2 + 5 - 1) / 3.
     assert gradient("sequence", upstream) == pytest.approx([2.0, 2.0, 2.0, 2.0, 2.0])

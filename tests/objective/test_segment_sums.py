@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megarl.objective.segment_sums import segment_sum
+from megarl.objective.segment_sums import segment_prefix_sum, segment_sum
 
 SEGMENTS = 5
 
@@ -80,3 +80,36 @@ def test_gradients_and_no_tokens() -> None:
     assert values.grad is not None
     assert values.grad.tolist() == [5.0, 3.0, 5.0]
     assert segment_sum(torch.zeros(0), torch.zeros(0, dtype=torch.int64), 2).tolist() == [0.0, 0.0]
+
+
+def test_prefix_sums_by_hand() -> None:
+    values = torch.tensor([1.0, -3.0, 0.5, 2.0, 2.0, -8.0], dtype=torch.float64, requires_grad=True)
+    segment = torch.tensor([0, 0, 0, 2, 4, 4])
+    sums = segment_prefix_sum(values, segment, SEGMENTS)
+    assert sums.tolist() == [1.0, -2.0, -1.5, 2.0, 2.0, -6.0]
+    assert not sums.requires_grad
+    assert segment_prefix_sum(values[:0], segment[:0], SEGMENTS).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_prefix_sums_are_rounded_once_and_feel_no_other_response(dtype: torch.dtype) -> None:
+    values, segment = make_values(dtype)
+    order = segment.argsort(stable=True)
+    values, segment = values[order], segment[order]
+    whole = segment_prefix_sum(values, segment, SEGMENTS)
+    for index in range(SEGMENTS):
+        alone = values[segment == index]
+        assert torch.equal(
+            segment_prefix_sum(alone, torch.zeros(len(alone), dtype=torch.int64), 1), whole[segment == index]
+        )
+        largest = alone.abs().max().item() if len(alone) else 0.0
+        exact = [math.fsum(alone[: at + 1].tolist()) for at in range(0, len(alone), 97)]
+        rounding = 2.0**-50 if dtype == torch.float64 else 2.0**-20
+        assert whole[segment == index][::97].tolist() == pytest.approx(exact, rel=rounding, abs=largest * 2.0**-45)
+
+
+def test_prefix_sums_of_what_is_not_finite() -> None:
+    values = torch.tensor([1.0, math.inf, 1.0, 2.0])
+    sums = segment_prefix_sum(values, torch.tensor([0, 0, 1, 1]), 2)
+    assert sums[:2].isnan().all()
+    assert sums[2:].tolist() == [1.0, 3.0]

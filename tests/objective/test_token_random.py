@@ -1,8 +1,9 @@
 import itertools
+import math
 
 import torch
 
-from megarl.objective.token_random import token_keys
+from megarl.objective.token_random import token_keys, token_uniforms
 
 
 def keys(samples, positions, *, seed=3, step=7):
@@ -84,3 +85,25 @@ def test_each_bit_of_the_input_flips_half_of_the_output():
         changed = keys([1000 ^ (1 << bit)], [77], seed=11, step=3).item() & (2**64 - 1)
         flips.append((base ^ changed).bit_count())
     assert 28 < sum(flips) / len(flips) < 36
+
+
+def uniforms(samples, positions, stream):
+    ids = [torch.tensor(numbers, dtype=torch.int64) for numbers in (samples, positions)]
+    return token_uniforms(seed=3, step=7, sample_id_T=ids[0], position_T=ids[1], stream=stream)
+
+
+def test_uniforms_are_the_leading_bits_of_the_hash_and_the_stream():
+    for sample, position, stream in ((0, 0, 1), (12, 4096, 1), (2**40, 17, 2)):
+        expected = (splitmix(3, 7, sample, position, stream) % 2**64 >> 11) / 2**53
+        assert uniforms([sample], [position], stream).item() == expected
+
+
+def test_uniforms_are_even_and_of_their_stream_alone():
+    samples, positions = grid(100, 200)
+    one, other = (uniforms(samples, positions, stream) for stream in (1, 2))
+    assert 0 <= one.min() < 1e-3
+    assert 1 - 1e-3 < one.max() < 1
+    assert abs(one.mean().item() - 0.5) < 4 / math.sqrt(12 * len(one))
+    assert abs(torch.corrcoef(torch.stack((one, other)))[0, 1].item()) < 4 / math.sqrt(len(one))
+    order = keys(samples, positions).double()
+    assert abs(torch.corrcoef(torch.stack((one, order)))[0, 1].item()) < 4 / math.sqrt(len(one))

@@ -12,8 +12,8 @@ from megarl.rules import Rule
 from tests.objective.tokens import make_tokens
 
 
-def weigh(config, tokens, *, positive_scale=1.0):
-    controls = Controls(step=1, seed=0, positive_scale=positive_scale)
+def weigh(config, tokens, *, positive_scale=1.0, negative_scale=1.0):
+    controls = Controls(step=1, seed=0, positive_scale=positive_scale, negative_scale=negative_scale)
     weight_T, rule_T = token_weights(WeightsConfig(**config), tokens, controls, tokens.advantage_T)
     assert rule_T.dtype == torch.int32
     assert weight_T.dtype == tokens.logp_T.dtype
@@ -68,6 +68,15 @@ def test_erc_drops_what_is_not_a_number():
 def test_positive_scale_is_the_controllers_number():
     tokens = make_tokens([3], advantage=[1.0, 0.0, -1.0])
     assert weigh({"positive_scale": {"scale": 1.0}}, tokens, positive_scale=0.75)[0] == [0.75, 1.0, 1.0]
+
+
+def test_negative_scale_is_the_controllers_number():
+    tokens = make_tokens([3], advantage=[1.0, 0.0, -1.0])
+    assert weigh({"negative_scale": {}}, tokens, negative_scale=0.25) == ([1.0, 1.0, 0.25], [0] * 3)
+    assert weigh({"negative_scale": {}}, tokens, negative_scale=0.0)[0] == [1.0, 1.0, 0.0]
+    both = weigh({"negative_scale": {}, "positive_scale": {}}, tokens, positive_scale=0.5, negative_scale=2.0)
+    assert both[0] == [0.5, 1.0, 2.0]
+    assert weigh({}, tokens, negative_scale=2.0)[0] == [1.0] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -60,10 +60,14 @@ SMALL_BATCH: dict[str, list[str]] = {
     "closed-loop-flexec": ["objective.clip.loop.gain=0.05"],
     "dppo-tv": ["objective.gate.low=0.004", "objective.gate.high=0.004"],
     "dppo-kl": ["objective.gate.low=1e-4", "objective.gate.high=1e-4"],
+    "up-grpo": ["objective.clip.low=0.02"],
+    "nsr": ["objective.clip.low=0.02", "objective.clip.high=0.02"],
+    "sat": ["objective.clip.low=0.05", "objective.clip.high=0.05"],
+    "wapo": ["objective.clip.high=0.05"],
 }
 QUICK_TIED_METHODS = ("high-entropy-tokens", "kl-cov", "clip-v")
 TIED_METHODS = (
-    *(*QUICK_TIED_METHODS, "clip-cov", "clip-b", "steer", "erc", "bapo", "archer", "dapo"),
+    *(*QUICK_TIED_METHODS, "clip-cov", "clip-b", "steer", "erc", "bapo", "archer", "dapo", "stare", "opefo", "sat"),
     *("matched-control", "closed-loop-hold", "closed-loop-flexec"),
 )
 """Methods that rank, take quantiles, or compare with what they found in the mini-batch."""

@@ -49,6 +49,11 @@ def make_row(step: int) -> dict[str, float | None]:
         "control/entropy_coefficient": 0.0,
         "control/entropy_target": 0.2,
         "control/positive_scale": 0.95,
+        "control/negative_scale": 1.25,
+        "control/focal_power": 1.5,
+        "control/group_entropy_low": 0.5,
+        "control/group_entropy_high": 0.75,
+        "control/stare_acts": 1.0,
         "control/reference_resets": 0.0,
         "rule/tis_frac": 0.05,
         **{

@@ -150,6 +150,7 @@ GATES: dict[str, dict[str, Any]] = {
     "sapo": {"gate": {"kind": "sapo"}, "clip": {"kind": "none"}},
     "dppo": {"gate": {"kind": "dppo", "low": 0.05, "high": 0.05}, "clip": {"kind": "none"}},
     "aspo": {"gate": {"kind": "aspo"}, "clip": {"kind": "constant", "low": 0.2, "high": 0.28}},
+    "up": {"gate": {"kind": "up", "dual": 1.5}, "clip": {"kind": "constant", "low": 0.2, "high": math.inf}},
     "dcpo": {"gate": {"kind": "ppo"}, "clip": {"kind": "dcpo"}},
 }
 
