@@ -47,12 +47,13 @@ def merge_results(results: Sequence[UpdateResult]) -> UpdateResult:
 
 def _loop_metrics(sums: TokenSums, loop: LoopChoice) -> Metrics:
     """What the loop wanted, what it foresaw and what the update's own pass has found."""
-    values = {
-        "control/loop_knob": loop.knob,
-        "control/loop_wanted": loop.wanted,
-        "control/loop_predicted": loop.predicted,
-        "control/loop_entropy": loop.entropy,
-    }
-    if loop.size:
-        values["control/loop_measured"] = read_mean(sums, "budget", "tokens").total / loop.size
-    return declared(values)
+    budget = read_mean(sums, "budget", "tokens").total
+    return declared(
+        {
+            "control/loop_knob": loop.knob,
+            "control/loop_wanted": loop.wanted,
+            "control/loop_predicted": loop.predicted,
+            "control/loop_measured": budget / loop.size if loop.size else 0.0,
+            "control/loop_entropy": loop.entropy,
+        }
+    )

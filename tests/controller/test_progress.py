@@ -15,6 +15,7 @@ import pytest
 from megarl.config.auxiliary import ControllersConfig
 from megarl.config.run import RunConfig
 from megarl.controller.progress import RunProgress
+from megarl.objective.loop_numbers import LoopChoice
 from megarl.objective.tokens import Controls
 from megarl.objective.update_result import UpdateResult
 from megarl.parallel.batches import BatchShard
@@ -54,6 +55,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "weights": {"negative_scale": {}, "stare": {}},
         "controllers": {"negative_scale": {"target_ratio": 1.5, "smallest": 0.01}, "stare": {"target": 0.6}},
     },
+    "loop": {"clip": {"kind": "closed_loop", "loop": {"at": [0.0, 0.5, 1.0], "entropy": [1.0, 1.3, 0.7]}}},
 }
 
 
@@ -106,7 +108,16 @@ class Living(Recorder):
         self.kl = self.measure(1.0)
         self.updates += 1
         result, _ = await super().train_mini_batch(index, controls, traced=traced)
-        return result, []
+        return replace(result, loop=self.choose(controls)), []
+
+    def choose(self, controls: Controls) -> LoopChoice | None:
+        """What a closed loop is told of an update: from where its knob was before, and from the weights."""
+        if controls.loop is None:
+            return None
+        knob = (controls.loop.knob + self.measure(3.0)) % 1.0
+        wanted = controls.loop.target - controls.loop.entropy + controls.loop.offset
+        predicted = wanted + 0.3 * (knob - 0.5)  # more than was wanted, or less
+        return LoopChoice(knob=knob, wanted=wanted, predicted=predicted, size=1.0, entropy=controls.loop.entropy)
 
     async def publish_weights(self, version: int) -> Metrics:
         self.published = self.updates
@@ -183,17 +194,26 @@ def test_the_objectives_of_this_file_remember() -> None:
         straight = Living()
         run(configure(objective), straight)
         states = [progress.owners for progress in straight.reached]
-        moving = {
-            "histories": "history",
-            "controllers": "controllers",
-            "targets": "controllers",
-            "averages": "controllers",
-        }[objective]
+        moving = "history" if objective == "histories" else "controllers"
         assert len({json.dumps(state[moving]) for state in states}) == STEPS
     run(configure("histories"), histories := Living())
     generations = [picture["metrics"]["sampler/generations"] for picture in histories.pictures()]
     assert len(set(generations)) > 1
     assert "control/flexec_raising" in to_values(straight_of("controllers").records[-1].metrics)
+
+
+def test_an_update_begins_where_the_one_before_left_the_knob() -> None:
+    recorder = straight_of("loop")
+    loops = [controls.loop for controls in recorder.controls]
+    assert len(loops) == 2 * STEPS
+    assert len({loop.knob for loop in loops if loop}) == 2 * STEPS
+    last: LoopChoice | None = None
+    again = Living()
+    for controls in recorder.controls:
+        assert controls.loop is not None
+        assert last is None or controls.loop.knob == last.knob
+        again.updates += 1
+        last = again.choose(controls)
 
 
 def test_every_controller_is_on_in_one_of_them() -> None:
@@ -233,6 +253,7 @@ def changed(progress: RunProgress, path: tuple[str | int, ...], value: Any) -> R
         ("controllers", set()),
         ("targets", {"raising"}),
         ("averages", {"raising", "reference_resets"}),
+        ("loop", {"raising", "reference_resets"}),
     ],
 )
 def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str]) -> None:
@@ -242,10 +263,11 @@ def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str])
     config = make_config(OBJECTIVES[objective], steps=STEPS, samples_per_prompt=4, mini_batch_responses=4)
     run(config, straight := Living())
     kept, noticed = set(), set()
-    for stop in (2, 4):
+    for stop in (1, 2, 4):
         progress = straight.reached[stop - 1]
         for path, value in numbers_in({name: state for name, state in progress.owners.items() if name != "reporter"}):
-            name = str(path[1] if path[0] != "history" else path[2])  # path[1] is the problem
+            # path[1] is the problem, or the loop in which the number is.
+            name = str(path[2] if path[0] == "history" or path[1] == "loop" else path[1])
             kept.add(name)
             if name in noticed:
                 continue
@@ -258,7 +280,7 @@ def test_no_number_that_is_kept_could_be_another(objective: str, idle: set[str])
                 if second.pictures() != straight.pictures()[stop:]:
                     noticed.add(name)
     assert kept - noticed == idle
-    assert len(kept) == {"histories": 13, "averages": 12}.get(objective, 10)
+    assert len(kept) == {"histories": 13, "averages": 12, "loop": 14}.get(objective, 10)
 
 
 def straight_of(objective: str) -> Living:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
+from megarl.objective.accounting import collect_token_sums
 from megarl.objective.choices import choose
 from megarl.objective.closed_loop import wanted_share
 from megarl.objective.loop_numbers import LoopChoice, LoopControls
 from megarl.objective.loss import compute_token_loss
 from megarl.objective.tokens import Choices, Controls, TokenBatch
+from megarl.objective.update_result import UpdateResult, merge_results
+from megarl.telemetry.metrics import to_values
 from tests.objective.choosing import batch_of, by_token, random_samples
 from tests.objective.simulated_ranks import SingleRank, on_ranks
 from tests.objective.test_choices import layouts
@@ -285,3 +288,21 @@ def test_without_the_loop_s_numbers_it_says_so() -> None:
         choose(config, tokens, Controls(step=1, seed=0), SingleRank())
     with pytest.raises(ValueError, match=r"hold no knob; it comes from a search"):
         compute_token_loss(config, controls_for(0.0), tokens, Choices.none(tokens.logp_T))
+
+
+def test_what_is_logged_of_it() -> None:
+    """What the search foresaw beside what the update's own pass counts, also where no token has an advantage."""
+    config = ObjectiveConfig.model_validate(CLOSED)
+    for tokens in (any_tokens(200, seed=3), any_tokens(50, seed=3).replace(advantage_T=torch.zeros(50).double())):
+        controls = controls_for(0.1)
+        choices = choose(config, tokens, controls, SingleRank())
+        loss = compute_token_loss(config, controls, tokens, choices)
+        sums = collect_token_sums(tokens, loss, SingleRank())
+        result = merge_results([UpdateResult.of(sums, {}, loop=choices.loop)])
+        assert result.loop == choices.loop
+        found = to_values(result.metrics)
+        assert found["control/loop_measured"] == pytest.approx(found["control/loop_predicted"], abs=1e-12)
+        assert found["control/loop_wanted"] == pytest.approx(0.1)
+        assert choices.loop is not None
+        assert found["control/loop_knob"] == choices.loop.knob
+        assert found["control/loop_entropy"] == 1.0
