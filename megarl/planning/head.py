@@ -46,12 +46,12 @@ def choose_head(config: RunConfig, shape: ModelShape, *, gpu_bytes: int | None) 
 def bytes_with_logits(config: RunConfig, shape: ModelShape) -> int:
     """See HeadChoice.with_logits. Raises ModelError where the model does not split."""
     with_logits = changed(config, {"policy.head": "logits"})
-    setup = policy_setup(with_logits, shape, publication=_publishing_bytes(config, shape))
+    setup = policy_setup(with_logits, shape, publication=publishing_bytes(config, shape))
     asleep = ASLEEP_BYTES if config.cluster.colocate else 0
     return policy_memory(setup, setup.pipeline - 1).total + asleep
 
 
-def _publishing_bytes(config: RunConfig, shape: ModelShape) -> int:
+def publishing_bytes(config: RunConfig, shape: ModelShape) -> int:
     """What publishing keeps on a policy GPU, as `megarl plan` counts it."""
     publish = config.rollout.publish
     if not publish.delta:
