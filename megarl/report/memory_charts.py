@@ -22,7 +22,7 @@ _GPU = "memory/gpu_gib"
 _ASLEEP = "memory/asleep_max_gib"
 _NOT_RECORDED = "This run was recorded without its memory by phase, so there is nothing to draw beside the plan."
 _ON_CPU = (
-    "This run was on a CPU, and `megarl plan` plans for GPUs. Compared is one process of the policy and one of an "
+    "This run was on a CPU, and megarl plan plans for GPUs. Compared is one process of the policy and one of an "
     "engine: measured is its resident set, with Python, the libraries and the shared pages by which weights are "
     "published; planned are the tensors that the plan counts and the engine's KV cache, without the context that it "
     "assumes of CUDA. Nothing moves to host memory here, and an engine cannot sleep."
@@ -118,7 +118,7 @@ def _phase_figure(rows: Sequence[PairRow], gpu_gib: float | None) -> PairFigure:
     return PairFigure(
         key="memory_by_phase",
         title="Memory by phase of a step",
-        subtitle=f"most at once in {where}, of all steps; above planned, below measured",
+        subtitle=f"most at once in {where}, of all steps; planned above, measured below",
         x_title="GiB",
         y_title="",
         parts=tuple((f"planned: {role}", colour) for role, colour in _COLOURS.items()),
@@ -162,6 +162,6 @@ def _allowed(run: RunData) -> list[Line]:
     limit = run.config.get("rollout", {}).get("asleep_gib")
     if limit is None:
         return []
-    steps = run.series(_ASLEEP)[0]
+    ends = np.unique(run.series(_ASLEEP)[0][[0, -1]])
     label = f"allowed (rollout.asleep_gib): {limit:g}"
-    return [Line(label=label, x=steps, y=np.full(len(steps), float(limit)), colour="ink", dash=1)]
+    return [Line(label=label, x=ends, y=np.full(len(ends), float(limit)), colour="ink", dash=1)]

@@ -101,7 +101,7 @@ def test_on_a_cpu_it_is_said_what_is_compared(tmp_path: Path) -> None:
     asked.clear()
     figures, note = memory_figures(run, plan)
     assert asked == [None]
-    assert note.startswith("This run was on a CPU, and `megarl plan` plans for GPUs. Compared is one process")
+    assert note.startswith("This run was on a CPU, and megarl plan plans for GPUs. Compared is one process")
     figure, residual = figures
     assert isinstance(figure, PairFigure)
     assert figure.limit is None
@@ -122,7 +122,11 @@ def test_what_sleeping_engines_keep_is_drawn_with_what_they_may(tmp_path: Path) 
     assert isinstance(figure, LineFigure)
     kept, allowed = figure.lines
     assert list(kept.y) == pytest.approx([1.5, 1.6, 1.7])
-    assert (allowed.label, set(allowed.y)) == ("allowed (rollout.asleep_gib): 4", {4.0})
+    assert (allowed.label, list(allowed.x), list(allowed.y)) == (
+        "allowed (rollout.asleep_gib): 4",
+        [1.0, 3.0],
+        [4.0, 4.0],
+    )
 
 
 def test_a_run_without_it_says_so(tmp_path: Path) -> None:
