@@ -31,8 +31,8 @@ def test_a_step_ends_when_the_next_begins_not_when_it_is_told() -> None:
     """A publication that is repeated tells the whole step again."""
     phases = MemoryPhases()
     phases.turn("update", use(0, 0))
-    phases.begin_step()
     phases.turn("publish", use(9, 9))
+    phases.begin_step()  # of a step that has begun
     assert set(phases.report()) == {"update"}
     phases.turn("generate", use(8, 8))
     assert set(phases.report()) == {"update", "publish"}
