@@ -35,19 +35,30 @@ def check_devices(stack: Stack, *, gpus_wanted: int | None) -> Iterator[Finding]
         query = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
         answer = ask_process([*query, "--id=0"], timeout_s=60)
         count = ask_process(["nvidia-smi", "--query-gpu=count", "--format=csv,noheader", "--id=0"], timeout_s=60)
-        yield judge_gpus(answer.text, int(count.text) if count.succeeded and count.text.isdigit() else 0, gpus_wanted)
+        number = int(count.text) if count.succeeded and count.text.isdigit() else 0
+        yield judge_gpus(answer.text, number, gpus_wanted, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def judge_gpus(first: str, count: int, wanted: int | None) -> Finding:
-    """The GPUs that nvidia-smi sees against those one node needs; `first` is its line about GPU 0 or its error."""
-    name, need = "GPUs", wanted or 1
+def judge_gpus(first: str, count: int, wanted: int | None, *, visible: str | None = None) -> Finding:
+    """The GPUs that nvidia-smi sees against those one node needs; `first` is its line about GPU 0 or its error.
+    visible: CUDA_VISIBLE_DEVICES, of which nvidia-smi knows nothing; None: not set."""
+    name, need, found = "GPUs", wanted or 1, str(count)
     if count == 0:
         action = "install the NVIDIA driver or ask for GPUs in the job; without GPUs use the cpu extra"
         return Finding(name=name, level="failure", found=f"none: {first}", action=action)
+    if visible is not None:
+        there, count = count, min(count, len(_named(visible)))
+        found = f"{count} of {there} (CUDA_VISIBLE_DEVICES={visible})"
     if count < need:
         action = "lower parallel.world_size, rollout.engines or rollout.tensor, or ask for more GPUs"
-        return Finding(name=name, level="failure", found=f"{count}; the configuration needs {need}", action=action)
-    return Finding(name=name, level="ok", found=f"{count}, the first: {first}")
+        return Finding(name=name, level="failure", found=f"{found}; the configuration needs {need}", action=action)
+    return Finding(name=name, level="ok", found=f"{found}, the first: {first}")
+
+
+def _named(visible: str) -> list[str]:
+    """The devices of a CUDA_VISIBLE_DEVICES; at "-1" the list ends, as for CUDA."""
+    names = [name.strip() for name in visible.split(",")]
+    return [name for name in (names[: names.index("-1")] if "-1" in names else names) if name]
 
 
 def check_shared_memory(path: Path = Path("/dev/shm"), *, need_gib: float = 1.0) -> Finding:

@@ -6,6 +6,7 @@ from typing import get_args
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
 from megarl.cli.paths import shown_path
+from megarl.cli.report_memory import memory_planner
 from megarl.config.base import ConfigError
 from megarl.report.exports import FileFormat, Width, write_figure
 from megarl.report.figure import AnyFigure
@@ -119,7 +120,7 @@ def draw_figures(run: RunDirectory, *, page: Path | None = None) -> bool:
     """Draw, and say where the page is and what is missing. Never raises; False when something is missing."""
     again = f"try again: megarl report {shown_path(run.path)}"
     try:
-        drawn: RunFigures = write_run_figures(run.path, page=page)
+        drawn: RunFigures = write_run_figures(run.path, page=page, planner=memory_planner(run))
     except Exception as error:
         print(f"figures  not drawn: {type(error).__name__}: {error}; {again}")
         return False
@@ -153,7 +154,7 @@ def _sections(paths: Sequence[Path]) -> list[FigureSection]:
     chosen = choose_runs(paths)
     problems = Problems()
     if isinstance(chosen, RunDirectory):
-        return run_sections(read_run(chosen), problems)
+        return run_sections(read_run(chosen), problems, memory_planner(chosen))
     return _read(chosen).sections()
 
 

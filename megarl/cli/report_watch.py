@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
 from megarl.cli.report import choose_runs, open_run
+from megarl.cli.report_memory import memory_planner
 from megarl.config.base import ConfigError
 from megarl.report.figures import write_run_figures
 from megarl.report.many import read_comparison, write_comparison
@@ -66,7 +67,7 @@ def build_page(runs: tuple[Path, ...], page: Path) -> None:
     """What `megarl report` writes, without pictures in files; in the process that builds."""
     chosen = choose_runs(runs)
     if isinstance(chosen, RunDirectory):
-        write_run_figures(chosen.path, page=page, pictures=False)
+        write_run_figures(chosen.path, page=page, pictures=False, planner=memory_planner(chosen))
     else:
         write_comparison(read_comparison(chosen), page)
 

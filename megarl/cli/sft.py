@@ -31,7 +31,7 @@ def run_sft(
         raise ConfigError(
             "`megarl sft` reads the [sft] section, and there is none; add one with steps and batch_examples"
         )
-    config, about_head = pin_head(config)
+    config, about_head = pin_head(config, sft=True)
     model = load_model_inputs(config)
     config = model.pin(config)
 

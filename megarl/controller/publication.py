@@ -10,7 +10,7 @@ import logging
 from megarl.controller.parts import Parts
 from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineLost
-from megarl.telemetry.metrics import Metrics
+from megarl.telemetry.metrics import Metrics, merge
 
 _log = logging.getLogger(__name__)
 
@@ -63,4 +63,4 @@ async def _restore(parts: Parts) -> int:
 async def _publish(version: int, parts: Parts) -> Metrics:
     await parts.pool.receive_weights(version)
     sent = await parts.policy.publish_weights(version)
-    return sent | await parts.pool.adopt_weights(version)
+    return merge(sent, await parts.pool.adopt_weights(version))

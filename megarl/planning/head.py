@@ -4,7 +4,7 @@ Logits are faster; the fused head, which never holds [tokens, vocabulary], is ta
 them. Decided once, before a run starts; the run's own configuration then names the head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megarl.config.run import RunConfig
@@ -36,22 +36,27 @@ class HeadChoice:
         return f"fused: with logits the last stage would need {needs}"
 
 
-def choose_head(config: RunConfig, shape: ModelShape, *, gpu_bytes: int | None) -> HeadChoice:
-    """For GPUs of so much memory, the smallest where they differ; whatever the configuration says of the head."""
-    needed = bytes_with_logits(config, shape)
+def choose_head(config: RunConfig, shape: ModelShape, *, gpu_bytes: int | None, sft: bool = False) -> HeadChoice:
+    """For GPUs of so much memory, the smallest where they differ; whatever the configuration says of the head. sft: of
+    a run of `megarl sft`."""
+    needed = bytes_with_logits(config, shape, sft=sft)
     short = gpu_bytes is not None and needed > gpu_bytes
     return HeadChoice(head="fused" if short else "logits", with_logits=needed, gpu_bytes=gpu_bytes)
 
 
-def bytes_with_logits(config: RunConfig, shape: ModelShape) -> int:
-    """See HeadChoice.with_logits. Raises ModelError where the model does not split."""
+def bytes_with_logits(config: RunConfig, shape: ModelShape, *, sft: bool = False) -> int:
+    """See HeadChoice.with_logits. sft: there are no engines then, so that nothing is published and none sleeps there,
+    and no reference. Raises ModelError where the model does not split."""
     with_logits = changed(config, {"policy.head": "logits"})
-    setup = policy_setup(with_logits, shape, publication=_publishing_bytes(config, shape))
+    if sft:
+        alone = replace(policy_setup(with_logits, shape), reference=False)
+        return policy_memory(alone, alone.pipeline - 1).total
+    setup = policy_setup(with_logits, shape, publication=publishing_bytes(config, shape))
     asleep = ASLEEP_BYTES if config.cluster.colocate else 0
     return policy_memory(setup, setup.pipeline - 1).total + asleep
 
 
-def _publishing_bytes(config: RunConfig, shape: ModelShape) -> int:
+def publishing_bytes(config: RunConfig, shape: ModelShape) -> int:
     """What publishing keeps on a policy GPU, as `megarl plan` counts it."""
     publish = config.rollout.publish
     if not publish.delta:

@@ -72,7 +72,7 @@ def shared_memory(
     turns = (
         Turn(name="generate", policy=_most(stages, moved), engine=engine.budget),
         Turn(name="sleep", policy=_most(stages, moved), engine=ASLEEP_BYTES),
-        Turn(name="score", policy=max(map(_scoring, stages)), engine=ASLEEP_BYTES),
+        Turn(name="score", policy=max(map(scoring_bytes, stages)), engine=ASLEEP_BYTES),
         Turn(name="update", policy=max(stage.total for stage in stages), engine=ASLEEP_BYTES),
         Turn(name="wake", policy=_most(stages, moved), engine=ASLEEP_BYTES + engine.weights),
         Turn(
@@ -159,6 +159,6 @@ def _most(stages: Sequence[PolicyMemory], moved: Sequence[Moved]) -> int:
     return max(_kept(stage, moved) for stage in stages)
 
 
-def _scoring(stage: PolicyMemory) -> int:
+def scoring_bytes(stage: PolicyMemory) -> int:
     """The whole state, and of a micro-batch its logits and what one layer holds."""
     return stage.total - stage.activations - stage.publication

@@ -32,6 +32,7 @@ from megarl.parallel.attention_choice import use_attention
 from megarl.parallel.batches import BatchShard, MiniBatch
 from megarl.parallel.device import collective_backend
 from megarl.parallel.grid import RankGrid
+from megarl.parallel.memory_meter import MeteredPhases
 from megarl.policy.loading import load_state, load_weights
 from megarl.policy.mini_batch import ObjectivePasses, TokenParts, data_parallel_reduce
 from megarl.policy.model import DTYPES, PolicyModel, uses_transformer_engine
@@ -63,6 +64,7 @@ from megarl.policy.weights import (
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.tally import PublishReport
+from megarl.telemetry.memory_phases import ByPhase
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ class MegatronWorker:
         self._differentiated: tuple[TokenParts, MiniBatch] | None = None
         self._store: Any = None
         self._sender: WeightSender | None = None
+        self._memory = MeteredPhases(self._device)
+        self._memory.enter("generate")
 
     def _attention(self) -> str:
         """Have this process use the best kernels there are; which."""
@@ -155,6 +159,13 @@ class MegatronWorker:
         if self._offload is not None and self._offload.away:
             raise RuntimeError(f"policy rank {self._place.rank} cannot {verb}: it has given its memory to the engines")
 
+    def _begin(self, phase: str, verb: str, *, step: bool = False) -> None:
+        """A phase that needs the rank's memory. step: it may be a step's first."""
+        self._check_here(verb)
+        if step:
+            self._memory.begin_step()
+        self._memory.enter(phase)
+
     def give_way(self, moved: Sequence[Moved]) -> GpuUse | None:
         """Give gradients back and move the named to host memory, for engines on the same GPU; the weights stay, and
         can be published, exported and saved. Nothing where that is so already. None without a GPU.
@@ -163,11 +174,13 @@ class MegatronWorker:
         """
         if self._differentiated is not None:
             raise RuntimeError("give_way before apply_update: gradients that wait for it would be lost")
+        self._memory.enter(None)
         self._optimizer.zero_grad()
         if self._offload is None:
             tensors = moved_tensors(self._state, moved)
             self._offload = Offload(dropped=gradient_buffers(self._ddp), moved=tensors, device=self._device)
         self._offload.give()
+        self._memory.enter("wake")
         if self._device.type != "cuda":
             return None
         free, total = torch.cuda.mem_get_info(self._device)
@@ -175,8 +188,14 @@ class MegatronWorker:
 
     def take_back(self) -> None:
         """Everything is here again, as it was but for the gradients. OffloadError where the GPU has no room."""
+        self._memory.begin_step()
+        self._memory.enter(None)
         if self._offload is not None:
             self._offload.take()
+
+    def memory(self) -> ByPhase:
+        """What this rank used in the phases of the step that have ended."""
+        return self._memory.report()
 
     def gpu_bytes(self) -> int | None:
         """Memory of the rank's GPU; None without one."""
@@ -191,7 +210,7 @@ class MegatronWorker:
     def score(self, shard: BatchShard, *, hold: bool = True) -> list[list[MicroBatchScores]] | None:
         """Old log-probs and entropies of the response tokens; `hold` keeps the batch for updates, which also need
         the reference's log-probs."""
-        self._check_here("compute log-probs")
+        self._begin("score", "compute log-probs", step=True)
         reference = self._reference if hold else None
         flat = iter(self._objective.score(self._chunks, reference, [batch for mini in shard for batch in mini]))
         scores = [[scored for _, scored in zip(mini, flat, strict=False)] for mini in shard]
@@ -204,7 +223,7 @@ class MegatronWorker:
 
         The report traces the tokens of the samples whose id is in `traced`.
         """
-        self._check_here("make an update")
+        self._begin("update", "make an update")
         batches, scores = self._held[index], self._scores[index]
         choices = self._objective.choose(self._chunks, batches, scores, controls, first=index == 0)
         self._prepare_update()
@@ -214,7 +233,7 @@ class MegatronWorker:
     def score_and_differentiate(self, shard: BatchShard, controls: Controls) -> list[list[MicroBatchScores]] | None:
         """What `score` returns, by the forward of the step's only update, for whose gradients `apply_update` waits: no
         weight changes before the caller has seen the scores. Nothing is held."""
-        self._check_here("make an update")
+        self._begin("update", "make an update", step=True)
         (batches,) = shard
         self._prepare_update()
         parts, scores = self._objective.score_and_differentiate(self._ddp, self._reference, batches, controls)
@@ -230,7 +249,7 @@ class MegatronWorker:
 
     def sft_update(self, batches: MiniBatch) -> UpdateReport | None:
         """One update that raises the log-probs of the given responses: loss = -sum of weight * logp."""
-        self._check_here("make an update")
+        self._begin("update", "make an update")
         self._prepare_update()
         return self._finish_update(self._objective.imitate(self._ddp, batches), batches, traced=range(0))
 
@@ -351,8 +370,11 @@ class MegatronWorker:
         """Send the current weights to all engines as `version`; the report is of this rank's part."""
         if self._sender is None:
             raise RuntimeError("publish_weights before join_session")
+        self._memory.enter("publish")
         settle_weights(self._ddp)
-        return self._sender.publish(version)
+        report = self._sender.publish(version)
+        self._memory.enter("generate")
+        return report
 
     def _leave_session(self) -> None:
         if self._sender is not None:

@@ -13,6 +13,7 @@ from megarl.report.figure import (
     HeatFigure,
     Line,
     LineFigure,
+    PairFigure,
     Part,
     ScatterFigure,
     StackFigure,
@@ -59,6 +60,10 @@ def describe(figure: AnyFigure) -> str:
             said = [f"{cloud.label}." for cloud in figure.clouds]
         case BarFigure():
             said = [f"{bar.label}: {number(sum(bar.values))} in all." for bar in figure.bars]
+        case PairFigure():
+            said = [
+                f"{row.label}: planned {number(row.total)}, measured {number(row.measured)}." for row in figure.rows
+            ]
         case _:
             assert_never(figure)
     rest = f" And {len(said) - _SAID} more in the table." if len(said) > _SAID else ""
@@ -103,6 +108,12 @@ def tabulate(figure: AnyFigure) -> Table:
         case BarFigure():
             heads = ["", *(label for label, _ in figure.parts), "sum"]
             return Table(heads, [[bar.label, *map(number, bar.values), number(sum(bar.values))] for bar in figure.bars])
+        case PairFigure():
+            heads = ["", *(label for label, _ in figure.looks)]
+            note = f"{figure.limit[0]}: {number(figure.limit[1])}" if figure.limit else ""
+            return Table(
+                heads, [[row.label, *map(number, row.planned), number(row.measured)] for row in figure.rows], note
+            )
     assert_never(figure)
 
 

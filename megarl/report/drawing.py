@@ -9,7 +9,17 @@ from typing import assert_never
 import numpy as np
 
 from megarl.report.drawn_lines import draw_lines
-from megarl.report.figure import AnyFigure, BarFigure, HeatFigure, LineFigure, ScatterFigure, StackFigure, finite
+from megarl.report.drawn_pairs import draw_pairs, pairs_height
+from megarl.report.figure import (
+    AnyFigure,
+    BarFigure,
+    HeatFigure,
+    LineFigure,
+    PairFigure,
+    ScatterFigure,
+    StackFigure,
+    finite,
+)
 from megarl.report.keys import draw_key, entries_of, largest
 from megarl.report.scales import Scale, integer_scale, linear_scale, value_domain
 from megarl.report.sheet import Box, Format, Sheet, dots, draw_axes, left_margin, text_width, trace
@@ -34,6 +44,8 @@ def draw_figure(figure: AnyFigure, form: Format, *, label: str = "") -> Drawing:
     height = form.height
     if isinstance(figure, BarFigure):
         height = form.font * (4.8 + 1.7 * len(figure.bars))
+    elif isinstance(figure, PairFigure):
+        height = pairs_height(figure, form)
     frame = Box(0.0, top + 1.9 * form.font, form.width - 0.5 * form.font, top + height - 2.9 * form.font)
     if figure.y_title:
         sheet.text(0, top + form.font, figure.y_title, colour="muted", size=form.small)
@@ -99,6 +111,8 @@ def _draw_plot(sheet: Sheet, figure: AnyFigure, frame: Box) -> tuple[Box, Scale 
             return _draw_scatter(sheet, figure, frame)
         case BarFigure():
             return _draw_bars(sheet, figure, frame)
+        case PairFigure():
+            return draw_pairs(sheet, figure, frame), None
     assert_never(figure)
 
 

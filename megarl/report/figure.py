@@ -143,7 +143,39 @@ class BarFigure(_Titled):
     bars: tuple[Bar, ...]
 
 
-AnyFigure = LineFigure | StackFigure | HeatFigure | ScatterFigure | BarFigure
+@dataclass(frozen=True, kw_only=True)
+class PairRow:
+    """What was planned, and what became of it."""
+
+    label: str
+    planned: tuple[float, ...]
+    """One value per part; NaN: there is no plan."""
+    measured: float
+
+    @property
+    def total(self) -> float:
+        """Planned in all."""
+        return sum(self.planned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFigure(_Titled):
+    """Two horizontal bars per row: planned, made of parts, and measured."""
+
+    parts: tuple[tuple[str, str], ...]
+    """(label, colour) of what was planned, from the left."""
+    measured: tuple[str, str]
+    rows: tuple[PairRow, ...]
+    limit: tuple[str, float] | None = None
+    """(label, value) of a line across all rows."""
+
+    @property
+    def looks(self) -> tuple[tuple[str, str], ...]:
+        """(label, colour) of all values of a row."""
+        return (*self.parts, self.measured)
+
+
+AnyFigure = LineFigure | StackFigure | HeatFigure | ScatterFigure | BarFigure | PairFigure
 
 
 def finite(values: Sequence[float] | Values) -> Values:

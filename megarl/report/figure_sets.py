@@ -10,6 +10,7 @@ from megarl.report.distributions import histogram_figures, read_traced, run_hist
 from megarl.report.evaluated import evaluation_metrics, pass_figures, run_pass_figures
 from megarl.report.figure import AnyFigure, LineFigure
 from megarl.report.groups import Group
+from megarl.report.memory_charts import Planner, memory_figures, no_plan
 from megarl.report.panels import Series
 from megarl.report.predicted import scatter_figure
 from megarl.report.problems import Problems
@@ -24,10 +25,12 @@ class FigureSection:
 
     title: str
     figures: tuple[AnyFigure, ...]
+    note: str = ""
+    """Said above them, or in their place."""
 
 
-def run_sections(run: RunData, problems: Problems) -> list[FigureSection]:
-    """Of one run."""
+def run_sections(run: RunData, problems: Problems, planner: Planner = no_plan) -> list[FigureSection]:
+    """Of one run. planner: of its memory."""
     alone = Group(index=0, label=run.name, runs=(run,))
     panels = _tolerated(problems, "the panels", lambda: list(panel_figures(run)))
     evaluations = _tolerated(problems, "the evaluations", lambda: _run_evaluations(run))
@@ -40,6 +43,9 @@ def run_sections(run: RunData, problems: Problems) -> list[FigureSection]:
         FigureSection("Evaluations", tuple(evaluations)),
         FigureSection("Predicted and traced", (*scatter, *histograms)),
     ]
+    with problems.tolerate("the memory"):
+        figures, note = memory_figures(run, planner)
+        sections.append(FigureSection("Memory", tuple(figures), note))
     return _thinned(sections)
 
 
@@ -110,11 +116,11 @@ def _tolerated(problems: Problems, what: str, make: Callable[[], Iterable[AnyFig
 
 
 def _thinned(sections: Sequence[FigureSection]) -> list[FigureSection]:
-    """Sections that have figures, with what a page can hold of every line."""
+    """Sections that have figures or a note, with what a page can hold of every line."""
     return [
-        FigureSection(section.title, tuple(map(thin_figure, section.figures)))
+        replace(section, figures=tuple(map(thin_figure, section.figures)))
         for section in sections
-        if section.figures
+        if section.figures or section.note
     ]
 
 

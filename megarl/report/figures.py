@@ -9,6 +9,7 @@ from markupsafe import Markup
 from megarl.report.exports import draw_picture, overview_svg, write_png
 from megarl.report.figure import AnyFigure
 from megarl.report.figure_sets import run_sections
+from megarl.report.memory_charts import Planner, no_plan
 from megarl.report.page import ReportFacts, format_report
 from megarl.report.plots import draw_sections
 from megarl.report.problems import Problems
@@ -29,18 +30,21 @@ class RunFigures:
     """For a person: charts that could not be drawn, files that could not be read."""
 
 
-def write_run_figures(run_dir: Path | str, *, page: Path | None = None, pictures: bool = True) -> RunFigures:
+def write_run_figures(
+    run_dir: Path | str, *, page: Path | None = None, pictures: bool = True, planner: Planner = no_plan
+) -> RunFigures:
     """Make figures/<figure>.png, figures/overview.png and report.html of a run; existing ones are replaced.
 
     Of any run, however it ended: figures whose metrics the run did not log are left out, and so is what cannot be drawn
     or read, which the page and the result say. ValueError when `run_dir` is no run directory.
 
-    page: where the page goes instead of RUN/report.html. pictures: False writes the page alone.
+    page: where the page goes instead of RUN/report.html. pictures: False writes the page alone. planner: of the run's
+    memory, which is drawn beside what was measured.
     """
     run = RunDirectory(Path(run_dir).expanduser().resolve())
     data = read_run(run)
     problems, target = Problems(), page or run.report_path
-    sections = run_sections(data, problems)
+    sections = run_sections(data, problems, planner)
     drawn = [figure for section in sections for figure in section.figures]
     written = _write_pictures(drawn, run.figures, problems) if pictures else []
     plots, numbers = draw_sections(sections, problems)

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-from megarl.report.figure import AnyFigure, BarFigure, HeatFigure, LineFigure, Part, ScatterFigure, StackFigure, finite
+from megarl.report.figure import (
+    AnyFigure,
+    BarFigure,
+    HeatFigure,
+    LineFigure,
+    PairFigure,
+    Part,
+    ScatterFigure,
+    StackFigure,
+    finite,
+)
 from megarl.report.sheet import Sheet, text_width
 
 
@@ -35,6 +45,9 @@ def entries_of(figure: AnyFigure) -> list[Entry]:
             return [Entry(cloud.label, cloud.colour, "dot", 0, cloud.group) for cloud in figure.clouds]
         case BarFigure():
             return [Entry(label, colour, "square") for label, colour in figure.parts]
+        case PairFigure():
+            limit = [Entry(figure.limit[0], "ink", "line", 1)] if figure.limit else []
+            return [Entry(label, colour, "square") for label, colour in figure.looks] + limit
     assert_never(figure)
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from megarl.report.drawing import Drawing
-from megarl.report.figure import AnyFigure, BarFigure, HeatFigure, LineFigure, ScatterFigure, StackFigure, Values
+from megarl.report.figure import (
+    AnyFigure,
+    BarFigure,
+    HeatFigure,
+    LineFigure,
+    PairFigure,
+    ScatterFigure,
+    StackFigure,
+    Values,
+)
 
 MOST_LINES = 60
 """Beyond, the numbers of single runs beside means are not in the page: they are drawn, and in each run's files."""
@@ -40,7 +49,10 @@ def dump(figures: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _lines(figure: AnyFigure) -> list[tuple[str, int | None, Values | list[float], Values, dict[str, Values]]]:
+_Line = tuple[str, int | None, Values | list[float], Values, dict[str, Values]]
+
+
+def _lines(figure: AnyFigure) -> list[_Line]:
     match figure:
         case LineFigure():
             return [
@@ -57,7 +69,18 @@ def _lines(figure: AnyFigure) -> list[tuple[str, int | None, Values | list[float
         case BarFigure():
             indices = [float(index) for index in range(len(figure.parts))]
             return [(bar.label, bar.group, indices, np.array(bar.values), {}) for bar in figure.bars]
+        case PairFigure():
+            return _pair_lines(figure)
     return []
+
+
+def _pair_lines(figure: PairFigure) -> list[_Line]:
+    """A row each, over the indices of its looks; and the limit."""
+    indices = [float(index) for index in range(len(figure.looks))]
+    lines: list[_Line] = [(row.label, None, indices, np.array([*row.planned, row.measured]), {}) for row in figure.rows]
+    if figure.limit:
+        lines.append((figure.limit[0], None, indices[:1], np.array(figure.limit[1:]), {}))
+    return lines
 
 
 def _ends(low: Values | None, high: Values | None) -> dict[str, Values]:

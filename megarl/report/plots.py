@@ -34,6 +34,7 @@ class PlotSection:
 
     title: str
     plots: list[Plot]
+    note: str = ""
 
 
 def draw_sections(sections: Sequence[FigureSection], problems: Problems) -> tuple[list[PlotSection], Markup]:
@@ -46,8 +47,8 @@ def draw_sections(sections: Sequence[FigureSection], problems: Problems) -> tupl
                 plot, facts = _draw(figure)
                 plots.append(plot)
                 numbers[figure.key] = facts
-        if plots:
-            drawn.append(PlotSection(title=section.title, plots=plots))
+        if plots or section.note:
+            drawn.append(PlotSection(title=section.title, plots=plots, note=section.note))
     return drawn, Markup(dump(numbers))
 
 

@@ -1,7 +1,7 @@
 """One vLLM engine: samples responses with their log-probs, and adopts new weights between generate calls.
 
-Its parts: `engine_state` (what it may do now), `engine_process` (vLLM's processes), `sampling`, `weight_updates`,
-`sleeping` (turns on shared GPUs).
+Its parts: `engine_state` (what it may do now), `engine_process` (vLLM's processes), `engine_memory` (measured),
+`sampling`, `weight_updates`, `sleeping` (turns on shared GPUs).
 Invariants: installing weights waits for running `generate` calls to end and holds back new ones; no process outlives
 `shutdown`.
 """
@@ -13,6 +13,7 @@ from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
+from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EXIT_GRACE_S, EngineProcess
 from megarl.rollout.engine_state import EngineState, State
 from megarl.rollout.failures import EngineError
@@ -45,10 +46,12 @@ class RolloutEngine:
             config=config, model=model, state=self._state, log_path=log_path, shares_gpus=shares_gpus
         )
         self._sampler = Sampler(config, name=self._state.name, stop_token_ids=tuple(stop_token_ids))
+        limit_s = worker_call_limit_s(config)
+        self._memory = EngineMemory(self._process, call_limit_s=limit_s)
         self._updates = WeightUpdates(
-            index=index, state=self._state, process=self._process, call_limit_s=worker_call_limit_s(config)
+            index=index, state=self._state, process=self._process, memory=self._memory, call_limit_s=limit_s
         )
-        self._sleeping = Sleeping(state=self._state, process=self._process, call_limit_s=worker_call_limit_s(config))
+        self._sleeping = Sleeping(state=self._state, process=self._process, memory=self._memory, call_limit_s=limit_s)
 
     @property
     def state(self) -> State:
@@ -69,6 +72,7 @@ class RolloutEngine:
         if self.state != "new":
             raise EngineError(f"{self._state.name} is {self.state}; start() runs once on a new engine")
         await self._process.start()
+        await self._memory.enter("generate")
 
     async def shutdown(self, *, grace_s: float = EXIT_GRACE_S) -> None:
         """Stop vLLM and every process it started; those that have not ended after `grace_s` are killed. Idempotent."""
@@ -87,6 +91,7 @@ class RolloutEngine:
         """
         self._sampler.check_prompts(requests)
         async with self._state.sampling():
+            self._memory.begin_step()
             work = self._sampler.sample(self._process.llm, requests, version=self.policy_version, arrived=arrived)
             return await self._process.alive(work, limit_s=None)
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EngineProcess
 from megarl.rollout.engine_state import EngineState, Memory
 from megarl.rollout.failures import EngineError
@@ -21,9 +22,11 @@ _LEVEL = 2
 class Sleeping:
     """Of one engine."""
 
-    def __init__(self, *, state: EngineState, process: EngineProcess, call_limit_s: float) -> None:
+    def __init__(
+        self, *, state: EngineState, process: EngineProcess, memory: EngineMemory, call_limit_s: float
+    ) -> None:
         """call_limit_s: after so long vLLM has failed to give memory back, or to take it."""
-        self._state, self._process, self._call_limit_s = state, process, call_limit_s
+        self._state, self._process, self._memory, self._call_limit_s = state, process, memory, call_limit_s
 
     async def sleep(self) -> list[int] | None:
         """Wait for running generate calls, then give the memory back; the weights are lost. Where it sleeps already it
@@ -31,16 +34,15 @@ class Sleeping:
         self._state.check_ready("sleep")
         if self._state.memory != "asleep":
             await self._change("asleep", lambda: self._process.llm.sleep(_LEVEL))
-        if not self._process.sleeps:
-            return None
-        asked = self._process.llm.collective_rpc("megarl_used_bytes")
-        return list(await self._process.alive(asked, limit_s=self._call_limit_s))
+        in_use = [use.gpu_in_use for use in await self._memory.enter("sleep")]
+        return [size for size in in_use if size is not None] if self._process.sleeps else None
 
     async def wake_weights(self) -> None:
         """Memory for the weights again, with nothing in it. Nothing where it has it."""
         self._state.check_ready("wake")
         if self._state.memory == "asleep":
             await self._change("blank", lambda: self._process.llm.wake_up(["weights"]))
+            await self._memory.enter("wake")
 
     async def wake_cache(self) -> None:
         """The KV cache again: it may sample. RuntimeError where it has not adopted weights since it slept."""
@@ -54,6 +56,8 @@ class Sleeping:
         async with self._state.updating("sleep" if memory == "asleep" else "wake"):
             await self._state.await_idle()
             try:
+                if memory != "awake":  # else its phase goes on
+                    await self._memory.enter(None)
                 if self._process.sleeps:
                     await self._process.alive(work(), limit_s=self._call_limit_s)
             except BaseException as error:

@@ -12,10 +12,12 @@ from typing import Any
 from megarl.config.rollout import RolloutConfig
 from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.signals import TransportError
+from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EngineProcess
 from megarl.rollout.engine_state import EngineState
 from megarl.rollout.failures import EngineError, WeightAdoptionError, find_root_cause
 from megarl.rollout.vllm_versions import label_weights, weights_label
+from megarl.telemetry.memory_phases import ByPhase
 
 _PEER_WAITS = 5
 """Waits for peers in a row, of publish.timeout_s each, that one call to the workers may hold."""
@@ -31,6 +33,8 @@ class Adoption:
     """From staging memory into the model."""
     resume_s: float
     """Emptying the prefix cache."""
+    memory: tuple[ByPhase, ...] = ()
+    """By worker, what it used in the phases of the step that ends with this."""
 
 
 def worker_call_limit_s(config: RolloutConfig) -> float:
@@ -41,9 +45,11 @@ def worker_call_limit_s(config: RolloutConfig) -> float:
 class WeightUpdates:
     """One engine's side of all publications."""
 
-    def __init__(self, *, index: int, state: EngineState, process: EngineProcess, call_limit_s: float) -> None:
+    def __init__(
+        self, *, index: int, state: EngineState, process: EngineProcess, memory: EngineMemory, call_limit_s: float
+    ) -> None:
         """index: the engine's number; call_limit_s: `worker_call_limit_s`."""
-        self._index, self._state, self._process = index, state, process
+        self._index, self._state, self._process, self._memory = index, state, process, memory
         self._call_limit_s = call_limit_s
         self._receiving: int | None = None
         self.version = 0
@@ -66,6 +72,7 @@ class WeightUpdates:
         self._state.check_ready("receive weights")
         self._state.check_memory("receive weights", "awake", "blank", "loaded")
         await self._forget_version()
+        await self._memory.enter("publish")
         await self._call_workers("start_weight_update")
         self._receiving = version
 
@@ -111,7 +118,13 @@ class WeightUpdates:
         installed = time.perf_counter()
         await self._process.alive(self._empty_prefix_cache(), limit_s=self._call_limit_s)
         resumed = time.perf_counter()
-        return Adoption(drain_s=drained - started, install_s=installed - drained, resume_s=resumed - installed)
+        await self._memory.enter("generate")
+        return Adoption(
+            drain_s=drained - started,
+            install_s=installed - drained,
+            resume_s=resumed - installed,
+            memory=self._memory.report(),
+        )
 
     async def _empty_prefix_cache(self) -> None:
         if not await self._process.llm.reset_prefix_cache():

@@ -5,10 +5,13 @@ tensor ranks stay in their queues and are taken for those of the next call, whic
 fails must leave the engine sampling.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from vllm.logger import init_logger
+
+from megarl.parallel.memory_meter import MemoryMeter
 
 _log = init_logger(__name__)
 
@@ -18,6 +21,7 @@ class WorkerExtension:
 
     device: torch.device
     """vLLM's worker sets it."""
+    _megarl_meter: MemoryMeter | None = None
 
     def megarl_call(self, method: str, arguments: dict[str, Any]) -> str | None:
         """Call the worker's own `method`; what went wrong, or None."""
@@ -28,7 +32,8 @@ class WorkerExtension:
             return str(error) or type(error).__name__
         return None
 
-    def megarl_used_bytes(self) -> int:
-        """Bytes in use on this worker's GPU, by whatever process."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        return total - free
+    def megarl_memory(self) -> dict[str, int | None]:
+        """The fields of a `MemoryUse`: of this worker, since the last call; the first is of the time since it began."""
+        if self._megarl_meter is None:
+            self._megarl_meter = MemoryMeter(self.device)
+        return asdict(self._megarl_meter.read())

@@ -8,6 +8,7 @@ from megarl.policy.reports import UpdateReport
 from megarl.reshard.tally import PublishReport
 from megarl.rollout.weight_updates import Adoption
 from megarl.rules import Rule
+from megarl.telemetry.memory_phases import memory_metrics
 from megarl.telemetry.metrics import Mean, Metrics, declared, merge
 
 
@@ -47,8 +48,9 @@ def _share_metrics(report: PublishReport) -> Metrics:
 
 
 def merge_adoptions(adoptions: Sequence[Adoption]) -> Metrics:
-    """Metrics of one change of weights from its engines."""
-    return merge(
+    """Metrics of one change of weights from its engines, and of the memory that they used in the step that it ends."""
+    memory = memory_metrics("engine", (of_worker for adoption in adoptions for of_worker in adoption.memory))
+    return memory | merge(
         *(
             declared(
                 {

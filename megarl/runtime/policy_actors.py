@@ -39,6 +39,7 @@ from megarl.runtime.saving import Outcome, Saving, merge_written, numbers_of, ou
 from megarl.runtime.shared_gpus import UNSET, GpuPlace, find_own_gpu, see_gpus, visible_gpus
 from megarl.runtime.workers import BESIDE, LIVENESS, TellsStacks, Watch, Worker, WorkerName
 from megarl.telemetry.logs import redirect_output, setup_logging
+from megarl.telemetry.memory_phases import ByPhase, memory_metrics
 from megarl.telemetry.metrics import Metrics
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
@@ -150,8 +151,8 @@ class PolicyActor(TellsStacks):
     def join_session(self, endpoint: WeightEndpoint) -> None:
         self._live.join_session(endpoint)
 
-    def publish_weights(self, version: int) -> PublishReport:
-        return self._live.publish_weights(version)
+    def publish_weights(self, version: int) -> tuple[PublishReport, ByPhase]:
+        return self._live.publish_weights(version), self._live.memory()
 
     def export_hf(self, path: str) -> None:
         self._live.export_hf(path)
@@ -316,7 +317,8 @@ class RayPolicyGroup:
 
     async def publish_weights(self, version: int) -> Metrics:
         asked = [worker.ask(PolicyActor.publish_weights, version) for worker in self._workers]
-        return merge_publish_reports(await self._all(asked, doing="publish the weights"))
+        reports, memory = zip(*await self._all(asked, doing="publish the weights"), strict=True)
+        return merge_publish_reports(reports) | memory_metrics("policy", memory)
 
     async def export_hf(self, path: str) -> None:
         asked = [worker.ask(PolicyActor.export_hf, path) for worker in self._workers]

@@ -11,6 +11,34 @@ Merge = Literal["sum", "mean", "std", "max", "min", "last"]
 carries its sum and its count. Seconds that ranks or engines spend side by side are those of the slowest: max. What
 belongs to a step as a whole is the last value set."""
 
+MEMORY_PHASES: dict[str, dict[str, str]] = {
+    "policy": {
+        "generate": "from a publication to the next step's first pass",
+        "score": "passes for old_logp and ref_logp",
+        "update": "all mini-batches",
+        "wake": "with cluster.colocate: it has given way",
+        "publish": "its part of the publication",
+    },
+    "engine": {
+        "generate": "from a publication to the next, awake",
+        "sleep": "with cluster.colocate: the policy works",
+        "wake": "with cluster.colocate: it has memory for weights",
+        "publish": "until the weights are installed",
+    },
+}
+"""By role the phases in which a process's memory is measured, in a step's order, and what each is for the role."""
+
+_MEMORY_KINDS: dict[str, str] = {
+    "max": "most at once in phase {phase} ({about}) of the {role} process that had most. CPU: its resident set, "
+    "libraries and shared pages included (proc(5): VmHWM, reset as the phase begins). CUDA: reserved by torch's "
+    "allocator",
+    "end": "likewise at the end of phase {phase}: what stays (CPU: VmRSS)",
+    "tensors_max": "likewise, CUDA: most at once of tensors in that allocator, in phase {phase}",
+    "gpu_max": "most at once in phase {phase} on the fullest GPU of a {role} process, by all processes there: in use "
+    "at the phase's end (cudaMemGetInfo), and what the process's allocator had reserved more before",
+}
+"""Of a role's phase, in GiB."""
+
 _DECLARED: dict[str, tuple[Merge, str]] = {
     "step": ("last", "RL step (or SFT update), from 1"),
     "policy_version": ("max", "version of the weights after this step; engines sample from it next"),
@@ -234,6 +262,13 @@ _DECLARED: dict[str, tuple[Merge, str]] = {
         "max",
         "GiB of its GPU that the engine kept while it slept which kept most (CUDA with cluster.colocate)",
     ),
+    "memory/gpu_gib": ("min", "GiB of memory that the run's smallest GPU has (CUDA)"),
+    **{
+        f"memory/{role}_{phase}_{kind}_gib": ("max", "GiB, " + text.format(role=role, phase=phase, about=about))
+        for role, phases in MEMORY_PHASES.items()
+        for phase, about in phases.items()
+        for kind, text in _MEMORY_KINDS.items()
+    },
     "perf/tokens_per_s": ("mean", "prompt and response tokens trained on, per second of the whole step"),
     "perf/loop_stall_max": (
         "max",
@@ -263,6 +298,11 @@ EVALUATION_MEASURES: dict[str, str] = {
 def evaluation_name(benchmark: str, measure: str) -> str:
     """The name in metrics.jsonl."""
     return f"{_EVALUATION}{benchmark}/{measure}"
+
+
+def memory_name(role: str, phase: str, kind: str) -> str:
+    """The name in metrics.jsonl, for a kind of `max`, `end`, `tensors_max`, `gpu_max`."""
+    return f"memory/{role}_{phase}_{kind}_gib"
 
 
 def merge_of(name: str) -> Merge | None:

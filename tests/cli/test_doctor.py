@@ -175,6 +175,21 @@ def test_gpus() -> None:
     assert machine.judge_gpus("No such file: nvidia-smi", 0, None).level == "failure"
 
 
+@pytest.mark.parametrize(
+    ("visible", "wanted", "level", "found"),
+    [
+        ("2,3", 2, "ok", "2 of 8 (CUDA_VISIBLE_DEVICES=2,3), the first: H100"),
+        ("2,3", 4, "failure", "2 of 8 (CUDA_VISIBLE_DEVICES=2,3); the configuration needs 4"),
+        ("GPU-1, GPU-2", 2, "ok", "2 of 8 (CUDA_VISIBLE_DEVICES=GPU-1, GPU-2), the first: H100"),
+        ("", None, "failure", "0 of 8 (CUDA_VISIBLE_DEVICES=); the configuration needs 1"),
+        ("0,-1,1", 2, "failure", "1 of 8 (CUDA_VISIBLE_DEVICES=0,-1,1); the configuration needs 2"),
+    ],
+)
+def test_gpus_that_a_run_may_not_see_do_not_count(visible: str, wanted: int | None, level: str, found: str) -> None:
+    finding = machine.judge_gpus("H100", 8, wanted, visible=visible)
+    assert (finding.level, finding.found) == (level, found)
+
+
 def test_shared_memory(tmp_path: Path) -> None:
     assert machine.check_shared_memory(tmp_path, need_gib=1e-6).level == "ok"
     huge = machine.check_shared_memory(tmp_path, need_gib=2**30)

@@ -11,6 +11,11 @@ from megarl.cli.show import render_config
 from megarl.config.base import ConfigError
 from megarl.config.dump import dump_config
 from megarl.config.run import RunConfig
+from megarl.models.families import read_model_shape
+from megarl.planning.head import bytes_with_logits
+from megarl.planning.policy_memory import policy_memory, policy_setup
+from megarl.planning.transfer import sending_bytes
+from megarl.planning.turns import ASLEEP_BYTES
 from tests.config.text import load_small
 from tests.models.shapes import CONFIGS
 
@@ -19,6 +24,7 @@ MODEL = f"model.path='{CONFIGS / 'qwen2.5-7b.json'}'"
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, text: str, *, stack: str = "gpu") -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(head, "detect_stack", lambda _: stack)
     monkeypatch.setattr(head, "ask_process", lambda *_, **__: Answer(succeeded=True, text=text))
 
@@ -60,9 +66,56 @@ def test_the_smallest_gpu_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 143771\necho 81559\necho 100000\n", encoding="utf-8")
     program.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(head, "detect_stack", lambda _: "gpu")
     assert find_gpu_bytes() == 81_559 << 20
+
+
+FAKE_TORCH = """
+import os
+from types import SimpleNamespace
+SIZES = {"0": 5 << 30, "1": 9 << 30, "2": 7 << 30}
+seen = [SIZES[name] for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+cuda = SimpleNamespace(
+    device_count=lambda: len(seen), get_device_properties=lambda index: SimpleNamespace(total_memory=seen[index])
+)
+"""
+
+
+@pytest.mark.parametrize(("visible", "gib"), [("1,2", 7), ("1", 9), ("2,0", 5)])
+def test_of_chosen_gpus_the_smallest_counts(
+    visible: str, gib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch is asked, in a process of its own, as nvidia-smi shows all of them, in another order."""
+    (tmp_path / "torch.py").write_text(FAKE_TORCH, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(head, "detect_stack", lambda _: "gpu")
+    monkeypatch.setattr(head, "ask_process", lambda *_, **__: pytest.fail("nvidia-smi was asked"))
+    assert find_gpu_bytes() == gib << 30
+
+
+def test_where_no_gpu_is_chosen_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text(FAKE_TORCH, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(head, "detect_stack", lambda _: "gpu")
+    with pytest.raises(ConfigError, match=r"torch sees none with CUDA_VISIBLE_DEVICES='' \(ValueError: .*choose GPUs"):
+        find_gpu_bytes()
+
+
+def test_a_supervised_run_counts_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs on which the same configuration's reinforcement learning has no room for logits."""
+    config = load_small(tmp_path, AUTO, MODEL, "cluster.colocate=true", "objective.auxiliary.kl={}")
+    shape = read_model_shape(config.model.path)
+    needed, alone = bytes_with_logits(config, shape), bytes_with_logits(config, shape, sft=True)
+    # The reference in bfloat16 or float32, the messages, and an engine that sleeps.
+    reference = policy_memory(policy_setup(config, shape), 0).reference
+    assert needed - alone == reference + sending_bytes(config.rollout.publish) + ASLEEP_BYTES
+    answering(monkeypatch, str((alone >> 20) + 1))
+    assert pin_head(config, sft=True)[0].policy.head == "logits"
+    assert pin_head(config)[0].policy.head == "fused"
 
 
 def test_show_says_what_will_decide(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_what_is_no_run_is_a_configuration_error(tmp_path: Path) -> None:
 def test_drawing_never_raises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: Path, *, page: Path | None) -> None:
+    def fail(_: Path, **__: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(module, "write_run_figures", fail)

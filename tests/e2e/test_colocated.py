@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from megarl.telemetry.names import MEMORY_PHASES, memory_name
 from megarl.telemetry.run_directory import RunDirectory
+from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
 from tests.e2e.processes import Megarl
 from tests.e2e.resumed_runs import ROOT, metrics_of, rollouts_of
@@ -35,11 +37,30 @@ def test_in_turns_as_apart(apart: RunDirectory, tmp_path: Path, tiny_model_dir: 
         directory = run.directory
     assert [row["step"] for row in metrics_of(directory) if "reward/mean" in row] == list(range(1, STEPS + 1))
     assert metrics_of(directory) == metrics_of(apart)
+    for run in directory, apart:
+        check_memory(run, in_turns=run is directory)
     for step in range(1, STEPS + 1):
         assert len(rollouts_of(directory, step)) == 16
         assert rollouts_of(directory, step) == rollouts_of(apart, step)
     assert NO_SLEEP in directory.log_path("rollout", 0).read_text()
     assert (directory.checkpoints / "step-000002").is_dir()
+
+
+def check_memory(run: RunDirectory, *, in_turns: bool) -> None:
+    """Every step has the memory of the phases that such a run has, the most at once and what stays; of no GPU."""
+    phases = [(role, phase) for role, of_role in MEMORY_PHASES.items() for phase in of_role]
+    if not in_turns:
+        phases = [(role, phase) for role, phase in phases if phase not in ("sleep", "wake")]
+    expected = {memory_name(role, phase, kind) for role, phase in phases for kind in ("max", "end")}
+    for row in read_metrics(run.metrics_path):
+        sizes = {name: size for name, size in row.items() if name.startswith("memory/")}
+        if "reward/mean" in row:
+            assert set(sizes) == expected
+            assert all(size is not None and 0.1 < size < 16 for size in sizes.values()), sizes
+    page = run.report_path.read_text()
+    assert "id='figure-memory_by_phase'" in page
+    assert "This run was on a CPU, and megarl plan plans for GPUs" in page
+    assert "There is no plan" not in page
 
 
 def test_an_engine_that_dies_asleep_costs_nothing(apart: RunDirectory, tmp_path: Path, tiny_model_dir: Path) -> None:

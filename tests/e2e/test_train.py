@@ -218,7 +218,7 @@ def test_the_same_seed_gives_the_same_run(ended: Ended, tmp_path: Path, tiny_mod
 
 
 def without_timings(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if not name.startswith(("timing_s/", "perf/"))}
+    return {name: value for name, value in line.items() if not name.startswith(("timing_s/", "perf/", "memory/"))}
 
 
 @pytest.mark.slow

@@ -217,9 +217,11 @@ def train_twice(worker: MegatronWorker, config: RunConfig, rank: int, *job: Any)
     if gives_way:
         assert worker.give_way(moved) is None
         check_refusals(worker, shard)
+        assert list(worker.memory()) == ["generate", "score", "update"], "what is refused is of no phase"
     saved = save_checkpoint(worker, config, directory)
     if gives_way:
         worker.take_back()
+        assert list(worker.memory()) == ["wake"], "a step begins"
     norms += one_step(worker, shard)
     if gives_way:
         worker.give_way(moved)

@@ -84,6 +84,7 @@ def test_whoever_reads_a_ranks_weights_finds_them_settled() -> None:
         _place=SimpleNamespace(rank=1),
         _grid=SimpleNamespace(position=lambda _: SimpleNamespace(data=1)),
         _check_here=note("check"),
+        _memory=SimpleNamespace(enter=lambda _: None),
         _reference=[SimpleNamespace(load_state_dict=note("reference"))],
         _chunks=[module],
         _optimizer=SimpleNamespace(chained_optimizers=[]),

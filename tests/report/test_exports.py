@@ -1,6 +1,7 @@
 """Figures as files for a paper: their size, their text, and that every kind can be drawn."""
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import get_args
@@ -20,6 +21,8 @@ from megarl.report.figure import (
     HeatFigure,
     Line,
     LineFigure,
+    PairFigure,
+    PairRow,
     Part,
     ScatterFigure,
     StackFigure,
@@ -46,6 +49,17 @@ FIGURES: list[AnyFigure] = [
         **NAMES,
     ),
     BarFigure(key="bars", parts=(("p", "orange"),), bars=(Bar(label="b", values=(3.0,)),), **NAMES),
+    PairFigure(
+        key="pairs",
+        parts=(("p", "blue"), ("q", "sky")),
+        measured=("m", "vermilion"),
+        rows=(
+            PairRow(label="r", planned=(1.0, 2.0), measured=2.5),
+            PairRow(label="s", planned=(math.nan, math.nan), measured=1.0),
+        ),
+        limit=("limit", 4.0),
+        **NAMES,
+    ),
 ]
 every_figure = pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.key)
 

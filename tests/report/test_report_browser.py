@@ -11,6 +11,7 @@ from tests.report.browser import Visitor
 from tests.report.run_files import entropy_at, write_run, write_traced
 from tests.telemetry.runs import make_row, write_metrics
 
+MEMORY = ("policy_generate", "policy_update", "engine_generate", "engine_publish")
 schemes = pytest.mark.parametrize("scheme", ["light", "dark"])
 
 
@@ -27,7 +28,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(tmp_path_factory.mktemp("run"), high=0.2, seed=0)
-    write_metrics(run.metrics_path, [make_row(step) for step in range(1, 7)])
+    memory = {f"memory/{phase}_{kind}_gib": 2.5 for phase in MEMORY for kind in ("max", "end")}
+    write_metrics(run.metrics_path, [make_row(step) | memory for step in range(1, 7)])
     write_traced(run, 1, [0.5, 1.0, 1.0, 2.0], [1.0, 1.0, -1.0, -1.0])
     write_run_figures(run.path)
     return run.report_path

@@ -22,6 +22,7 @@ from megarl.reshard.signals import TransportError
 from megarl.reshard.tally import Tally
 from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineStartError
+from megarl.rollout.weight_updates import Adoption
 from tests.rollout.reference import EOS, VOCAB, checkpoint_tensors, make_model, random_weights, reference_logp
 from tests.rollout.trainer import Trainer
 
@@ -164,6 +165,31 @@ def test_new_weights_and_back(
         trainer.close()
     assert [rollout.response.tolist() for rollout in back] == [rollout.response.tolist() for rollout in first]
     assert [rollout.behavior_logp.tolist() for rollout in back] == [rollout.behavior_logp.tolist() for rollout in first]
+
+
+def test_its_worker_measures_its_memory(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:
+    """The worker's process, not this one: it has vLLM loaded, and the KV cache's pages as far as it wrote them."""
+    trainer, weights = Trainer(model_path), checkpoint_tensors(model_path)
+
+    async def step() -> Adoption:
+        await engine.generate(REQUESTS)
+        version = engine.policy_version + 1
+        await engine.receive_weights(version)
+        await trainer.send(engine, version, weights)
+        return await engine.adopt_weights(version)
+
+    try:
+        runner.run(trainer.connect(engine))
+        for _ in range(2):
+            (told,) = runner.run(step()).memory
+            assert list(told) == ["generate", "publish"]
+            for use in told.values():
+                assert use.peak is not None
+                assert use.end is not None
+                assert 100 << 20 < use.end <= use.peak < 8 << 30
+                assert use.gpu_peak is None
+    finally:
+        trainer.close()
 
 
 def test_adoption_waits_for_running_requests(engine: RolloutEngine, runner: asyncio.Runner, model_path: Path) -> None:

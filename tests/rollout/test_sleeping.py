@@ -4,6 +4,7 @@ calls are compared with the real signatures."""
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -14,11 +15,16 @@ from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
 from megarl.rollout.arguments import build_engine_args, check_vllm_overrides
+from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EngineProcess
 from megarl.rollout.engine_state import EngineState
 from megarl.rollout.failures import EngineError, WeightAdoptionError
 from megarl.rollout.sleeping import Sleeping
-from megarl.rollout.weight_updates import WeightUpdates
+from megarl.rollout.weight_updates import Adoption, WeightUpdates
+from megarl.telemetry.memory_phases import MemoryUse
+
+USES = [MemoryUse(peak=3, end=2, gpu_in_use=size, gpu_peak=size + 1, gpu_total=99) for size in (5, 7)]
+"""What two workers measure."""
 
 
 class Llm:
@@ -36,7 +42,7 @@ class Llm:
             self.calls.append(" ".join([name, *(str(value) for key, value in bound.items() if key != "self")]))
             if name in self._faults:
                 raise self._faults[name]
-            return {"collective_rpc": [5, 7], "reset_prefix_cache": True}.get(name)
+            return {"collective_rpc": list(map(asdict, USES)), "reset_prefix_cache": True}.get(name)
 
         return call
 
@@ -59,18 +65,19 @@ class Engine:
         self.llm, self.state = Llm(**faults), EngineState("engine 0")
         self.state.open()
         process: Any = Process(self.llm, sleeps=sleeps)
-        self.sleeping = Sleeping(state=self.state, process=process, call_limit_s=9.0)
-        self.updates = WeightUpdates(index=0, state=self.state, process=process, call_limit_s=9.0)
+        self.memory = EngineMemory(process, call_limit_s=9.0)
+        common: Any = {"state": self.state, "process": process, "memory": self.memory, "call_limit_s": 9.0}
+        self.sleeping, self.updates = Sleeping(**common), WeightUpdates(index=0, **common)
 
     async def sample(self) -> None:
         async with self.state.sampling():
             pass
 
-    async def adopt(self, version: int) -> None:
+    async def adopt(self, version: int) -> Adoption:
         """As when the version has come whole."""
         self.updates._call_workers = _answered  # type: ignore[method-assign]
         await self.updates.receive(version)
-        await self.updates.adopt(version)
+        return await self.updates.adopt(version)
 
 
 async def _answered(method: str, **arguments: Any) -> None: ...
@@ -101,6 +108,31 @@ def test_the_turn_of_an_engine(sleeps: bool) -> None:
             await engine.sample()
         asked = [call for call in engine.llm.calls if call.startswith(("sleep", "wake"))]
         assert asked == (2 * ["sleep 2", "wake_up ['weights']", "wake_up ['kv_cache']"] if sleeps else [])
+
+    run(story())
+
+
+@pytest.mark.parametrize("sleeps", [True, False])
+def test_what_it_used_is_told_by_phase(sleeps: bool) -> None:
+    """Measured as each phase ends. While an engine that can sleep is not whole, torch's allocator counts what is not
+    there: only the GPU is told."""
+
+    async def story() -> None:
+        engine = Engine(sleeps=sleeps)
+        await engine.memory.enter("generate")
+        await engine.sleeping.sleep()
+        await engine.sleeping.wake_weights()
+        told = (await engine.adopt(1)).memory
+        assert [list(by_phase) for by_phase in told] == [["generate", "sleep", "wake", "publish"]] * 2
+        for by_phase, use in zip(told, USES, strict=True):
+            assert by_phase["generate"] == use
+            assert by_phase["sleep"] == by_phase["publish"] == (use.of_gpu() if sleeps else use)
+        assert USES[0].of_gpu() == MemoryUse(gpu_in_use=5, gpu_peak=6, gpu_total=99)
+        # Published once more, with nothing sampled between: of the same step.
+        assert set((await engine.adopt(1)).memory[0]) == {"generate", "sleep", "wake", "publish"}
+        engine.memory.begin_step()
+        await engine.sleeping.wake_cache()
+        assert set((await engine.adopt(2)).memory[0]) == {"generate", "publish"}
 
     run(story())
 
@@ -137,7 +169,7 @@ def test_it_sleeps_when_what_it_samples_has_ended() -> None:
             await asyncio.sleep(0.01)
             assert (engine.state.memory, engine.llm.calls) == ("awake", [])
         await sleeping
-        assert engine.llm.calls == ["sleep 2", "collective_rpc megarl_used_bytes"]
+        assert engine.llm.calls == ["collective_rpc megarl_memory", "sleep 2", "collective_rpc megarl_memory"]
 
     run(story())
 

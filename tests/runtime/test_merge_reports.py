@@ -15,6 +15,7 @@ from megarl.reshard.tally import PublishReport
 from megarl.rollout.weight_updates import Adoption
 from megarl.rules import Rule
 from megarl.runtime.merging import merge_adoptions, merge_publish_reports, merge_reports
+from megarl.telemetry.memory_phases import GIB, MemoryUse
 from megarl.telemetry.metrics import Max, Mean, Min
 from tests.objective.tokens import make_tokens
 
@@ -99,3 +100,14 @@ def test_a_change_of_weights_takes_as_long_as_the_slowest_engine() -> None:
         "timing_s/publish_install": Max(5.0),
         "timing_s/publish_resume": Max(0.4),
     }
+
+
+def test_of_the_engines_workers_the_largest_is_told() -> None:
+    uses = [MemoryUse(peak=GIB, end=3 * GIB), MemoryUse(peak=2 * GIB, end=GIB), MemoryUse(peak=GIB, end=GIB)]
+    workers = [{"sleep": use} for use in uses]
+    times: dict[str, float] = {"drain_s": 0.0, "install_s": 0.0, "resume_s": 0.0}
+    metrics = merge_adoptions(
+        [Adoption(**times, memory=tuple(workers[:1])), Adoption(**times, memory=tuple(workers[1:]))]
+    )
+    assert metrics["memory/engine_sleep_max_gib"] == Max(2.0)
+    assert metrics["memory/engine_sleep_end_gib"] == Max(3.0)

@@ -7,7 +7,8 @@ from pathlib import Path
 import megarl
 from megarl.objective.token_sums import TokenSums, to_metrics
 from megarl.report.panels import PANELS, HeatPanel
-from megarl.telemetry.names import DESCRIPTIONS, PHASES
+from megarl.telemetry.memory_phases import MemoryUse, memory_metrics
+from megarl.telemetry.names import DESCRIPTIONS, MEMORY_PHASES, PHASES
 from tests.telemetry.runs import make_row
 
 PACKAGE = Path(megarl.__file__).parent
@@ -23,7 +24,7 @@ HOLD_MEANS = {
 }
 """Files that have sums with their counts."""
 COMPUTED_NAMES = {"objective/token_sums.py": "to_metrics", "telemetry/spans.py": "timing_s"}
-"""Files that put names together at run time; both are read in another way here."""
+"""Files that put names together at run time; both are read in another way here, and so is what `memory_name` makes."""
 
 
 def trees() -> dict[str, ast.Module]:
@@ -70,6 +71,9 @@ def test_every_metric_of_the_program_is_described_and_no_other() -> None:
     one = TokenSums.zeros()
     one.sum_N[:] = 1.0
     emitted = set(to_metrics(one)) | {"step", "policy_version"}
+    use = MemoryUse(peak=1, end=1, tensors=1, gpu_in_use=1, gpu_peak=1, gpu_total=1)
+    for role, phases in MEMORY_PHASES.items():
+        emitted |= set(memory_metrics(role, [dict.fromkeys(phases, use)]))
     for tree in trees().values():
         emitted |= literal_names(tree) | timed_names(tree)
     assert {"reward/mean", "publish/bytes", "timing_s/reset_reference", "control/positive_scale"} <= emitted
