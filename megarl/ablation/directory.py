@@ -171,6 +171,11 @@ class AblationDirectory:
         return self.path / "sources"
 
     @property
+    def keepers(self) -> Path:
+        """Of the processes that keep engines between runs, a directory each: what they say of themselves, and logs."""
+        return self.path / "keepers"
+
+    @property
     def launch_path(self) -> Path:
         return self.path / "launch.json"
 

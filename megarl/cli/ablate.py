@@ -14,9 +14,10 @@ from rich.text import Text
 
 from megarl.ablation.cells import Ablation, load_ablation
 from megarl.ablation.directory import AblationDirectory, Cell, CellFacts
-from megarl.ablation.driver import Driver, Slot, Task
+from megarl.ablation.driver import Driver, Task
+from megarl.ablation.keepers import Keeper, KeeperStart, start_keeper
 from megarl.ablation.launch import Launch, Start, read_launch, write_launch
-from megarl.ablation.processes import RunProcess, start_process
+from megarl.ablation.processes import RunProcess, Slot, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
 from megarl.cli.ablate_room import find_needs, find_slots
@@ -191,16 +192,40 @@ def _standings(directory: AblationDirectory) -> list[tuple[Cell, CellFacts]]:
 
 
 def _cell_task(directory: AblationDirectory, launch: Launch, cell: Cell, facts: CellFacts) -> Task:
-    task = _task(cell.name, launch.cells[cell.name], launch, link=directory.link_of(cell), log=directory.log_of(cell))
-    return replace(task, before=facts)
+    start = launch.cells[cell.name]
+    task = _task(cell.name, start, launch, link=directory.link_of(cell), log=directory.log_of(cell))
+    joins_ray = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+    if start.shape is None or joins_ray:
+        return replace(task, before=facts)
+    return replace(task, before=facts, keeper=_keeper_start(directory, launch, start, start.shape))
+
+
+def _keeper_start(directory: AblationDirectory, launch: Launch, start: Start, shape: str) -> KeeperStart:
+    def begin(slot: Slot) -> Keeper:
+        directory.keepers.mkdir(exist_ok=True)
+        made = make_numbered(directory.keepers, shape)
+        return start_keeper(
+            [sys.executable, "-m", "megarl.cli.keeper", str(made), *start.arguments[1:]],
+            shape=shape,
+            slot=slot,
+            directory=made,
+            working_directory=Path(launch.working_directory),
+            environment=os.environ,
+        )
+
+    return KeeperStart(shape, begin)
 
 
 def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> Task:
     command = [sys.executable, "-m", "megarl.cli.main", *start.arguments, "--run", str(link)]
 
-    def begin(variables: Mapping[str, str]) -> RunProcess:
+    def begin(slot: Slot) -> RunProcess:
         return start_process(
-            command, log=log, working_directory=Path(launch.working_directory), environment=os.environ | variables
+            command,
+            log=log,
+            working_directory=Path(launch.working_directory),
+            environment=os.environ | slot.variables,
+            descriptors=slot.descriptors,
         )
 
     return Task(name=name, link=link, log=log, steps=start.steps, start=begin)

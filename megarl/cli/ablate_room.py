@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from megarl.ablation.driver import Slot
 from megarl.ablation.launch import Needs
+from megarl.ablation.processes import Slot
 from megarl.cli.doctor_packages import detect_stack
 from megarl.cli.stack import deciding_versions
 from megarl.config.base import ConfigError
