@@ -43,7 +43,7 @@ class Given:
 
 
 def start_again(run: Path, given: Given) -> NoReturn:
-    """Become `megarl train --resume RUN`, with engines of its own. SystemExit where that fails, with the reason said."""
+    """Become `megarl train --resume RUN`, with engines of its own. SystemExit where that fails, the reason said."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be closed
     command = [sys.executable, *find_program(sys.orig_argv, sys.argv), "train", "--resume", str(run)]

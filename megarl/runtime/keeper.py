@@ -91,7 +91,7 @@ class Keeper:
                 if facts.status == "ending" or facts.process.standing() == "dead":
                     raise KeeperLost(f"the process that keeps engines in {self.directory} has ended")
                 if facts.status == "ready":
-                    return RayAddress(facts.address, "the engines' keeper")
+                    return RayAddress(facts.address, "the engines' keeper", is_guarded=True)
             await asyncio.sleep(_POLL_S)
         raise KeeperLost(f"no Ray within {_START_LIMIT_S:g} s; see the log beside {self.directory}")
 

@@ -14,7 +14,7 @@ from megarl.config.run import RunConfig
 from megarl.parallel.device import built_for_cuda
 from megarl.planning.resources import Workers
 from megarl.runtime.ray_address import RayAddress
-from megarl.runtime.ray_token import check_token, guard_local_ray
+from megarl.runtime.ray_token import check_token, guard_local_ray, stay_on_this_machine
 
 _ATTEMPTS = 2
 _TOO_SLOW = "timed out during startup"
@@ -42,6 +42,8 @@ def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int
         guard_local_ray()
     if not address and not built_for_cuda():
         local["num_gpus"] = 0  # Ray finds GPUs by the driver; a CPU installation cannot use them
+    if address and address.is_guarded:
+        stay_on_this_machine()
     try:
         if address:
             context = ray.init(
