@@ -36,6 +36,7 @@ GROUP = "workers"
 _ENGINES = "engines.json"
 """In the keeper's directory, once engines may be used by the next run: their shape."""
 _START_LIMIT_S = 300.0
+_CONNECT_LIMIT_S = 5.0
 _END_LIMIT_S = 120.0
 _POLL_S = 0.1
 
@@ -91,9 +92,19 @@ class Keeper:
                 if facts.status == "ending" or facts.process.standing() == "dead":
                     raise KeeperLost(f"the process that keeps engines in {self.directory} has ended")
                 if facts.status == "ready":
+                    await self._connect(facts.address)
                     return RayAddress(facts.address, "the engines' keeper", is_guarded=True)
             await asyncio.sleep(_POLL_S)
         raise KeeperLost(f"no Ray within {_START_LIMIT_S:g} s; see the log beside {self.directory}")
+
+    async def _connect(self, address: str) -> None:
+        """Ray itself would try for minutes, through which no signal is heard."""
+        host, _, port = address.rpartition(":")
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), _CONNECT_LIMIT_S)
+        except OSError as error:  # a TimeoutError is one
+            raise KeeperLost(f"the Ray that is kept in {self.directory} does not answer: {error}") from error
+        writer.close()
 
     def check_shape(self, config: RunConfig, stop_token_ids: tuple[int, ...]) -> None:
         """KeeperLost where the engines are there, and a run alone would have others."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -77,14 +78,18 @@ def test_a_run_without_one_has_its_own_ray(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_its_ray_is_waited_for(owned: Owned) -> None:
     keeper = owned.start(status="starting", address="")
 
-    async def scenario() -> str:
+    async def scenario(address: str) -> str:
         finding = asyncio.ensure_future(keeper.find_ray())
         await asyncio.sleep(0.3)
         assert not finding.done()
-        replace(owned.facts, status="ready", address="127.0.0.1:7").write(owned.directory)
+        replace(owned.facts, status="ready", address=address).write(owned.directory)
         return (await finding).text
 
-    assert asyncio.run(scenario()) == "127.0.0.1:7"
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert asyncio.run(scenario(address)) == address
+    with pytest.raises(KeeperLost, match="does not answer"):
+        asyncio.run(keeper.find_ray())
 
 
 @pytest.mark.parametrize(
