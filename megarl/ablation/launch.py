@@ -107,7 +107,7 @@ def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs,
         own = (*replace_files(ablation.shared, kept), as_override("name", ablation.warm.name), runs)
         warm = Start(arguments=("sft", base, *own), steps=steps)
         warm_weights = (as_override("model.path", str(warm_start_weights(directory, steps))),)
-    shapes = _find_shapes(ablation, needs)
+    shapes = find_shapes(ablation, needs)
     cells = {
         run.cell.name: Start(
             arguments=("train", base, *replace_files(run.arguments, kept), *warm_weights, runs),
@@ -127,7 +127,7 @@ def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs,
     )
 
 
-def _find_shapes(ablation: Ablation, needs: Needs) -> dict[str, str]:
+def find_shapes(ablation: Ablation, needs: Needs) -> dict[str, str]:
     """By cell, what engines it has, where these are to be kept and another cell has the same. A Ray that is joined
     keeps no engines: it is somebody else's."""
     if not ablation.config.keep_engines or needs.joins_ray:

@@ -15,11 +15,11 @@ from rich.text import Text
 from megarl.ablation.cells import Ablation, load_ablation
 from megarl.ablation.directory import AblationDirectory, Cell, CellFacts
 from megarl.ablation.driver import Driver, Task
-from megarl.ablation.keepers import Keeper, KeeperStart, start_keeper
-from megarl.ablation.launch import Launch, Start, read_launch, write_launch
+from megarl.ablation.launch import Launch, Start, find_shapes, read_launch, write_launch
 from megarl.ablation.processes import RunProcess, Slot, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
+from megarl.cli.ablate_keeping import describe_kept, find_keeper_start
 from megarl.cli.ablate_room import find_needs, find_slots
 from megarl.cli.ablation_costs import check_costs, print_rest
 from megarl.cli.ablation_tables import finish_tables
@@ -52,6 +52,8 @@ def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_ru
     print_runs(console, ablation)
     if less:
         say(console, less)
+    if kept := describe_kept(find_shapes(ablation, needs)):
+        say(console, kept)
     check_costs(console, ablation, at_once=len(slots))
     if dry_run:
         return 0
@@ -194,26 +196,7 @@ def _standings(directory: AblationDirectory) -> list[tuple[Cell, CellFacts]]:
 def _cell_task(directory: AblationDirectory, launch: Launch, cell: Cell, facts: CellFacts) -> Task:
     start = launch.cells[cell.name]
     task = _task(cell.name, start, launch, link=directory.link_of(cell), log=directory.log_of(cell))
-    joins_ray = os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
-    if start.shape is None or joins_ray:
-        return replace(task, before=facts)
-    return replace(task, before=facts, keeper=_keeper_start(directory, launch, start, start.shape))
-
-
-def _keeper_start(directory: AblationDirectory, launch: Launch, start: Start, shape: str) -> KeeperStart:
-    def begin(slot: Slot) -> Keeper:
-        directory.keepers.mkdir(exist_ok=True)
-        made = make_numbered(directory.keepers, shape)
-        return start_keeper(
-            [sys.executable, "-m", "megarl.cli.keeper", str(made), *start.arguments[1:]],
-            shape=shape,
-            slot=slot,
-            directory=made,
-            working_directory=Path(launch.working_directory),
-            environment=os.environ,
-        )
-
-    return KeeperStart(shape, begin)
+    return replace(task, before=facts, keeper=find_keeper_start(directory, launch, start))
 
 
 def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> Task:

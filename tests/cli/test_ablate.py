@@ -94,7 +94,7 @@ def stand_ins(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "two.toml").write_text(TWO)
     found = StandIns(tmp_path)
     monkeypatch.setattr("megarl.cli.ablate.start_process", found.start)
-    monkeypatch.setattr("megarl.cli.ablate.start_keeper", found.keep)
+    monkeypatch.setattr("megarl.cli.ablate_keeping.start_keeper", found.keep)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return found
 
@@ -142,7 +142,8 @@ def test_a_run_is_started_with_what_was_checked(stand_ins: StandIns, tmp_path: P
 
 def test_runs_of_one_shape_have_the_same_engines(stand_ins: StandIns) -> None:
     """Which bounds and seeds do not change, and a temperature does."""
-    assert ablate("two.toml", "train.steps=2").exit_code == 0
+    result = ablate("two.toml", "train.steps=2")
+    assert result.exit_code == 0, result.output
     lines = stand_ins.journal.read_text().splitlines()
     with_keepers = [line.split()[:2] for line in lines if line.startswith("with-")]
     assert [name for _, name in with_keepers] == CELLS
@@ -150,6 +151,7 @@ def test_runs_of_one_shape_have_the_same_engines(stand_ins: StandIns) -> None:
     assert lines[-1].startswith("kept")
     (base, *arguments), directory = stand_ins.kept[0], made()
     assert load_config(Path(base), arguments).name == CELLS[0]
+    assert "engines  of one shape: 4 runs that follow each other in one have the same (keep_engines)" in result.output
     assert {path.name for path in directory.keepers.iterdir()} == {read_launch(directory).cells[CELLS[0]].shape}
 
 
@@ -162,8 +164,18 @@ def test_runs_of_one_shape_have_the_same_engines(stand_ins: StandIns) -> None:
     ],
 )
 def test_engines_are_not_kept_for_others(arguments: list[str], keepers: int, stand_ins: StandIns) -> None:
-    assert ablate("two.toml", "train.steps=2", *arguments).exit_code == 0
+    result = ablate("two.toml", "train.steps=2", *arguments)
+    assert result.exit_code == 0, result.output
     assert len(stand_ins.kept) == keepers
+    assert ("engines  of 2 shapes: 4 runs" in result.output) == bool(keepers)
+
+
+def test_a_ray_that_is_joined_keeps_no_engines(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    result = ablate("two.toml", "train.steps=2")
+    assert result.exit_code == 0, result.output
+    assert stand_ins.kept == []
+    assert "engines  of" not in result.output
 
 
 def test_a_dry_run_prints_the_runs_and_starts_nothing(stand_ins: StandIns) -> None:
