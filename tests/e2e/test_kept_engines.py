@@ -99,6 +99,14 @@ def test_cells_on_kept_engines_are_those_alone(tmp_path: Path, tiny_model_dir: P
     assert seconds["two-seed1"] < by_itself
 
 
+def test_engines_that_take_turns_with_the_policy_are_kept_too(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Two of them: they sleep while the next run's policy starts, which publishes to all."""
+    layout = ("cluster.colocate=true", "rollout.engines=2", "parallel.world_size=2")
+    kept = ablate(tmp_path, tiny_model_dir, ablation_of(ONE, OTHER, TWO), *layout)
+    assert len(list(kept.keepers.iterdir())) == 1
+    check_same(run_of(kept, "one-seed1"), run_of(kept, "two-seed1"))
+
+
 def test_when_the_keeper_dies_its_run_fails_and_is_made_anew(tmp_path: Path, tiny_model_dir: Path) -> None:
     """Killed in the middle of the second of two, which is tried again, with Ray and engines of a new keeper."""
     cwd = prepare(tmp_path, tiny_model_dir)
