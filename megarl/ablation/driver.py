@@ -142,13 +142,14 @@ class Driver:
             task = self._tasks[self._waiting[0]]
             shape = task.keeper.shape if task.keeper else None
             place = min(self._free, key=lambda free: free.rank(shape))
+            if place.rank(shape) == _OTHER:
+                if not self._clearing:  # else one will be free soon, and one is enough
+                    self._free.remove(place)
+                    self._clear(place)
+                return
             self._free.remove(place)
-            if place.rank(shape) < _OTHER:
-                self._waiting.popleft()
-                self._begin(task, place)
-            else:
-                self._clear(place)
-                return  # one place is enough for the next run
+            self._waiting.popleft()
+            self._begin(task, place)
 
     def _clear(self, place: Place) -> None:
         place.clear()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,7 +17,7 @@ from megarl.ablation import keepers
 from megarl.ablation.directory import CellFacts
 from megarl.ablation.driver import Task
 from megarl.ablation.keepers import Keeper, KeeperStart, start_keeper
-from megarl.ablation.processes import Slot
+from megarl.ablation.processes import RunProcess, Slot
 from megarl.telemetry.run_directory import make_numbered
 from tests.ablation.test_driver import LONG, ROOT, Stage, once
 
@@ -147,6 +147,37 @@ def test_one_that_nobody_waits_for_ends_while_others_run(stage: Kept) -> None:
     long = stage.kept("b", "t", steps=12, step_s=0.2)
     assert stage.driver(stage.kept("a", "s"), long, at_once=2).run()
     assert stage.in_order("end a", "kept s", "end b", "kept t")
+
+
+class Slow:
+    """In the place of a keeper: one that takes its time to end."""
+
+    def __init__(self, shape: str) -> None:
+        self.shape, self.given, self.told_s = shape, Slot({}), 0.0
+
+    def end(self) -> None:
+        self.told_s = self.told_s or time.monotonic()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.told_s > 0 and time.monotonic() > self.told_s + 1.0
+
+
+def test_one_place_is_cleared_for_one_run(stage: Kept) -> None:
+    slow = [Slow("s"), Slow("t")]
+    told: list[int] = []
+    task = stage.kept("a", "u")
+
+    def start(slot: Slot) -> RunProcess:
+        told.append(sum(each.told_s > 0 for each in slow))
+        return task.start(slot)
+
+    driver = stage.driver(replace(task, start=start), at_once=2)
+    for place, keeper in zip(driver._free, slow, strict=True):
+        place.keeper = cast(Keeper, keeper)
+    assert driver.run()
+    assert told == [1]
+    assert all(each.has_ended for each in slow)  # the other one when nobody waited any more
 
 
 def test_one_that_does_not_end_is_killed(stage: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
