@@ -107,20 +107,33 @@ def test_engines_that_take_turns_with_the_policy_are_kept_too(tmp_path: Path, ti
     check_same(run_of(kept, "one-seed1"), run_of(kept, "two-seed1"))
 
 
-def test_when_the_keeper_dies_its_run_fails_and_is_made_anew(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """Killed in the middle of the second of two, which is tried again, with Ray and engines of a new keeper."""
+def test_after_a_signal_and_when_its_keeper_dies_a_run_is_made_anew(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """The second of two, which has the engines of the first, is interrupted in its first step. The ablation goes on
+    with a new keeper, which is killed; the run is tried again with a third."""
     cwd = prepare(tmp_path, tiny_model_dir)
     (cwd / "clip.toml").write_text(ABLATION)
     with Megarl("ablate", "clip.toml", ablation_of(ONE, TWO), cwd=cwd) as command:
         rows = "runs/*/cells/two-seed1/metrics.jsonl"
         command.wait_for(lambda: any(cwd.glob(rows)), 2 * RUN_TIMEOUT_S)
-        (path,) = only_ablation(cwd).keepers.iterdir()
-        facts = KeeperFacts.read(path)
-        assert facts is not None
-        psutil.Process(facts.process.pid).send_signal(signal.SIGKILL)
-        assert command.wait(2 * RUN_TIMEOUT_S) == 0, f"{command.text}\n{logs_of(only_ablation(cwd))}"
+        command.send_signal(signal.SIGINT)
+        assert command.wait(120) == 130, command.text
         assert command.leftovers() == []
     directory = only_ablation(cwd)
-    assert [facts.attempts for facts in directory.standings().values()] == [1, 2]
-    assert len(list(directory.keepers.iterdir())) == 2
+    (first,) = directory.keepers.iterdir()
+    with Megarl("ablate", "--resume", directory.path, cwd=cwd) as command:
+        second = directory.keepers / f"{first.name}-2"
+        command.wait_for(lambda: has_made_a_step(run_of(directory, "two-seed1"), second), RUN_TIMEOUT_S)
+        facts = KeeperFacts.read(second)
+        assert facts is not None
+        psutil.Process(facts.process.pid).send_signal(signal.SIGKILL)
+        assert command.wait(2 * RUN_TIMEOUT_S) == 0, f"{command.text}\n{logs_of(directory)}"
+        assert command.leftovers() == []
+    assert [facts.attempts for facts in directory.standings().values()] == [1, 3]
+    assert len(list(directory.keepers.iterdir())) == 3
     check_same(run_of(directory, "one-seed1"), run_of(directory, "two-seed1"))
+
+
+def has_made_a_step(run: RunDirectory, keeper: Path) -> bool:
+    """With engines of this keeper."""
+    log = run.log_path("rollout", 0)
+    return log.is_file() and str(keeper) in log.read_text() and run.read_state().step > 0
