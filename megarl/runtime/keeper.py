@@ -37,7 +37,8 @@ _ENGINES = "engines.json"
 """In the keeper's directory, once engines may be used by the next run: their shape."""
 _START_LIMIT_S = 300.0
 _CONNECT_LIMIT_S = 5.0
-_END_LIMIT_S = 120.0
+_END_LIMIT_S = 60.0
+"""With what a run closes before, less than cli.interrupts gives its end."""
 _POLL_S = 0.1
 
 _log = logging.getLogger(__name__)

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from megarl.cli import keeper
+from megarl.config.base import ConfigError
+from megarl.config.run import RunConfig
 from megarl.telemetry.keeper_file import KEEPER_FILE, KeeperFacts
 from megarl.telemetry.process_mark import ProcessMark
 from tests.e2e.configuration import write_tiny_config
@@ -20,16 +24,11 @@ import subprocess, sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from megarl.cli import keeper
-from megarl.config.base import ConfigError
 
-how, directory = sys.argv[1], Path(sys.argv[2])
+directory = Path(sys.argv[1])
 
 @asynccontextmanager
 async def kept_ray(config):
-    if how == "refused":
-        raise ConfigError("this machine has 1 CPU")
-    if how == "broken":
-        raise RuntimeError("Ray broke")
     left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     (directory / "left").write_text(str(left.pid))
     yield "127.0.0.1:6379"
@@ -43,7 +42,7 @@ def note(what):
         file.write(what + "\\n")
 
 keeper.kept_ray, keeper.end_kept_engines = kept_ray, end_kept_engines
-sys.exit(keeper.main(sys.argv[2:]))
+sys.exit(keeper.main(sys.argv[1:]))
 """
 
 
@@ -55,12 +54,10 @@ class Scene:
         (self.directory / "logs").mkdir(parents=True)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, how: str) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", PROGRAM, how, str(self.directory), str(self.config), "rollout.engines=2"]
+    def start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", PROGRAM, str(self.directory), str(self.config), "rollout.engines=2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
-        )
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, cwd=ROOT)
         return self.process
 
     def facts(self) -> KeeperFacts:
@@ -86,7 +83,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 @pytest.mark.parametrize("how", ["told", "left alone"])
 def test_it_ends_with_all_that_it_has(how: str, scene: Scene) -> None:
-    process = scene.start(how)
+    process = scene.start()
     scene.wait_until("ready")
     facts = scene.facts()
     assert (facts.process, facts.owner) == (ProcessMark.of(process.pid), ProcessMark.of(os.getpid()))
@@ -106,15 +103,36 @@ def test_it_ends_with_all_that_it_has(how: str, scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "problem", "refused"), [("refused", "this machine has 1 CPU", True), ("broken", "Ray broke", False)]
+    ("error", "refused"), [(ConfigError("this machine has 1 CPU"), True), (RuntimeError("Ray broke"), False)]
 )
-def test_it_says_why_there_is_no_ray(how: str, problem: str, refused: bool, scene: Scene) -> None:
-    process = scene.start(how)
-    assert process.wait(60) == 1
+def test_it_says_why_there_is_no_ray(
+    error: Exception,
+    refused: bool,
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    signals: None,
+) -> None:
+    @asynccontextmanager
+    async def no_ray(_: RunConfig) -> AsyncIterator[str]:
+        raise error
+        yield ""
+
+    monkeypatch.setattr(keeper, "kept_ray", no_ray)
+    monkeypatch.setattr(keeper, "setup_logging", lambda *_: None)
+    monkeypatch.setattr(keeper, "_read_to_end", lambda _: None)
+    assert keeper.main([str(scene.directory), str(scene.config)]) == 1
     facts = scene.facts()
-    assert (facts.status, facts.problem, facts.refused) == ("failed", problem, refused)
-    assert process.stderr is not None
-    assert f"Ray did not start: {problem}" in process.stderr.read().decode()
+    assert (facts.status, facts.problem, facts.refused) == ("failed", str(error), refused)
+    assert f"Ray did not start: {error}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_damaged_facts_are_said_to_be(tmp_path: Path) -> None:
