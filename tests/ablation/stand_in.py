@@ -48,10 +48,7 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     earlier = sum(line.split()[:2] == ["begin", link.name] for line in read(journal))
     note("begin")
     if "MEGARL_KEEPER" in os.environ:
-        keeper = Path(os.environ["MEGARL_KEEPER"])
-        note(f"with-{keeper.name}")
-        while not (keeper / "pid").exists():  # a run waits for its Ray
-            time.sleep(0.02)
+        note(f"with-{await_keeper(Path(os.environ['MEGARL_KEEPER']))}")
     print("a line of its own", flush=True)
     if behaviour.get("silent") and earlier < behaviour["fails"]:
         print("ImportError: no module", flush=True)
@@ -75,6 +72,13 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     write_state(run, "finished", step)
     note("end")
     return 0
+
+
+def await_keeper(directory: Path) -> str:
+    """As a run waits for its Ray."""
+    while not (directory / "pid").exists():
+        time.sleep(0.02)
+    return directory.name
 
 
 def begin(link: Path) -> tuple[Path, int]:

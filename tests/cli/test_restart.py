@@ -72,8 +72,8 @@ def test_it_goes_on_in_the_same_process_after_its_checkpoint_until_it_is_finishe
     tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
-    given = {GIVEN_FD: str(write), KEEPER_VARIABLE: "/keeper"}
-    code, said = run_plan(tmp_path, tiny_model_dir, "dies,dies,works", SAVES, AT_ONCE, pass_fds=[write], env=given)
+    env = {GIVEN_FD: str(write), KEEPER_VARIABLE: "/keeper"}
+    code, said = run_plan(tmp_path, tiny_model_dir, "dies,dies,works", SAVES, AT_ONCE, pass_fds=[write], env=env)
     os.close(read), os.close(write)
     assert code == 0, said
     first, second, third = starts(tmp_path)
