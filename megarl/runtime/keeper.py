@@ -158,7 +158,11 @@ class Keeper:
         if self._doubts:
             return False
         shape = json.dumps(_describe(config, stop_token_ids), indent=2)
-        write_text_atomically(self.directory / _ENGINES, shape + "\n")
+        try:
+            write_text_atomically(self.directory / _ENGINES, shape + "\n")
+        except OSError as error:  # a full disk: the run itself has all that it needed
+            self.doubt(f"their shape was not written: {error}")
+            return False
         self._ended_well = True
         return True
 

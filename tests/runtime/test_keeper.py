@@ -182,7 +182,12 @@ def lose_late(keeper: Keeper, config: RunConfig) -> None:
     keeper.doubt("late")
 
 
-@pytest.mark.parametrize("how", [fail, lose, lose_late])
+def fill_the_disk(keeper: Keeper, config: RunConfig) -> None:
+    (keeper.directory / "engines.json").mkdir()  # which no file can replace
+    assert not keeper.trust(config, ())
+
+
+@pytest.mark.parametrize("how", [fail, lose, lose_late, fill_the_disk])
 def test_any_other_run_ends_it_and_waits_until_it_is_gone(
     how: Callable[[Keeper, RunConfig], None], owned: Owned, config: RunConfig
 ) -> None:
