@@ -9,6 +9,7 @@
     warm, warm.log     likewise of the shared warm start, where there is one
     launch.json        how each run is started (ablation.launch)
     sources/           the base and every fragment, as they were when the ablation was made
+    keepers/           what keeps Ray and engines between runs (ablation.keepers), a directory each, with its logs
     cells.json         attempts, status and message of every cell; replaced whole
     table.parquet, summary.json, report.html
 
@@ -176,6 +177,11 @@ class AblationDirectory:
     @property
     def sources(self) -> Path:
         return self.path / "sources"
+
+    @property
+    def keepers(self) -> Path:
+        """Of the processes that keep engines between runs, a directory each: what they say of themselves, and logs."""
+        return self.path / "keepers"
 
     @property
     def launch_path(self) -> Path:

@@ -5,6 +5,9 @@
                           |------any other failure-----> waiting      behind the others, `retries` times, then failed
                           '------stopped by a signal---> stopped      it goes on when somebody asks for it
 
+What a run leaves for the next one of its shape, Ray and engines, is kept in its place (`keepers`) as long as runs end
+well.
+
 A signal to the driver is handed on to every run under way, each of which ends by its own rules (cli.interrupts), and no
 other is started. A run that was finished before, by an earlier driver, is left as it is.
 """
@@ -19,11 +22,14 @@ from pathlib import Path
 from typing import Protocol
 
 from megarl.ablation.directory import CellFacts, CellStatus
-from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess, last_words
+from megarl.ablation.keepers import KeeperStart, Place
+from megarl.ablation.processes import REFUSED, STOPPED, FoundProcess, RunProcess, Slot, last_words
 from megarl.telemetry.run_directory import RunDirectory, Standing
 
 _LOOK_EVERY_S = 0.2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+_OTHER = 2
+"""`Place.rank` of one that must be cleared first."""
 _HANDED_ON = {signal.SIGHUP: signal.SIGTERM}
 """A terminal that was closed: runs know only the others."""
 
@@ -37,21 +43,16 @@ class Task:
     """Leads to the run directory, from the moment there is one."""
     log: Path
     steps: int
-    start: Callable[[Mapping[str, str]], RunProcess]
-    """Begins it, or goes on with it; given further variables of its environment."""
+    start: Callable[[Slot], RunProcess]
+    """Begins it, or goes on with it, in a slot."""
+    keeper: KeeperStart | None = None
+    """Of the process that keeps its Ray and engines for the next; None where they are its own."""
     before: CellFacts = field(default_factory=CellFacts)
     """How it stands when the driver begins."""
 
     def run(self) -> RunDirectory | None:
         found = self.link.resolve()
         return RunDirectory(found) if (found / "state.json").is_file() else None
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A place for one run on this machine: which GPUs it sees, by environment variables."""
-
-    variables: Mapping[str, str]
 
 
 class Watcher(Protocol):
@@ -83,10 +84,12 @@ class Driver:
         """slots: as many run at a time. write: called whenever `facts` have changed."""
         self.facts = {task.name: task.before for task in tasks}
         self._tasks = {task.name: task for task in tasks}
-        self._free, self._retries = list(slots), retries
+        self._free, self._retries = [Place(slot) for slot in slots], retries
+        self._clearing: list[Place] = []
+        """Where what was kept is about to end."""
         self._watcher, self._write = watcher, write
         self._waiting = deque(self._order(tasks))
-        self._running: dict[str, tuple[RunProcess, Slot | None]] = {}
+        self._running: dict[str, tuple[RunProcess, Place | None]] = {}
         self._failures = dict.fromkeys(self.facts, 0)
         self._found: dict[str, object] = {}
         """Which state file a task's run had when its latest attempt began."""
@@ -102,10 +105,12 @@ class Driver:
             try:
                 while self._running or (self._waiting and self.stopped_by is None):
                     self._hand_on()
+                    self._find_clear()
                     self._fill()
                     self._watcher.look(self.facts)
                     time.sleep(_LOOK_EVERY_S)
                     self._reap()
+                self._clear_all()
             except BaseException:
                 self._end_all()
                 raise
@@ -132,41 +137,75 @@ class Driver:
         # The GPUs of a run that was found are not known.
         alone = any(isinstance(process, FoundProcess) for process, _ in self._running.values())
         while self._waiting and self._free and self.stopped_by is None:
-            if alone and self._free[0].variables:
+            if alone and self._free[0].slot.variables:
                 return
-            self._begin(self._tasks[self._waiting.popleft()], self._free.pop(0))
+            task = self._tasks[self._waiting[0]]
+            shape = task.keeper.shape if task.keeper else None
+            place = min(self._free, key=lambda free: free.rank(shape))
+            if place.rank(shape) == _OTHER:
+                if not self._clearing:  # else one will be free soon, and one is enough
+                    self._free.remove(place)
+                    self._clear(place)
+                return
+            self._free.remove(place)
+            self._waiting.popleft()
+            self._begin(task, place)
 
-    def _begin(self, task: Task, slot: Slot) -> None:
+    def _clear(self, place: Place) -> None:
+        place.clear()
+        self._clearing.append(place)
+
+    def _find_clear(self) -> None:
+        if not self._waiting:  # nobody comes who could use what is kept
+            for place in [place for place in self._free if place.keeper is not None]:
+                self._free.remove(place)
+                self._clear(place)
+        for place in [place for place in self._clearing if place.is_clear]:
+            self._clearing.remove(place)
+            self._free.append(place)
+
+    def _begin(self, task: Task, place: Place) -> None:
         before = self.facts[task.name]
         self._set(task, CellFacts(status="running", attempts=before.attempts + 1))
         self._found[task.name] = _state_file(task.run())
         try:
-            process = task.start(slot.variables)
+            process = task.start(place.open(task.keeper))
         except OSError as error:
-            self._free.append(slot)
+            self._clear(place)
             self._fail(task, f"its process did not start: {error}", again=True)
             return
-        self._running[task.name] = (process, slot)
+        self._running[task.name] = (process, place)
         self._watcher.began(task, self.facts[task.name])
 
     def _reap(self) -> None:
-        for name, (process, slot) in list(self._running.items()):
+        for name, (process, place) in list(self._running.items()):
             code = process.poll()
             if code is None:
                 continue
             del self._running[name]
-            if slot is not None:
-                self._free.append(slot)
+            if place is not None and (code == 0 or place.is_clear):
+                self._free.append(place)
+            elif place is not None:  # what it has left is in doubt
+                self._clear(place)
             self._judge(self._tasks[name], code)
+
+    def _clear_all(self) -> None:
+        """Return when nothing is kept any more."""
+        places = [*self._free, *self._clearing, *(place for _, place in self._running.values() if place is not None)]
+        for place in places:
+            place.clear()
+        while not all(place.is_clear for place in places):
+            time.sleep(_LOOK_EVERY_S)
 
     def _end_all(self) -> None:
         """After an error of the driver itself no run is left without one. They were asked to stop, or are now."""
-        processes = [process for process, _slot in self._running.values()]
+        processes = [process for process, _place in self._running.values()]
         if self.stopped_by is None:
             for process in processes:
                 process.send_signal(signal.SIGTERM)
         while any(process.poll() is None for process in processes):
             time.sleep(_LOOK_EVERY_S)
+        self._clear_all()
 
     def _judge(self, task: Task, code: int) -> None:
         run = task.run()
@@ -218,7 +257,7 @@ class Driver:
         while self._heard_signals:
             number = self._heard_signals.popleft()
             self.stopped_by = number.name
-            for process, _slot in self._running.values():
+            for process, _place in self._running.values():
                 process.send_signal(_HANDED_ON.get(number, number))
             self._watcher.stopping(number.name, list(self._running))
 

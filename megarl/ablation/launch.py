@@ -6,6 +6,7 @@ are read from where the person stood.
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Self
 from megarl.ablation.cells import Ablation, replace_files
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.settings import as_override
+from megarl.config.engine_shape import name_shape
 from megarl.telemetry.atomic_file import write_text_atomically
 
 
@@ -24,6 +26,8 @@ class Start:
     arguments: tuple[str, ...]
     """What follows `megarl`: the verb, the configuration, fragments and overrides."""
     steps: int
+    shape: str | None = None
+    """Runs with the same one may have the same Ray and engines, one after the other; None: nobody else may have its."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +107,12 @@ def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs,
         own = (*replace_files(ablation.shared, kept), as_override("name", ablation.warm.name), runs)
         warm = Start(arguments=("sft", base, *own), steps=steps)
         warm_weights = (as_override("model.path", str(warm_start_weights(directory, steps))),)
+    shapes = find_shapes(ablation, needs)
     cells = {
         run.cell.name: Start(
             arguments=("train", base, *replace_files(run.arguments, kept), *warm_weights, runs),
             steps=run.config.train.steps,
+            shape=shapes.get(run.cell.name),
         )
         for run in ablation.runs
     }
@@ -119,6 +125,16 @@ def build_launch(ablation: Ablation, directory: AblationDirectory, needs: Needs,
         warm=warm,
         cells=cells,
     )
+
+
+def find_shapes(ablation: Ablation, needs: Needs) -> dict[str, str]:
+    """By cell, what engines it has, where these are to be kept and another cell has the same. A Ray that is joined
+    keeps no engines: it is somebody else's."""
+    if not ablation.config.keep_engines or needs.joins_ray:
+        return {}
+    shapes = {run.cell.name: name_shape(run.config) for run in ablation.runs}
+    counts = Counter(shapes.values())
+    return {name: shape for name, shape in shapes.items() if counts[shape] > 1}
 
 
 def warm_start_weights(directory: AblationDirectory, steps: int) -> Path:
@@ -140,4 +156,4 @@ def _copy_sources(ablation: Ablation, folder: Path) -> dict[Path, Path]:
 
 
 def _start(facts: Mapping[str, Any]) -> Start:
-    return Start(arguments=tuple(facts["arguments"]), steps=facts["steps"])
+    return Start(arguments=tuple(facts["arguments"]), steps=facts["steps"], shape=facts.get("shape"))

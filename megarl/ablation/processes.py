@@ -18,6 +18,16 @@ REFUSED = 2
 """Of one whose configuration cannot work."""
 
 
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place for one run on this machine."""
+
+    variables: Mapping[str, str]
+    """Of its environment, such as which GPUs it sees."""
+    descriptors: tuple[int, ...] = ()
+    """Open files that it holds as long as it lives."""
+
+
 class RunProcess(Protocol):
     """What the driver asks of the process of a run."""
 
@@ -29,10 +39,16 @@ class RunProcess(Protocol):
 
 
 def start_process(
-    command: Sequence[str], *, log: Path, working_directory: Path, environment: Mapping[str, str]
-) -> RunProcess:
+    command: Sequence[str],
+    *,
+    log: Path,
+    working_directory: Path,
+    environment: Mapping[str, str],
+    descriptors: Sequence[int] = (),
+    standard_input: int = subprocess.DEVNULL,
+) -> "subprocess.Popen[bytes]":
     """Its output is appended to `log`. It is a session of its own: a Ctrl-C of the terminal reaches the driver alone,
-    which hands it on once."""
+    which hands it on once. descriptors: open files that it holds too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
@@ -41,10 +57,11 @@ def start_process(
             command,
             cwd=working_directory,
             env=dict(environment),
-            stdin=subprocess.DEVNULL,
+            stdin=standard_input,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=descriptors,
         )
 
 

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from megarl.ablation.cells import Ablation, load_ablation
 from megarl.ablation.directory import AblationDirectory, Cell, CellFacts
-from megarl.ablation.driver import Driver, Slot, Task
-from megarl.ablation.launch import Launch, Start, read_launch, write_launch
-from megarl.ablation.processes import RunProcess, start_process
+from megarl.ablation.driver import Driver, Task
+from megarl.ablation.launch import Launch, Start, find_shapes, read_launch, write_launch
+from megarl.ablation.processes import RunProcess, Slot, start_process
 from megarl.cli.ablate_checks import check_ablation
 from megarl.cli.ablate_display import AblationDisplay
+from megarl.cli.ablate_keeping import describe_kept, find_keeper_start
 from megarl.cli.ablate_room import find_needs, find_slots
 from megarl.cli.ablation_costs import check_costs, print_rest
 from megarl.cli.ablation_tables import finish_tables
@@ -51,6 +52,8 @@ def run_ablate(console: Console, file: Path, arguments: Sequence[str], *, dry_ru
     print_runs(console, ablation)
     if less:
         say(console, less)
+    if kept := describe_kept(find_shapes(ablation, needs)):
+        say(console, kept)
     check_costs(console, ablation, at_once=len(slots))
     if dry_run:
         return 0
@@ -192,16 +195,21 @@ def _standings(directory: AblationDirectory) -> list[tuple[Cell, CellFacts]]:
 
 
 def _cell_task(directory: AblationDirectory, launch: Launch, cell: Cell, facts: CellFacts) -> Task:
-    task = _task(cell.name, launch.cells[cell.name], launch, link=directory.link_of(cell), log=directory.log_of(cell))
-    return replace(task, before=facts)
+    start = launch.cells[cell.name]
+    task = _task(cell.name, start, launch, link=directory.link_of(cell), log=directory.log_of(cell))
+    return replace(task, before=facts, keeper=find_keeper_start(directory, launch, start))
 
 
 def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> Task:
     command = [sys.executable, "-m", "megarl.cli.main", *start.arguments, "--run", str(link)]
 
-    def begin(variables: Mapping[str, str]) -> RunProcess:
+    def begin(slot: Slot) -> RunProcess:
         return start_process(
-            command, log=log, working_directory=Path(launch.working_directory), environment=os.environ | variables
+            command,
+            log=log,
+            working_directory=Path(launch.working_directory),
+            environment=os.environ | slot.variables,
+            descriptors=slot.descriptors,
         )
 
     return Task(name=name, link=link, log=log, steps=start.steps, start=begin)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
-from megarl.ablation.driver import Slot
 from megarl.ablation.launch import Needs
+from megarl.ablation.processes import Slot
 from megarl.cli.doctor_packages import detect_stack
 from megarl.cli.stack import deciding_versions
 from megarl.config.base import ConfigError
@@ -20,7 +20,8 @@ from megarl.models.table import hf_tensors
 _GIB = 2**30
 _PROCESS_GIB = 0.9
 """Of a policy rank, an engine, or the trainer, beside weights: the interpreter, torch, vLLM; measured on a CPU."""
-_RAY_GIB = 0.5
+_RAY_GIB = 0.7
+"""Ray, and the process that keeps it between runs."""
 _TRAINED_BYTES = 18
 """Of a parameter: weights, gradient, moments, and float32 weights."""
 _ASK_S = 60.0

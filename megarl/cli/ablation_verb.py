@@ -33,8 +33,8 @@ AblationOverrides = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FRAGMENT.toml|a.b=value",
-        help="at_once=2, seeds=[0] and so on change the file's own fields. Anything else is laid over all runs, as "
-        "`megarl train` takes it: train.steps=10, or a FRAGMENT.toml.",
+        help="at_once=2, seeds=[0], keep_engines=false and so on change the file's own fields. Anything else is laid "
+        "over all runs, as `megarl train` takes it: train.steps=10, or a FRAGMENT.toml.",
     ),
 ]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
+from megarl.telemetry.keeper_file import KEEPER_VARIABLE
 from megarl.telemetry.run_lock import keep_lock_over_exec
 
 _MODULE = ("-m", "megarl.cli.main")
@@ -42,7 +43,7 @@ class Given:
 
 
 def start_again(run: Path, given: Given) -> NoReturn:
-    """Become `megarl train --resume RUN`. SystemExit where that fails, with the reason said."""
+    """Become `megarl train --resume RUN`, with engines of its own. SystemExit where that fails, the reason said."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be closed
     command = [sys.executable, *find_program(sys.orig_argv, sys.argv), "train", "--resume", str(run)]
@@ -53,7 +54,9 @@ def start_again(run: Path, given: Given) -> NoReturn:
         _reap()
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(sys.executable, command, given.environment)
+        # Engines that a keeper had for the run ended with its failure.
+        environment = {name: value for name, value in given.environment.items() if name != KEEPER_VARIABLE}
+        os.execve(sys.executable, command, environment)
     except OSError as error:
         print(f"{run} does not go on by itself: {' '.join(command)}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(1)

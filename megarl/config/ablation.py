@@ -56,6 +56,11 @@ class AblationConfig(Config):
     """Make a warm start by the base's [sft] once, with whose weights every run begins."""
     at_once: int = Field(1, ge=1)
     """Runs at a time on this machine, at most; fewer where it has no room for so many."""
+    keep_engines: bool = True
+    """Runs that follow each other and differ in nothing that Ray or an engine is made of ([model], [rollout],
+    [cluster], [parallel], the chat template) have the same Ray and the same vLLM engines, which start once; the numbers
+    are those of a run alone. After a run that fails, is stopped or loses an engine the next one starts its own. false:
+    each run starts its own. Not with --slurm, where each run is a job's."""
     retries: int = Field(1, ge=0)
     """How often a run that has failed is tried again. One whose configuration is refused is not."""
     output: str = "runs"

@@ -2,14 +2,12 @@
 
 import functools
 import logging
-import os
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import ray
@@ -25,12 +23,12 @@ from megarl.planning.placement import PlacementPlan, by_topology, plan_placement
 from megarl.planning.resources import Node, Resources, Workers
 from megarl.planning.shortage import ScatteredError, ShortageError
 from megarl.runtime.closing import undisturbed
+from megarl.runtime.keeper import GROUP, Keeper
 from megarl.runtime.leftovers import process_marks
 from megarl.runtime.node_links import NodeLinks, ask_nodes
 from megarl.runtime.ray_address import RayAddress, check_address, find_address
-from megarl.runtime.ray_start import start_local_ray
+from megarl.runtime.ray_start import start_ray
 from megarl.runtime.ray_thread import RayThread
-from megarl.runtime.ray_token import check_token, guard_local_ray
 from megarl.runtime.workers import BESIDE, LIVENESS, STACKS, Answering, Worker, WorkerName
 from megarl.telemetry.leases import Lease
 from megarl.telemetry.process_mark import WORKER_VARIABLE
@@ -47,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 A = TypeVar("A", bound=Answering)
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class Placement:
     group: PlacementGroup
     workers: Workers
     plan: PlacementPlan
+    keeper: Keeper | None = None
+    """Whose the places are, and the engines on them; None where they end with the run."""
 
     def policy_rank(self, rank: int) -> dict[str, Any]:
         """Ray options of a policy rank."""
@@ -85,38 +86,69 @@ async def check_cluster(config: RunConfig) -> None:
 
 
 @asynccontextmanager
-async def ray_cluster(config: RunConfig, *, num_engines: int) -> AsyncIterator[Placement]:
+async def ray_cluster(config: RunConfig, *, num_engines: int, keeper: Keeper | None = None) -> AsyncIterator[Placement]:
     """Join `cluster.ray_address` (or RAY_ADDRESS), else start Ray here; then reserve a place for every worker.
 
     Every worker is on the node that `plan_placement` gives it. ConfigError when the cluster cannot be joined or is too
     small. At the end of the block every actor of the run is ended, and a Ray that was started here with all its files.
+
+    keeper: whose Ray is joined instead. What it keeps stays, or ends too (`Keeper.close`).
     """
-    address = find_address(config.cluster.ray_address)
     thread, lease = RayThread(), Lease.take("run")
     try:
-        yield await _start(thread, lease, config, address, num_engines=num_engines)
+        address = find_address(config.cluster.ray_address) if keeper is None else await keeper.find_ray()
+        await _start(thread, lease, config, address, num_engines=num_engines)
+        reserve = functools.partial(
+            _reserve,
+            config,
+            num_engines=num_engines,
+            joined=address is not None,
+            keeper=keeper,
+            given_up=thread.given_up,
+        )
+        yield await _within_limit(thread.call(reserve, timeout_s=2 * _PLACEMENT_TIMEOUT_S), address)
+    finally:
+        await undisturbed(_close(thread, lease, keeper))
+
+
+@asynccontextmanager
+async def kept_ray(config: RunConfig) -> AsyncIterator[str]:
+    """In a keeper: start Ray for such runs, one at a time; its address. It ends with all that they have left.
+
+    ConfigError where it does not start.
+    """
+    thread, lease = RayThread(), Lease.take("run")
+    try:
+        await _start(thread, lease, config, None, num_engines=config.rollout.engines)
+        yield ray.get_runtime_context().gcs_address
     finally:
         await undisturbed(_stop(thread, lease))
 
 
 async def _start(
     thread: RayThread, lease: Lease, config: RunConfig, address: RayAddress | None, *, num_engines: int
-) -> Placement:
+) -> None:
     def start() -> None:
         session = start_ray(config, address, num_engines=num_engines)
         if address is None:
             lease.note([session])  # here: also when nobody waits for the start any more
 
+    await _within_limit(thread.call(start, timeout_s=_INIT_TIMEOUT_S), address)
+
+
+async def _within_limit(starting: Awaitable[T], address: RayAddress | None) -> T:
     try:
-        await thread.call(start, timeout_s=_INIT_TIMEOUT_S)
-        reserve = functools.partial(
-            _reserve, config, num_engines=num_engines, joined=address is not None, given_up=thread.given_up
-        )
-        return await thread.call(reserve, timeout_s=2 * _PLACEMENT_TIMEOUT_S)
+        return await starting
     except TimeoutError:
         where = f"the Ray cluster at {address} was not joined" if address else "Ray did not start on this machine"
         text = f"{where} within {_INIT_TIMEOUT_S:g} s; Ray's own logs say why, below /tmp/ray/session_latest/logs"
         raise ConfigError(text) from None
+
+
+async def _close(thread: RayThread, lease: Lease, keeper: Keeper | None) -> None:
+    await _stop(thread, lease)
+    if keeper is not None:
+        await keeper.close()
 
 
 async def _stop(thread: RayThread, lease: Lease) -> None:
@@ -136,41 +168,19 @@ def _shut_down() -> None:
         ray.shutdown()
 
 
-def start_ray(config: RunConfig, address: RayAddress | None, *, num_engines: int) -> Path:
-    """Join the cluster, or start one here; blocks. Returns Ray's directory on this machine.
-
-    ConfigError when that fails.
-    """
-    # Ray would report to its makers and print a notice into the training log.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Actors without GPUs must still see CUDA's absence the way the driver does.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # With a GPU beside each rank a place has CPUs for two; without, both take turns on one.
-    workers = Workers.of(config, engines=num_engines, on_gpu=built_for_cuda())
-    local: dict[str, Any] = {} if address else {"num_cpus": int(workers.needs["CPU"]), "include_dashboard": False}
-    if not address:
-        guard_local_ray()
-    if not address and not built_for_cuda():
-        local["num_gpus"] = 0  # Ray finds GPUs by the driver; a CPU installation cannot use them
-    try:
-        if address:
-            context = ray.init(address=address.text, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            context = start_local_ray(**local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        doing = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise ConfigError(f"cannot {doing}: {error}") from error
-    check_token(joined=address is not None)
-    return Path(context.address_info["session_dir"])
-
-
-def _reserve(config: RunConfig, *, num_engines: int, joined: bool, given_up: threading.Event) -> Placement:
+def _reserve(
+    config: RunConfig, *, num_engines: int, joined: bool, given_up: threading.Event, keeper: Keeper | None = None
+) -> Placement:
     """Reserve what is planned on the nodes as they are, and plan anew while nodes join or other jobs are faster.
 
-    joined: the cluster was there before and may grow.
+    joined: the cluster was there before and may grow. keeper: whose cluster it is, for such runs alone.
     """
     on_gpu = built_for_cuda() and ray.cluster_resources().get("GPU", 0) > 0
     workers = Workers.of(config, engines=num_engines, on_gpu=on_gpu)
+    if keeper is not None and keeper.has_engines:
+        # On which the first run has planned, when nothing of them was taken.
+        plan = plan_placement([replace(node, free=node.total or node.free) for node in _find_nodes({})], workers)
+        return Placement(ray.util.get_placement_group(GROUP), workers, plan, keeper)
     started_s = time.monotonic()
     links: dict[str, NodeLinks] = {}
     said = False
@@ -179,8 +189,8 @@ def _reserve(config: RunConfig, *, num_engines: int, joined: bool, given_up: thr
         refuse_impossible(free, workers, expected=config.cluster.nodes, may_grow=joined)
         try:
             plan = plan_placement(free, workers)
-            if group := _place(plan, free, workers, given_up=given_up):
-                return Placement(group, workers, plan)
+            if group := _place(plan, free, workers, given_up=given_up, stays=keeper is not None):
+                return Placement(group, workers, plan, keeper)
             problem = ConfigError(f"the Ray cluster had room for {workers}, and other jobs or a lost node took it")
         except ShortageError as error:
             problem = error
@@ -231,13 +241,17 @@ def refuse_impossible(nodes: Sequence[Node], workers: Workers, *, expected: int,
 
 
 def _place(
-    plan: PlacementPlan, nodes: Sequence[Node], workers: Workers, *, given_up: threading.Event
+    plan: PlacementPlan, nodes: Sequence[Node], workers: Workers, *, given_up: threading.Event, stays: bool = False
 ) -> PlacementGroup | None:
-    """The group of the plan's bundles, each on its node; None, and nothing reserved, where they do not come soon."""
+    """The group of the plan's bundles, each on its node; None, and nothing reserved, where they do not come soon.
+
+    stays: when this process has ended, for others that know it as GROUP.
+    """
     own = () if workers.shared else plan.engine_nodes
     bundles = [workers.rank_needs] * workers.ranks + [workers.engine_needs] * len(own)
     places = [{NODE_ID_LABEL_KEY: nodes[at].ray_id} for at in (*plan.rank_nodes, *own)]
-    group = ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=places)
+    lasting: dict[str, Any] = {"name": GROUP, "lifetime": "detached"} if stays else {}
+    group = ray.util.placement_group(bundles, strategy="PACK", bundle_label_selector=places, **lasting)
     deadline = time.monotonic() + _RESERVE_TIMEOUT_S
     while not (placed := group.wait(1.0)) and time.monotonic() < deadline and not given_up.is_set():
         pass
@@ -257,8 +271,8 @@ def start_worker(
     """An actor of class `kind`, made with the arguments, marked as the run's and as this worker. Returns before its
     process is up.
 
-    options: Ray's. env_vars: of its process, beside the marks. Its `answer` and its `stacks` have a thread, or an
-    event loop, of their own each.
+    options: Ray's. env_vars: of its process, beside the marks, or others in their place. Its `answer` and its `stacks`
+    have a thread, or an event loop, of their own each.
     """
     environment = {"env_vars": {**process_marks(), WORKER_VARIABLE: f"{name.role}-{name.rank}", **env_vars}}
     return Worker(name, _remote(kind).options(**options, runtime_env=environment).remote(*args, **kwargs))

@@ -29,6 +29,8 @@ class RayAddress:
     text: str
     origin: str
     """The setting it comes from."""
+    is_guarded: bool = False
+    """Of a Ray that a keeper has started as runs do (`ray_token.guard_local_ray`): only this machine reaches it."""
 
     def __str__(self) -> str:
         return f'{self.origin} "{self.text}"'

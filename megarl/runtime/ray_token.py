@@ -24,7 +24,12 @@ def guard_local_ray() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray._raylet.Config.initialize("")  # Ray read the mode when it was imported
-    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's name for: the node's address is the loopback's
+    stay_on_this_machine()
+
+
+def stay_on_this_machine() -> None:
+    """Before Ray is started or joined: this node's address is the loopback's."""
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray's name for that
 
 
 def check_token(*, joined: bool) -> None:

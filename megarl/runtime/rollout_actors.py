@@ -1,111 +1,38 @@
-"""The vLLM engines as Ray actors, and the pool of them as the loop sees it."""
+"""The pool of vLLM engines as the loop sees it."""
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import ray
 import ray.exceptions
 
 from megarl.config.run import RunConfig
-from megarl.records import PackedRollouts, Rollout, SampleRequest
+from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
-from megarl.rollout.engine import RolloutEngine
 from megarl.rollout.failures import EngineLost
-from megarl.rollout.weight_updates import Adoption, worker_call_limit_s
-from megarl.runtime.cluster import Placement, start_worker
+from megarl.rollout.weight_updates import worker_call_limit_s
+from megarl.runtime.cluster import Placement
 from megarl.runtime.dealing import Deal, deal_prompts, restore_order
+from megarl.runtime.engine_starts import EngineStarts, find_kept_engines
 from megarl.runtime.failures import EngineBroken, Limit, WorkerDied, WorkerFailed, WorkerStuck, call, gather_all
-from megarl.runtime.leftovers import end_earlier_worker
 from megarl.runtime.merging import merge_adoptions
 from megarl.runtime.restarts import Restarts
+from megarl.runtime.rollout_actor import RolloutActor
 from megarl.runtime.roster import Roster
-from megarl.runtime.shared_gpus import UNSET, GpuPlace, visible_gpus
-from megarl.runtime.streams import in_batches
-from megarl.runtime.workers import LIVENESS, TellsStacks, Watch, Worker, WorkerName
-from megarl.telemetry.logs import redirect_output, setup_logging
+from megarl.runtime.shared_gpus import GpuPlace
+from megarl.runtime.workers import Watch, Worker
 from megarl.telemetry.metrics import Metrics
-from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.run_directory import RunDirectory
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_EXIT_GRACE_S = 10.0
 _CLOSE_TIMEOUT_S = 45.0
 """Also for an engine that is replaced; what does not end by then is killed."""
-_TOGETHER_S = 0.1
-"""Responses that end within so long are handed on together."""
 _MARGIN_S = 120.0
 """An engine keeps its own limits, and says what it waited for; the call to it waits so much longer."""
-
-
-class RolloutActor(TellsStacks):
-    """Shell of one `RolloutEngine`: cheap to make, heavy in `setup`, no logic of its own.
-
-    `answer` has an event loop of its own, so that it does not queue behind the requests that Ray holds back; everything
-    else shares one other.
-    """
-
-    def __init__(self, config: RunConfig, index: int, stop_token_ids: tuple[int, ...], logs: Path) -> None:
-        redirect_output(logs / f"rollout-{index}.log")
-        setup_logging("rollout", index, logs)
-        self._engine = RolloutEngine(
-            config=config.rollout,
-            model=config.model,
-            index=index,
-            stop_token_ids=stop_token_ids,
-            log_path=logs / f"rollout-{index}.log",
-            shares_gpus=config.cluster.colocate,
-        )
-
-    @ray.method(concurrency_group=LIVENESS)
-    async def answer(self) -> ProcessMark:
-        """That this process runs, and the engine's event loop in it."""
-        if self._loop is not None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop))
-        return ProcessMark.of(os.getpid())
-
-    async def setup(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        for leftover in await asyncio.to_thread(end_earlier_worker):
-            _log.warning("removed what the engine that was here before left: %s", leftover.name)
-        await self._engine.start()
-
-    async def check(self) -> None:
-        await self._engine.check()
-
-    async def connect(self, endpoint: WeightEndpoint) -> None:
-        await self._engine.connect(endpoint)
-
-    @ray.method(num_returns="streaming")
-    async def generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[tuple[list[int], PackedRollouts]]:
-        """Responses as they come, after their positions among the requests."""
-        async for batch in in_batches(partial(self._engine.generate, requests), every_s=_TOGETHER_S):
-            positions, rollouts = zip(*batch, strict=True)
-            yield list(positions), PackedRollouts.of(rollouts)
-
-    async def receive_weights(self, version: int) -> None:
-        await self._engine.receive_weights(version)
-
-    async def adopt_weights(self, version: int) -> Adoption:
-        return await self._engine.adopt_weights(version)
-
-    async def sleep(self) -> list[int] | None:
-        return await self._engine.sleep()
-
-    async def wake_weights(self) -> None:
-        await self._engine.wake_weights()
-
-    async def wake_cache(self) -> None:
-        await self._engine.wake_cache()
-
-    async def shutdown(self) -> None:
-        await self._engine.shutdown(grace_s=_EXIT_GRACE_S)
 
 
 class RayRolloutPool:
@@ -127,25 +54,16 @@ class RayRolloutPool:
         gpus: Sequence[GpuPlace] = (),
     ) -> None:
         """gpus: of the policy ranks, where engines share them."""
-
-        def start(index: int) -> Worker[RolloutActor]:
-            name = WorkerName("rollout", index, directory.log_path("rollout", index))
-            options, sees = placement.engine(index), {}
-            if gpus:
-                sees = {**UNSET, "CUDA_VISIBLE_DEVICES": visible_gpus(gpus, placement.plan.engine_ranks[index])}
-            return roster.add(
-                start_worker(name, RolloutActor, options, sees, config, index, stop_token_ids, directory.logs)
-            )
-
-        self._config = config
-        self._start = start
-        self._workers = [start(index) for index in range(config.rollout.engines)]
+        self._config, self._roster = config, roster
+        self._starts = EngineStarts(config, directory, placement, stop_token_ids=stop_token_ids, gpus=gpus)
+        self._workers = [roster.add(worker) for worker in self._starts.first()]
         self._watch = Watch(self._workers, silence_s=config.cluster.worker_silence_s)
         self._restarts = Restarts(config.rollout.restarts)
         self._replacing: dict[int, asyncio.Task[None]] = {}
         """By engine, its replacement under way, or done since the last `restore`."""
-        self._unlike_policy: set[int] = set()
-        """Engines that were started again and have adopted nothing since: they hold what the run began with."""
+        self._unlike_policy: set[int] = set(range(config.rollout.engines) if self._starts.found else ())
+        """Engines that were started again and have adopted nothing since, and so hold what the run began with; or that
+        another run had, and hold its weights."""
         self._ended: dict[int, asyncio.Event] = {}
         """Of engines that are replaced: that the processes of the one that was lost are gone."""
         self._have_room = asyncio.Event()
@@ -156,9 +74,21 @@ class RayRolloutPool:
         self.policy_version = 0
 
     async def setup(self) -> None:
-        """Start every engine."""
+        """Start every engine; those of another run answer."""
+        if self._starts.found:
+            await self._check()
+            return
         asked = [worker.ask(RolloutActor.setup) for worker in self._workers]
         await self._all(asked, doing="start", limit=self._start_limit)
+
+    @property
+    def has_other_weights(self) -> bool:
+        """Whether engines have no weights of this run, and sample nothing before a publication."""
+        return bool(self._unlike_policy)
+
+    async def _check(self) -> None:
+        asked = [worker.ask(RolloutActor.check) for worker in self._workers]
+        await self._all(asked, doing="say whether it can go on", limit=self._weights_limit)
 
     @property
     def _start_limit(self) -> Limit:
@@ -246,6 +176,7 @@ class RayRolloutPool:
             WorkerFailed: an engine cannot be started again, or not any more.
         """
         restarted = 0
+        self._starts.doubt("a publication had to be repeated, or an engine was lost")
         self._have_room.set()
         while True:
             while self._replacing:
@@ -253,17 +184,31 @@ class RayRolloutPool:
                 restarted += sum(task.done() for task in self._replacing.values())
                 self._replacing = {index: task for index, task in self._replacing.items() if not task.done()}
             try:
-                asked = [worker.ask(RolloutActor.check) for worker in self._workers]
-                await self._all(asked, doing="say whether it can go on", limit=self._weights_limit)
+                await self._check()
             except EngineLost:
                 continue
             return restarted
 
+    async def leave(self) -> None:
+        """The run has ended well: where engines may outlive it, and answer, the next one finds them. Else they are left
+        to `close`."""
+        if not self._starts.stay:
+            return
+        try:
+            await self._check()
+        except (EngineLost, WorkerFailed) as failure:
+            self._starts.doubt(str(failure))
+        if self._starts.leave():
+            self._watch.end()
+            self._workers = []
+
     async def close(self) -> None:
-        """End the engines and their processes, whatever they are doing; an engine that cannot is left to Ray.
+        """End the engines that the run has not left to another, and their processes, whatever they are doing; an engine
+        that cannot is left to Ray.
 
         Never raises: a run that ends because something failed tells that failure.
         """
+        self._starts.end_logs()
         self._watch.end()
         for replacing in self._replacing.values():
             replacing.cancel()
@@ -290,6 +235,7 @@ class RayRolloutPool:
         index = worker.name.rank
         if self._workers[index] is worker and index not in self._replacing:
             self._count(worker, failure)
+            self._starts.doubt(f"{worker} was lost")
             self._unlike_policy.add(index)
             self._ended[index] = asyncio.Event()
             self._replacing[index] = asyncio.create_task(self._start_again(worker))
@@ -308,7 +254,7 @@ class RayRolloutPool:
             await _end(lost)
             self._ended[index].set()
             await self._have_room.wait()
-            worker = self._workers[index] = self._start(index)
+            worker = self._workers[index] = self._roster.add(self._starts.start(index))
             self._watch.follow(worker)
             try:
                 await call(worker, worker.ask(RolloutActor.setup), doing="start again", limit=self._start_limit)
@@ -316,6 +262,12 @@ class RayRolloutPool:
             except (WorkerDied, WorkerStuck, EngineBroken) as failure:
                 self._count(worker, failure)
                 lost = worker
+
+
+async def end_kept_engines(count: int) -> None:
+    """In a keeper, before its Ray ends: so many engines end in order, in set time, whatever they are doing. Never
+    raises."""
+    await asyncio.gather(*map(_shut_down, find_kept_engines(count)))
 
 
 async def _next_of(batches: AsyncIterator[Awaitable[T]]) -> T | None:

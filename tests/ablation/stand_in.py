@@ -2,7 +2,7 @@
 
 Behaviour, as JSON: steps, step_s, fails (attempts of this run that fail in step 2), code (with which they do), killed
 (they are killed instead), stop_s (how long they take to stop), silent (they leave no run directory). Goes on where LINK
-leads to a run. JOURNAL gets a line when it begins and when it ends.
+leads to a run. JOURNAL gets a line when it begins, with which keeper, and when it ends.
 """
 
 import json
@@ -47,6 +47,8 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
 
     earlier = sum(line.split()[:2] == ["begin", link.name] for line in read(journal))
     note("begin")
+    if "MEGARL_KEEPER" in os.environ:
+        note(f"with-{await_keeper(Path(os.environ['MEGARL_KEEPER']))}")
     print("a line of its own", flush=True)
     if behaviour.get("silent") and earlier < behaviour["fails"]:
         print("ImportError: no module", flush=True)
@@ -70,6 +72,13 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     write_state(run, "finished", step)
     note("end")
     return 0
+
+
+def await_keeper(directory: Path) -> str:
+    """As a run waits for its Ray."""
+    while not (directory / "pid").exists():
+        time.sleep(0.02)
+    return directory.name
 
 
 def begin(link: Path) -> tuple[Path, int]:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from megarl.ablation.directory import CellFacts
-from megarl.ablation.driver import Driver, Slot, Task
-from megarl.ablation.processes import FoundProcess, RunProcess, start_process
+from megarl.ablation.driver import Driver, Task
+from megarl.ablation.processes import FoundProcess, RunProcess, Slot, start_process
 from megarl.telemetry.run_directory import RunDirectory, RunState
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +61,13 @@ class Stage:
         behaviour = {"steps": 3} | behaviour
         command = [sys.executable, "-m", "tests.ablation.stand_in", link, self.journal, json.dumps(behaviour)]
 
-        def start(variables: Mapping[str, str]) -> RunProcess:
-            environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+        def start(slot: Slot) -> RunProcess:
             return start_process(
-                list(map(str, command)), log=log, working_directory=self.folder, environment=environment
+                list(map(str, command)),
+                log=log,
+                working_directory=self.folder,
+                environment=os.environ | {"PYTHONPATH": str(ROOT)} | slot.variables,
+                descriptors=slot.descriptors,
             )
 
         return Task(name=name, link=link, log=log, steps=behaviour["steps"], start=start, before=before or CellFacts())
@@ -158,8 +161,8 @@ def test_the_last_words_are_those_of_the_last_attempt(stage: Stage, monkeypatch:
     first, second = stage.task("a", fails=1), stage.task("a", fails=2, silent=True)
     starts = iter((first.start, second.start))
 
-    def start(variables: Mapping[str, str]) -> RunProcess:
-        return next(starts)(variables)
+    def start(slot: Slot) -> RunProcess:
+        return next(starts)(slot)
 
     driver = stage.driver(replace(first, start=start), retries=1)
     assert not driver.run()
@@ -175,7 +178,7 @@ def test_one_that_is_killed_is_tried_again(stage: Stage) -> None:
 
 
 def test_a_command_that_cannot_be_started_fails_that_run_alone(stage: Stage) -> None:
-    def refuse(_: Mapping[str, str]) -> RunProcess:
+    def refuse(_: Slot) -> RunProcess:
         raise FileNotFoundError("no such program")
 
     broken = Task(name="a", link=stage.folder / "a", log=stage.folder / "a.log", steps=1, start=refuse)
@@ -247,7 +250,7 @@ def test_going_on_leaves_what_is_finished_and_begins_with_what_had_stopped(stage
 
 def test_a_run_that_outlived_its_driver_is_waited_for(stage: Stage) -> None:
     task = stage.task("a", steps=20, step_s=0.1)
-    process = task.start({})
+    process = task.start(Slot({}))
     deadline = time.monotonic() + 20
     while not task.link.exists():
         assert time.monotonic() < deadline
@@ -264,7 +267,7 @@ def test_a_run_that_outlived_its_driver_is_waited_for(stage: Stage) -> None:
 
 def test_a_signal_reaches_a_run_that_outlived_its_driver(stage: Stage) -> None:
     task = stage.task("a", **LONG)
-    process = task.start({})
+    process = task.start(Slot({}))
     reaper = threading.Thread(target=lambda: isinstance(process, subprocess.Popen) and process.wait())
     reaper.start()
     deadline = time.monotonic() + 20
@@ -297,9 +300,9 @@ def test_each_place_gives_its_runs_their_own_gpus(stage: Stage) -> None:
     seen: dict[str, Mapping[str, str]] = {}
 
     def watched(task: Task) -> Task:
-        def start(variables: Mapping[str, str]) -> RunProcess:
-            seen[task.name] = variables
-            return task.start(variables)
+        def start(slot: Slot) -> RunProcess:
+            seen[task.name] = slot.variables
+            return task.start(slot)
 
         return Task(name=task.name, link=task.link, log=task.log, steps=task.steps, start=start)
 
@@ -347,8 +350,8 @@ def test_a_signal_in_the_last_moment_is_heard(stage: Stage) -> None:
 def test_a_state_that_cannot_be_read_fails_that_run_alone(stage: Stage) -> None:
     task = stage.task("a")
 
-    def damage(variables: Mapping[str, str]) -> RunProcess:
-        process = task.start(variables)
+    def damage(slot: Slot) -> RunProcess:
+        process = task.start(slot)
         while process.poll() is None:
             time.sleep(0.02)
         (task.link / "state.json").write_text('{"stat')

@@ -1,13 +1,14 @@
 """What an ablation's runs are started with is what was checked, however its files change afterwards."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megarl.ablation.cells import Ablation, load_ablation
 from megarl.ablation.directory import AblationDirectory
-from megarl.ablation.launch import Launch, Needs, read_launch, write_launch
+from megarl.ablation.launch import Launch, Needs, find_shapes, read_launch, write_launch
 from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from tests.ablation.files import GRID, write_ablation
@@ -68,6 +69,34 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (launch.at_once, launch.retries, launch.needs, launch.working_directory) == (3, 0, NEEDS, str(Path.cwd()))
     (tmp_path / "other").mkdir()
     assert launched(tmp_path / "other")[2].warm is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shapes"),
+    [
+        ((), 1),
+        (("grid={rollout={temperature=[0.7,1.0]}}",), 2),
+        (("grid={rollout={temperature=[0.7,1.0]}}", "seeds=[0]"), 0),  # each would be alone in its own
+        (("keep_engines=false",), 0),
+        (("cluster.ray_address=auto",), 0),
+    ],
+)
+def test_which_runs_may_have_the_same_engines(arguments: tuple[str, ...], shapes: int, tmp_path: Path) -> None:
+    _, ablation, _ = launched(tmp_path, *arguments)
+    joins = any("ray_address" in argument for argument in arguments)
+    found = find_shapes(ablation, replace(NEEDS, joins_ray=joins))
+    assert len(set(found.values())) == shapes
+    assert list(found) == ([run.cell.name for run in ablation.runs] if shapes else [])
+
+
+def test_one_of_an_earlier_version_has_no_shapes(tmp_path: Path) -> None:
+    directory, _, launch = launched(tmp_path)
+    facts = json.loads(directory.launch_path.read_text())
+    assert all(start.shape for start in launch.cells.values())
+    for start in facts["cells"].values():
+        del start["shape"]
+    directory.launch_path.write_text(json.dumps(facts))
+    assert {start.shape for start in read_launch(directory).cells.values()} == {None}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", None])

@@ -26,6 +26,7 @@ def begin(resumed: Any) -> int:
         "arguments": sys.argv[1:],
         "after": resumed.step if resumed else None,
         "token": os.environ.get("RAY_AUTH_TOKEN"),
+        "keeper": os.environ.get("MEGARL_KEEPER"),
         "lock": sum(name.endswith("driver.lock") for name in open_files),
         "left": any(name.endswith(LEFT_OPEN) for name in open_files),
         "given": GIVEN_FD in os.environ and fcntl.fcntl(int(os.environ[GIVEN_FD]), fcntl.F_GETFD),

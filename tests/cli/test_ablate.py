@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.driver import Driver, Task
+from megarl.ablation.keepers import Keeper, start_keeper
 from megarl.ablation.launch import read_launch
 from megarl.ablation.processes import RunProcess, start_process
 from megarl.cli.main import app
@@ -46,9 +47,17 @@ class StandIns:
         self.behaviour: dict[str, dict[str, Any]] = {}
         self.commands: dict[str, Sequence[str]] = {}
         self.directories: set[Path] = set()
+        self.kept: list[Sequence[str]] = []
+        """Of each keeper, what follows its directory on its command line."""
 
     def start(
-        self, command: Sequence[str], *, log: Path, working_directory: Path, environment: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        working_directory: Path,
+        environment: Mapping[str, str],
+        descriptors: Sequence[int],
     ) -> RunProcess:
         assert command[:3] == [sys.executable, "-m", "megarl.cli.main"]
         assert command[-2] == "--run"
@@ -62,7 +71,15 @@ class StandIns:
             log=log,
             working_directory=working_directory,
             environment=environment | {"PYTHONPATH": str(ROOT)},
+            descriptors=descriptors,
         )
+
+    def keep(self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str], **given: Any) -> Keeper:
+        assert command[:4] == [sys.executable, "-m", "megarl.cli.keeper", str(directory)]
+        self.kept.append(command[4:])
+        stand_in = [sys.executable, "-m", "tests.ablation.keeper_stand_in", str(directory), str(self.journal), "{}"]
+        environment = {**environment, "PYTHONPATH": str(ROOT)}
+        return start_keeper(stand_in, directory=directory, environment=environment, **given)
 
     def begun(self) -> list[str]:
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
@@ -77,6 +94,7 @@ def stand_ins(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "two.toml").write_text(TWO)
     found = StandIns(tmp_path)
     monkeypatch.setattr("megarl.cli.ablate.start_process", found.start)
+    monkeypatch.setattr("megarl.cli.ablate_keeping.start_keeper", found.keep)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return found
 
@@ -120,6 +138,44 @@ def test_a_run_is_started_with_what_was_checked(stand_ins: StandIns, tmp_path: P
     assert (config.objective.clip.low, config.objective.clip.high) == (1.0, float("inf"))
     assert (config.train.seed, config.train.steps, config.name) == (1, 2, "highinf-seed1")
     assert config.logging.directory == str(directory.runs)
+
+
+def test_runs_of_one_shape_have_the_same_engines(stand_ins: StandIns) -> None:
+    """Which bounds and seeds do not change, and a temperature does."""
+    result = ablate("two.toml", "train.steps=2")
+    assert result.exit_code == 0, result.output
+    lines = stand_ins.journal.read_text().splitlines()
+    with_keepers = [line.split()[:2] for line in lines if line.startswith("with-")]
+    assert [name for _, name in with_keepers] == CELLS
+    assert len({keeper for keeper, _ in with_keepers}) == len(stand_ins.kept) == 1
+    assert lines[-1].startswith("kept")
+    (base, *arguments), directory = stand_ins.kept[0], made()
+    assert load_config(Path(base), arguments).name == CELLS[0]
+    assert "engines  of one shape: 4 runs that follow each other in one have the same (keep_engines)" in result.output
+    assert {path.name for path in directory.keepers.iterdir()} == {read_launch(directory).cells[CELLS[0]].shape}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keepers"),
+    [
+        (["keep_engines=false"], 0),
+        (["grid={rollout={temperature=[0.7,1.0]}}"], 4),  # two each, in turns
+        (["grid={rollout={temperature=[0.7,1.0]}}", "seeds=[0]"], 0),  # nobody else would have them
+    ],
+)
+def test_engines_are_not_kept_for_others(arguments: list[str], keepers: int, stand_ins: StandIns) -> None:
+    result = ablate("two.toml", "train.steps=2", *arguments)
+    assert result.exit_code == 0, result.output
+    assert len(stand_ins.kept) == keepers
+    assert ("engines  of 2 shapes: 4 runs" in result.output) == bool(keepers)
+
+
+def test_a_ray_that_is_joined_keeps_no_engines(stand_ins: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    result = ablate("two.toml", "train.steps=2")
+    assert result.exit_code == 0, result.output
+    assert stand_ins.kept == []
+    assert "engines  of" not in result.output
 
 
 def test_a_dry_run_prints_the_runs_and_starts_nothing(stand_ins: StandIns) -> None:

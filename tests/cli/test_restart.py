@@ -18,6 +18,7 @@ import pytest
 from megarl.cli.restart import note_failure
 from megarl.cli.run_again import find_program
 from megarl.cli.status import run_status
+from megarl.telemetry.keeper_file import KEEPER_VARIABLE
 from megarl.telemetry.process_mark import ProcessMark
 from megarl.telemetry.restarts import Restart, read_failures
 from megarl.telemetry.run_directory import RunDirectory, RunState
@@ -71,9 +72,8 @@ def test_it_goes_on_in_the_same_process_after_its_checkpoint_until_it_is_finishe
     tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
-    code, said = run_plan(
-        tmp_path, tiny_model_dir, "dies,dies,works", SAVES, AT_ONCE, pass_fds=[write], env={GIVEN_FD: str(write)}
-    )
+    env = {GIVEN_FD: str(write), KEEPER_VARIABLE: "/keeper"}
+    code, said = run_plan(tmp_path, tiny_model_dir, "dies,dies,works", SAVES, AT_ONCE, pass_fds=[write], env=env)
     os.close(read), os.close(write)
     assert code == 0, said
     first, second, third = starts(tmp_path)
@@ -85,6 +85,8 @@ def test_it_goes_on_in_the_same_process_after_its_checkpoint_until_it_is_finishe
     assert [start["token"] for start in (first, second, third)] == [first["token"]] * 3
     assert [start["left"] for start in (first, second, third)] == [False] * 3
     assert [start["given"] for start in (first, second, third)] == [0] * 3
+    # Its engines have ended with the failure.
+    assert [start["keeper"] for start in (first, second, third)] == ["/keeper", None, None]
     assert "restart  in 0 s the run goes on after step 1 (restart 1 of at most 5)\n" in said
     assert "restart  in 0 s the run goes on after step 2 (restart 2 of at most 5)\n" in said
     assert said.count("failed: policy rank 1 died: process ") == 2

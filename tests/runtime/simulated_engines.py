@@ -13,7 +13,7 @@ import ray.exceptions
 from megarl.config.run import RunConfig
 from megarl.records import PackedRollouts, Rollout, SampleRequest
 from megarl.rollout.weight_updates import Adoption
-from megarl.runtime import rollout_actors
+from megarl.runtime import engine_starts
 from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.runtime.roster import Roster
 from megarl.runtime.workers import Worker, WorkerName
@@ -81,7 +81,12 @@ class Stage:
     """A pool of two engines, and all that were ever started for it."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, first: Sequence[Engine], later: Sequence[Engine], **rollout: Any
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        first: Sequence[Engine],
+        later: Sequence[Engine],
+        keeper: Any = None,
+        **rollout: Any,
     ):
         self.started: list[Engine] = []
         self.killed: list[Any] = []
@@ -93,7 +98,7 @@ class Stage:
             self.started.append(engine)
             return Worker(name, engine)
 
-        monkeypatch.setattr(rollout_actors, "start_worker", start_worker)
+        monkeypatch.setattr(engine_starts, "start_worker", start_worker)
         monkeypatch.setattr(ray, "kill", self.killed.append)
         config = RunConfig.model_validate(
             {
@@ -105,7 +110,7 @@ class Stage:
             }
         )
         self.roster, directory = Roster(), SimpleNamespace(log_path=lambda role, rank: Path("/nowhere"), logs=Path("/"))
-        placement: Any = SimpleNamespace(engine=lambda index: {})
+        placement: Any = SimpleNamespace(engine=lambda index: {}, keeper=keeper)
         self.pool = RayRolloutPool(config, directory, placement, self.roster, stop_token_ids=())  # type: ignore[arg-type]
         self.told: list[int] = []
 

@@ -11,7 +11,7 @@ import ray
 import megarl
 from megarl.records import SampleRequest
 from megarl.runtime.policy_actors import PolicyActor
-from megarl.runtime.rollout_actors import RolloutActor
+from megarl.runtime.rollout_actor import RolloutActor
 from megarl.runtime.workers import Worker, WorkerName
 from megarl.telemetry.process_mark import ProcessMark
 
