@@ -144,8 +144,9 @@ class RayRolloutPool:
         self._restarts = Restarts(config.rollout.restarts)
         self._replacing: dict[int, asyncio.Task[None]] = {}
         """By engine, its replacement under way, or done since the last `restore`."""
-        self._unlike_policy: set[int] = set()
-        """Engines that were started again and have adopted nothing since: they hold what the run began with."""
+        self._unlike_policy = {*range(config.rollout.engines)} if config.rollout.starts_without_weights else set()
+        """Engines that were started again and have adopted nothing since: they hold what the run began with. All of
+        them until the first publication, where that is nothing."""
         self._ended: dict[int, asyncio.Event] = {}
         """Of engines that are replaced: that the processes of the one that was lost are gone."""
         self._have_room = asyncio.Event()
@@ -180,9 +181,7 @@ class RayRolloutPool:
     ) -> list[Rollout]:
         """As `deal_prompts` deals them; `arrived` is told of each when it has come, of several at a time."""
         if self._unlike_policy:
-            raise RuntimeError(
-                f"engines {sorted(self._unlike_policy)} were started again and lack the policy's weights"
-            )
+            raise RuntimeError(f"engines {sorted(self._unlike_policy)} have adopted no weights since they were started")
         deals = deal_prompts(requests, engines=len(self._workers))
 
         async def sample(deal: Deal) -> list[Rollout]:

@@ -1,11 +1,16 @@
 """The same weights inside a run, as its export and as its checkpoint: the same answers, the same numbers."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megarl.checkpoint.convert import convert
 from megarl.evaluation.answers import read_answers, read_settings
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
@@ -36,6 +41,30 @@ def run_to_end(cwd: Path, *arguments: str | Path) -> str:
 
 def answers(directory: Path, name: str) -> list[dict[str, Any]]:
     return read_answers(directory / f"{name}.parquet").to_pylist()
+
+
+@contextmanager
+def watching(directory: Path) -> Iterator[dict[str, int]]:
+    """The most bytes that a file in the directory has had while the block ran, by name, as far as looks tell."""
+    largest: dict[str, int] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.02):
+            for path in directory.rglob("*"):
+                try:
+                    size = path.stat().st_size if path.is_file() else 0
+                except FileNotFoundError:
+                    continue
+                largest[path.name] = max(largest.get(path.name, 0), size)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield largest
+    finally:
+        over.set()
+        watcher.join()
 
 
 def trained(row: dict[str, float | None]) -> dict[str, float | None]:
@@ -85,7 +114,6 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
             assert answers(directory, name) == answers(own, name), (link, name)
         numbers = json.loads((directory / "results.json").read_text())["benchmarks"]
         assert numbers == json.loads((own / "results.json").read_text())["benchmarks"]
-    assert not (tmp_path / "checkpoint" / "converted").exists()
     assert RunDirectory.open(tmp_path / "runs" / "latest").path == run.path
     assert "against base" in told
     compared = json.loads((tmp_path / "export" / "eval" / "results.json").read_text())["against_base"]
@@ -95,3 +123,31 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
     again = run_to_end(tmp_path, "eval", run.path, "--run", tmp_path / "export")
     assert "nothing is sampled" in again
     assert "vLLM engines" not in again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_checkpoint_is_sent_to_two_engines_and_written_nowhere(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Rounded from float32 on the way, as vLLM's own loader rounds it."""
+    convert(tiny_model_dir, tmp_path / "float32", to="hf", dtype=torch.float32)
+    convert(tmp_path / "float32", tmp_path / "dist", tensor=2, pipeline=2)
+    weights = sum(path.stat().st_size for path in (tmp_path / "dist").glob("*.distcp"))
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    fragment = tmp_path / "benchmarks.toml"
+    options = "{ max_terms = 2, max_digits = 1 }"
+    fragment.write_text(BENCHMARKS.partition("[eval.benchmarks.words]")[0].replace("OPTIONS", options))
+    options = ("model.dtype=bfloat16", "rollout.engines=2", "rollout.publish.bucket_mib=1")
+    found = {}
+    for name in ("float32", "dist"):
+        with watching(tmp_path / "runs") as largest:
+            told = run_to_end(
+                tmp_path, "eval", tmp_path / name, config, fragment, *options, "--run", tmp_path / f"at-{name}"
+            )
+        found[name] = answers(tmp_path / f"at-{name}" / "eval", "sums")
+        assert "metadata.json" not in largest
+        assert {"results.json", "rollout-0.log", "rollout-1.log"} <= largest.keys()
+        assert max(largest.values()) < weights / 10, largest
+        log = (tmp_path / f"at-{name}" / "logs" / "rollout-0.log").read_text()
+        assert ("load_format=dummy" in log) == (name == "dist")
+        assert ("weight transfer" in told) == (name == "dist")
+    assert found["float32"] == found["dist"]
