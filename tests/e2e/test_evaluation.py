@@ -1,8 +1,9 @@
 """The same weights inside a run, as its export and as its checkpoint: the same answers, the same numbers."""
 
 import json
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from megarl.evaluation.answers import read_answers, read_settings
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
-from tests.e2e.processes import Megarl
+from tests.e2e.processes import MEGARL, Megarl
+from tests.e2e.resumed_runs import ROOT
 
 TIMEOUT_S = 400
 BENCHMARKS = """
@@ -30,9 +32,9 @@ data = { source = "file", path = "PATH", layout = "prompt_answer" }
 """
 
 
-def run_to_end(cwd: Path, *arguments: str | Path) -> str:
+def run_to_end(cwd: Path, *arguments: str | Path, program: Sequence[str | Path] = (MEGARL,)) -> str:
     """What `megarl ...` has printed; it leaves nothing behind."""
-    with Megarl(*arguments, cwd=cwd) as command:
+    with Megarl(*arguments, cwd=cwd, program=program) as command:
         code = command.wait(TIMEOUT_S)
         assert code == 0, command.text
         assert command.leftovers() == []
@@ -127,27 +129,37 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_checkpoint_is_sent_to_two_engines_and_written_nowhere(tmp_path: Path, tiny_model_dir: Path) -> None:
-    """Rounded from float32 on the way, as vLLM's own loader rounds it."""
-    convert(tiny_model_dir, tmp_path / "float32", to="hf", dtype=torch.float32)
-    convert(tmp_path / "float32", tmp_path / "dist", tensor=2, pipeline=2)
+@pytest.mark.parametrize(
+    ("dtype", "losses"),
+    [
+        pytest.param("bfloat16", "", id="rounded from float32, as vLLM's own loader rounds it"),
+        pytest.param("float32", "0 publish core-1 SIGKILL, 0 generate core-0 SIGKILL", id="engines are lost"),
+    ],
+)
+def test_a_checkpoint_is_sent_to_engines_and_written_nowhere(
+    dtype: str, losses: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    convert(tiny_model_dir, tmp_path / "hf", to="hf", dtype=torch.float32)
+    convert(tmp_path / "hf", tmp_path / "dist", tensor=2, pipeline=2)
     weights = sum(path.stat().st_size for path in (tmp_path / "dist").glob("*.distcp"))
     config = write_tiny_config(tmp_path, tiny_model_dir)
     fragment = tmp_path / "benchmarks.toml"
     options = "{ max_terms = 2, max_digits = 1 }"
     fragment.write_text(BENCHMARKS.partition("[eval.benchmarks.words]")[0].replace("OPTIONS", options))
-    options = ("model.dtype=bfloat16", "rollout.engines=2", "rollout.publish.bucket_mib=1")
+    # One response after the other, so that an engine owes some when it has answered others.
+    overrides = ["rollout.engines=2", "rollout.max_response_tokens=32", "rollout.vllm_overrides={max_num_seqs=1}"]
+    overrides += [f"model.dtype={dtype}", "rollout.publish.bucket_mib=1"]
+    losing = (sys.executable, ROOT / "tests" / "e2e" / "losing_engines.py", losses)
     found = {}
-    for name in ("float32", "dist"):
+    for name, program in (("hf", (MEGARL,)), ("dist", losing if losses else (MEGARL,))):
+        link = tmp_path / f"at-{name}"
         with watching(tmp_path / "runs") as largest:
-            told = run_to_end(
-                tmp_path, "eval", tmp_path / name, config, fragment, *options, "--run", tmp_path / f"at-{name}"
-            )
-        found[name] = answers(tmp_path / f"at-{name}" / "eval", "sums")
-        assert "metadata.json" not in largest
+            arguments = (tmp_path / name, config, fragment, *overrides, "--run", link)
+            told = run_to_end(tmp_path, "eval", *arguments, program=program)
+        found[name] = answers(link / "eval", "sums")
         assert {"results.json", "rollout-0.log", "rollout-1.log"} <= largest.keys()
         assert max(largest.values()) < weights / 10, largest
-        log = (tmp_path / f"at-{name}" / "logs" / "rollout-0.log").read_text()
-        assert ("load_format=dummy" in log) == (name == "dist")
         assert ("weight transfer" in told) == (name == "dist")
-    assert found["float32"] == found["dist"]
+        restarted = sum(f"rollout rank {engine} is started again (1 of 3" in told for engine in (0, 1))
+        assert restarted == (2 if losses and name == "dist" else 0)
+    assert found["hf"] == found["dist"]
