@@ -1,9 +1,10 @@
 """Weights that no process holds: read from where they are stored while they are packed.
 
-Invariant: of them, a message and the largest box in it are in memory at once, whatever the model's size.
+Invariant: of them, a message and a few of its rows are in memory at once, whatever the model's size.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import add
 
@@ -17,6 +18,9 @@ from megarl.reshard.plan import Place
 from megarl.reshard.regions import split_run
 from megarl.reshard.row_sums import compile_sums
 from megarl.reshard.tally import Tally
+
+_READ_ELEMENTS = 2 << 20
+"""Read at a time, unless a row has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,21 @@ def read_range(weights: StoredWeights, block: Block, start: int, stop: int, *, o
     Raises ValueError where what was read has not its box's shape: copy_ would broadcast it silently.
     """
     position = 0
+    for box in _boxes_between(block, start, stop):
+        values = weights.read(box)
+        if tuple(values.shape) != box.shape:
+            raise ValueError(f"expected shape {box.shape} for {box}, found {tuple(values.shape)}")
+        out[position : position + box.num_elements].view(box.shape).copy_(values)
+        position += box.num_elements
+
+
+def _boxes_between(block: Block, start: int, stop: int) -> Iterator[Box]:
+    """The block's elements [start, stop) in order, as boxes of a few rows."""
     for unit, first, last in units_between(block, start, stop):
         for corner, shape in split_run(unit.box.shape, first, last):
+            rows = max(1, _READ_ELEMENTS // math.prod(shape[1:]))
             low = tuple(map(add, unit.box.start, corner))
-            box = Box(unit.box.tensor, low, tuple(map(add, low, shape)))
-            values = weights.read(box)
-            if tuple(values.shape) != shape:
-                raise ValueError(f"expected shape {shape} for {box}, found {tuple(values.shape)}")
-            out[position : position + box.num_elements].view(shape).copy_(values)
-            position += box.num_elements
+            for row in range(0, shape[0], rows):
+                sizes = (min(rows, shape[0] - row), *shape[1:])
+                begin = (low[0] + row, *low[1:])
+                yield Box(unit.box.tensor, begin, tuple(map(add, begin, sizes)))

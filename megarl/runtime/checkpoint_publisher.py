@@ -4,7 +4,7 @@
     a version     reads box after box, packs and sends them; once, since nobody trains
     afterwards    nothing of the weights is in this process, and none of the workers has more of them than its model
 
-Invariants: of the weights no more is in memory than the messages under way and a box that is read; each chunk of the
+Invariants: of the weights no more is in memory than the messages under way and a few rows; each chunk of the
 checkpoint is compared with its CRC-32 in every session; the event loop goes on meanwhile.
 
 Every worker is reached over gloo, on whatever node, so that a place is read once for all that take it. Shared memory

@@ -1,5 +1,7 @@
 """Messages that are read from a checkpoint are those that a rank packs which holds it."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
 from megarl.models.table import list_parameters
 from megarl.parallel.grid import RankGrid
+from megarl.reshard import stored as stored_module
 from megarl.reshard.blocks import Block, WantedBoxes, cut_source_blocks
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.pack import pack_range
@@ -52,10 +55,11 @@ def make_parameters(shape: ModelShape, tensors: dict[str, Tensor]) -> dict[str, 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [50, 1 << 20])
 @given(data=st.data())
 @settings(deadline=None, max_examples=20)
 def test_any_range_has_the_elements_and_checksums_of_parameters(
-    name: str, tensor: int, dtype: torch.dtype, data: st.DataObject
+    name: str, tensor: int, dtype: torch.dtype, at_once: int, data: st.DataObject
 ) -> None:
     shape = SHAPES[name]
     tensors = make_checkpoint(shape, 2)
@@ -66,7 +70,8 @@ def test_any_range_has_the_elements_and_checksums_of_parameters(
         held, read = (torch.zeros(place[2] - start, dtype=dtype) for _ in range(2))
         blocks = {block.key: block}
         expected = Packer(parameters, blocks, CHECKSUMS).pack(place, held, Tally())
-        assert StoredPacker(stored, blocks, CHECKSUMS).pack(place, read, Tally()) == expected
+        with mock.patch.object(stored_module, "_READ_ELEMENTS", at_once):
+            assert StoredPacker(stored, blocks, CHECKSUMS).pack(place, read, Tally()) == expected
         assert torch.equal(held.view(torch.uint8), read.view(torch.uint8))
 
 
