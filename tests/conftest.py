@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+
+# Of every library, before any is imported, and of what tests start: two processes of tests are one a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # They start whole runs, make what a killed run leaves, or count what is left: one after the other, as the start of any
 # run removes what killed runs have left on the machine.

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -203,15 +204,19 @@ def medians(steps: Sequence[Step]) -> dict[str, Any]:
 
 def print_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     first = rows[0]
-    table = Table(title=f"seconds of a step, {first['dtype']}, {first['model']}: medians")
+    table = Table(
+        title=f"seconds of a step, {first['dtype']}, {first['model']}: medians", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("system")
-    table.add_column("layout")
-    for header in ("steps", "tokens a response", *PHASES, "rest", "step"):
+    for header in ("steps", "tokens", *PHASES, "rest", "step"):
         table.add_column(header, justify="right")
     for row in rows:
         times = [_seconds(row[name]) for name in (*PHASES, "rest", "seconds")]
-        table.add_row(row["system"], row["layout"], str(row["steps"]), f"{row['response_tokens']:.1f}", *times)
+        table.add_row(row["system"], str(row["steps"]), f"{row['response_tokens']:.1f}", *times)
     console.print(table)
+    for row in rows:
+        console.print(f"{row['system']}: {row['layout']}")
+    console.print("tokens: of a response, on average")
     (after,) = (row["seconds"] for row in rows if row["system"] == "after")
     for row in rows:
         if row["system"] != "after":

@@ -1,48 +1,13 @@
-"""A run that was killed goes on: the steps that it repeats are those that it made."""
+"""What else goes on from a checkpoint: a run under another layout, a new run with the weights of another. That a killed
+run repeats its steps is in test_train.py."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.configuration import write_tiny_config
-from tests.e2e.resumed_runs import (
-    Kept,
-    latest,
-    metrics_of,
-    rollouts_of,
-    train_to_the_end,
-    train_until_killed,
-)
-
-SMALL = ("parallel.tensor=1", "parallel.world_size=1", "train.steps=4", "checkpoint.every_steps=2")
-
-
-def test_a_killed_run_repeats_its_steps_bit_for_bit(tmp_path: Path, tiny_model_dir: Path) -> None:
-    config = write_tiny_config(tmp_path, tiny_model_dir)
-    train_until_killed("update 1", 4, config, *SMALL, cwd=tmp_path)
-    run = latest(tmp_path)
-    kept, made = Kept.of(run), metrics_of(run)
-    drawn = {step: rollouts_of(run, step) for step in (1, 2, 3)}
-    assert kept.step == 2
-    assert [row["step"] for row in made] == [1, 2, 3, *(1, 1), *(2, 2), *(3, 3), 4]
-    said = train_to_the_end("--resume", "runs/latest", cwd=tmp_path)
-    assert latest(tmp_path).path == run.path
-    assert "resume after step 2 of 4, from runs/" in said
-    assert "cut    metrics.jsonl: 1 rows beyond step 2" in said
-    assert "cut    updates.jsonl: 3 rows beyond step 2" in said
-    assert kept.is_untouched()
-    again = metrics_of(run)
-    assert [row["step"] for row in again] == [1, 2, 3, 4, *(1, 1), *(2, 2), *(3, 3), *(4, 4)]
-    # Of the fourth step the killed process had made one update.
-    assert [row for row in again if row["step"] < 4] == [row for row in made if row["step"] < 4]
-    assert again[-2] == made[-1]
-    assert {step: rollouts_of(run, step) for step in (1, 2, 3)} == drawn
-    assert run.read_state().status == "finished"
-    assert (run.exports / "step-000004").is_dir()
-    steps = [event for event in json.loads(run.timeline_path.read_text()) if event["name"] == "step"]
-    assert [event["args"]["step"] for event in steps] == [1, 2, 3, 4]
+from tests.e2e.resumed_runs import latest, metrics_of, rollouts_of, train_to_the_end
 
 
 @pytest.mark.slow

@@ -1,4 +1,8 @@
-"""`megarl train` and `megarl sft` from the outside: exit code, run directory, numbers, and nothing left behind."""
+"""`megarl train` and `megarl sft` from the outside: exit code, run directory, numbers, and nothing left behind.
+
+The run that is looked at was killed in its fourth step and went on: the steps that it repeats are those that it made,
+and in the end nothing tells it from one that was never killed.
+"""
 
 import json
 import math
@@ -9,13 +13,16 @@ from typing import Any
 import pytest
 
 from megarl.config.loader import load_config
-from megarl.telemetry.rollouts import read_rollouts
+from megarl.telemetry.rollouts import RolloutRow, read_rollouts
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
 from tests.e2e.processes import Megarl
+from tests.e2e.resumed_runs import Kept, latest, metrics_of, rollouts_of, train_until_killed
 
 TIMEOUT_S = 400
+STEPS = 4
+SIZES = (f"train.steps={STEPS}",)
 NAMES = {
     *("step", "policy_version", "reward/mean"),
     *("actor/entropy", "actor/pg_loss", "actor/ppo_kl", "actor/grad_norm", "actor/pg_clipfrac"),
@@ -49,10 +56,53 @@ def run_to_end(cwd: Path, verb: str, model: Path, *overrides: str) -> Ended:
         return Ended(code, run.text, run.directory, run.leftovers())
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A run as it was when it had been killed."""
+
+    directory: RunDirectory
+    kept: Kept
+    metrics: list[dict[str, Any]]
+    """Rows of steps, then of updates, without the clock."""
+    drawn: dict[int, list[RolloutRow]]
+
+
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Ended:
-    """Two tensor-parallel policy ranks, one engine, three steps of two updates."""
-    return run_to_end(tmp_path_factory.mktemp("train"), "train", tiny_model_dir)
+def killed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Killed:
+    """Two tensor-parallel policy ranks, one engine, two updates a step; killed before the second of step 4."""
+    cwd = tmp_path_factory.mktemp("train")
+    config = write_tiny_config(cwd, tiny_model_dir)
+    train_until_killed("update 1", STEPS, config, *SIZES, "checkpoint.every_steps=2", cwd=cwd)
+    run = latest(cwd)
+    return Killed(run, Kept.of(run), metrics_of(run), {step: rollouts_of(run, step) for step in (1, 2, 3)})
+
+
+@pytest.fixture(scope="module")
+def ended(killed: Killed) -> Ended:
+    """The same, gone on with to its end."""
+    cwd = killed.directory.path.parents[1]
+    with Megarl("train", "--resume", "runs/latest", cwd=cwd) as run:
+        assert run.wait(TIMEOUT_S) == 0, run.text
+        return Ended(0, run.text, latest(cwd), run.leftovers())
+
+
+def test_a_killed_run_repeats_its_steps_bit_for_bit(killed: Killed, ended: Ended) -> None:
+    run = ended.directory
+    assert run.path == killed.directory.path
+    assert killed.kept.step == 2
+    assert [row["step"] for row in killed.metrics] == [1, 2, 3, *(1, 1), *(2, 2), *(3, 3), 4]
+    assert "resume after step 2 of 4, from runs/" in ended.text
+    assert "cut    metrics.jsonl: 1 rows beyond step 2" in ended.text
+    assert "cut    updates.jsonl: 3 rows beyond step 2" in ended.text
+    assert killed.kept.is_untouched()
+    again = metrics_of(run)
+    assert [row["step"] for row in again] == [1, 2, 3, 4, *(1, 1), *(2, 2), *(3, 3), *(4, 4)]
+    # Of the fourth step the killed process had made one update.
+    assert [row for row in again if row["step"] < 4] == [row for row in killed.metrics if row["step"] < 4]
+    assert again[-2] == killed.metrics[-1]
+    assert {step: rollouts_of(run, step) for step in (1, 2, 3)} == killed.drawn
+    steps = [event for event in json.loads(run.timeline_path.read_text()) if event["name"] == "step"]
+    assert [event["args"]["step"] for event in steps] == [1, 2, 3, 4]
 
 
 def test_nothing_is_left_behind(ended: Ended) -> None:
@@ -67,21 +117,21 @@ def test_the_directory_says_what_ran(ended: Ended, tiny_model_dir: Path) -> None
     assert versions["verb"] == "train"
     assert versions["packages"].keys() >= {"torch", "megatron-core", "ray", "transformers"}
     state = directory.read_state()
-    assert (state.status, state.step, state.message) == ("finished", 3, None)
-    # 3 steps of 4 prompts.
-    assert (state.progress["step"], state.progress["policy_version"]) == (3, 3)
+    assert (state.status, state.step, state.message) == ("finished", STEPS, None)
+    # 4 steps of 4 prompts.
+    assert (state.progress["step"], state.progress["policy_version"]) == (STEPS, STEPS)
     owners = state.progress["owners"]
-    sampler = {"num_prompts": 16, "seed": 0, "shuffle": True, "num_drawn": 12}
+    sampler = {"num_prompts": 16, "seed": 0, "shuffle": True, "num_drawn": 16}
     # By the digest the same prompts are known again; which it is depends on the generated problems.
     assert owners["sampler"] == sampler | {"digest": owners["sampler"]["digest"]}
-    assert owners["controllers"]["step"] == 3
+    assert owners["controllers"]["step"] == STEPS
     assert owners["reporter"] == {"metrics": {"JsonlSink": 0}, "updates": {"JsonlSink": 0}}
 
 
 def test_metrics_have_every_name_and_finite_values(ended: Ended) -> None:
     lines = [json.loads(line) for line in ended.directory.metrics_path.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert [line["policy_version"] for line in lines] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["policy_version"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
         assert NAMES - line.keys() == set()
         assert [name for name in NAMES if not math.isfinite(line[name])] == []
@@ -90,7 +140,7 @@ def test_metrics_have_every_name_and_finite_values(ended: Ended) -> None:
         assert line["actor/pg_clipfrac"] == pytest.approx(line["clip_ratio/low_mean"] + line["clip_ratio/high_mean"])
         phases = sum(line[f"timing_s/{phase}"] for phase in ("generate", "reward", "old_logp", "update", "publish"))
         assert 0 < phases <= line["timing_s/step"]
-    assert len({line["actor/entropy"] for line in lines}) == 3
+    assert len({line["actor/entropy"] for line in lines}) == STEPS
 
 
 def test_engines_sample_from_the_published_weights(ended: Ended) -> None:
@@ -102,7 +152,7 @@ def test_engines_sample_from_the_published_weights(ended: Ended) -> None:
 
 def test_rollouts_hold_every_token(ended: Ended) -> None:
     moved = []
-    for step in (1, 2, 3):
+    for step in range(1, STEPS + 1):
         rows = read_rollouts(ended.directory.rollouts_path(step))
         assert [(row.step, row.policy_version) for row in rows] == [(step, step - 1)] * 16
         assert [row.sample_index for row in rows] == [0, 1, 2, 3] * 4
@@ -125,15 +175,19 @@ def test_rollouts_hold_every_token(ended: Ended) -> None:
 
 
 def test_prompts_of_an_epoch_differ(ended: Ended) -> None:
-    drawn = [row.prompt_index for step in (1, 2, 3) for row in read_rollouts(ended.directory.rollouts_path(step))[::4]]
-    assert len(set(drawn)) == 12
+    drawn = [
+        row.prompt_index
+        for step in range(1, STEPS + 1)
+        for row in read_rollouts(ended.directory.rollouts_path(step))[::4]
+    ]
+    assert len(set(drawn)) == 16
 
 
 def test_the_exported_checkpoint_is_the_trained_model(ended: Ended, tiny_model_dir: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = ended.directory.exports / "step-000003"
+    path = ended.directory.exports / "step-000004"
     trained = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     start = AutoModelForCausalLM.from_pretrained(tiny_model_dir, local_files_only=True, dtype=torch.float32)
     unchanged = [
@@ -159,7 +213,7 @@ def test_report_figures_timeline_and_logs(ended: Ended) -> None:
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(ended: Ended, tmp_path: Path, tiny_model_dir: Path) -> None:
-    again = run_to_end(tmp_path, "train", tiny_model_dir)
+    again = run_to_end(tmp_path, "train", tiny_model_dir, *SIZES)
     assert [without_timings(line) for line in again.metrics] == [without_timings(line) for line in ended.metrics]
 
 
@@ -175,6 +229,7 @@ def test_two_replicas_and_two_engines_train_alike(ended: Ended, tmp_path: Path, 
         tmp_path,
         "train",
         tiny_model_dir,
+        *SIZES,
         "parallel.tensor=1",
         "rollout.engines=2",
         "rollout.publish.transport=network",
