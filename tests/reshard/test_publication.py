@@ -36,9 +36,8 @@ LAYOUTS = {
         stored=True, engines=2, rollout_tensor=2, dtype=torch.bfloat16
     ),
     "read as it is sent, shared memory": Setting(stored=True, rollout_tensor=2, transport="shared_memory"),
-    "read as it is sent, of ten elements, changes only": Setting(
-        stored=True, shape=make_shape(), bucket_bytes=40, delta=True
-    ),
+    "read as it is sent, changes only": Setting(stored=True, delta=True),
+    "read as it is sent, of ten elements": Setting(stored=True, shape=make_shape(), bucket_bytes=40),
 }
 
 ENGINES = Setting(engines=3, rollout_tensor=2, nodes="an engine", min_share_bytes=64)
