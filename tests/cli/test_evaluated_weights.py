@@ -2,6 +2,7 @@
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from megarl.cli.evaluated_weights import check_stored, engines_alone, serve_stor
 from megarl.config.base import ConfigError
 from megarl.records import Rollout
 from megarl.telemetry.metrics import Metrics
+from tests.checkpoint.test_convert import complete, write_run_checkpoint
+from tests.checkpoint.test_hf_checkpoint import write_source
 from tests.config.text import load_small
 from tests.runtime.simulated_engines import REQUESTS, Engine, Stage, gone, play
 
@@ -58,6 +61,21 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_starts(tmp_pat
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=f"truncated: {file.name} has"):
         check_stored(evaluated)
+
+
+def test_a_runs_checkpoint_is_of_the_model_that_its_manifest_names(tmp_path: Path) -> None:
+    """What it has of the optimizer is left alone."""
+    write_source(tmp_path / "hf")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000005"
+    write_run_checkpoint(tmp_path / "hf", checkpoint)
+    complete(checkpoint, step=5)
+    evaluated = find_evaluated(checkpoint)
+    assert evaluated.saved is not None
+    check_stored(evaluated)
+    model = evaluated.saved.manifest.model | {"num_layers": 7}
+    other = replace(evaluated.saved, manifest=replace(evaluated.saved.manifest, model=model))
+    with pytest.raises(ConfigError, match=r"^megarl eval: .*is of another model than .*hf/config.json: num_layers"):
+        check_stored(replace(evaluated, saved=other))
 
 
 class Publisher:
