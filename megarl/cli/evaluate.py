@@ -1,17 +1,14 @@
 """`megarl eval`: a model's answers to benchmarks, sampled by vLLM engines alone."""
 
-import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from megarl.checkpoint.convert import convert
-from megarl.checkpoint.errors import CheckpointError
 from megarl.cli.benchmarks import load_evaluator
 from megarl.cli.evaluated_model import EvaluatedModel
+from megarl.cli.evaluated_weights import check_stored, engines_alone, serve_stored
 from megarl.cli.evaluation_base import find_base
 from megarl.cli.inputs import ModelInputs, load_model_inputs, load_text_inputs
 from megarl.cli.paths import shown_path
@@ -25,7 +22,6 @@ from megarl.controller.protocols import Arrived
 from megarl.evaluation.answers import AnswersFile, find_other_settings
 from megarl.evaluation.summary import Comparison, Summary
 from megarl.evaluation.table import comparison_lines, summary_lines
-from megarl.models.shape import ModelError
 from megarl.records import Rollout, SampleRequest
 from megarl.runtime.closing import undisturbed
 from megarl.runtime.cluster import check_cluster, ray_cluster
@@ -33,9 +29,6 @@ from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.atomic_file import write_text_atomically
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.run_lock import RunHeldError, hold_run
-
-_CONVERTED = "converted"
-"""In the run directory, while a torch.distributed.checkpoint is asked: its weights as vLLM reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +54,8 @@ def run_eval(
     """
     goes_on = None if run is None or not run.exists() else _open(run)
     config = _adapted(config, goes_on)
+    if evaluated.is_dist:
+        check_stored(evaluated)
     model = load_text_inputs(config) if evaluated.is_dist else load_model_inputs(config)
     config = model.pin(config)
     name = str(evaluated.path)
@@ -108,13 +103,6 @@ def _adapted(config: RunConfig, goes_on: Resumed | None) -> RunConfig:
     return config.model_copy(update={"data": data, "logging": logging})
 
 
-def _engines_alone(config: RunConfig) -> RunConfig:
-    """Nobody trains: no policy rank takes a place, or has GPUs that engines could share."""
-    parallel = config.parallel.model_copy(update={"world_size": 0, "tensor": 1})
-    cluster = config.cluster.model_copy(update={"colocate": False})
-    return config.model_copy(update={"parallel": parallel, "cluster": cluster})
-
-
 def _open(run: Path) -> _GoesOn:
     """The evaluation that goes on, which this process drives from now on."""
     try:
@@ -159,10 +147,9 @@ async def _engines(
     session: Session, config: RunConfig, evaluated: EvaluatedModel, model: ModelInputs
 ) -> AsyncIterator[Ask]:
     """Ask engines that have the weights, while the block runs."""
+    alone = engines_alone(config, stored=evaluated.is_dist)
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(_weights(session, config, evaluated))
         with session.reporter.start_up("ray"):
-            alone = _engines_alone(served)
             cluster = ray_cluster(alone, num_engines=alone.rollout.engines)
             placement = await stack.enter_async_context(cluster)
         stop_token_ids, roster = model.stops.token_ids, session.heart.roster
@@ -171,33 +158,17 @@ async def _engines(
             async with session.heart.explaining():
                 with session.reporter.start_up("vLLM engines"):
                     await pool.setup()
-                yield pool.generate
+                if not evaluated.is_dist:
+                    yield pool.generate
+                    return
+                async with serve_stored(session, alone, evaluated, pool) as ask:
+                    yield ask
         finally:
             await undisturbed(pool.close())
 
 
 async def _nobody(requests: Sequence[SampleRequest], _: Arrived) -> list[Rollout]:
     raise AssertionError(f"all answers are there, and {len(requests)} are asked for")
-
-
-@asynccontextmanager
-async def _weights(session: Session, config: RunConfig, evaluated: EvaluatedModel) -> AsyncIterator[RunConfig]:
-    """The configuration with weights that vLLM reads: those of a torch.distributed.checkpoint lie in the run directory
-    meanwhile."""
-    if not evaluated.is_dist:
-        yield config
-        return
-    target = session.directory.path / _CONVERTED
-    await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)  # of one that was killed
-    try:
-        with session.reporter.start_up("conversion"):
-            try:
-                await asyncio.to_thread(convert, evaluated.path, target, to="hf")
-            except (CheckpointError, ModelError) as error:
-                raise ConfigError(f"megarl eval: {error}") from error
-        yield config.model_copy(update={"model": config.model.model_copy(update={"path": str(target)})})
-    finally:
-        await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
 
 
 def _tell(session: Session, summaries: Sequence[Summary], comparisons: Sequence[Comparison]) -> None:

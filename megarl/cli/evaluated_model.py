@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.hf_files import HF_DIRECTORY
+from megarl.checkpoint.run_checkpoint import RunCheckpoint
 from megarl.checkpoint.source_path import FoundCheckpoint, find_checkpoint
 from megarl.cli.machine_paths import find_path_problems
 from megarl.cli.paths import shown_path
@@ -27,10 +28,12 @@ class EvaluatedModel:
     """Weights, and where their tokenizer is."""
 
     path: Path
-    """A Hugging Face checkpoint, or a torch.distributed.checkpoint, which is converted first."""
+    """A Hugging Face checkpoint, or a torch.distributed.checkpoint, whose weights engines are sent."""
     is_dist: bool
     run: RunDirectory | None
     """That made them, where they lie in one."""
+    saved: RunCheckpoint | None = None
+    """What that run says of a torch.distributed.checkpoint."""
 
     @property
     def text_path(self) -> Path:
@@ -60,6 +63,7 @@ def find_evaluated(source: Path) -> EvaluatedModel:
     return EvaluatedModel(
         path=path,
         is_dist=found.kind == "dist",
+        saved=found.of_run,
         run=RunDirectory(holder) if (holder / "state.json").is_file() else None,
     )
 

@@ -34,6 +34,7 @@ from megarl.runtime.closing import undisturbed
 from megarl.runtime.cluster import Placement, check_cluster, ray_cluster
 from megarl.runtime.keeper import Keeper
 from megarl.runtime.policy_actors import RayPolicyGroup
+from megarl.runtime.policy_session import connect
 from megarl.runtime.rollout_actors import RayRolloutPool
 from megarl.telemetry.columns import RL_COLUMNS
 
@@ -177,7 +178,7 @@ class Training:
             reporter=session.reporter,
             controllers=ControllerState(config.objective, total_steps=config.train.steps, seed=config.train.seed),
             checkpoints=Checkpoints(config, session.directory.checkpoints, stop=session.stop),
-            connect=functools.partial(_connect, policy, pool),
+            connect=functools.partial(connect, policy, pool),
             experts=data.experts,
             stops=model.stops,
             turns=turns,
@@ -248,13 +249,7 @@ async def _start_workers(
     else:
         await asyncio.gather(_start_policy(session, policy, load), _start_engines(session, pool))
     with session.reporter.start_up("weight transfer"):
-        await _connect(policy, pool)
-
-
-async def _connect(policy: RayPolicyGroup, pool: RayRolloutPool) -> None:
-    """A new session for publications: ranks and workers meet and plan, each its own part."""
-    endpoint = await policy.open_session()
-    await asyncio.gather(policy.join_session(endpoint), pool.connect(endpoint))
+        await connect(policy, pool)
 
 
 async def _start_policy(session: Session, policy: RayPolicyGroup, load: Callable[[], Awaitable[None]]) -> None:

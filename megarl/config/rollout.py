@@ -71,3 +71,8 @@ class RolloutConfig(Config):
     publish: Annotated[PublishConfig, MayChange()] = PublishConfig()
     vllm_overrides: dict[str, Any] = {}
     """vLLM engine arguments to set verbatim; unknown names are an error."""
+
+    @property
+    def starts_without_weights(self) -> bool:
+        """Whether engines begin with weights that vLLM makes up: they sample only from what is published to them."""
+        return self.vllm_overrides.get("load_format") == "dummy"

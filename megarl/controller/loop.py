@@ -60,8 +60,9 @@ async def train(config: RunConfig, parts: Parts, *, progress: RunProgress | None
         progress.restore(parts.owners, steps=config.train.steps)
     await parts.checkpoints.listen()
     try:
-        if (progress is not None or parts.turns.shared) and reached.step < config.train.steps:
-            # The engines have read the weights that the run began with, and have lost them where they slept.
+        as_read = progress is None and not (parts.turns.shared or config.rollout.starts_without_weights)
+        if not as_read and reached.step < config.train.steps:
+            # The engines have read the weights that the run began with, if any, and have lost them where they slept.
             with parts.reporter.start_up(f"weights of step {reached.step}"):
                 await publish_weights(reached.policy_version, parts)
         if not reached.step:

@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from megarl.controller.arrivals import Decode
 from megarl.controller.checkpoints import Checkpoints
 from megarl.controller.engine_losses import EngineLosses
 from megarl.controller.evaluating import Evaluator
-from megarl.controller.protocols import PolicyGroup, RolloutPool, Scorer
+from megarl.controller.protocols import PolicyGroup, Publisher, RolloutPool, Scorer
 from megarl.controller.reporting import StepReporter
 from megarl.controller.turns import OwnGpus, Turns
 from megarl.data.sampler import PromptSampler
@@ -19,9 +20,26 @@ from megarl.records import Prompt
 from megarl.telemetry.state import StateOwner
 
 
+class PublishingParts(Protocol):
+    """What engines need that sample from published weights: the loop's, or those of an evaluation alone."""
+
+    @property
+    def policy(self) -> Publisher: ...
+    @property
+    def pool(self) -> RolloutPool: ...
+    @property
+    def connect(self) -> Callable[[], Awaitable[None]]: ...
+    @property
+    def reporter(self) -> StepReporter: ...
+    @property
+    def engine_losses(self) -> EngineLosses: ...
+    @property
+    def turns(self) -> Turns: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Everything the loop works with."""
+    """Everything the loop works with; a `PublishingParts` too."""
 
     policy: PolicyGroup
     pool: RolloutPool

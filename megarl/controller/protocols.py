@@ -17,7 +17,17 @@ Arrived = Callable[[Sequence[int], Sequence[Rollout]], None]
 """Told, on the event loop, which requests have been answered, by their positions, and how."""
 
 
-class PolicyGroup(Protocol):
+class Publisher(Protocol):
+    """Who has the weights that engines sample from."""
+
+    async def publish_weights(self, version: int) -> Metrics:
+        """Send the weights to the connected engines as `version`; returns when all of them have it, checked.
+
+        TransportError when it did not come whole: no engine installs it, and the session is over.
+        """
+
+
+class PolicyGroup(Publisher, Protocol):
     """All policy ranks as one."""
 
     async def score(self, shards: Sequence[BatchShard], *, hold: bool = True) -> list[TokenScores]:
@@ -50,12 +60,6 @@ class PolicyGroup(Protocol):
 
     async def sft_update(self, shards: Sequence[MiniBatch]) -> UpdateResult:
         """One supervised update; `shards` are per data-parallel rank."""
-
-    async def publish_weights(self, version: int) -> Metrics:
-        """Send the weights to the connected engines as `version`; returns when all of them have it, checked.
-
-        TransportError when it did not come whole: no engine installs it, and the session is over.
-        """
 
     async def export_hf(self, path: str) -> None:
         """Write a Hugging Face checkpoint."""

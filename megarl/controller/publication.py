@@ -7,7 +7,7 @@ ones.
 
 import logging
 
-from megarl.controller.parts import Parts
+from megarl.controller.parts import PublishingParts
 from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineLost
 from megarl.telemetry.metrics import Metrics, merge
@@ -15,7 +15,7 @@ from megarl.telemetry.metrics import Metrics, merge
 _log = logging.getLogger(__name__)
 
 
-async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> Metrics:
+async def publish_weights(version: int, parts: PublishingParts, *, anew: bool = False) -> Metrics:
     """Publish and install `version`; a publication that fails is tried once more over new connections, and again with
     every engine that is lost meanwhile, as often as the pool starts one again.
 
@@ -52,7 +52,7 @@ async def publish_weights(version: int, parts: Parts, *, anew: bool = False) -> 
         anew = True
 
 
-async def _restore(parts: Parts) -> int:
+async def _restore(parts: PublishingParts) -> int:
     """Every engine runs; how many were started again for that."""
     with parts.reporter.phase("restart"):
         restarted = await parts.pool.restore()
@@ -60,7 +60,7 @@ async def _restore(parts: Parts) -> int:
     return restarted
 
 
-async def _publish(version: int, parts: Parts) -> Metrics:
+async def _publish(version: int, parts: PublishingParts) -> Metrics:
     await parts.pool.receive_weights(version)
     sent = await parts.policy.publish_weights(version)
     return merge(sent, await parts.pool.adopt_weights(version))

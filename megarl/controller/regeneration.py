@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megarl.controller.parts import Parts
+from megarl.controller.parts import PublishingParts
 from megarl.controller.protocols import Arrived
 from megarl.controller.publication import publish_weights
 from megarl.records import Rollout, SampleRequest
@@ -19,7 +19,9 @@ _MOST_COMPARED = 4
 """Each costs as much as a missing one. Those that came last: the longest, as a rule, and with most to differ in."""
 
 
-async def generate(requests: Sequence[SampleRequest], arrived: Arrived, parts: Parts, *, rounds: int) -> list[Rollout]:
+async def generate(
+    requests: Sequence[SampleRequest], arrived: Arrived, parts: PublishingParts, *, rounds: int
+) -> list[Rollout]:
     """`RolloutPool.generate`, where engines may be lost; `arrived` is told of each response once.
 
     rounds: so often those that have not come are sampled again. EngineLost when there still are some then.

@@ -15,12 +15,21 @@ from torch import Tensor
 
 from megarl.reshard.blocks import BlockKey, Unit
 from megarl.reshard.message import DENSE, Envelope, Header, make_header, name_parts
-from megarl.reshard.packer import Packer
+from megarl.reshard.pack import PartsTable
 from megarl.reshard.plan import Message, Place, TransferPlan
 from megarl.reshard.regions import Region, view_region
 from megarl.reshard.seal import Seal
 from megarl.reshard.tally import Tally
 from megarl.reshard.wire import Wire
+
+
+class Packs(Protocol):
+    """Where a policy rank's messages come from."""
+
+    parts: PartsTable
+
+    def pack(self, place: Place, out: Tensor, tally: Tally) -> list[int]:
+        """Fill `out` [elements] with the place's elements; returns their checksums, part by part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,7 @@ class Publication:
     version: int
     serial: int
     """Of the publication in its session."""
-    packer: Packer
+    packer: Packs
     seal: Seal
     wire: Wire
     tally: Tally

@@ -14,6 +14,7 @@ from megarl.reshard.plan import PlanRequest, TransferPlan
 from megarl.reshard.session import Offer
 from megarl.reshard.shared_memory import SharedMemoryInlet, SharedMemoryOutlet
 from megarl.reshard.signals import Signals
+from megarl.reshard.stored import StoredWeights
 from megarl.reshard.topology import Topology
 
 
@@ -37,7 +38,11 @@ def channel_facts(offer: Offer, device: torch.device) -> ChannelFacts:
 
 
 def open_outlet(
-    offer: Offer, plan: TransferPlan, parameters: Mapping[str, Tensor], topology: Topology, signals: Signals
+    offer: Offer,
+    plan: TransferPlan,
+    parameters: Mapping[str, Tensor] | StoredWeights,
+    topology: Topology,
+    signals: Signals,
 ) -> Outlet:
     """A policy rank's end. Raises TransportError."""
     match offer.transport:
@@ -46,6 +51,8 @@ def open_outlet(
         case "shared_memory":
             return SharedMemoryOutlet(signals, topology, plan.sends, offer.dtype)
         case "mapped":
+            if isinstance(parameters, StoredWeights):
+                raise ValueError("weights that are read from a checkpoint lie nowhere that an engine could map")
             return MappedOutlet(signals, topology, plan, parameters, offer.dtype)
     assert_never(offer.transport)
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megarl.reshard.channel import Publication
+from megarl.reshard.channel import Packs, Publication
 from megarl.reshard.channels import channel_facts, open_outlet
 from megarl.reshard.checksum import Checksums
 from megarl.reshard.fanout import Fanout
@@ -25,6 +25,7 @@ from megarl.reshard.packer import Packer
 from megarl.reshard.plan import TransferPlan, plan_policy_rank
 from megarl.reshard.seal import new_secret
 from megarl.reshard.session import (
+    SESSION,
     Offer,
     WeightEndpoint,
     announce_nodes,
@@ -44,6 +45,7 @@ from megarl.reshard.signals import (
     waited_for,
 )
 from megarl.reshard.staging import node_name
+from megarl.reshard.stored import StoredPacker, StoredWeights
 from megarl.reshard.tally import PublishReport, Tally
 from megarl.reshard.topology import Topology
 from megarl.reshard.wire import Wire, local_address
@@ -66,14 +68,15 @@ class WeightSender:
         self,
         endpoint: WeightEndpoint,
         offer: Offer,
-        parameters: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor] | StoredWeights,
         *,
         rank: int,
         store: dist.Store | None = None,
     ) -> None:
         """Meet all peers and plan.
 
-        parameters: this rank's, by `regions.parameter_key`. store: rank 0's own, from `serve_weights`.
+        parameters: this rank's, by `regions.parameter_key`; or a checkpoint's tensors, from which the only rank of a
+        grid of one publishes. store: rank 0's own, from `serve_weights`.
 
         Raises:
             TransportError: peers did not come, or engines do not fit each other.
@@ -89,7 +92,7 @@ class WeightSender:
         facts = channel_facts(offer, torch.device(offer.device))
         with joining(signals, f"policy rank {rank}"):
             self._topology, self.plan = self._agree(signals, facts.fanout)
-            self._packer = Packer(parameters, self.plan.blocks, checksums)
+            self._packer = _open_packer(parameters, self.plan, checksums)
             self._outlet = open_outlet(offer, self.plan, parameters, self._topology, signals)
             self._wire = Wire(
                 sealed,
@@ -158,7 +161,7 @@ class WeightSender:
 
     @property
     def _transfer(self) -> str:
-        return f"publication-{self._serial}"
+        return _name_transfer(self._serial)
 
     @property
     def _live(self) -> Signals:
@@ -178,7 +181,7 @@ class WeightSender:
 
     def _drop_older(self) -> None:
         """Forget the messages of the publication before this one, which everyone has read."""
-        older = f"publication-{self._serial - 1}"
+        older = _name_transfer(self._serial - 1)
         if self._serial > 1:
             numbers = range(self._topology.num_workers)
             workers = [f"{older}/{message}-{worker}" for message in ("ready", "taken") for worker in numbers]
@@ -205,3 +208,22 @@ class WeightSender:
         self._wire.close()
         self._signals = None
         self._outlet.close()
+
+
+def call_off(endpoint: WeightEndpoint, reason: str) -> None:
+    """End a session in which a single version is published, from another thread: whoever joins it, or waits for a
+    peer's word, is told `reason` instead. Safe when it is over, as long as its store is served here."""
+    store = endpoint.seal_store(connect_store(endpoint.host, endpoint.port, endpoint.timeout_s))
+    signals = Signals(store, timeout_s=endpoint.timeout_s)
+    for transfer in (SESSION, _name_transfer(1)):
+        signals.fail(transfer, reason)
+
+
+def _name_transfer(serial: int) -> str:
+    return f"publication-{serial}"
+
+
+def _open_packer(parameters: Mapping[str, Tensor] | StoredWeights, plan: TransferPlan, checksums: Checksums) -> Packs:
+    if isinstance(parameters, StoredWeights):
+        return StoredPacker(parameters, plan.blocks, checksums)
+    return Packer(parameters, plan.blocks, checksums)

@@ -97,6 +97,8 @@ class Offer:
     """Where the engines' workers put what arrives; "mapped" puts it nowhere."""
     delta: bool
     """Send only changed elements where that is smaller."""
+    once: bool = False
+    """One version is published: who has installed it leaves the session, and keeps no staging memory."""
 
     @property
     def layout(self) -> PolicyLayout:

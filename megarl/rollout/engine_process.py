@@ -108,6 +108,8 @@ class EngineProcess:
             await self._abandon(building)
             raise EngineStartError(f"{self._state.name} was shut down while it started")
         self._progress = EngineProgress(self.llm, self._processes, stall_timeout_s=self._config.stall_timeout_s)
+        if self._config.starts_without_weights:
+            self._state.memory = "unfilled"
         self._state.open()
 
     def _prepare_log(self) -> None:

@@ -3,7 +3,8 @@
 new -> (open) ready -> (updating) updating -> ready ... -> (close) closed; `fail` makes any but a closed one broken.
 
 Beside that, where it shares its GPUs, its memory: awake -> asleep -> blank -> loaded -> awake. It samples only awake; a
-blank one has memory for weights and none in it, and becomes loaded by a publication that came whole.
+blank one has memory for weights and none in it, and becomes loaded by a publication that came whole. One that was
+started without weights is unfilled, until a publication that came whole makes it awake.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Literal
 from megarl.rollout.failures import EngineError
 
 State = Literal["new", "ready", "updating", "broken", "closed"]
-Memory = Literal["awake", "asleep", "blank", "loaded"]
+Memory = Literal["awake", "asleep", "blank", "loaded", "unfilled"]
 
 
 class EngineState:

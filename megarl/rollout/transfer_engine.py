@@ -96,10 +96,12 @@ class MegarlWeightTransferEngine(WeightTransferEngine[MegarlInitInfo, MegarlUpda
         self._receiver.await_version(update_info.version)
 
     def finish_weight_update(self) -> None:
-        """Install the version that came."""
+        """Install the version that came; leave a session in which no other comes."""
         assert self._receiver is not None
         assert self._recording is not None
         install_weights(self.model, self.model_config, self._receiver, self._recording, device=self.device)
+        if self._receiver.offer.once:
+            self.shutdown()
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:

@@ -5,6 +5,7 @@ Only a failure while weights are installed makes it broken, which only a new eng
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from megarl.reshard.session import WeightEndpoint
 from megarl.reshard.signals import TransportError
 from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EngineProcess
-from megarl.rollout.engine_state import EngineState
+from megarl.rollout.engine_state import EngineState, Memory
 from megarl.rollout.failures import EngineError, WeightAdoptionError, find_root_cause
 from megarl.rollout.vllm_versions import label_weights, weights_label
 from megarl.telemetry.memory_phases import ByPhase
 
+_FILLABLE: Mapping[Memory, Memory] = {"awake": "awake", "unfilled": "awake", "blank": "loaded", "loaded": "loaded"}
+"""What may receive a version -> what it is when it has installed it."""
 _PEER_WAITS = 5
 """Waits for peers in a row, of publish.timeout_s each, that one call to the workers may hold."""
 
@@ -58,7 +61,7 @@ class WeightUpdates:
     async def connect(self, endpoint: WeightEndpoint) -> None:
         """See RolloutEngine."""
         self._state.check_ready("connect")
-        self._state.check_memory("connect", "awake", "blank", "loaded")
+        self._state.check_memory("connect", *_FILLABLE)
         await self._forget_version()
         info = endpoint.as_dict() | {"engine_index": self._index}
         await self._call_workers("init_weight_transfer_engine", init_info=info)
@@ -70,7 +73,7 @@ class WeightUpdates:
     async def receive(self, version: int) -> None:
         """Begin to receive `version` beside sampling. TransportError: the connection has ended."""
         self._state.check_ready("receive weights")
-        self._state.check_memory("receive weights", "awake", "blank", "loaded")
+        self._state.check_memory("receive weights", *_FILLABLE)
         await self._forget_version()
         await self._memory.enter("publish")
         await self._call_workers("start_weight_update")
@@ -79,7 +82,7 @@ class WeightUpdates:
     async def adopt(self, version: int) -> Adoption:
         """Install what `receive` began to receive; see RolloutEngine."""
         self._state.check_ready("adopt weights")
-        self._state.check_memory("adopt weights", "awake", "blank", "loaded")
+        self._state.check_memory("adopt weights", *_FILLABLE)
         if self._receiving != version:
             raise EngineError(f"{self._state.name} receives weights version {self._receiving}, not {version}")
         self._receiving = None
@@ -93,8 +96,7 @@ class WeightUpdates:
                     raise WeightAdoptionError(f"{self._state.name}: {self._state.reason}") from error
                 raise
             self.version = version
-            if self._state.memory == "blank":
-                self._state.memory = "loaded"
+            self._state.memory = _FILLABLE[self._state.memory]
         return adoption
 
     async def _forget_version(self) -> None:

@@ -61,9 +61,10 @@ class RayRolloutPool:
         self._restarts = Restarts(config.rollout.restarts)
         self._replacing: dict[int, asyncio.Task[None]] = {}
         """By engine, its replacement under way, or done since the last `restore`."""
-        self._unlike_policy: set[int] = set(range(config.rollout.engines) if self._starts.found else ())
-        """Engines that were started again and have adopted nothing since, and so hold what the run began with; or that
-        another run had, and hold its weights."""
+        unlike = self._starts.found or config.rollout.starts_without_weights
+        self._unlike_policy: set[int] = set(range(config.rollout.engines) if unlike else ())
+        """Engines that have adopted nothing since they were started: again, so that they hold what the run began with,
+        or without weights; or that another run had, and hold its weights."""
         self._ended: dict[int, asyncio.Event] = {}
         """Of engines that are replaced: that the processes of the one that was lost are gone."""
         self._have_room = asyncio.Event()
@@ -110,9 +111,7 @@ class RayRolloutPool:
     ) -> list[Rollout]:
         """As `deal_prompts` deals them; `arrived` is told of each when it has come, of several at a time."""
         if self._unlike_policy:
-            raise RuntimeError(
-                f"engines {sorted(self._unlike_policy)} were started again and lack the policy's weights"
-            )
+            raise RuntimeError(f"engines {sorted(self._unlike_policy)} have adopted no weights since they were started")
         deals = deal_prompts(requests, engines=len(self._workers))
 
         async def sample(deal: Deal) -> list[Rollout]:

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from megarl.cli.benchmarks import load_benchmarks
-from megarl.cli.evaluate import _engines_alone
 from megarl.cli.evaluated_model import check_evaluation, find_evaluated, load_evaluation
+from megarl.cli.evaluated_weights import engines_alone
 from megarl.cli.evaluation_base import find_base
 from megarl.cli.inputs import load_text_inputs
 from megarl.cli.main import app
@@ -184,7 +184,7 @@ def test_engines_have_the_gpus_to_themselves(tmp_path: Path, colocate: str) -> N
             f"cluster.colocate={colocate}",
         ],
     )
-    workers = Workers.of(_engines_alone(config), engines=2, on_gpu=True)
+    workers = Workers.of(engines_alone(config, stored=False), engines=2, on_gpu=True)
     assert workers.needs == {"CPU": 2.0, "GPU": 4.0}
     plan = plan_placement([Node("n0", {"CPU": 8.0, "GPU": 4.0})], workers)
     assert (plan.rank_nodes, plan.engine_nodes) == ((), (0, 0))

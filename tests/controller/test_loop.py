@@ -25,6 +25,17 @@ def test_order_of_a_run() -> None:
     ]
 
 
+def test_engines_that_start_without_weights_are_sent_them_before_the_first_step() -> None:
+    """As of version 0, in the place of those that they would have read."""
+    config = make_config()
+    rollout = config.rollout.model_copy(update={"vllm_overrides": {"load_format": "dummy"}})
+    recorder, plain = Recorder(), Recorder()
+    run(config.model_copy(update={"rollout": rollout}), recorder)
+    run(config, plain)
+    sent = ["start up: weights of step 0", "receive 0", "publish 0", "adopt 0"]
+    assert recorder.calls == [*sent, *plain.calls]
+
+
 def test_advantages_are_within_the_samples_of_a_prompt() -> None:
     recorder = Recorder()
     run(make_config(steps=1), recorder)

@@ -1,16 +1,23 @@
 """The same weights inside a run, as its export and as its checkpoint: the same answers, the same numbers."""
 
 import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from megarl.checkpoint.convert import convert
 from megarl.evaluation.answers import read_answers, read_settings
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.telemetry.sinks import read_metrics
 from tests.e2e.configuration import write_tiny_config
-from tests.e2e.processes import Megarl
+from tests.e2e.processes import MEGARL, Megarl
+from tests.e2e.resumed_runs import ROOT
 
 TIMEOUT_S = 400
 BENCHMARKS = """
@@ -25,9 +32,9 @@ data = { source = "file", path = "PATH", layout = "prompt_answer" }
 """
 
 
-def run_to_end(cwd: Path, *arguments: str | Path) -> str:
+def run_to_end(cwd: Path, *arguments: str | Path, program: Sequence[str | Path] = (MEGARL,)) -> str:
     """What `megarl ...` has printed; it leaves nothing behind."""
-    with Megarl(*arguments, cwd=cwd) as command:
+    with Megarl(*arguments, cwd=cwd, program=program) as command:
         code = command.wait(TIMEOUT_S)
         assert code == 0, command.text
         assert command.leftovers() == []
@@ -36,6 +43,30 @@ def run_to_end(cwd: Path, *arguments: str | Path) -> str:
 
 def answers(directory: Path, name: str) -> list[dict[str, Any]]:
     return read_answers(directory / f"{name}.parquet").to_pylist()
+
+
+@contextmanager
+def watching(directory: Path) -> Iterator[dict[str, int]]:
+    """The most bytes that a file in the directory has had while the block ran, by name, as far as looks tell."""
+    largest: dict[str, int] = {}
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.02):
+            for path in directory.rglob("*"):
+                try:
+                    size = path.stat().st_size if path.is_file() else 0
+                except FileNotFoundError:
+                    continue
+                largest[path.name] = max(largest.get(path.name, 0), size)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield largest
+    finally:
+        over.set()
+        watcher.join()
 
 
 def trained(row: dict[str, float | None]) -> dict[str, float | None]:
@@ -85,7 +116,6 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
             assert answers(directory, name) == answers(own, name), (link, name)
         numbers = json.loads((directory / "results.json").read_text())["benchmarks"]
         assert numbers == json.loads((own / "results.json").read_text())["benchmarks"]
-    assert not (tmp_path / "checkpoint" / "converted").exists()
     assert RunDirectory.open(tmp_path / "runs" / "latest").path == run.path
     assert "against base" in told
     compared = json.loads((tmp_path / "export" / "eval" / "results.json").read_text())["against_base"]
@@ -95,3 +125,41 @@ def test_one_model_answers_alike_wherever_its_weights_are(tmp_path: Path, tiny_m
     again = run_to_end(tmp_path, "eval", run.path, "--run", tmp_path / "export")
     assert "nothing is sampled" in again
     assert "vLLM engines" not in again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("dtype", "engines", "loss"),
+    [
+        pytest.param("bfloat16", 2, "", id="rounded from float32 as vLLM's own loader rounds"),
+        pytest.param("float32", 1, "0 generate core-0 SIGKILL", id="an engine is lost"),
+    ],
+)
+def test_a_checkpoint_is_sent_to_engines_and_written_nowhere(
+    dtype: str, engines: int, loss: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    convert(tiny_model_dir, tmp_path / "hf", to="hf", dtype=torch.float32)
+    convert(tmp_path / "hf", tmp_path / "dist", tensor=2, pipeline=2)
+    weights = sum(path.stat().st_size for path in (tmp_path / "dist").glob("*.distcp"))
+    config = write_tiny_config(tmp_path, tiny_model_dir)
+    fragment = tmp_path / "benchmarks.toml"
+    options = "{ max_terms = 2, max_digits = 1 }"
+    fragment.write_text(BENCHMARKS.partition("[eval.benchmarks.words]")[0].replace("OPTIONS", options))
+    # One response after the other, so that an engine owes some when it has answered others.
+    overrides = [f"rollout.engines={engines}", "rollout.vllm_overrides={max_num_seqs=1}"]
+    overrides += ["rollout.max_response_tokens=32", f"model.dtype={dtype}", "rollout.publish.bucket_mib=1"]
+    losing = (sys.executable, ROOT / "tests" / "e2e" / "losing_engines.py", loss)
+    found = {}
+    for name, program in (("hf", (MEGARL,)), ("dist", losing if loss else (MEGARL,))):
+        link = tmp_path / f"at-{name}"
+        with watching(tmp_path / "runs") as largest:
+            arguments = (tmp_path / name, config, fragment, *overrides, "--run", link)
+            told = run_to_end(tmp_path, "eval", *arguments, program=program)
+        found[name] = answers(link / "eval", "sums")
+        assert {"results.json", f"rollout-{engines - 1}.log"} <= largest.keys()
+        assert max(largest.values()) < weights / 10, largest
+        assert told.count("weight transfer") == (name == "dist")
+        assert ("rollout rank 0 is started again (1 of 3" in told) == (program == losing)
+        assert ("of 24 responses are sampled again: rollout rank 0" in told) == (program == losing)
+    assert found["hf"] == found["dist"]

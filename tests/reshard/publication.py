@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megarl.models.boxes import Box
 from megarl.models.layout import layout_of
 from megarl.models.shape import ModelShape
 from megarl.models.shards import fill_parameter
@@ -23,6 +24,7 @@ from megarl.reshard.receiver import WeightReceiver
 from megarl.reshard.regions import parameter_key, view_region
 from megarl.reshard.sender import WeightSender, serve_weights
 from megarl.reshard.session import Offer, Transport, WeightEndpoint
+from megarl.reshard.stored import StoredWeights
 from megarl.reshard.tally import PublishReport
 from tests.dist.gpus import take_gpu
 from tests.models.shapes import make_shape
@@ -58,6 +60,8 @@ class Setting:
     """How many peers pretend to be on one machine; the policy is on another unless all are on one."""
     min_share_bytes: int | None = None
     """From which replicas and nodes share a block; None: as megarl does."""
+    stored: bool = False
+    """The only policy rank has no parameters: it reads boxes of the version's tensors as it packs them."""
     defence_s: float = 1.0
     """How long a peer that is waited for in vain may take to say whom it waits for; a third of megarl's own."""
 
@@ -130,11 +134,19 @@ class PolicyRank:
                 parameter_key(entry.chunk, entry.name): torch.empty(entry.shape, device=setting.device)
                 for entry in self._entries
             }
-        self.end = WeightSender(endpoint, setting.offer, self._parameters, rank=rank, store=store)
+        self._stored: dict[str, Tensor] = {}
+        held = StoredWeights(self._read) if setting.stored else self._parameters
+        self.end = WeightSender(endpoint, setting.offer, held, rank=rank, store=store)
+
+    def _read(self, box: Box) -> Tensor:
+        return self._stored[box.tensor][box.slices]
 
     def publish(self, version: int) -> PublishReport:
         """Take the values of a version and send them."""
         tensors = make_checkpoint(self._setting.shape, version)
+        if self._setting.stored:
+            self._stored = tensors
+            return self.end.publish(version)
         for entry in self._entries:
             parameter = self._parameters[parameter_key(entry.chunk, entry.name)]
             fill_parameter(parameter, entry, lambda box: tensors[box.tensor][box.slices])

@@ -32,6 +32,12 @@ LAYOUTS = {
     "tp2 to tp1, bfloat16, changes only": Setting(tensor=2, dtype=torch.bfloat16, delta=True),
     "messages of one tensor and more": Setting(tensor=2, rollout_tensor=2, bucket_bytes=1 << 20),
     "messages of ten elements": Setting(shape=make_shape(), bucket_bytes=40),
+    "read as it is sent, to two engines of two, bfloat16": Setting(
+        stored=True, engines=2, rollout_tensor=2, dtype=torch.bfloat16
+    ),
+    "read as it is sent, shared memory": Setting(stored=True, rollout_tensor=2, transport="shared_memory"),
+    "read as it is sent, changes only": Setting(stored=True, delta=True),
+    "read as it is sent, of ten elements": Setting(stored=True, shape=make_shape(), bucket_bytes=40),
 }
 
 ENGINES = Setting(engines=3, rollout_tensor=2, nodes="an engine", min_share_bytes=64)

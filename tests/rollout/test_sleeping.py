@@ -14,6 +14,7 @@ from vllm.v1.executor.abstract import SLEEP_TAGS
 from megarl.config.base import ConfigError
 from megarl.config.policy import ModelConfig
 from megarl.config.rollout import RolloutConfig
+from megarl.reshard.signals import TransportError
 from megarl.rollout.arguments import build_engine_args, check_vllm_overrides
 from megarl.rollout.engine_memory import EngineMemory
 from megarl.rollout.engine_process import EngineProcess
@@ -83,8 +84,38 @@ class Engine:
 async def _answered(method: str, **arguments: Any) -> None: ...
 
 
+async def _refused(method: str, **arguments: Any) -> None:
+    raise TransportError("engine 0 worker 0: the connection has ended")
+
+
 def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 10))
+
+
+def test_one_that_was_started_without_weights_samples_only_what_it_adopted() -> None:
+    """Also where a publication failed, and where it has slept meanwhile."""
+
+    async def story() -> None:
+        engine = Engine()
+        engine.state.memory = "unfilled"
+        with pytest.raises(RuntimeError, match=r"^engine 0 cannot sample: its memory is unfilled, not awake$"):
+            await engine.sample()
+        engine.updates._call_workers = _refused  # type: ignore[method-assign]
+        with pytest.raises(TransportError):
+            await engine.updates.receive(1)
+        assert engine.state.memory == "unfilled"
+        await engine.adopt(0)
+        await engine.sample()
+        assert engine.state.memory == "awake"
+        sleeper = Engine()
+        sleeper.state.memory = "unfilled"
+        await sleeper.sleeping.sleep()
+        await sleeper.sleeping.wake_weights()
+        await sleeper.adopt(0)
+        await sleeper.sleeping.wake_cache()
+        await sleeper.sample()
+
+    run(story())
 
 
 @pytest.mark.parametrize("sleeps", [True, False])

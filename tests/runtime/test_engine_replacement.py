@@ -29,7 +29,7 @@ def test_a_dead_engine_is_replaced_while_the_others_go_on(stage: Callable[..., S
         assert at.killed == [dying]
         assert [worker._actor for worker in at.roster.workers] == at.pool_handles() == [at.started[0], heir]
         assert await at.pool.restore() == 0
-        with pytest.raises(RuntimeError, match=r"^engines \[1\] were started again and lack the policy's weights$"):
+        with pytest.raises(RuntimeError, match=r"^engines \[1\] have adopted no weights since they were started$"):
             await at.generate()
         await at.pool.adopt_weights(0)
         at.told.clear()
