@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megarl.config.objective import ObjectiveConfig
 from megarl.config.trust import RatioConfig, StaleClip
+from megarl.objective.contexts import RESOLUTION
 from megarl.objective.order_statistics import kth_smallest
 from megarl.objective.ratio import log_ratio
 from megarl.objective.share import Share, share_of
@@ -18,10 +19,15 @@ from megarl.objective.tokens import TokenBatch
 
 def staleness_quantile(objective: ObjectiveConfig, config: StaleClip, share: Share) -> float:
     """q: the ceil(quantile n)-th smallest |log r| of the mini-batch's n response tokens, at the configured level and
-    anchor; the same on every rank. The authors take it over a micro-batch."""
+    anchor; the same on every rank. The authors take it over a micro-batch.
+
+    0 where it is at most RESOLUTION: that is what rounding makes of ratios that have not moved, and relative to it
+    every token that has moved would be infinitely stale under one layout and not at all under another.
+    """
     staleness_T = log_ratio(objective.ratio, share.tokens).to(torch.float64).abs()
     rank = math.ceil(share_of(config.quantile, share.num_tokens)) - 1
-    return float(kth_smallest(staleness_T, [rank], share.reduce).item())
+    quantile = float(kth_smallest(staleness_T, [rank], share.reduce).item())
+    return quantile if quantile > RESOLUTION else 0.0
 
 
 def stale_bounds(

@@ -212,3 +212,13 @@ def test_a_weight_that_nothing_computes_is_not_left_out():
     assert objective.needs_survey
     with pytest.raises(NoFormulaError, match=r"^Made is on, but the choice of tokens has no formula for it"):
         choose(objective, make_tokens([2]), CONTROLS, SingleRank())
+
+
+def test_ratios_that_have_moved_by_rounding_alone_make_no_token_stale():
+    def above(moved: float) -> float | None:
+        # Nine of ten tokens are where the policy is certain; under one layout their ratio is 1, under another nearly.
+        old, new = [-1e-3] * 18 + [-2.0] * 2, [moved - 1e-3] * 18 + [-1.9, -2.1]
+        return choose_of({"clip": {"kind": "stale"}}, make_tokens(logp=new, old_logp=old)).stale_above
+
+    assert above(0.0) == above(1e-7) == above(-1e-6) == 0.0
+    assert above(1e-3) == pytest.approx(1e-3)
