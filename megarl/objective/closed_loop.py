@@ -38,7 +38,7 @@ _ROUNDS = 5
 def search_knob(
     objective: ObjectiveConfig, clip: ClosedLoopClip | ClosedLoopFlexEcClip, share: Share, so_far: Choices
 ) -> LoopChoice:
-    """The knob for this mini-batch, the same on every rank and under every layout; three to eleven collectives.
+    """The knob for this mini-batch, the same on every rank and under every layout; four to twelve collectives.
 
     `so_far` has the weights of the rules that read no bounds. It stays where the last update left it while its budget
     is within `clip.loop.band` of what is wanted, and where no bound in the range drops a token: so in a step's first

@@ -281,6 +281,16 @@ def test_every_layout_chooses_the_same(objective: dict[str, Any], wanted: float,
         assert all(rank == calls[0] for rank in calls)
 
 
+@pytest.mark.parametrize(("spread", "rounds"), [(0.0, 1), (1e-9, 5)], ids=["nothing to move", "all in one place"])
+def test_it_looks_five_times_at_most(spread: float, rounds: int) -> None:
+    """A collective that counts the tokens, two of the budget's size, two of each round."""
+    moved_T = torch.full((40,), math.log(0.77) if spread else 0.0).double() + spread * torch.arange(40).double()
+    tokens = make_tokens([40], logp=-1.0 + moved_T, old_logp=-1.0, advantage=-1.0, expected_q=0.3)
+    config, controls = ObjectiveConfig.model_validate(CLOSED), controls_for(-0.5)
+    _, (calls,) = on_ranks(lambda share, reduce: choose(config, share, controls, reduce), [tokens])
+    assert len(calls) == 1 + 2 + 2 * rounds
+
+
 def test_without_the_loop_s_numbers_it_says_so() -> None:
     config = ObjectiveConfig.model_validate(CLOSED)
     tokens = typical_tokens(10, seed=0)
