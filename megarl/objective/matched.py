@@ -5,10 +5,12 @@ makes the steps smaller and noisier, and any finite step loses entropy. A run wi
 the first alone, so the difference of the two is the clip's doing.
 
 Clip-low drops tokens with A < 0, clip-high such with A > 0. The coin drops on each side exactly as many of the side's
-tokens, each with the same chance. Given the sign of A the dropped tokens are then independent of the token that was
-drawn, so where the reward is random the expected update is c' times the expected grad log p under the current policy,
-which is 0, whatever the two counts are: no bias, as without a clip. (The control of the small softmax in `theory`
-draws among the tokens beyond the bounds instead, with a count that fits in the mean.) T = response tokens.
+tokens, each with the same chance. Given the sign of A and the two counts, which token is dropped is then independent
+of the tokens that were drawn, so where the reward is random the expected update is c' times the expected grad log p
+under the current policy, which is 0: no bias, as without a clip. But for one thing: a count contains the token itself.
+On a side of n tokens the coin keeps 1 / n of the clip's own bias, on a side of one token it is the clip; tokens of a
+response, whose ratios move together, count as few. (The control of the small softmax in `theory` draws among the
+tokens beyond the bounds instead, with a count that fits in the mean.) T = response tokens.
 """
 
 import torch

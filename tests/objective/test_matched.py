@@ -1,5 +1,6 @@
 """The matched control: exact counts on each side, a coin that knows nothing of the ratio, no bias, any layout."""
 
+import itertools
 import math
 
 import pytest
@@ -170,3 +171,22 @@ def test_nothing_is_dropped_before_the_ratio_has_moved() -> None:
     tokens = make_tokens([30], logp=-1.0, old_logp=-1.0, advantage=[1.0, -1.0] * 15)
     assert not choose_of(CONTROL, tokens).rule_T.any()
     assert choose_of(CONTROL, make_tokens([0])).weight_T.shape == (0,)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_token_counts_itself_so_that_the_nth_part_of_the_clips_bias_stays(n: int) -> None:
+    """Mini-batches of n tokens with A > 0, each beyond its bound or not by an even chance: of what the clip takes from
+    the beyond alone, the control takes 1/n from them beside what it takes from all alike. Enumerated, by many draws."""
+    logp_M = torch.tensor([math.log(1.5), 0.0], dtype=torch.float64)
+    kept_by_kind = torch.zeros(2, dtype=torch.float64)
+    draws = 40
+    for kinds in itertools.product((0, 1), repeat=n):
+        for draw in range(draws):
+            tokens = make_tokens(
+                [1] * n, logp=logp_M[list(kinds)], old_logp=0.0, sample_ids=[draw * n + index for index in range(n)]
+            )
+            weight_T = choose_of(CONTROL, tokens).weight_T
+            kept_by_kind.index_add_(0, torch.tensor(kinds), weight_T / (n * draws * 2**n))
+    # Kept of each kind, of a half: the clip keeps (0, 1/2); a coin of the mean count would keep (1/4, 1/4).
+    beyond, inside = (kept_by_kind * 2).tolist()
+    assert inside - beyond == pytest.approx(1 / n, abs=0.12)
