@@ -155,3 +155,13 @@ class ClosedLoopFlexEcClip(ClipVariant):
     def _lines_stay_above_zero(self) -> Self:
         check_lines(self)
         return self
+
+    @model_validator(mode="after")
+    def _has_room(self) -> Self:
+        standard = (0.0, self.standard)
+        if (self.upper_slope, self.upper_start) == (self.lower_slope, self.lower_start) == standard:
+            raise ConfigError(
+                f"objective.clip: the upper and the lower line are the constant distance standard {self.standard:g}, "
+                'which leaves nothing to choose; change upper_start or lower_start, or set kind = "constant"'
+            )
+        return self

@@ -139,6 +139,11 @@ def _check_gate_and_clip(config: ObjectiveConfig) -> Iterator[str]:
             f'objective.gate.{name} acts at the bounds, but objective.clip.kind is "{clip.kind}"; choose bounds, or '
             "turn it off"
         )
+    if isinstance(gate, PpoGate) and gate.dual_at_high and clip.sets_bounds and not clip.bounds_above:
+        yield (
+            f'objective.gate.dual_at_high acts at the upper bound, but objective.clip.kind "{clip.kind}" has it turned '
+            "off; set objective.clip.high to a number, or turn dual_at_high off"
+        )
     if gate.reads_bounds == "must" and not clip.sets_bounds:
         needless = join_or(tags_where(Gate, reads_bounds="may") + tags_where(Gate, reads_bounds="never"))
         yield (
@@ -211,6 +216,11 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
         yield (
             f"objective.weights.matched drops as many tokens as bounds would, but with objective.gate.{name} they do "
             "something else; leave it out, or remove the table"
+        )
+    if config.weights.clip_cov:
+        yield (
+            "objective.weights.matched and objective.weights.clip_cov draw by the same lot, so that they would drop "
+            "the same tokens, while Clip-Cov beside bounds drops others; remove one of the two tables"
         )
 
 
@@ -291,6 +301,11 @@ def _check_controllers_start(config: ObjectiveConfig) -> Iterator[str]:
             f"objective.auxiliary.entropy.coefficient {bonus.coefficient:g} is where the controller starts, but "
             f"objective.controllers.entropy_coefficient keeps it between {adaptive_entropy.minimum:g} and "
             f"{adaptive_entropy.maximum:g}; start inside"
+        )
+    if controllers.negative_scale and config.weights.negative_scale and not config.weights.negative_scale.scale:
+        yield (
+            "objective.controllers.negative_scale enlarges objective.weights.negative_scale.scale, which is 0 and "
+            "stays so; set a scale above 0, or remove the controller"
         )
     scale, moves = config.weights.positive_scale, controllers.positive_scale
     if scale and moves and scale.scale <= moves.step:

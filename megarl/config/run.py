@@ -333,7 +333,11 @@ def _check_rules_that_need_updates(config: RunConfig) -> Iterator[str]:
         return
     comparing = {f"auxiliary.{name}": loss.compares_updates for name, loss in objective.auxiliary.on.items()}
     comparing |= {f"weights.{name}": weight.compares_updates for name, weight in objective.weights.on.items()}
-    comparing["clip"] = objective.clip.steers and not objective.ratio.reads_behavior
+    if objective.ratio.reads_behavior:
+        # Bounds of that ratio drop tokens in the first update too, and so does their control.
+        comparing["weights.matched"] = False
+    else:
+        comparing["clip"] = objective.clip.steers
     for path in (path for path, compares in comparing.items() if compares):
         yield (
             f"objective.{path} compares the policy with itself before a batch's first update, but there is one update "

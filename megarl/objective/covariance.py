@@ -45,8 +45,7 @@ def clip_cov(
     low_T, high_T = token_bounds(objective.clip, tokens, controls, bounds, ratio=objective.ratio)
     ratio_T = log_ratio(objective.ratio, tokens).exp()
     sides_T = clipped_sides(ratio_T, share.advantage_T.to(ratio_T.dtype), low_T, high_T)
-    kept_T = (sides_T == 0) | (not objective.bounds_act)
-    eligible_T = (covariance_T > config.low) & (covariance_T < config.high) & kept_T
+    eligible_T = (covariance_T > config.low) & (covariance_T < config.high) & (sides_T == 0)
     k = at_least_one(config.fraction, share.num_tokens)
     drop_T = smallest_k_mask(share.lots(), eligible_T=eligible_T, k=k, reduce=share.reduce)
     return share.dropped(drop_T, Rule.CLIP_COV)

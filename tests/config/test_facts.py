@@ -214,11 +214,11 @@ def test_every_rule_is_some_variants() -> None:
     everything = ObjectiveConfig.model_validate(
         {
             "gate": {"kind": "ppo", "dual": 3.0},
-            "weights": {name: {} for name in WeightsConfig.model_fields if name != "importance_mask"},
+            "weights": {name: {} for name in WeightsConfig.model_fields if name not in ("importance_mask", "matched")},
             "auxiliary": {name: {} for name in AuxiliaryConfig.model_fields},
         }
     )
-    masked = ObjectiveConfig.model_validate({"weights": {"importance_mask": {}}})
+    masked = ObjectiveConfig.model_validate({"weights": {"importance_mask": {}, "matched": {}}})
     gates = [ObjectiveConfig.model_validate({"gate": {"kind": kind}, "clip": NONE}) for kind in ("cispo", "dppo")]
     assert frozenset().union(*(objective.rules for objective in (everything, masked, *gates))) == named
 

@@ -107,6 +107,29 @@ REFUSED = {
         "objective.weights.matched drops as many tokens as bounds would, but with objective.gate.rescue they do "
         "something else; leave it out, or remove the table",
     ),
+    "a coin beside clip-cov's": (
+        ["objective.weights={matched={}, clip_cov={}}"],
+        "objective.weights.matched and objective.weights.clip_cov draw by the same lot, so that they would drop the "
+        "same tokens, while Clip-Cov beside bounds drops others; remove one of the two tables",
+    ),
+    "dual clip at an upper bound that is off": (
+        ["objective.gate.dual_at_high=true", "objective.clip.high=inf"],
+        'objective.gate.dual_at_high acts at the upper bound, but objective.clip.kind "constant" has it turned off; '
+        "set objective.clip.high to a number, or turn dual_at_high off",
+    ),
+    "a controller of a scale that is 0": (
+        ["objective.controllers.negative_scale={}", "objective.weights.negative_scale={scale=0.0}"],
+        "objective.controllers.negative_scale enlarges objective.weights.negative_scale.scale, which is 0 and stays "
+        "so; set a scale above 0, or remove the controller",
+    ),
+    "a closed loop between lines that are one": (
+        [
+            "objective.clip={kind='closed_loop_flexec', upper_slope=0.0, upper_start=0.2, lower_slope=0.0, "
+            "lower_start=0.2}"
+        ],
+        "objective.clip: the upper and the lower line are the constant distance standard 0.2, which leaves nothing to "
+        'choose; change upper_start or lower_start, or set kind = "constant"',
+    ),
     "a closed loop over bounds that act otherwise": (
         ["objective.clip.kind=closed_loop", "objective.gate.dual_at_high=true"],
         'objective.clip.kind "closed_loop" steers by the tokens that its bounds drop, but with '
@@ -324,6 +347,9 @@ ACCEPTED = {
     "a fair coin under dynamic sampling": ["objective.sampler.kind=dynamic", "reward.verifier.kind=random"],
     "a closed loop of one update, anchored at the engine": [
         *("objective.clip.kind=closed_loop", "objective.ratio.anchor=behavior", "train.mini_batch_responses=16"),
+    ],
+    "a coin of one update, anchored at the engine": [
+        *("objective.weights.matched={}", "objective.ratio.anchor=behavior", "train.mini_batch_responses=16"),
     ],
     "a closed loop of clip-low alone": ["objective.clip={kind='closed_loop', high_tight=inf, high_loose=inf}"],
     "both sides off": ["objective.clip.low=1.0", "objective.clip.high=inf"],
