@@ -112,8 +112,8 @@ class SmoothedAdvantage(AdvantageVariant):
 
 class FocalAdvantage(AdvantageVariant):
     """A = (1 - p)^(alpha - 1) (R - mean) over the group, p the mean kept within 0 and 1: harder prompts weigh more
-    while few are solved. alpha = clip(3 (1 - P) / (2 P), 1, largest), P a running mean of p (FADE,
-    arXiv 2607.01490)."""
+    while few are solved. alpha = clip(3 (1 - P) / (2 P), 1, largest), P a running mean of p over the groups that are
+    trained on, which a dynamic sampler chooses (FADE, arXiv 2607.01490)."""
 
     method: Literal["focal"]
     compares_group: ClassVar[bool] = True

@@ -42,7 +42,9 @@ class Stare(WeightVariant):
 
 class EntropyFlow(WeightVariant):
     """Weighs tokens whose update raises the entropy by 1 + lambda and those that lower it by 1 - lambda, so that the
-    two cancel to first order over the mini-batch (OPEFO, arXiv 2605.11491)."""
+    two cancel to first order over the mini-batch (OPEFO, arXiv 2605.11491). They do with gate "ppo" without bounds and
+    without dual clip, and no other weights: what those make of a token is not counted. Where every token lowers the
+    entropy lambda is 1, and nothing is left of the update; likewise where every token raises it."""
 
     tells_tokens_apart: ClassVar[bool] = True
     needs_survey: ClassVar[bool] = True

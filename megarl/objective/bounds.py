@@ -111,7 +111,10 @@ def _everywhere(low: float, high: float, like_T: Tensor) -> tuple[Tensor, Tensor
 def _loop_bounds(
     clip: ClosedLoopClip | ClosedLoopFlexEcClip, choices: Choices, tokens: TokenBatch, ratio: RatioConfig
 ) -> tuple[Tensor, Tensor]:
-    """At knob 0 what lowers the entropy most, at 1 what raises it most; every bound moves one way in between."""
+    """At knob 0 the bounds that lower the entropy, at 1 those that raise it; every bound moves one way in between.
+
+    FlexEC's two modes are no extremes at every p: its published lower line goes below `standard` from p = 0.77 on.
+    """
     if choices.loop is None:
         raise ValueError(
             f'objective.clip.kind is "{clip.kind}" but the choices of this mini-batch hold no knob; it comes from a '

@@ -2,7 +2,8 @@
 
 What clipping does to the entropy is that it drops the tokens whose ratio has moved; that it drops tokens at all also
 makes the steps smaller and noisier, and any finite step loses entropy. A run with the coin differs from its clip in
-the first alone, so the difference of the two is the clip's doing.
+the first alone, so the difference of the two is the clip's doing; but the counts are of the run's own ratios, which
+move as its weights do: look at matched/ beside the clip's clip_ratio/ before comparing.
 
 Clip-low drops tokens with A < 0, clip-high such with A > 0. The coin drops on each side exactly as many of the side's
 tokens, each with the same chance. Given the sign of A and the two counts, which token is dropped is then independent

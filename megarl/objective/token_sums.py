@@ -156,7 +156,8 @@ def to_metrics(sums: TokenSums, *, num_mini_batches: int = 1, rules: Rule | None
         entropy by learning rate * E[max(A, 0)] * (low - high + dual contribution_weighted); with aggregation
         token-mean the plain contributions are the same number, with any other they are not. The paper's theorems are
         low - high: a dual clip adds a set of tokens with A < 0 that are no longer pushed down. So its sign is low's,
-        and beyond both bounds it takes back what clip-high did.
+        and beyond both bounds it takes back what clip-high did. A gate with a rescue (NSR) leaves some tokens of the
+        sets their gradient: there the contributions are what clipping would do without it.
     entropy/region_e1 ... e4: shares of tokens with A > 0 and -logp < H (e1), A > 0 and -logp > H (e2), A < 0 and
         -logp < H (e3), A < 0 and -logp > H (e4): FlexEC's regions (arXiv 2602.09782). Ties and A = 0 are in none.
     The budget, in nats per unit of learning rate; POSITIVE RAISES the entropy:

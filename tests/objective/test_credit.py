@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from megarl.config.objective import ObjectiveConfig
 from megarl.objective.choices import choose
 from tests.objective.accounting import compute, metrics_of
-from tests.objective.choosing import CONTROLS, choose_of
+from tests.objective.choosing import CONTROLS, batch_of, choose_of, random_samples
 from tests.objective.simulated_ranks import SingleRank
 from tests.objective.tokens import make_tokens
 
@@ -104,3 +105,31 @@ def test_entropy_flow_where_nothing_flows() -> None:
     assert choose_of({"weights": {"entropy_flow": {}}}, still).weight_T.tolist() == [1.0, 1.0]
     one_way = make_tokens(logp=math.log(0.15), entropy=ENTROPY, expected_q=EXPECTED_Q, advantage=[1.0, 0.0])
     assert choose_of({"weights": {"entropy_flow": {}}}, one_way).weight_T.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("objective", "cancels"),
+    [
+        ({"clip": {"kind": "none"}}, True),
+        ({"clip": {"kind": "none"}, "ratio": {"level": "prefix"}}, True),
+        ({"clip": {"low": 0.1, "high": 0.1}}, False),
+        ({"clip": {"kind": "none"}, "gate": {"dual": 1.2}}, False),
+        ({"clip": {"kind": "none"}, "gate": {"kind": "up"}}, False),
+        ({"clip": {"kind": "none"}, "weights": {"tis": {}}}, False),
+    ],
+)
+def test_entropy_flow_cancels_where_nothing_else_weighs_or_drops(objective: dict[str, Any], cancels: bool) -> None:
+    config = {"gate": {"dual": math.inf}, **objective}
+    config["weights"] = {"entropy_flow": {}, **objective.get("weights", {})}
+    tokens = batch_of(random_samples([40, 30, 50, 60], seed=1))
+    loss = compute(tokens, choices=choose_of(config, tokens), **config)
+    budget_T = loss.coefficient_T.double() * (tokens.expected_q_T.double() - tokens.q_T)
+    assert (abs(budget_T.sum() / budget_T.abs().sum()) < 1e-6) == cancels
+
+
+@pytest.mark.parametrize(("advantage", "weight"), [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0)])
+def test_entropy_flow_of_one_direction_leaves_nothing(advantage: float, weight: float) -> None:
+    tokens = make_tokens(
+        logp=[math.log(0.15)] * 2, entropy=ENTROPY, expected_q=EXPECTED_Q, advantage=[advantage, 2 * advantage]
+    )
+    assert choose_of({"weights": {"entropy_flow": {}}}, tokens).weight_T.tolist() == [weight] * 2
