@@ -195,7 +195,6 @@ class RayRolloutPool:
         if not self._starts.stay:
             return
         try:
-            await self._check()
             asked = [worker.ask(RolloutActor.disconnect) for worker in self._workers]
             await self._all(asked, doing="leave the policy", limit=self._weights_limit)
         except (EngineLost, WorkerFailed, TransportError) as failure:

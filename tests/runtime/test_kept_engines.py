@@ -70,7 +70,7 @@ def test_a_pool_that_starts_engines_leaves_them_too(monkeypatch: pytest.MonkeyPa
         await at.pool.leave()
         await at.pool.close()
         assert keeper.trusted
-        assert [engine.calls[-2:] for engine in at.started] == [["check", "disconnect"]] * 2
+        assert [engine.calls[-1] for engine in at.started] == ["disconnect"] * 2
 
     play(scenario())
 
@@ -108,17 +108,16 @@ def test_after_an_engine_was_lost_nobody_else_has_any(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("method", "error"),
-    [("check", EngineError("engine 1 cannot go on")), ("disconnect", TransportError("engine 1 worker 0: it is stuck"))],
+    "error", [EngineError("engine 1 cannot go on"), TransportError("engine 1 worker 0: it is stuck")], ids=repr
 )
 def test_an_engine_that_fails_when_the_run_is_over_fails_no_run(
-    method: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         keeper, silent = Kept(), Engine(1)
         at = Stage(monkeypatch, (Engine(0), silent), (Engine(1),), keeper=keeper)
         await at.meet()
-        silent.faults[method] = raised(error)
+        silent.faults["disconnect"] = raised(error)
         await at.pool.leave()
         await at.pool.close()
         assert not keeper.trusted
