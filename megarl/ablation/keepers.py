@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megarl.ablation.processes import Slot, start_process
-from megarl.telemetry.keeper_file import KEEPER_VARIABLE
+from megarl.telemetry.keeper_file import KEEPER_PROCESS_VARIABLE, KEEPER_VARIABLE
+from megarl.telemetry.process_mark import ProcessMark
 
 _END_LIMIT_S = 180.0
 """Longer than all limits of a keeper's own end."""
@@ -122,10 +123,11 @@ def start_keeper(
             environment={**environment, **slot.variables, **token},
             standard_input=reading,
         )
+        mark = ProcessMark.of(process.pid)
     except OSError:
         os.close(writing)
         raise
     finally:
         os.close(reading)
-    variables = {**slot.variables, **token, KEEPER_VARIABLE: str(directory)}
+    variables = {**slot.variables, **token, KEEPER_VARIABLE: str(directory), KEEPER_PROCESS_VARIABLE: str(mark)}
     return Keeper(process, shape, Slot(variables, descriptors=(writing,)))

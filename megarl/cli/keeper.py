@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,14 +59,21 @@ async def _keep(config: RunConfig, directory: Path, facts: KeeperFacts) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     # By Python's own means: Ray takes the signals of an event loop away.
-    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(told.set))
-    threading.Thread(target=_read_to_end, args=(lambda: loop.call_soon_threadsafe(told.set),), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _tell(loop, told))
+    threading.Thread(target=_read_to_end, args=(lambda: _tell(loop, told),), daemon=True).start()
     async with kept_ray(config) as address:
         if not told.is_set():
             replace(facts, status="ready", address=address).write(directory)
             await told.wait()
-        replace(facts, status="ending").write(directory)
+        with suppress(OSError):  # a full disk: the engines end in order all the same
+            replace(facts, status="ending").write(directory)
         await undisturbed(end_kept_engines(config.rollout.engines))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, told: asyncio.Event) -> None:
+    """Also when it is ending already: its owner, a run and a scheduler may all tell it."""
+    with suppress(RuntimeError):  # the loop is closed; what is left of the run's is being ended
+        loop.call_soon_threadsafe(told.set)
 
 
 def _read_to_end(ended: Callable[[], object]) -> None:

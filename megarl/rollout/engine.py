@@ -126,6 +126,15 @@ class RolloutEngine:
         """
         await self._updates.connect(endpoint)
 
+    async def disconnect(self) -> None:
+        """End the session with the policy, which is about to end while the engine goes on: nothing of its memory, and
+        no staging memory, is held until another one comes.
+
+        Raises:
+            TransportError: a worker could not; the engine is as it was.
+        """
+        await self._updates.disconnect()
+
     async def receive_weights(self, version: int) -> None:
         """Begin to receive `version` beside sampling; returns at once.
 

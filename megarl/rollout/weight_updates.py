@@ -70,6 +70,12 @@ class WeightUpdates:
         """Every worker answers, or EngineError."""
         await self._call_workers("check_health")
 
+    async def disconnect(self) -> None:
+        """See RolloutEngine."""
+        self._state.check_ready("disconnect")
+        await self._forget_version()
+        await self._call_workers("megarl_disconnect")
+
     async def receive(self, version: int) -> None:
         """Begin to receive `version` beside sampling. TransportError: the connection has ended."""
         self._state.check_ready("receive weights")

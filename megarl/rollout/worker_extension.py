@@ -21,6 +21,8 @@ class WorkerExtension:
 
     device: torch.device
     """vLLM's worker sets it."""
+    weight_transfer_engine: Any
+    """Likewise: `transfer_engine.MegarlWeightTransferEngine`."""
     _megarl_meter: MemoryMeter | None = None
 
     def megarl_call(self, method: str, arguments: dict[str, Any]) -> str | None:
@@ -31,6 +33,10 @@ class WorkerExtension:
             _log.exception("%s failed", method)
             return str(error) or type(error).__name__
         return None
+
+    def megarl_disconnect(self) -> None:
+        """End the session with the policy, if there is one, and let go of its memory."""
+        self.weight_transfer_engine.shutdown()
 
     def megarl_memory(self) -> dict[str, int | None]:
         """The fields of a `MemoryUse`: of this worker, since the last call; the first is of the time since it began."""

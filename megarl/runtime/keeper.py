@@ -29,8 +29,8 @@ from megarl.config.run import RunConfig
 from megarl.runtime.ray_address import RayAddress
 from megarl.runtime.ray_start import NAMESPACE
 from megarl.telemetry.atomic_file import write_text_atomically
-from megarl.telemetry.keeper_file import KEEPER_VARIABLE, KeeperFacts
-from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE
+from megarl.telemetry.keeper_file import KEEPER_PROCESS_VARIABLE, KEEPER_VARIABLE, KeeperFacts
+from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark
 
 GROUP = "workers"
 _ENGINES = "engines.json"
@@ -51,8 +51,9 @@ class KeeperLost(RuntimeError):
 class Keeper:
     """Of one run, for as long as that uses it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, process: ProcessMark | None = None) -> None:
+        """process: the keeper's, where that is known before it has said anything."""
+        self.directory, self._process = directory, process
         self.has_engines = (directory / _ENGINES).is_file()
         """Of a run before this one; they have its weights."""
         self._ended_well = False
@@ -64,8 +65,8 @@ class Keeper:
     @classmethod
     def given(cls) -> "Keeper | None":
         """The one that this process is to use; None where it has Ray and engines of its own."""
-        directory = os.environ.get(KEEPER_VARIABLE)
-        return cls(Path(directory)) if directory else None
+        directory, process = os.environ.get(KEEPER_VARIABLE), os.environ.get(KEEPER_PROCESS_VARIABLE)
+        return cls(Path(directory), ProcessMark.parse(process) if process else None) if directory else None
 
     @property
     def logs(self) -> Path:
@@ -95,8 +96,10 @@ class Keeper:
                 if facts.status == "ready":
                     await self._connect(facts.address)
                     return RayAddress(facts.address, "the engines' keeper", is_guarded=True)
+            elif self._process is not None and self._process.standing() == "dead":
+                raise KeeperLost(f"the process that keeps engines has ended at once; see {self.logs / 'keeper.log'}")
             await asyncio.sleep(_POLL_S)
-        raise KeeperLost(f"no Ray within {_START_LIMIT_S:g} s; see the log beside {self.directory}")
+        raise KeeperLost(f"no Ray within {_START_LIMIT_S:g} s; see {self.logs / 'keeper.log'}")
 
     async def _connect(self, address: str) -> None:
         """Ray itself would try for minutes, through which no signal is heard."""

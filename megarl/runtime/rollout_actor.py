@@ -64,6 +64,9 @@ class RolloutActor(TellsStacks):
     async def connect(self, endpoint: WeightEndpoint) -> None:
         await self._engine.connect(endpoint)
 
+    async def disconnect(self) -> None:
+        await self._engine.disconnect()
+
     @ray.method(num_returns="streaming")
     async def generate(self, requests: Sequence[SampleRequest]) -> AsyncIterator[tuple[list[int], PackedRollouts]]:
         """Responses as they come, after their positions among the requests."""

@@ -11,6 +11,7 @@ import ray.exceptions
 from megarl.config.run import RunConfig
 from megarl.records import Rollout, SampleRequest
 from megarl.reshard.session import WeightEndpoint
+from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineLost
 from megarl.rollout.weight_updates import worker_call_limit_s
 from megarl.runtime.cluster import Placement
@@ -189,13 +190,14 @@ class RayRolloutPool:
             return restarted
 
     async def leave(self) -> None:
-        """The run has ended well: where engines may outlive it, and answer, the next one finds them. Else they are left
-        to `close`."""
+        """The run has ended well: where engines may outlive it, and answer, the next one finds them, without anything
+        of this one's policy. Else they are left to `close`."""
         if not self._starts.stay:
             return
         try:
-            await self._check()
-        except (EngineLost, WorkerFailed) as failure:
+            asked = [worker.ask(RolloutActor.disconnect) for worker in self._workers]
+            await self._all(asked, doing="leave the policy", limit=self._weights_limit)
+        except (EngineLost, WorkerFailed, TransportError) as failure:
             self._starts.doubt(str(failure))
         if self._starts.leave():
             self._watch.end()

@@ -14,6 +14,8 @@ from megarl.telemetry.process_mark import ProcessMark
 
 KEEPER_VARIABLE = "MEGARL_KEEPER"
 """In the environment of a run that uses a keeper: its directory."""
+KEEPER_PROCESS_VARIABLE = "MEGARL_KEEPER_PROCESS"
+"""Likewise: the mark of the keeper's process, for as long as it has not said anything itself."""
 KEEPER_FILE = "keeper.json"
 
 KeeperStatus = Literal["starting", "ready", "failed", "ending"]

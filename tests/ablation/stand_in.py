@@ -48,6 +48,7 @@ def main(link: Path, journal: Path, behaviour: dict[str, Any]) -> int:
     earlier = sum(line.split()[:2] == ["begin", link.name] for line in read(journal))
     note("begin")
     if "MEGARL_KEEPER" in os.environ:
+        assert ProcessMark.parse(os.environ["MEGARL_KEEPER_PROCESS"]).standing() == "alive"
         note(f"with-{await_keeper(Path(os.environ['MEGARL_KEEPER']))}")
     print("a line of its own", flush=True)
     if behaviour.get("silent") and earlier < behaviour["fails"]:

@@ -1,5 +1,6 @@
 """The keeper's process, as its files and its exit code tell; its Ray is a stand-in that leaves a process."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -94,6 +95,10 @@ def test_it_ends_with_all_that_it_has(how: str, scene: Scene) -> None:
     assert process.poll() is None
     if how == "told":
         process.send_signal(signal.SIGTERM)
+        while not (scene.directory / "ended").exists() or "ray" not in (scene.directory / "ended").read_text():
+            time.sleep(0.05)
+        time.sleep(0.5)  # it waits for what it has started, and a scheduler tells it too
+        process.send_signal(signal.SIGTERM)
     else:
         assert process.stdin is not None
         process.stdin.close()
@@ -125,6 +130,29 @@ def test_it_says_why_there_is_no_ray(
     facts = scene.facts()
     assert (facts.status, facts.problem, facts.refused) == ("failed", str(error), refused)
     assert f"Ray did not start: {error}" in capsys.readouterr().err
+
+
+def test_on_a_full_disk_engines_end_in_order(scene: Scene, monkeypatch: pytest.MonkeyPatch, signals: None) -> None:
+    ended: list[int] = []
+
+    @asynccontextmanager
+    async def ray(_: RunConfig) -> AsyncIterator[str]:
+        yield "127.0.0.1:6379"
+
+    async def end_kept_engines(count: int) -> None:
+        ended.append(count)
+
+    def write(facts: KeeperFacts, _: Path) -> None:
+        if facts.status == "ending":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(keeper, "kept_ray", ray)
+    monkeypatch.setattr(keeper, "end_kept_engines", end_kept_engines)
+    monkeypatch.setattr(keeper, "setup_logging", lambda *_: None)
+    monkeypatch.setattr(keeper, "_read_to_end", lambda tell: tell())
+    monkeypatch.setattr(KeeperFacts, "write", write)
+    assert keeper.main([str(scene.directory), str(scene.config), "rollout.engines=2"]) == 0
+    assert ended == [2]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from megarl.rollout.engine_state import EngineState
 from megarl.rollout.failures import EngineError, WeightAdoptionError
 from megarl.rollout.sleeping import Sleeping
 from megarl.rollout.weight_updates import Adoption, WeightUpdates
+from megarl.rollout.worker_extension import WorkerExtension
 from megarl.telemetry.memory_phases import MemoryUse
 
 USES = [MemoryUse(peak=3, end=2, gpu_in_use=size, gpu_peak=size + 1, gpu_total=99) for size in (5, 7)]
@@ -190,6 +192,34 @@ def test_it_does_not_sample_before_it_has_weights() -> None:
         assert engine.state.now == "ready", "whoever asked too early has broken nothing"
 
     run(story())
+
+
+def test_it_leaves_the_policy_and_meets_the_next() -> None:
+    """A version that was still to come is forgotten first."""
+
+    async def story() -> None:
+        engine, called = Engine(), list[str]()
+
+        async def note(method: str, **arguments: Any) -> None:
+            called.append(method)
+
+        engine.updates._call_workers = note  # type: ignore[method-assign]
+        await engine.updates.disconnect()
+        await engine.updates.receive(1)
+        await engine.updates.disconnect()
+        assert called == ["megarl_disconnect", "start_weight_update", "update_weights", "megarl_disconnect"]
+        assert engine.state.memory == "awake"
+        await engine.adopt(0)
+        await engine.sample()
+
+    run(story())
+
+
+def test_a_worker_lets_go_of_the_policy() -> None:
+    worker, ended = WorkerExtension(), list[int]()
+    worker.weight_transfer_engine = SimpleNamespace(shutdown=lambda: ended.append(1))
+    assert worker.megarl_call("megarl_disconnect", {}) is None
+    assert ended == [1]
 
 
 def test_it_sleeps_when_what_it_samples_has_ended() -> None:

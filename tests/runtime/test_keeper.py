@@ -19,7 +19,7 @@ from megarl.config.loader import load_config
 from megarl.config.run import RunConfig
 from megarl.runtime import keeper as module
 from megarl.runtime.keeper import Keeper, KeeperLost
-from megarl.telemetry.keeper_file import KEEPER_VARIABLE, KeeperFacts
+from megarl.telemetry.keeper_file import KEEPER_FILE, KEEPER_PROCESS_VARIABLE, KEEPER_VARIABLE, KeeperFacts
 from megarl.telemetry.process_mark import DRIVER_VARIABLE, RUN_VARIABLE, ProcessMark
 from tests.e2e.configuration import write_tiny_config
 
@@ -111,6 +111,26 @@ def test_a_run_hears_that_its_keeper_is_gone(owned: Owned) -> None:
     owned.processes[0].wait()
     with pytest.raises(KeeperLost, match="has ended"):
         asyncio.run(keeper.find_ray())
+
+
+def test_a_run_hears_that_its_keeper_never_said_anything(owned: Owned, monkeypatch: pytest.MonkeyPatch) -> None:
+    owned.start()
+    (owned.directory / KEEPER_FILE).unlink()
+    monkeypatch.setenv(KEEPER_VARIABLE, str(owned.directory))
+    monkeypatch.setenv(KEEPER_PROCESS_VARIABLE, str(owned.facts.process))
+    keeper = Keeper.given()
+    assert keeper is not None
+
+    async def scenario() -> None:
+        finding = asyncio.ensure_future(keeper.find_ray())
+        await asyncio.sleep(0.3)
+        assert not finding.done()
+        owned.processes[0].kill()
+        owned.processes[0].wait()
+        await asyncio.wait_for(finding, 10)
+
+    with pytest.raises(KeeperLost, match=r"has ended at once; see .*/logs/keeper\.log$"):
+        asyncio.run(scenario())
 
 
 def test_what_engines_are_made_of_is_their_shape(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from megarl.reshard.signals import TransportError
 from megarl.rollout.failures import EngineError, EngineLost
 from tests.runtime.simulated_engines import Engine, Stage, gone, play, raised
 
@@ -46,7 +47,7 @@ def test_a_pool_finds_engines_that_answer_and_samples_after_a_publication(monkey
         assert at.pool.has_other_weights
         await at.meet()
         assert [engine.calls for engine in keeper.engines] == [["check", "connect"]] * 2
-        with pytest.raises(RuntimeError, match="lack the policy's weights"):
+        with pytest.raises(RuntimeError, match="have adopted no weights since they were started"):
             await at.generate()
         await at.pool.adopt_weights(0)
         assert not at.pool.has_other_weights
@@ -54,7 +55,7 @@ def test_a_pool_finds_engines_that_answer_and_samples_after_a_publication(monkey
         await at.pool.leave()
         await at.pool.close()
         assert keeper.trusted
-        assert not any("shutdown" in engine.calls for engine in keeper.engines)
+        assert [engine.calls[-1] for engine in keeper.engines] == ["disconnect"] * 2
 
     play(scenario())
 
@@ -69,7 +70,7 @@ def test_a_pool_that_starts_engines_leaves_them_too(monkeypatch: pytest.MonkeyPa
         await at.pool.leave()
         await at.pool.close()
         assert keeper.trusted
-        assert not any("shutdown" in engine.calls for engine in at.started)
+        assert [engine.calls[-1] for engine in at.started] == ["disconnect"] * 2
 
     play(scenario())
 
@@ -106,12 +107,17 @@ def test_after_an_engine_was_lost_nobody_else_has_any(monkeypatch: pytest.Monkey
     play(scenario())
 
 
-def test_an_engine_that_fails_when_the_run_is_over_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [EngineError("engine 1 cannot go on"), TransportError("engine 1 worker 0: it is stuck")], ids=repr
+)
+def test_an_engine_that_fails_when_the_run_is_over_fails_no_run(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         keeper, silent = Kept(), Engine(1)
         at = Stage(monkeypatch, (Engine(0), silent), (Engine(1),), keeper=keeper)
         await at.meet()
-        silent.faults["check"] = raised(EngineError("engine 1 cannot go on"))
+        silent.faults["disconnect"] = raised(error)
         await at.pool.leave()
         await at.pool.close()
         assert not keeper.trusted
