@@ -174,7 +174,6 @@ def test_its_worker_measures_its_memory(engine: RolloutEngine, runner: asyncio.R
     async def step() -> Adoption:
         await engine.generate(REQUESTS)
         version = engine.policy_version + 1
-        await engine.receive_weights(version)
         await trainer.send(engine, version, weights)
         return await engine.adopt_weights(version)
 
