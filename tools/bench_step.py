@@ -205,7 +205,10 @@ def medians(steps: Sequence[Step]) -> dict[str, Any]:
 def print_table(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     first = rows[0]
     table = Table(
-        title=f"seconds of a step, {first['dtype']}, {first['model']}: medians", box=box.SIMPLE_HEAD, pad_edge=False
+        title=f"seconds of a step, {first['dtype']}, {first['model']}: medians",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
     )
     table.add_column("system")
     for header in ("steps", "tokens", *PHASES, "rest", "step"):
