@@ -24,11 +24,13 @@ SMALL = (
 
 
 def cut_file(directory: Path) -> Path:
-    """The file with three of its settings, from another place."""
+    """The file with three of its settings, and evaluations, from another place."""
     head, *settings = FILE.read_text(encoding="utf-8").split("\n[[settings]]\n")
     kept = [text for text in settings if text.split('"')[1] in SETTINGS]
     assert len(kept) == len(SETTINGS)
-    text = "\n[[settings]]\n".join([head, *kept]).replace('"../', f'"{FILE.parents[1]}/')
+    asked = head.replace("\nfragments = [", '\nfragments = ["../benchmarks/quickstart.toml", ')
+    assert asked != head
+    text = "\n[[settings]]\n".join([asked, *kept]).replace('"../', f'"{FILE.parents[1]}/')
     path = directory / "cut.toml"
     path.write_text(text)
     return path
