@@ -48,6 +48,7 @@ from torch import Tensor
 from megarl.parallel.device import adapt_process_to_cpu, cuda_present
 from megarl.parallel.fused_linear import fused_linear_logp_entropy
 from megarl.parallel.vocab import vocab_parallel_logp_entropy
+from megarl.telemetry.resident_memory import CLEAR_REFS, reset_resident_peak, resident_bytes
 
 IMPLEMENTATIONS = ("core", "fused_linear", "megatron_plus_entropy", "floor")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -191,23 +192,16 @@ def measure_peak_bytes(name: str, inputs: Inputs) -> int:
     """High-water mark of one forward and backward over the resident set before (see module docstring)."""
     prepare(inputs)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    if not reset_resident_peak():
+        raise RuntimeError(f"{CLEAR_REFS} cannot be written; memory is measured on Linux only, where a process may")
+    before = resident_bytes()["VmRSS"]
     if name == "floor":
         copy_shard(inputs)
         returned = 0
     else:
         gradients = backward(FORWARD[name](inputs), inputs)
         returned = sum(gradient.nbytes for gradient in gradients) if name == "fused_linear" else 0
-    return max(0, resident_bytes("VmHWM") - before - returned)
-
-
-def resident_bytes(field: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}; memory is measured on Linux only")
+    return max(0, resident_bytes()["VmHWM"] - before - returned)
 
 
 @contextlib.contextmanager

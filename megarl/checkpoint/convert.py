@@ -29,12 +29,12 @@ from megarl.checkpoint.hf_files import HF_DIRECTORY, add_hf_files, copy_hf_files
 from megarl.checkpoint.hf_index import is_there
 from megarl.checkpoint.hf_shards import SHARD_BYTES, create_shards
 from megarl.checkpoint.manifest import check_model
-from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.checkpoint.new_directory import check_destination, new_directory
 from megarl.checkpoint.source_path import FoundCheckpoint, Kind, check_apart, find_checkpoint
 from megarl.checkpoint.sources import Source, is_optimizer_state, split_key
 from megarl.models.geometry import check_policy_split
 from megarl.models.global_space import extra_state_objects
+from megarl.telemetry.resident_memory import peak_resident_bytes
 
 Listener = Callable[[str, int, int], None]
 """Told what is done, how many bytes of it, and of how many."""

@@ -24,8 +24,8 @@ from megarl.checkpoint.conversion import (
 )
 from megarl.checkpoint.dist_writer import Written
 from megarl.checkpoint.errors import CheckpointError, is_out_of_memory
-from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.models.shape import ModelError
+from megarl.telemetry.resident_memory import peak_resident_bytes
 
 Phase = Literal["write", "check"]
 

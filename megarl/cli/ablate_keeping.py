@@ -9,12 +9,13 @@ from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.keepers import Keeper, KeeperStart, start_keeper
 from megarl.ablation.launch import Launch, Start
 from megarl.ablation.processes import Slot
+from megarl.runtime.ray_address import environment_address
 from megarl.telemetry.run_directory import make_numbered
 
 
 def describe_kept(shapes: Mapping[str, str]) -> str | None:
     """Of the runs whose engines are kept, by their shapes; None where none are."""
-    if not shapes or _joins_ray():
+    if not shapes or environment_address():
         return None
     count = len(set(shapes.values()))
     of = "one shape" if count == 1 else f"{count} shapes"
@@ -24,7 +25,7 @@ def describe_kept(shapes: Mapping[str, str]) -> str | None:
 def find_keeper_start(directory: AblationDirectory, launch: Launch, start: Start) -> KeeperStart | None:
     """How the keeper of this run is started; None where it has engines of its own."""
     shape = start.shape
-    if shape is None or _joins_ray():
+    if shape is None or environment_address():
         return None
 
     def begin(slot: Slot) -> Keeper:
@@ -40,8 +41,3 @@ def find_keeper_start(directory: AblationDirectory, launch: Launch, start: Start
         )
 
     return KeeperStart(shape, begin)
-
-
-def _joins_ray() -> bool:
-    """Whether every run would join a Ray that is somebody else's."""
-    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")

@@ -12,10 +12,12 @@ from megarl.ablation.launch import Needs
 from megarl.ablation.processes import Slot
 from megarl.cli.doctor_packages import detect_stack
 from megarl.cli.stack import deciding_versions
+from megarl.cli.visible_gpus import VISIBLE, named_gpus
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
 from megarl.models.table import hf_tensors
+from megarl.runtime.ray_address import environment_address
 
 _GIB = 2**30
 _PROCESS_GIB = 0.9
@@ -41,7 +43,7 @@ def find_needs(configs: Iterable[RunConfig]) -> Needs:
 
 def find_slots(needs: Needs, wanted: int) -> tuple[list[Slot], str | None]:
     """(the places for runs, why there are fewer than wanted). ConfigError where there is none."""
-    if needs.joins_ray or os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
+    if needs.joins_ray or environment_address():
         if wanted > 1:
             raise ConfigError(
                 "at_once: the runs join a Ray cluster (cluster.ray_address, RAY_ADDRESS), whose GPUs are not this "
@@ -83,7 +85,7 @@ def _gpu_slots(needs: Needs, wanted: int, gpus: list[str]) -> tuple[list[Slot], 
         return [Slot({})], None
     count = min(wanted, len(gpus) // needs.gpus)
     parts = [gpus[at * needs.gpus : (at + 1) * needs.gpus] for at in range(count)]
-    slots = [Slot({"CUDA_VISIBLE_DEVICES": ",".join(part)}) for part in parts]
+    slots = [Slot({VISIBLE: ",".join(part)}) for part in parts]
     return slots, _describe_less(wanted, count, f"{len(gpus)} GPUs, {needs.gpus} for each (cluster.gpus_per_node)")
 
 
@@ -95,9 +97,9 @@ def _describe_less(wanted: int, count: int, why: str) -> str | None:
 
 def _visible_gpus() -> list[str]:
     """As CUDA_VISIBLE_DEVICES names them: those that it lets this process see, else all."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    given = os.environ.get(VISIBLE)
     if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip()]
+        return named_gpus(given)
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

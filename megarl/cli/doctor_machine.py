@@ -11,6 +11,7 @@ import psutil
 from megarl.cli.doctor_packages import Stack
 from megarl.cli.findings import Finding, ask_process, ask_python
 from megarl.cli.machine_paths import nearest_directory
+from megarl.cli.visible_gpus import VISIBLE, named_gpus
 
 _GIB = 2**30
 _RAY_PORT = 6379
@@ -36,7 +37,7 @@ def check_devices(stack: Stack, *, gpus_wanted: int | None) -> Iterator[Finding]
         answer = ask_process([*query, "--id=0"], timeout_s=60)
         count = ask_process(["nvidia-smi", "--query-gpu=count", "--format=csv,noheader", "--id=0"], timeout_s=60)
         number = int(count.text) if count.succeeded and count.text.isdigit() else 0
-        yield judge_gpus(answer.text, number, gpus_wanted, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+        yield judge_gpus(answer.text, number, gpus_wanted, visible=os.environ.get(VISIBLE))
 
 
 def judge_gpus(first: str, count: int, wanted: int | None, *, visible: str | None = None) -> Finding:
@@ -47,18 +48,12 @@ def judge_gpus(first: str, count: int, wanted: int | None, *, visible: str | Non
         action = "install the NVIDIA driver or ask for GPUs in the job; without GPUs use the cpu extra"
         return Finding(name=name, level="failure", found=f"none: {first}", action=action)
     if visible is not None:
-        there, count = count, min(count, len(_named(visible)))
-        found = f"{count} of {there} (CUDA_VISIBLE_DEVICES={visible})"
+        there, count = count, min(count, len(named_gpus(visible)))
+        found = f"{count} of {there} ({VISIBLE}={visible})"
     if count < need:
         action = "lower parallel.world_size, rollout.engines or rollout.tensor, or ask for more GPUs"
         return Finding(name=name, level="failure", found=f"{found}; the configuration needs {need}", action=action)
     return Finding(name=name, level="ok", found=f"{found}, the first: {first}")
-
-
-def _named(visible: str) -> list[str]:
-    """The devices of a CUDA_VISIBLE_DEVICES; at "-1" the list ends, as for CUDA."""
-    names = [name.strip() for name in visible.split(",")]
-    return [name for name in (names[: names.index("-1")] if "-1" in names else names) if name]
 
 
 def check_shared_memory(path: Path = Path("/dev/shm"), *, need_gib: float = 1.0) -> Finding:

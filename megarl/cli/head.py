@@ -4,6 +4,7 @@ import os
 
 from megarl.cli.findings import ask_process, ask_python
 from megarl.cli.stack import deciding_versions, detect_stack
+from megarl.cli.visible_gpus import VISIBLE
 from megarl.config.base import ConfigError
 from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
@@ -11,7 +12,6 @@ from megarl.planning.head import choose_head, with_head
 
 _MIB = 1 << 20
 _QUERY = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _PROBE = """
 import torch
 print(min(torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())))
@@ -31,19 +31,19 @@ def pin_head(config: RunConfig, *, sft: bool = False) -> tuple[RunConfig, tuple[
 
 def find_gpu_bytes() -> int | None:
     """Memory of the smallest GPU that a run would see here; None where torch is a CPU build. nvidia-smi says it of all
-    GPUs. Where CUDA_VISIBLE_DEVICES chooses among them torch says it: its numbers are in CUDA's order.
+    GPUs. Where CUDAVISIBLE_DEVICES chooses among them torch says it: its numbers are in CUDA's order.
 
     Raises ConfigError where there is none.
     """
     if detect_stack(deciding_versions()) == "cpu":
         return None
-    visible = os.environ.get(_VISIBLE)
+    visible = os.environ.get(VISIBLE)
     if visible is not None:
         answer = ask_python(_PROBE, timeout_s=180)
         if not answer.text.isdigit():
             raise ConfigError(
                 'policy.head "auto" is decided by the memory of the GPUs, and torch sees none with '
-                f"{_VISIBLE}={visible!r} ({answer.text}); choose GPUs that there are, or set policy.head=logits or "
+                f"{VISIBLE}={visible!r} ({answer.text}); choose GPUs that there are, or set policy.head=logits or "
                 "fused"
             )
         return int(answer.text)

@@ -61,7 +61,7 @@ def run_train(
     check_reward(config.reward)
     if problems := list(find_environment_problems(config)):
         raise ConfigError("\n".join(problems), problems)
-    if reached is None or reached.step < config.train.steps:
+    if not _all_steps_made(config, reached):
         config.checkpoint.check_end(time.time())
     model = load_model_inputs(config)
     training = Training(
@@ -99,7 +99,7 @@ class Training:
     async def work(self, session: Session) -> None:
         """The whole run."""
         session.say(*self.about)
-        if self._reached is not None and self._reached.step == self.config.train.steps:
+        if _all_steps_made(self.config, self._reached):
             session.say(f"all {self.config.train.steps} steps are done; a larger train.steps goes on")
             return
         keeper = Keeper.given()
@@ -184,6 +184,10 @@ class Training:
             turns=turns,
             evaluator=evaluator,
         )
+
+
+def _all_steps_made(config: RunConfig, reached: RunCheckpoint | None) -> bool:
+    return reached is not None and reached.step == config.train.steps
 
 
 def _find_progress(config: RunConfig, parts: Parts, resumed: Resumed | None, *, begins: bool) -> RunProgress | None:

@@ -196,8 +196,22 @@ def _check_token_rules(config: ObjectiveConfig) -> Iterator[str]:
             )
 
 
+def _dropping_gate(config: ObjectiveConfig, claim: str, *, other: str = "") -> Iterator[str]:
+    """What keeps a gate from dropping exactly what lies beyond its bounds, without which `claim` would be false.
+    other: what may be done beside changing the gate."""
+    gate = config.gate
+    if config.clip.sets_bounds and gate.reads_bounds != "never" and not gate.drops_beyond:
+        others = join_or(tags_where(Gate, drops_beyond=True))
+        yield (
+            f'{claim}, but objective.gate.kind "{gate.kind}" drops none: what is beyond keeps a gradient; use gate '
+            f"{others}{other}"
+        )
+    for name in gate.at_bounds:
+        yield f"{claim}, but with objective.gate.{name} they do something else; leave it out{other}"
+
+
 def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
-    gate, clip = config.gate, config.clip
+    clip = config.clip
     if config.bounds_act:
         return
     if not clip.sets_bounds:
@@ -206,17 +220,9 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
             f"objective.weights.matched drops as many tokens as bounds would, but objective.clip.kind is "
             f'"{clip.kind}", which would drop none; set the clip whose control this is: {others}'
         )
-    elif gate.reads_bounds != "never" and not gate.drops_beyond:
-        others = join_or(tags_where(Gate, drops_beyond=True))
-        yield (
-            f'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "{gate.kind}" '
-            f"drops none: what is beyond keeps a gradient; use gate {others}, or remove the table"
-        )
-    for name in gate.at_bounds:
-        yield (
-            f"objective.weights.matched drops as many tokens as bounds would, but with objective.gate.{name} they do "
-            "something else; leave it out, or remove the table"
-        )
+    yield from _dropping_gate(
+        config, "objective.weights.matched drops as many tokens as bounds would", other=", or remove the table"
+    )
     if config.weights.clip_cov:
         yield (
             "objective.weights.matched and objective.weights.clip_cov draw by the same lot, so that they would drop "
@@ -225,20 +231,10 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
 
 
 def _check_closed_loop(config: ObjectiveConfig) -> Iterator[str]:
-    gate, clip = config.gate, config.clip
+    clip = config.clip
     if not clip.steers:
         return
-    if gate.reads_bounds != "never" and not gate.drops_beyond:
-        others = join_or(tags_where(Gate, drops_beyond=True))
-        yield (
-            f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop, but objective.gate.kind '
-            f'"{gate.kind}" drops none: what is beyond keeps a gradient; use gate {others}'
-        )
-    for name in gate.at_bounds:
-        yield (
-            f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop, but with '
-            f"objective.gate.{name} they do something else; leave it out"
-        )
+    yield from _dropping_gate(config, f'objective.clip.kind "{clip.kind}" steers by the tokens that its bounds drop')
     if not config.bounds_act:
         others = join_or(tags_where(Clip, sets_bounds=True, steers=False))
         yield (

@@ -25,8 +25,7 @@ def token_weights(
     """The product of OPSM, ERC and the scales by sign where configured, [T], and int32 `Rule` flags, [T].
 
     `advantage_T` is the shaped one. The scales are those of `controls`, where a controller may have moved them to, and
-    have no flag. NoFormulaError for a weight that is on and known neither here nor to
-    `choices`.
+    have no flag. NoFormulaError for a weight that is on and known neither here nor to `choices`.
     """
     tokens, advantage_T = tokens.detach(), advantage_T.detach()
     weight_T = torch.ones_like(tokens.logp_T)

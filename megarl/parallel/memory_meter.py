@@ -4,16 +4,11 @@ Invariant: a reading is of the time since the one before, whose end it begins at
 """
 
 import logging
-from pathlib import Path
 
 import torch
 
 from megarl.telemetry.memory_phases import ByPhase, MemoryPhases, MemoryUse
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
-"""To `clear_refs`: VmHWM becomes what is resident now (proc(5))."""
+from megarl.telemetry.resident_memory import CLEAR_REFS, reset_resident_peak, resident_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -24,9 +19,11 @@ class MemoryMeter:
     def __init__(self, device: torch.device) -> None:
         """device: where the process computes."""
         self._device = device
-        self._has_peak = device.type == "cuda" or _reset_resident_peak()
+        self._has_peak = device.type == "cuda" or reset_resident_peak()
         if not self._has_peak:
-            _log.info("%s cannot be written: memory is logged as it is at the ends of phases, without peaks", _CLEAR)
+            _log.info(
+                "%s cannot be written: memory is logged as it is at the ends of phases, without peaks", CLEAR_REFS
+            )
 
     def read(self) -> MemoryUse:
         """Since the last reading; nothing where this machine does not tell."""
@@ -50,10 +47,10 @@ class MemoryMeter:
         )
 
     def _read_resident(self) -> MemoryUse:
-        sizes = _resident_bytes()
+        sizes = resident_bytes()
         use = MemoryUse(peak=sizes.get("VmHWM") if self._has_peak else None, end=sizes.get("VmRSS"))
         if self._has_peak:
-            _reset_resident_peak()
+            reset_resident_peak()
         return use
 
 
@@ -75,22 +72,3 @@ class MeteredPhases:
     def report(self) -> ByPhase:
         """Of the phases that have ended in this step."""
         return self._phases.report()
-
-
-def _resident_bytes() -> dict[str, int]:
-    """VmRSS and VmHWM; empty where there is no such file."""
-    try:
-        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return {}
-    fields = (line.split() for line in lines if line.startswith(("VmRSS:", "VmHWM:")))
-    return {name.removesuffix(":"): int(kib) * 1024 for name, kib, *_ in fields}
-
-
-def _reset_resident_peak() -> bool:
-    """Whether this process may."""
-    try:
-        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
-    except OSError:
-        return False
-    return True

@@ -36,11 +36,17 @@ class RayAddress:
         return f'{self.origin} "{self.text}"'
 
 
+def environment_address() -> str | None:
+    """RAY_ADDRESS, where it names a cluster to join."""
+    given = os.environ.get("RAY_ADDRESS")
+    return None if given in ("", "local") else given
+
+
 def find_address(configured: str | None) -> RayAddress | None:
     """cluster.ray_address, else RAY_ADDRESS, else None: Ray is to be started here. ConfigError for what is none."""
     text, origin = configured, "cluster.ray_address"
-    given = os.environ.get("RAY_ADDRESS")
-    if not text or (text == "auto" and given not in (None, "", "local")):  # Ray, too, prefers it to looking itself
+    given = environment_address()
+    if not text or (text == "auto" and given):  # Ray, too, prefers it to looking itself
         text, origin = given, "RAY_ADDRESS (environment)"
     if not text or text == "local":
         return None

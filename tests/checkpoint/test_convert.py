@@ -341,7 +341,7 @@ import sys
 from pathlib import Path
 import torch
 from megarl.checkpoint import convert
-from megarl.checkpoint.memory import peak_resident_bytes
+from megarl.telemetry.resident_memory import peak_resident_bytes
 source, target, small = map(Path, sys.argv[1:4])
 convert.convert(small, target / "small")
 convert.convert(target / "small", target / "small-back")

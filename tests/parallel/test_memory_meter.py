@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from megarl.parallel import memory_meter
 from megarl.parallel.memory_meter import MemoryMeter, MeteredPhases
+from megarl.telemetry import resident_memory
 from megarl.telemetry.memory_phases import MemoryUse
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -54,13 +54,13 @@ def test_phases_are_measured_as_they_end() -> None:
 def test_where_the_peak_cannot_be_reset_there_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(memory_meter, "_CLEAR", tmp_path / "not" / "here")
+    monkeypatch.setattr(resident_memory, "CLEAR_REFS", tmp_path / "not" / "here")
     caplog.set_level("INFO")
     use = MemoryMeter(CPU).read()
     assert use.peak is None
     assert use.end is not None
     assert "without peaks" in caplog.text
-    monkeypatch.setattr(memory_meter, "_STATUS", tmp_path / "nor" / "this")
+    monkeypatch.setattr(resident_memory, "_STATUS", tmp_path / "nor" / "this")
     assert MemoryMeter(CPU).read() == MemoryUse()
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from megarl.checkpoint.hf import open_hf_checkpoint
-from megarl.checkpoint.memory import peak_resident_bytes
 from megarl.config.run import RunConfig
 from megarl.reshard.receiver import WeightReceiver
 from megarl.reshard.row_sums import compile_sums
 from megarl.reshard.session import WeightEndpoint
 from megarl.runtime.checkpoint_publisher import CheckpointPublisher
 from megarl.telemetry.metrics import Metrics
+from megarl.telemetry.resident_memory import peak_resident_bytes
 from tests.reshard.wanted import live_parameters, targets_of
 
 HOST = "127.0.0.1"
