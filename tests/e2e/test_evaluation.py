@@ -1,6 +1,8 @@
 """The same weights inside a run, as its export and as its checkpoint: the same answers, the same numbers."""
 
+import contextlib
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -53,12 +55,10 @@ def watching(directory: Path) -> Iterator[dict[str, int]]:
 
     def look() -> None:
         while not over.wait(0.02):
-            for path in directory.rglob("*"):
-                try:
-                    size = path.stat().st_size if path.is_file() else 0
-                except FileNotFoundError:
-                    continue
-                largest[path.name] = max(largest.get(path.name, 0), size)
+            for folder, _, names in os.walk(directory):  # a folder that vanishes is no error there
+                for name in names:
+                    with contextlib.suppress(FileNotFoundError):
+                        largest[name] = max(largest.get(name, 0), Path(folder, name).stat().st_size)
 
     watcher = threading.Thread(target=look)
     watcher.start()
