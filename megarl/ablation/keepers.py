@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megarl.ablation.processes import Slot, start_process
@@ -51,7 +51,7 @@ class Keeper:
             self._process.send_signal(signal.SIGTERM)
 
     def _let_go(self) -> None:
-        descriptors, self.given = self.given.descriptors, Slot(self.given.variables)
+        descriptors, self.given = self.given.descriptors, replace(self.given, descriptors=())
         for descriptor in descriptors:
             os.close(descriptor)
 
@@ -120,7 +120,8 @@ def start_keeper(
             command,
             log=directory / "logs" / "keeper.log",
             working_directory=working_directory,
-            environment={**environment, **slot.variables, **token},
+            environment={**environment, **token},
+            slot=slot,
             standard_input=reading,
         )
         mark = ProcessMark.of(process.pid)
@@ -130,4 +131,4 @@ def start_keeper(
     finally:
         os.close(reading)
     variables = {**slot.variables, **token, KEEPER_VARIABLE: str(directory), KEEPER_PROCESS_VARIABLE: str(mark)}
-    return Keeper(process, shape, Slot(variables, descriptors=(writing,)))
+    return Keeper(process, shape, Slot(variables, descriptors=(writing,), cores=slot.cores))

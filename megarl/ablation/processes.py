@@ -26,6 +26,8 @@ class Slot:
     """Of its environment, such as which GPUs it sees."""
     descriptors: tuple[int, ...] = ()
     """Open files that it holds as long as it lives."""
+    cores: frozenset[int] = frozenset()
+    """Those that its processes keep to; empty: all that there are."""
 
 
 class RunProcess(Protocol):
@@ -44,25 +46,30 @@ def start_process(
     log: Path,
     working_directory: Path,
     environment: Mapping[str, str],
-    descriptors: Sequence[int] = (),
+    slot: Slot,
     standard_input: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
     """Its output is appended to `log`. It is a session of its own: a Ctrl-C of the terminal reaches the driver alone,
-    which hands it on once. descriptors: open files that it holds too."""
+    which hands it on once. environment: to which the slot's variables are added."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
         output.flush()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=working_directory,
-            env=dict(environment),
+            env={**environment, **slot.variables},
             stdin=standard_input,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=descriptors,
+            pass_fds=slot.descriptors,
         )
+    if slot.cores:
+        # Milliseconds after its start: it has one thread, and whatever it starts takes this over.
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(process.pid, slot.cores)
+    return process
 
 
 @dataclass(frozen=True, slots=True)

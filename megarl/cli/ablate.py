@@ -208,8 +208,8 @@ def _task(name: str, start: Start, launch: Launch, *, link: Path, log: Path) -> 
             command,
             log=log,
             working_directory=Path(launch.working_directory),
-            environment=os.environ | slot.variables,
-            descriptors=slot.descriptors,
+            environment=os.environ,
+            slot=slot,
         )
 
     return Task(name=name, link=link, log=log, steps=start.steps, start=begin)

@@ -52,22 +52,27 @@ def find_slots(needs: Needs, wanted: int) -> tuple[list[Slot], str | None]:
         return [Slot({})], None
     if detect_stack(deciding_versions()) == "gpu":
         return _gpu_slots(needs, wanted, _visible_gpus())
-    cores, free_gib = len(os.sched_getaffinity(0)), psutil.virtual_memory().available / _GIB
+    cores, free_gib = sorted(os.sched_getaffinity(0)), psutil.virtual_memory().available / _GIB
     room = [
-        (f"{cores} cores, {needs.cores} for each", cores // needs.cores),
+        (f"{len(cores)} cores, {needs.cores} for each", len(cores) // needs.cores),
         (
             f"{free_gib:.1f} GiB of memory free, about {needs.memory_gib:g} for each",
             int(free_gib // needs.memory_gib),
         ),
     ]
-    return _limited(wanted, room)
-
-
-def _limited(wanted: int, room: Sequence[tuple[str, int]]) -> tuple[list[Slot], str | None]:
     why, most = min(room, key=lambda item: item[1])
     # A single run is let try: it takes turns on what there is.
     count = min(wanted, max(1, most))
-    return [Slot({})] * count, _describe_less(wanted, count, why)
+    return _core_slots(cores, count), _describe_less(wanted, count, why)
+
+
+def _core_slots(cores: Sequence[int], count: int) -> list[Slot]:
+    """Each has cores of its own. An engine starts a thread for every core it may use and binds it there: threads of
+    several engines on one core wait for each other by spinning."""
+    if count == 1:
+        return [Slot({})]
+    share = len(cores) // count
+    return [Slot({}, cores=frozenset(cores[at * share : (at + 1) * share])) for at in range(count)]
 
 
 def _gpu_slots(needs: Needs, wanted: int, gpus: list[str]) -> tuple[list[Slot], str | None]:

@@ -66,8 +66,8 @@ class Stage:
                 list(map(str, command)),
                 log=log,
                 working_directory=self.folder,
-                environment=os.environ | {"PYTHONPATH": str(ROOT)} | slot.variables,
-                descriptors=slot.descriptors,
+                environment=os.environ | {"PYTHONPATH": str(ROOT)},
+                slot=slot,
             )
 
         return Task(name=name, link=link, log=log, steps=behaviour["steps"], start=start, before=before or CellFacts())

@@ -19,7 +19,7 @@ from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.driver import Driver, Task
 from megarl.ablation.keepers import Keeper, start_keeper
 from megarl.ablation.launch import read_launch
-from megarl.ablation.processes import RunProcess, start_process
+from megarl.ablation.processes import RunProcess, Slot, start_process
 from megarl.cli.main import app
 from megarl.config.base import ConfigError
 from megarl.config.loader import load_config
@@ -57,7 +57,7 @@ class StandIns:
         log: Path,
         working_directory: Path,
         environment: Mapping[str, str],
-        descriptors: Sequence[int],
+        slot: Slot,
     ) -> RunProcess:
         assert command[:3] == [sys.executable, "-m", "megarl.cli.main"]
         assert command[-2] == "--run"
@@ -70,8 +70,8 @@ class StandIns:
             [*stand_in, json.dumps(behaviour)],
             log=log,
             working_directory=working_directory,
-            environment=environment | {"PYTHONPATH": str(ROOT)},
-            descriptors=descriptors,
+            environment={**environment, "PYTHONPATH": str(ROOT)},
+            slot=slot,
         )
 
     def keep(self, command: Sequence[str], *, directory: Path, environment: Mapping[str, str], **given: Any) -> Keeper:

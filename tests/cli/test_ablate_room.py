@@ -53,6 +53,9 @@ def test_without_gpus_cores_and_memory_bound_it(
     assert (less is None) == (why is None)
     assert (why or "") in (less or "")
     assert all(not slot.variables for slot in slots)
+    own = [core for slot in slots for core in slot.cores]
+    assert len(own) == len(set(own))  # no core is of two
+    assert {len(slot.cores) for slot in slots} == {4 // count if count > 1 else 0}
 
 
 def test_on_gpus_each_run_sees_its_own(machine: pytest.MonkeyPatch) -> None:
