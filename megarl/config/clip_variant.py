@@ -44,6 +44,11 @@ class ClipVariant(Variant):
         return self.sets_bounds
 
     @property
+    def bounds_below(self) -> bool:
+        """Whether it sets a lower bound."""
+        return self.sets_bounds
+
+    @property
     @abstractmethod
     def steers(self) -> bool:
         """Whether it chooses its bounds by what they make of an update's entropy budget."""

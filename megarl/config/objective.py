@@ -220,6 +220,11 @@ def _check_matched_control(config: ObjectiveConfig) -> Iterator[str]:
             f"objective.weights.matched drops as many tokens as bounds would, but objective.clip.kind is "
             f'"{clip.kind}", which would drop none; set the clip whose control this is: {others}'
         )
+    elif not (clip.bounds_below or clip.bounds_above):
+        yield (
+            "objective.weights.matched drops as many tokens as bounds would, but objective.clip.low and "
+            "objective.clip.high turn both off; set those of the clip whose control this is, or remove the table"
+        )
     yield from _dropping_gate(
         config, "objective.weights.matched drops as many tokens as bounds would", other=", or remove the table"
     )

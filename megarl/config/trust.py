@@ -92,6 +92,10 @@ class ConstantClip(ClipVariant):
     def bounds_above(self) -> bool:
         return self.high != math.inf
 
+    @property
+    def bounds_below(self) -> bool:
+        return self.low != 1.0
+
 
 class LogClip(ClipVariant):
     """lo = exp(-low), hi = exp(high): distances of the log ratio (GMPO)."""
@@ -111,6 +115,10 @@ class LogClip(ClipVariant):
     @property
     def bounds_above(self) -> bool:
         return self.high != math.inf
+
+    @property
+    def bounds_below(self) -> bool:
+        return self.low != math.inf
 
 
 class FlexEcClip(ClipVariant):
@@ -245,6 +253,10 @@ class GrowingClip(ClipVariant):
     @property
     def bounds_above(self) -> bool:
         return self.high != math.inf
+
+    @property
+    def bounds_below(self) -> bool:
+        return self.low != math.inf
 
 
 class StaleClip(ClipVariant):

@@ -92,6 +92,11 @@ REFUSED = {
         'would drop none; set the clip whose control this is: "constant", "log", "flexec", "dcpo", "bapo", "archer", '
         '"growing", "stale", "closed_loop" or "closed_loop_flexec"',
     ),
+    "a coin in the place of bounds that are off": (
+        ["objective.weights.matched={}", "objective.clip.low=1.0", "objective.clip.high=inf"],
+        "objective.weights.matched drops as many tokens as bounds would, but objective.clip.low and "
+        "objective.clip.high turn both off; set those of the clip whose control this is, or remove the table",
+    ),
     "a coin in the place of bounds that drop nothing": (
         ["objective.weights.matched={}", "objective.gate.kind=ce_gppo"],
         'objective.weights.matched drops as many tokens as bounds would, but objective.gate.kind "ce_gppo" drops none: '
