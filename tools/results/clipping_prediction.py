@@ -67,8 +67,8 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
     first, second = parts
     return (
         f"On {where} {first}. {second[0].upper()}{second[1:]}. "
-        f"Measured changes of a step are {short(size_ratio(found, settings))} times as large as predicted ones (root mean "
-        "squares): Adam divides by the gradient's size, so the prediction is of a direction and not of a size."
+        f"Measured changes of a step are {short(size_ratio(found, settings))} times as large as predicted ones (root "
+        "mean squares): Adam divides by the gradient's size, so the prediction is of a direction and not of a size."
     )
 
 
