@@ -13,7 +13,7 @@ from results.reading import BySeed, Results, difference, over_seeds
 from results.words import Verdict, estimate, field, listed, mean, overall, verdict
 
 TABLES = ("random-reward-small",)
-OPTIONAL = ("random-reward-slow-small", "random-reward-products-small")
+OPTIONAL = ("random-reward-products-small",)
 CLIPS = ("low0.2", "low0.1", "high0.2", "high0.1", "symmetric")
 NONE = "none"
 SHOWN = {
