@@ -1,7 +1,7 @@
 """Entropy beside the target that a controller steers it to, between groups of runs.
 
-Both are relative to the entropy that a run begins with, over the steps that are done: the entropy before a step's updates
-is what the steps before it have made; the target is the one for a step's end.
+Both are relative to the entropy that a run begins with, over the steps that are done: the entropy before a step's
+updates is what the steps before it have made; the target is the one for a step's end.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,17 @@
 """Whether a curve over a run has an intended shape: lines between given knots, turning points, envelopes. Pure.
 
-S = seeds, K = steps, P = phases. Places are shares of the run that are done, 0 to 1, so nothing depends on how many steps
-a run has. Slopes are in the curve's unit per whole run.
+S = seeds, K = steps, P = phases. Places are shares of the run that are done, 0 to 1, so nothing depends on how many
+steps a run has. Slopes are in the curve's unit per whole run.
 
-A phase rises or falls where the 95 % interval of its slope over seeds (Student's t) excludes 0. A curve has a shape where
-every phase goes the way it should and the lines explain at least half of the mean curve's variance; it has not where a
-phase goes the other way; else the question is open, always so with one seed. How often noise passes for a shape,
-`shares_of_noise` measures.
+A phase rises or falls where the 95 % interval of its slope over seeds (Student's t) excludes 0. A curve has a shape
+where every phase goes the way it should and the lines explain at least half of the mean curve's variance; it has not
+where a phase goes the other way; else the question is open, always so with one seed. How often noise passes for a
+shape, `shares_of_noise` measures.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -96,7 +97,7 @@ def explained_share(places_K: Values, curves_XK: Values, knots: Sequence[float])
 def _fitting(places_K: Values, knots: Sequence[float]) -> Values:
     """[1 + P, K]: a curve to the value at 0 and the slopes."""
     ends = (float(places_K[0]) - 1e-9, *knots, float(places_K[-1]) + 1e-9)
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         inside = int(((places_K >= begin) & (places_K <= end)).sum())
         if inside < 2:
             raise ValueError(
@@ -125,12 +126,14 @@ class OscillationFound:
 
 def find_oscillation(curves_SK: Values) -> OscillationFound:
     """At least two turning points in every seed, and an envelope that falls: yes. None with two, or an envelope that
-    rises: no."""
+    rises: no. Of one seed: open."""
     turns_S = count_turns(smooth(curves_SK), SWING)
     envelope = mean_over_seeds(envelope_slopes(curves_SK).tolist())
     falls, rises = (envelope.excludes_zero and sign * envelope.value > 0 for sign in (-1, 1))
     answer: Answer = "open"
-    if rises or not (turns_S >= 2).any():
+    if len(turns_S) < 2:
+        answer = "open"
+    elif rises or not (turns_S >= 2).any():
         answer = "no"
     elif falls and (turns_S >= 2).all():
         answer = "yes"
@@ -148,8 +151,8 @@ def smooth(curves_XK: Values, share: float = SMOOTHED_SHARE) -> Values:
 
 
 def count_turns(curves_XK: Values, swing: float) -> NDArray[np.int64]:
-    """How often each curve turns: an extreme counts once the curve has come back from it by `swing`, so a ripple that is
-    smaller counts nothing; where the curve begins is no turning point."""
+    """How often each curve turns: an extreme counts once the curve has come back from it by `swing`, so a ripple that
+    is smaller counts nothing; where the curve begins is no turning point."""
     going = np.zeros(curves_XK.shape[:-1], dtype=np.int64)
     turns = np.zeros_like(going)
     high, low = curves_XK[..., 0].copy(), curves_XK[..., 0].copy()
@@ -214,7 +217,7 @@ def shares_of_noise(
     )
 
 
-def judge_slopes_of_many(places_K: Values, curves_NSK: Values, shape: Shape) -> NDArray[np.bool_]:
+def judge_slopes_of_many(places_K: Values, curves_NSK: Values, *, shape: Shape) -> NDArray[np.bool_]:
     """[N] of [N, S, K]: whether `find_shape` would answer yes."""
     slopes_NSP = phase_slopes(places_K, curves_NSK, shape.knots)
     seeds = slopes_NSP.shape[1]

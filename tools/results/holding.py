@@ -1,7 +1,7 @@
 """How well an entropy follows a target, and what the bounds' end and the prediction have to do with it. Pure.
 
-S = seeds, K = steps, U = updates of one run in order. An entropy is that after a step, so a target for the end of the step
-is what it is held against; errors are relative to the target.
+K = steps, U = updates of one run in order. An entropy is that after a step, so a target for the end of the step is what
+it is held against; errors are relative to the target.
 """
 
 import math
@@ -158,7 +158,7 @@ def changes_of_updates(run: LoopUpdates) -> tuple[NDArray[np.int64], Values]:
 
 
 def changes_of_steps(run: LoopUpdates) -> tuple[Values, Values]:
-    """(mean prediction, change from a step's beginning to the next one's) of the steps that are followed by the next."""
+    """(mean prediction, change from a step's beginning to the next one's) of steps that are followed by the next."""
     steps, first, counts = np.unique(run.step_U, return_index=True, return_counts=True)
     mean = np.add.reduceat(run.predicted_U, first) / counts if len(first) else np.empty(0)
     follows = np.diff(steps) == 1

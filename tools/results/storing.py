@@ -15,6 +15,7 @@ import pyarrow as pa
 from megarl.ablation.cell_runs import CellRun, read_cells
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.stored import UPDATE_KEYS, Facts, StoredAblation, StoredSetting
+from megarl.ablation.summary import summarise_ablation
 from megarl.ablation.table import build_table
 from megarl.models.families import read_model_shape
 from megarl.report.groups import flatten, is_same_setting
@@ -119,7 +120,19 @@ def _facts(directory: AblationDirectory, cells: Sequence[CellRun], runs: Mapping
         config=shared,
         versions=_versions(list(runs.values())),
         left_out={cell.cell.name: cell.describe() for cell in cells if cell.cell.name not in runs},
+        over_problems=_over_problems(directory, cells),
     )
+
+
+def _over_problems(directory: AblationDirectory, cells: Sequence[CellRun]) -> dict[str, dict[str, list[float]]]:
+    """From the answers that the runs have kept; six digits say more than any interval knows."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one in summarise_ablation(directory.plan(), cells).settings:
+        for name, measured in (one.differences or {}).items():
+            if measured.problems is not None:
+                ends = [round(measured.problems.low, 6), round(measured.problems.high, 6)]
+                found.setdefault(one.name, {})[name] = ends
+    return found
 
 
 def _config(run: RunData) -> dict[str, Any]:

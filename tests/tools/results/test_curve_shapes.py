@@ -110,7 +110,7 @@ def test_noise_rarely_passes_for_a_shape(seeds: int) -> None:
     """Of walks without a shape both phases go the right way by chance in less than 2.5 %, three in less still."""
     for shape, curve, most in ((RISE_FALL, TENT, 0.02), (FALL_RISE_FALL, VALLEY, 0.01)):
         found = shares_of_noise(
-            lambda curves, shape=shape: judge_slopes_of_many(PLACES, curves, shape),
+            lambda curves, shape=shape: judge_slopes_of_many(PLACES, curves, shape=shape),
             curve,
             seeds=seeds,
             step_deviation=0.03,
@@ -133,11 +133,11 @@ def test_many_are_judged_as_one_is() -> None:
     """Both ways to the answer agree, case by case."""
     draws = np.random.default_rng(3).standard_normal((300, 3, STEPS)) * 0.03
     curves = draws.cumsum(axis=-1) + np.random.default_rng(4).uniform(0, 2, (300, 1, 1)) * TENT
-    many = judge_slopes_of_many(PLACES, curves, RISE_FALL)
+    many = judge_slopes_of_many(PLACES, curves, shape=RISE_FALL)
     assert many.tolist() == [find_shape(PLACES, one, RISE_FALL).answer == "yes" for one in curves]
     assert 0.1 < many.mean() < 0.9
     curves = draws.cumsum(axis=-1) + np.random.default_rng(5).uniform(0, 2, (300, 1, 1)) * DECAY
     many = judge_oscillation_of_many(curves)
     assert many.tolist() == [find_oscillation(one).answer == "yes" for one in curves]
     assert 0.1 < many.mean() < 0.9
-    assert not judge_slopes_of_many(PLACES, curves[:, :1], RISE_FALL).any()
+    assert not judge_slopes_of_many(PLACES, curves[:, :1], shape=RISE_FALL).any()
