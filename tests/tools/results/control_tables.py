@@ -12,7 +12,7 @@ import numpy as np
 from megarl.ablation.cells import load_ablation
 from megarl.ablation.stored import StoredAblation
 from megarl.report.groups import flatten, is_same_setting
-from tests.tools.stored_tables import ROOT, UPDATES, make_stored, noise
+from tests.tools.stored_tables import ROOT, UPDATES, make_stored, noise, write_table
 
 START = 0.7
 """Entropy of the first step."""
@@ -142,6 +142,4 @@ def _of_update(
 
 def write_made(folder: Path, name: str, physics: Physics) -> None:
     """Into a folder of tables."""
-    from tests.tools.stored_tables import write_table
-
     write_table(folder, made(name, physics))
