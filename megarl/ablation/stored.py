@@ -9,8 +9,8 @@ No file has a path of the machine that ran it.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -75,9 +75,9 @@ class Facts:
     """python, cpus, memory_gib, packages, revisions of megarl."""
     left_out: Mapping[str, str]
     """Cell -> why, of those that are not finished."""
-    over_problems: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """Setting -> mean@n or pass@n of the last evaluation -> ends of the interval over problems of its difference to the
-    control, where all were asked alike (`ablation.problem_values`)."""
+    over_problems: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Setting -> mean@n and pass@n of its last evaluation -> {"value": {low, high, n}, "difference": the same or null}:
+    the bootstrap intervals over n problems of summary.json, of the measure and of its difference to the control."""
 
     def as_json(self) -> dict[str, Any]:
         return {"version": VERSION, **encode_infinities(asdict(self))}

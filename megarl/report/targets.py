@@ -48,8 +48,8 @@ def target_figure(groups: Sequence[Group]) -> LineFigure | None:
         x_title="steps done",
         y_title="share of the first step's",
         lines=tuple(lines),
-        axis="from_zero",
-        min_span=0.02,
+        axis="data",
+        min_span=0.2,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from megarl.ablation.seeds import SeedMean
 from megarl.report.figure import AnyFigure
 from results import control_bounds, control_loop_words, control_methods, control_schedules_words
+from results.control_answers import label, over_problems
 from results.control_words import evaluated_metrics
 from results.ran import ran
 from results.reading import Results
@@ -16,6 +17,7 @@ TRUE, RANDOM = "control-small", "control-random-small"
 TABLES = (TRUE,)
 OPTIONAL = (BOUNDS, SCHEDULES, METHODS, RANDOM)
 _ORDER = (BOUNDS, SCHEDULES, METHODS, TRUE, RANDOM)
+_MOST_CLOUDS = 5
 _LOOPS = {
     TRUE: (
         "loop",
@@ -54,11 +56,16 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
-    """By file name without its ending; what a table's runs have not logged is left out."""
+    """By file name without its ending. Points of many settings go into several figures: they have colours alone."""
     drawn: dict[str, AnyFigure] = {}
     for name, key in figure_keys(tables):
-        settings = [one.name for one in tables[name].facts.settings]
-        drawn[f"{_prefix(name)}-{key.replace('_', '-')}"] = tables[name].figure(key, settings)
+        settings = [one.name for one in tables[name].facts.settings if tables[name].has(one.name)]
+        file = f"{_prefix(name)}-{key.replace('_', '-')}"
+        if key != "predicted_change":
+            drawn[file] = tables[name].figure(key, settings)
+            continue
+        for number, start in enumerate(range(0, len(settings), _MOST_CLOUDS), start=1):
+            drawn[f"{file}-{number}"] = tables[name].figure(key, settings[start : start + _MOST_CLOUDS])
     return drawn
 
 
@@ -100,10 +107,10 @@ def _pictures_of(titles: Mapping[str, str]) -> Callable[[str, str], str]:
 
 
 def _bounds(results: Results) -> dict[str, Any]:
-    metrics = [metric.rpartition("/")[2] for metric in evaluated_metrics(results)]
+    found = evaluated_metrics(results)
     return control_bounds.compute(results) | {
-        "samples": listed(metrics),
-        "has_problems": any(results.facts.over_problems.values()),
+        "samples": listed([label(metric) for metric in found]),
+        "has_problems": any(over_problems(results, setting, metric) for setting in results.runs for metric in found),
     }
 
 

@@ -6,7 +6,7 @@ from megarl.ablation.seeds import SeedMean
 from results.control_words import evaluated_metrics, percent, some
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
-from results.words import estimate, mean
+from results.words import estimate, mean, signed
 
 
 def answers_table(results: Results, settings: Sequence[str]) -> str:
@@ -34,8 +34,8 @@ def answers_table(results: Results, settings: Sequence[str]) -> str:
 
 def over_problems(results: Results, setting: str, metric: str) -> str:
     """The interval of the difference to the control, in brackets; "" where it is not stored."""
-    ends = results.facts.over_problems.get(setting, {}).get(metric)
-    return f" ({ends[0]:+.3f} to {ends[1]:+.3f})".replace("-", "−") if ends else ""
+    ends = results.facts.over_problems.get(setting, {}).get(metric, {}).get("difference")
+    return f" ({signed(ends['low'])} to {signed(ends['high'])})" if ends else ""
 
 
 def told_apart(results: Results, settings: Sequence[str], metric: str) -> str:

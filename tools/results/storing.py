@@ -15,7 +15,6 @@ import pyarrow as pa
 from megarl.ablation.cell_runs import CellRun, read_cells
 from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.stored import UPDATE_KEYS, Facts, StoredAblation, StoredSetting
-from megarl.ablation.summary import summarise_ablation
 from megarl.ablation.table import build_table
 from megarl.models.families import read_model_shape
 from megarl.report.groups import flatten, is_same_setting
@@ -119,20 +118,38 @@ def _facts(directory: AblationDirectory, cells: Sequence[CellRun], runs: Mapping
         },
         config=shared,
         versions=_versions(list(runs.values())),
+        over_problems=_over_problems(directory),
         left_out={cell.cell.name: cell.describe() for cell in cells if cell.cell.name not in runs},
-        over_problems=_over_problems(directory, cells),
     )
 
 
-def _over_problems(directory: AblationDirectory, cells: Sequence[CellRun]) -> dict[str, dict[str, list[float]]]:
-    """From the answers that the runs have kept; six digits say more than any interval knows."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for one in summarise_ablation(directory.plan(), cells).settings:
-        for name, measured in (one.differences or {}).items():
-            if measured.problems is not None:
-                ends = [round(measured.problems.low, 6), round(measured.problems.high, 6)]
-                found.setdefault(one.name, {})[name] = ends
+def _over_problems(directory: AblationDirectory) -> dict[str, dict[str, dict[str, Any]]]:
+    """From summary.json, which an ablation has when it has ended; of pass@k the largest k."""
+    if not directory.summary_path.is_file():
+        return {}
+    summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
+    found = {}
+    for one in summary["settings"]:
+        largest = _largest_k(one["measures"])
+        names = [name for name in one["measures"] if "/mean@" in name or name in largest]
+        of_setting = {
+            name: {"value": value, "difference": ((one["differences"] or {}).get(name) or {}).get("problems")}
+            for name in names
+            if (value := one["measures"][name]["problems"]) is not None
+        }
+        if of_setting:
+            found[one["name"]] = of_setting
     return found
+
+
+def _largest_k(names: Iterable[str]) -> set[str]:
+    """pass@k with the largest k of each benchmark."""
+    found: dict[str, int] = {}
+    for name in names:
+        benchmark, at, k = name.partition("/pass@")
+        if at:
+            found[benchmark] = max(found.get(benchmark, 0), int(k))
+    return {f"{benchmark}/pass@{k}" for benchmark, k in found.items()}
 
 
 def _config(run: RunData) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def made(name: str, physics: Physics) -> StoredAblation:
     settings = tuple(
         replace(one, config={**configs[one.name], "train.steps": physics.steps}) for one in stored.facts.settings
     )
-    return replace(stored, facts=replace(stored.facts, settings=settings))
+    ends = {"value": {"low": 0.1, "high": 0.9, "n": 96}, "difference": {"low": -0.011, "high": 0.042, "n": 96}}
+    over_problems = {"balanced": {"eval/held_out/mean@8": ends}} if physics.answers else {}
+    return replace(stored, facts=replace(stored.facts, settings=settings, over_problems=over_problems))
 
 
 @functools.cache

@@ -67,7 +67,9 @@ def test_the_document_has_every_part_its_figures_and_one_text(folder: Path) -> N
         assert f"\n{name}: " in written.text
         assert f"configs/ablations/{name}.toml" in written.text
     assert "Not in here" not in written.text
-    assert len(written.figures) == 10
+    assert len(written.figures) == 11
+    assert "(−0.011 to +0.042)" in written.text
+    assert "In brackets is the interval over problems" in written.text
     for file in written.figures:
         assert written.text.count(f"](figures/{file})") == 1, file
     assert written == write_document("control", folder)
