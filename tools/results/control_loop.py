@@ -20,6 +20,7 @@ from results.holding import (
     averaged,
     changes_of_steps,
     changes_of_updates,
+    estimate_bias,
     fit_change,
     hold_of,
     reach_of,
@@ -52,6 +53,8 @@ class Predicted:
     averaged: ChangeFit | None
     """Of updates, with the predictions averaged as the optimizer's momentum averages gradients."""
     steps: ChangeFit | None
+    estimate_bias: float | None
+    """Of the loop's estimate of the entropy, nats: see `holding.estimate_bias`."""
 
 
 def is_loop(results: Results, setting: str) -> bool:
@@ -129,12 +132,12 @@ def held(results: Results, setting: str, target: Target) -> dict[int, Held]:
 def read_loop(run: RunData) -> LoopUpdates:
     """From the updates. ValueError where they are not stored, or no loop's."""
     rows = run.read_updates()
-    names = ("loop_knob", "loop_wanted", "loop_predicted", "loop_measured", "loop_entropy")
+    names = ("loop_knob", "loop_wanted", "loop_predicted", "loop_entropy")
     if not rows or any(row.get(f"control/{name}") is None for row in rows for name in names):
         raise ValueError(f"{run.name}: expected updates with control/loop_*; store the table again, with its updates")
     rows = sorted(rows, key=lambda row: (row["step"], row["update"]))
-    knob, wanted, predicted, measured, entropy = (
-        np.array([row[f"control/{name}"] for row in rows], dtype=np.float64) for name in names
+    knob, wanted, predicted, entropy, measured = (
+        np.array([row.get(f"control/{name}") for row in rows], dtype=np.float64) for name in (*names, "loop_measured")
     )
     return LoopUpdates(
         step_U=np.array([int(row["step"]) for row in rows]),
@@ -168,5 +171,6 @@ def predictions(results: Results, setting: str) -> dict[int, Predicted]:
             updates=fit_change(loop.predicted_U[at], change),
             averaged=fit_change(averaged(loop.predicted_U, beta)[at], change),
             steps=fit_change(*changes_of_steps(loop)),
+            estimate_bias=estimate_bias(loop),
         )
     return found

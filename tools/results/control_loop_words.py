@@ -171,21 +171,24 @@ def _reach_said(results: Results, setting: str) -> str:
     one: Reach = reach(results, setting)
     target = next(found for found in find_targets(results) if setting in found.loops)
     runs = held(results, setting, target).values()
-    holds = min(run.share_near for run in runs) >= _HELD
-    ends = one.at_raising_end + one.at_lowering_end
-    unreachable = one.short_of_raise + one.short_of_fall
+    bias = float(np.mean([run.bias for run in runs]))
+    ends = percent(one.at_raising_end + one.at_lowering_end)
     shares = (
-        f"{percent(unreachable)} of its updates asked for what no bounds in the range give, {percent(ends)} had them "
-        "at an end of it"
+        f"{percent(one.short_of_raise)} of its updates asked for more than any place of its knob gives, "
+        f"{percent(one.short_of_fall)} for less; {ends} had the bounds at an end of their range"
     )
-    if holds:
-        return f"{setting} holds its target; {shares}."
-    if unreachable >= _MOST:
-        side = "more entropy" if one.short_of_raise >= one.short_of_fall else "less entropy"
+    if min(run.share_near for run in runs) >= _HELD:
+        return f"{setting} holds its target. {shares}."
+    if (one.short_of_raise if bias < 0 else one.short_of_fall) >= _MOST:
         return (
-            f"{setting} misses its target for want of reach: {shares}, mostly for {side} than any place of its knob "
-            "gives: the tokens that would have to go lie within even the tightest bounds, or on the side that is loose "
-            "then."
+            f"{setting} misses its target for want of reach: the entropy is {'below' if bias < 0 else 'above'} it, and "
+            f"{shares}. The tokens that would have to go lie within even the tightest bounds, or on the side that is "
+            "loose then."
+        )
+    if one.short_of_raise + one.short_of_fall >= _MOST:
+        return (
+            f"{setting} misses its target to both sides: {shares}. It asks for all that there is, now up, now down, "
+            "and the entropy swings."
         )
     return (
         f"{setting} misses its target within its reach: {shares}. What it asked for it mostly got, to first order, and "
@@ -216,13 +219,13 @@ def _prediction_table(results: Results, loops: Sequence[str]) -> str:
             estimate(_fits(runs, lambda one: one.updates, lambda fit: 1e3 * fit.slope), 2),
             mean(_fits(runs, lambda one: one.updates, lambda fit: fit.correlation), 2),
             mean(_fits(runs, lambda one: one.averaged, lambda fit: fit.correlation), 2),
-            estimate(_fits(runs, lambda one: one.updates, lambda fit: 1e3 * fit.change_at_zero), 2),
             mean(_fits(runs, lambda one: one.steps, lambda fit: fit.correlation), 2),
             estimate(_fits(runs, lambda one: one.steps, lambda fit: 1e3 * fit.change_at_zero), 1),
             mean(_fits(runs, lambda one: one.steps, lambda fit: 100 * fit.signs_agree), 0),
+            estimate(_biases(runs), 1, 1e3),
         ]
         rows.append(row)
-    heads = ["loop", "slope", "r", "r, averaged", "at 0", "step: r", "step: at 0", "step: signs %"]
+    heads = ["loop", "slope", "r", "r, averaged", "step: r", "step: at 0", "step: signs %", "estimate off"]
     return table(heads, rows) if rows else ""
 
 
@@ -234,13 +237,17 @@ def _fits(
     return over_seeds({seed: number(fit) for seed, one in runs.items() if (fit := which(one)) is not None})
 
 
+def _biases(runs: dict[int, Predicted]) -> SeedMean | None:
+    return over_seeds({seed: one.estimate_bias for seed, one in runs.items() if one.estimate_bias is not None})
+
+
 def _prediction_said(results: Results, loops: Sequence[str]) -> list[str]:
     """Slope, momentum, and what is there at a prediction of 0: each by its interval."""
     if not loops:
         return []
     found = {name: predictions(results, name) for name in loops}
     slopes = {name: _fits(runs, lambda one: one.updates, lambda fit: fit.slope) for name, runs in found.items()}
-    zero = {name: _fits(runs, lambda one: one.updates, lambda fit: fit.change_at_zero) for name, runs in found.items()}
+    zero = {name: _fits(runs, lambda one: one.steps, lambda fit: fit.change_at_zero) for name, runs in found.items()}
     gains = {
         name: difference(
             {seed: one.averaged.correlation for seed, one in runs.items() if one.averaged},
@@ -265,9 +272,15 @@ def _prediction_said(results: Results, loops: Sequence[str]) -> list[str]:
         ),
         _by_sign(
             zero,
-            "Where an update's prediction is 0 the entropy rises all the same of {}",
-            "where an update's prediction is 0 the entropy falls all the same of {}",
-            "whether it moves where the prediction is 0 is open of {}",
+            "where the mean prediction of a step is 0 the entropy rises all the same of {}",
+            "where the mean prediction of a step is 0 the entropy falls all the same of {}",
+            "whether the entropy moves where the mean prediction of a step is 0 is open of {}",
+        ),
+        _by_sign(
+            {name: _biases(runs) for name, runs in found.items()},
+            "before a step's last update the loop takes the entropy for higher than the next step finds it of {}",
+            "before a step's last update the loop takes the entropy for lower than the next step finds it of {}",
+            "whether the loop's estimate of the entropy is off is open of {}",
         ),
     ]
 

@@ -73,6 +73,7 @@ class LoopUpdates:
     wanted_U: Values
     predicted_U: Values
     measured_U: Values
+    """NaN where an update had no budget: every advantage was 0."""
     entropy_U: Values
     """Before the update, as the loop estimates it; of a step's first it is the step's."""
 
@@ -111,13 +112,14 @@ def reach_of(runs: Sequence[LoopUpdates], *, band: float) -> Reach:
     if not len(knob):
         raise ValueError("no update steers: every step has one update")
     differences = np.concatenate([np.abs(run.measured_U - run.predicted_U) for run in runs])
+    known = differences[np.isfinite(differences)]
     return Reach(
         at_raising_end=float((knob >= 1 - AT_END).mean()),
         at_lowering_end=float((knob <= AT_END).mean()),
         short_of_raise=float((wanted - predicted > band).mean()),
         short_of_fall=float((predicted - wanted > band).mean()),
         shortfall=float((wanted - predicted).mean()),
-        pass_differs=float(differences.max()),
+        pass_differs=float(known.max()) if len(known) else 0.0,
         num_updates=len(knob),
     )
 
@@ -163,6 +165,16 @@ def changes_of_steps(run: LoopUpdates) -> tuple[Values, Values]:
     mean = np.add.reduceat(run.predicted_U, first) / counts if len(first) else np.empty(0)
     follows = np.diff(steps) == 1
     return mean[:-1][follows], np.diff(run.entropy_U[first])[follows]
+
+
+def estimate_bias(run: LoopUpdates) -> float | None:
+    """Mean of the loop's estimate before a step's last update less the entropy that the next step begins with, nats;
+    None: no step is followed by the next. The estimate is of tokens that the step has not trained on yet, so it can be
+    off."""
+    steps, first = np.unique(run.step_U, return_index=True)
+    follows = np.diff(steps) == 1
+    off = (run.entropy_U[first[1:] - 1] - run.entropy_U[first[1:]])[follows]
+    return float(off.mean()) if len(off) else None
 
 
 def averaged(values_U: Values, beta: float) -> Values:

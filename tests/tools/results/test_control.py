@@ -179,30 +179,45 @@ def test_a_loop_that_misses_says_whether_its_bounds_were_at_their_end() -> None:
     short = results_of(NAMES[3], Physics(course=misses))
     told = control_loop_words.compute(short)
     assert "No setting keeps within 10 %" in told["targets"][0]["said"]
-    assert "hold misses its target for want of reach: 100 % of its updates asked" in told["reach_said"][0]
-    assert "mostly for more entropy" in told["reach_said"][0]
+    assert told["reach_said"][0].startswith(
+        "hold misses its target for want of reach: the entropy is below it, and 100 % of its updates asked for more"
+    )
+    above = results_of(NAMES[3], Physics(course=lambda setting, done: 1 + 0.5 * done, wanted=0.5))
+    told = control_loop_words.compute(above)
+    assert told["reach_said"][0].startswith("hold misses its target to both sides: 100 % of its updates")
     within = results_of(NAMES[3], Physics(course=misses, knob=0.4, wanted=0.0, predicted=0.0))
     # The predictions' wave is wider than the band, so what is asked for is what they are.
     rows = [row for run in within.runs["hold"].values() for row in run.read_updates()]
     for row in rows:
         row["control/loop_wanted"] = row["control/loop_predicted"]
     told = control_loop_words.compute(within)
-    assert "hold misses its target within its reach: 0 % of its updates asked" in told["reach_said"][0]
+    assert "hold misses its target within its reach: 0 % of its updates asked for more than" in told["reach_said"][0]
 
 
-@pytest.mark.parametrize(
-    ("raises", "words"), [(0.002, "rises all the same of hold"), (-0.002, "falls all the same of")]
-)
+@pytest.mark.parametrize(("raises", "words"), [(0.01, "for higher than"), (-0.01, "for lower than")])
 def test_predictions_are_fitted_to_what_followed(raises: float, words: str) -> None:
+    """What updates add within a step is gone at the next one's start: then the loop's estimate is off by it."""
     results = results_of(NAMES[3], Physics(course=holds, raises=raises, slope=0.01))
-    fit = control_loop.predictions(results, "hold")[0].updates
-    assert fit
-    assert (fit.slope, fit.change_at_zero) == (pytest.approx(0.01, rel=1e-3), pytest.approx(raises, rel=1e-3))
-    assert fit.pairs == 12 * 3
-    told = control_loop_words.compute(results)
-    assert words in told["predictions_said"][2]
-    assert told["predictions_said"][0].startswith("More predicted is more measured, update by update, of hold")
-    assert "is off the prediction by at most 0 of its size: the prediction is right" in told["pass_said"]
+    found = control_loop.predictions(results, "hold")[0]
+    assert found.updates
+    assert (found.updates.slope, found.updates.pairs) == (pytest.approx(0.01, rel=1e-3), 12 * 3)
+    assert found.updates.change_at_zero == pytest.approx(raises, rel=1e-3)
+    assert found.estimate_bias == pytest.approx(3 * raises, abs=0.003)
+    told = control_loop_words.compute(results)["predictions_said"]
+    assert told[0].startswith("More predicted is more measured, update by update, of hold")
+    assert f"the loop takes the entropy {words}" in told[3]
+    assert "hold, hold-low, hold-flexec and rise-fall." in told[3]
+    assert "the prediction is right" in control_loop_words.compute(results)["pass_said"]
+
+
+def test_what_the_first_order_does_not_see_is_told_with_its_sign() -> None:
+    """Predictions are a wave around 0, whatever the entropy does."""
+    falling = results_of(NAMES[3], Physics(course=lambda setting, done: 1 - 0.5 * done, noise=0.001))
+    told = control_loop_words.compute(falling)["predictions_said"]
+    assert told[2].startswith("Where the mean prediction of a step is 0 the entropy falls all the same of hold")
+    rising = results_of(NAMES[3], Physics(course=lambda setting, done: 1 + 0.5 * done, noise=0.001))
+    told = control_loop_words.compute(rising)["predictions_said"]
+    assert told[2].startswith("Where the mean prediction of a step is 0 the entropy rises all the same of hold")
 
 
 def test_a_loop_without_its_updates_is_refused() -> None:

@@ -9,6 +9,7 @@ from results.holding import (
     averaged,
     changes_of_steps,
     changes_of_updates,
+    estimate_bias,
     fit_change,
     hold_of,
     reach_of,
@@ -68,6 +69,8 @@ def test_what_bounds_could_not_give_is_counted_where_they_steer() -> None:
     assert found.shortfall == pytest.approx((0.4 - 0.01 - 0.3 + 0.0) / 4)
     assert found.pass_differs == pytest.approx(0.25)
     assert reach_of([run, run], band=0.02) == replace(found, num_updates=8)
+    no_budget = replace(run, measured_U=np.array([0.0, 0.1, 0.11, np.nan, -0.2, 0.3]))
+    assert reach_of([no_budget], band=0.02).pass_differs == 0
     alone = LoopUpdates(**{name: getattr(run, name)[[0, 3]] for name in run.__dataclass_fields__})
     with pytest.raises(ValueError, match="no update steers"):
         reach_of([alone], band=0.02)
@@ -81,8 +84,10 @@ def test_changes_stay_within_a_step_and_steps_have_the_next_one_s_beginning() ->
     predicted, moved = changes_of_steps(run)
     np.testing.assert_allclose(predicted, [0.2])
     np.testing.assert_allclose(moved, [0.2])
+    assert estimate_bias(run) == pytest.approx(0.4 - 0.7)  # before the first step's last update, at the second's start
     gap = replace(run, step_U=np.array([1, 1, 1, 3, 3, 3]))
     assert len(changes_of_steps(gap)[0]) == 0
+    assert estimate_bias(gap) is None
 
 
 def test_a_fit_has_its_line_and_its_correlation() -> None:
