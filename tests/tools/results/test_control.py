@@ -167,6 +167,7 @@ def test_a_loop_is_held_against_its_own_target_and_the_others_against_the_start(
     assert max(one.rms for one in control_loop.held(results, "rise-fall", moving).values()) < 0.02
     errors = control_loop.held(results, "symmetric", constant)[0]
     assert errors.largest == pytest.approx(0.5 * 11 / 12, abs=0.02)
+    assert errors.bias == pytest.approx(-0.5 * np.arange(4, 12).mean() / 12, abs=0.008)  # three steps are for settling
     told = control_loop_words.compute(results)
     assert "hold, hold-low and hold-flexec are nearer to it than symmetric" in told["targets"][0]["said"]
     assert "hold is nearer to it than symmetric and balanced by an interval" in told["targets"][0]["others"][0]
