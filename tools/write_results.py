@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from results.documents import MissingTableError, Written, document_names, write_document
+from results.documents import MissingTableError, Written, document_names, missing_tables, write_document
 
 from megarl.telemetry.atomic_file import write_text_atomically
 
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"write_results: no document {unknown[0]!r}; expected {', '.join(known)}")
     problems = []
     for name in given.names or known:
+        if not given.names and (missing := missing_tables(name, given.tables)):
+            print(f"left out {name}: not stored are {', '.join(missing)}")
+            continue
         try:
             written = write_document(name, given.tables)
         except (MissingTableError, ValueError) as error:

@@ -16,6 +16,7 @@ from megarl.report.predicted import scatter_figure
 from megarl.report.problems import Problems
 from megarl.report.run_data import RunData
 from megarl.report.single import measured_lines, panel_figures
+from megarl.report.targets import target_figure
 from megarl.report.thinning import thin_line, values_per_line
 
 
@@ -54,6 +55,7 @@ def group_sections(groups: Sequence[Group], problems: Problems) -> list[FigureSe
     runs = [run for group in groups for run in group.runs]
     evaluations = Section("Evaluations", tuple(evaluation_metrics(runs)))
     extra: dict[str, Callable[[], Iterable[AnyFigure]]] = {
+        LEARNING.title: lambda: _present(target_figure(groups)),
         "Evaluations": lambda: pass_figures(groups),
         "What moves the entropy": lambda: _present(scatter_figure(groups)),
         "Time": lambda: _present(compare_phases(groups)),

@@ -144,6 +144,36 @@ def test_closed_loops_stand_beside_the_constant_bounds_of_true_reward_small() ->
     assert {kinds[name] for name in ("hold", "hold-low", "rise-fall")} == {"closed_loop"}
 
 
+def test_closed_loops_under_a_random_reward_stand_beside_what_is_to_hold_the_entropy_too() -> None:
+    ablation, beside = load("control-random-small"), configs_of("random-reward-small")
+    configs = configs_of("control-random-small")
+    assert list(configs) == [
+        "symmetric", "low0.2", "hold", "hold-flexec", "rise-fall", "od", "adaptive", "adaptive-trl",
+    ]  # fmt: skip
+    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1])
+
+    def rest(config: RunConfig) -> dict[str, object]:
+        found = config.model_dump()
+        del found["name"], found["logging"], found["train"]["steps"]
+        for key in ("clip", "auxiliary", "controllers"):
+            del found["objective"][key]
+        return found
+
+    for setting, config in configs.items():
+        assert config.train.updates_per_step == 16
+        assert rest(config) == rest(beside["symmetric"]), setting
+        if setting in beside:
+            assert config.objective == beside[setting].objective
+        assert config.objective.clip.steers == (setting in ("hold", "hold-flexec", "rise-fall"))
+    targets = {setting: config.objective.controllers.entropy_coefficient for setting, config in configs.items()}
+    assert {name: one.target for name, one in targets.items() if one} == {"adaptive": 0.68, "adaptive-trl": 0.68}
+    for name in ("adaptive", "adaptive-trl"):
+        assert configs[name].objective.clip == configs["symmetric"].objective.clip
+    in_control = configs_of("control-small")
+    for name in ("hold", "hold-flexec", "rise-fall"):
+        assert configs[name].objective == in_control[name].objective
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_differ_in_what_is_studied_alone(name: str) -> None:
     """Beside bounds and what acts in their place: the coin in random-reward, the model in families; and between seeds

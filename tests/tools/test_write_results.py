@@ -84,6 +84,16 @@ def test_a_missing_table_is_said_with_the_commands_that_make_it(tmp_path: Path) 
         write_results.main(["clippings"])
 
 
+def test_without_names_what_is_not_stored_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results.main(["--tables", str(tmp_path), "--into", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert "left out clipping: not stored are random-reward-small\n" in told
+    assert "left out control: not stored are control-small\n" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("effects", "word"), [(AS_CLAIMED, "reproduced"), (TURNED, "contradicted"), ({}, "undecided")])
 def test_clipping_follows_the_numbers(tmp_path: Path, effects: dict[str, float], word: str) -> None:
     store(tmp_path, FIRST, effects)
