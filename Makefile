@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MEGARL := $(BIN)/megarl
 
-.PHONY: help setup quickstart smollm2 test slurm-test test-all lint format clean
+.PHONY: help setup quickstart smollm2 results test slurm-test test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ quickstart: setup  ## warm up a small model, train it by RLVR, show the run (und
 smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about an hour on 2 cores)
 	test -d models/smollm2-135m || $(BIN)/python tools/smollm2.py models/smollm2-135m
 	$(MEGARL) train configs/smollm2-135m.toml
+
+results: setup  ## docs/results/*.md and their figures, from docs/results/tables
+	$(BIN)/python tools/write_results.py
 
 test: setup  ## every test but the slow ones, in two processes
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES)

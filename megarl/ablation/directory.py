@@ -97,7 +97,7 @@ class AblationPlan:
     def as_json(self) -> dict[str, Any]:
         """As ablation.json has it. JSON has no infinity, so an infinite value is the text "inf" or "-inf"."""
         settings = [
-            asdict(one) | {"values": {key: _to_json(value) for key, value in one.values.items()}}
+            asdict(one) | {"values": {key: encode_infinities(value) for key, value in one.values.items()}}
             for one in self.settings
         ]
         cells = [asdict(cell) for cell in self.cells]
@@ -269,8 +269,32 @@ def is_ablation(path: Path) -> bool:
     return (path.expanduser() / PLAN_FILE).is_file()
 
 
+def encode_infinities(value: Any) -> Any:
+    """A value as JSON can have it: infinities as the texts "inf" and "-inf", tuples as lists."""
+    match value:
+        case float() if math.isinf(value):
+            return "inf" if value > 0 else "-inf"
+        case Mapping():
+            return {key: encode_infinities(item) for key, item in value.items()}
+        case list() | tuple():
+            return [encode_infinities(item) for item in value]
+    return value
+
+
+def decode_infinities(value: Any) -> Any:
+    """The reverse."""
+    match value:
+        case "inf" | "-inf":
+            return math.inf if value == "inf" else -math.inf
+        case dict():
+            return {key: decode_infinities(item) for key, item in value.items()}
+        case list():
+            return [decode_infinities(item) for item in value]
+    return value
+
+
 def _setting_from_json(facts: Mapping[str, Any]) -> Setting:
-    values = {key: _from_json(value) for key, value in facts["values"].items()}
+    values = {key: decode_infinities(value) for key, value in facts["values"].items()}
     return Setting(
         name=facts["name"],
         about=facts["about"],
@@ -278,28 +302,6 @@ def _setting_from_json(facts: Mapping[str, Any]) -> Setting:
         fragments=tuple(facts["fragments"]),
         control=facts.get("control"),
     )
-
-
-def _to_json(value: Any) -> Any:
-    match value:
-        case float() if math.isinf(value):
-            return "inf" if value > 0 else "-inf"
-        case Mapping():
-            return {key: _to_json(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    match value:
-        case "inf" | "-inf":
-            return math.inf if value == "inf" else -math.inf
-        case dict():
-            return {key: _from_json(item) for key, item in value.items()}
-        case list():
-            return [_from_json(item) for item in value]
-    return value
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -148,9 +148,9 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN|ABLATION",
+            metavar="RUN|ABLATION|TABLE.parquet",
             help="Run directory, `latest` beside them being the newest; several are compared. Or the directory of an "
-            "ablation: its cells are.",
+            "ablation: its cells are. Or a stored table of docs/results/tables: its runs are.",
         ),
     ],
     output: Annotated[

@@ -15,7 +15,7 @@ from megarl.report.many import Chosen, read_comparison
 from megarl.telemetry.versions import collect_versions
 from megarl.theory.practice.collect import OnRun, collect_practice, practice_of_ablation
 from megarl.theory.practice.files import DOES_NOT_SAY, write_practice_files
-from megarl.theory.practice.numbers import Practice, read_practice
+from megarl.theory.practice.numbers import ENDING, Practice, read_practice
 from megarl.theory.practice.tables import build_practice_tables
 
 _MOST_NOTES = 12
@@ -70,7 +70,7 @@ def _check(paths: Sequence[Path]) -> None:
 
 def _read(console: Console, paths: Sequence[Path]) -> Practice:
     if paths[0].suffix == ".parquet":
-        return read_practice(paths[0].expanduser())
+        return read_practice(_stored(paths[0].expanduser()))
     with theory_progress(console) as stage:
         if len(paths) == 1 and is_ablation(paths[0]):
             try:
@@ -81,6 +81,12 @@ def _read(console: Console, paths: Sequence[Path]) -> Practice:
                 raise error if isinstance(error, ConfigError) else ConfigError(f"megarl theory: {error}") from error
         with stage("runs", 0) as advance:
             return _read_runs(paths, advance)
+
+
+def _stored(path: Path) -> Path:
+    """NAME.practice.parquet, also of NAME.parquet beside it."""
+    beside = path.with_name(path.name.removesuffix(".parquet") + ENDING)
+    return beside if not path.name.endswith(ENDING) and beside.is_file() else path
 
 
 def _read_runs(paths: Sequence[Path], advance: OnRun) -> Practice:

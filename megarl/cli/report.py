@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
+from megarl.ablation.stored import is_stored
 from megarl.cli.paths import shown_path
 from megarl.cli.report_memory import memory_planner
 from megarl.config.base import ConfigError
@@ -12,7 +13,7 @@ from megarl.report.exports import FileFormat, Width, write_figure
 from megarl.report.figure import AnyFigure
 from megarl.report.figure_sets import FigureSection, run_sections
 from megarl.report.figures import RunFigures, write_run_figures
-from megarl.report.many import Chosen, Comparison, choose_cells, read_comparison, write_comparison
+from megarl.report.many import Chosen, Comparison, choose_cells, choose_stored, read_comparison, write_comparison
 from megarl.report.problems import Problems
 from megarl.report.run_data import read_run
 from megarl.telemetry.run_directory import RunDirectory
@@ -86,9 +87,10 @@ def export_figure(
 
 
 def choose_runs(paths: Sequence[Path], *, verb: str = "report") -> RunDirectory | Chosen:
-    """One run as it is; several, or the cells of ablations, to be compared. A run that is named twice counts once.
-
-    verb: who asks, for what is said where a path is neither."""
+    """One run as it is; several, or the cells of ablations, or a stored table's, to be compared. A run that is named
+    twice counts once. verb: who asks, for what is said where a path is none of them."""
+    if any(is_stored(path) for path in paths):
+        return _open_stored(paths)
     if len(paths) == 1 and is_ablation(paths[0]):
         return _open_ablation(paths[0], verb)
     runs: dict[Path, RunDirectory] = {}
@@ -96,7 +98,8 @@ def choose_runs(paths: Sequence[Path], *, verb: str = "report") -> RunDirectory 
     for path in paths:
         if is_ablation(path):
             cells = _open_ablation(path, verb)
-            found, notes = list(cells.runs), [*notes, *cells.notes]
+            found = [run for run in cells.runs if isinstance(run, RunDirectory)]
+            notes = [*notes, *cells.notes]
         else:
             found = [open_run(path, verb=verb)]
         runs |= {run.path: run for run in found}
@@ -143,6 +146,17 @@ def _open_ablation(path: Path, verb: str) -> Chosen:
     if not chosen.runs:
         raise ConfigError(f"megarl {verb}: no cell of {path} has begun; expected one at least")
     return chosen
+
+
+def _open_stored(paths: Sequence[Path]) -> Chosen:
+    if len(paths) > 1:
+        raise ConfigError(
+            f"megarl report: a stored table is drawn by itself, found {len(paths)} paths with one; expected one alone"
+        )
+    try:
+        return choose_stored(paths[0].expanduser())
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"megarl report: {error}") from error
 
 
 def _read(chosen: Chosen) -> Comparison:

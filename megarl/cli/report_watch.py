@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
+from megarl.ablation.stored import is_stored
 from megarl.cli.report import choose_runs, open_run
 from megarl.cli.report_memory import memory_planner
 from megarl.config.base import ConfigError
@@ -76,6 +77,10 @@ def find_watched(paths: Sequence[Path]) -> list[RunDirectory]:
     """The runs that have begun. ConfigError where a path is none."""
     found: list[RunDirectory] = []
     for path in paths:
+        if is_stored(path):
+            raise ConfigError(
+                f"megarl report: {path} is a stored table, which does not go on; expected runs to --watch"
+            )
         if is_ablation(path):
             ablation = AblationDirectory.open(path)
             found += [RunDirectory(run) for cell in ablation.plan().cells if (run := ablation.run_of(cell)) is not None]

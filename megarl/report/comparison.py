@@ -70,7 +70,7 @@ def compare_phases(groups: Sequence[Group]) -> BarFigure | None:
     """Mean seconds of a step by phase, a bar per group; "other" is what a step has beyond its phases."""
     bars = []
     for group in groups:
-        means = [_mean_seconds(run) for run in group.runs if "timing_s/step" in run]
+        means = [_mean_seconds(run) for run in group.runs if _has_phases(run)]
         if means:
             bars.append(Bar(label=group.label, values=tuple(np.mean(means, axis=0).tolist()), group=group.index))
     if not bars:
@@ -88,6 +88,10 @@ def compare_phases(groups: Sequence[Group]) -> BarFigure | None:
             Bar(label=bar.label, values=tuple(bar.values[index] for index in shown), group=bar.group) for bar in bars
         ),
     )
+
+
+def _has_phases(run: RunData) -> bool:
+    return "timing_s/step" in run and any(f"timing_s/{phase}" in run for phase in PHASES)
 
 
 def _mean_seconds(run: RunData) -> list[float]:

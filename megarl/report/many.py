@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory
+from megarl.ablation.stored import read_stored
 from megarl.report.figure_sets import FigureSection, group_sections
 from megarl.report.glossary import terms_of
 from megarl.report.groups import Group, group_runs, tabulate_differences
@@ -15,6 +16,7 @@ from megarl.report.page_data import MOST_LINES
 from megarl.report.plots import draw_sections
 from megarl.report.problems import Problems
 from megarl.report.run_data import RunData, read_run
+from megarl.report.stored_runs import NOT_STORED, StoredRun, stored_runs
 from megarl.report.templates import render_template
 from megarl.report.tokens_of_runs import MOST_RUNS, format_group_tokens
 from megarl.telemetry.atomic_file import write_text_atomically
@@ -40,7 +42,7 @@ class Chosen:
     """What is compared."""
 
     title: str
-    runs: tuple[RunDirectory, ...]
+    runs: tuple[RunDirectory | StoredRun, ...]
     settings: tuple[str, ...] | None = None
     """Of an ablation, each run's."""
     notes: tuple[str, ...] = ()
@@ -62,6 +64,17 @@ def choose_cells(ablation: AblationDirectory) -> Chosen:
     )
 
 
+def choose_stored(path: Path) -> Chosen:
+    """The runs of a stored table. FileNotFoundError or ValueError where it is none."""
+    stored = read_stored(path)
+    return Chosen(
+        title=stored.facts.name,
+        runs=tuple(stored_runs(stored, path)),
+        settings=tuple(setting for setting, _ in stored.cells.values()),
+        notes=(NOT_STORED, *(f"{cell}: {why}" for cell, why in stored.facts.left_out.items())),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Runs that were read, in groups."""
@@ -80,7 +93,7 @@ class Comparison:
 
 def read_comparison(chosen: Chosen) -> Comparison:
     """Every run, without rollouts. ValueError where their verbs differ."""
-    runs = [read_run(run) for run in chosen.runs]
+    runs = [run if isinstance(run, RunData) else read_run(run) for run in chosen.runs]
     verbs = {run.verb: run.name for run in reversed(runs) if run.verb is not None}
     if len(verbs) > 1:
         told = ", ".join(f"{name} is of `megarl {verb}`" for verb, name in sorted(verbs.items()))
@@ -156,8 +169,9 @@ def _nothing_differs(groups: Sequence[Group]) -> str:
 def _configurations(groups: Sequence[Group], page: Path) -> list[tuple[str, str]]:
     """(setting, its first run's config.toml); of many settings a word about where they lie."""
     if len(groups) > _EACH_TEXT:
-        names = "\n".join(os.path.relpath(run.run.config_path, page.parent) for group in groups for run in group.runs)
-        return [(f"of {len(groups)} settings, in their runs' directories", names)]
+        paths = [run.run.config_path for group in groups for run in group.runs if run.run.config_path.is_file()]
+        names = "\n".join(os.path.relpath(path, page.parent) for path in paths)
+        return [] if not paths else [(f"of {len(groups)} settings, in their runs' directories", names)]
     found = []
     for group in groups:
         path = group.runs[0].run.config_path

@@ -13,7 +13,7 @@ import numpy as np
 
 from megarl.report.figure import Cloud, ScatterFigure, Values
 from megarl.report.groups import Group
-from megarl.report.run_data import RunData, read_updates
+from megarl.report.run_data import RunData
 
 MOST_POINTS = 400
 """Of a group; of more every n-th is drawn. The correlation is of all."""
@@ -40,7 +40,7 @@ def entropy_changes(run: RunData) -> tuple[Values, Values]:
 def _predictions(run: RunData) -> dict[float, float]:
     """By step the sum over its updates; from the step's means where updates.jsonl lacks it."""
     sums: dict[float, float] = {}
-    for update in read_updates(run.run):
+    for update in run.read_updates():
         rate, budget = update.get("actor/lr"), update.get("entropy/budget")
         if rate is not None and budget is not None:
             sums[float(update["step"])] = sums.get(float(update["step"]), 0.0) + rate * budget

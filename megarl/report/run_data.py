@@ -65,6 +65,10 @@ class RunData:
         kept = np.isfinite(values) if metric.startswith(EVALUATION) else self.steps > 0
         return self.steps[kept], values[kept]
 
+    def read_updates(self) -> list[dict[str, Any]]:
+        """Of each optimizer update its step and metrics."""
+        return read_updates(self.run)
+
     @cached_property
     def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
         """(step, results.json's "benchmarks") of the evaluations that are complete, by step."""

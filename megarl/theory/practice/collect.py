@@ -1,6 +1,7 @@
 """From groups of runs, or the cells of an ablation, to their numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory
@@ -12,11 +13,21 @@ from megarl.theory.practice.reading import read_numbers
 OnRun = Callable[[], None]
 
 
-def practice_of_ablation(ablation: AblationDirectory, on_run: OnRun = lambda: None) -> Practice:
-    """Of every cell that has a step; the rest is in the notes. ConfigError where no cell says anything, ValueError
+def practice_of_ablation(
+    ablation: AblationDirectory, on_run: OnRun = lambda: None, *, only: Collection[str] | None = None
+) -> Practice:
+    """Of every cell that has a step, or of the cells of `only`; the rest is in the notes. ConfigError where no cell says anything, ValueError
     where the ablation's files are damaged."""
     plan = ablation.plan()
     chosen = choose_cells(ablation)
+    if only is not None:
+        wanted = {path.resolve() for cell in plan.cells if cell.name in only and (path := ablation.run_of(cell))}
+        kept = [
+            (run, setting)
+            for run, setting in zip(chosen.runs, chosen.settings or (), strict=True)
+            if run.path.resolve() in wanted
+        ]
+        chosen = replace(chosen, runs=tuple(run for run, _ in kept), settings=tuple(name for _, name in kept), notes=())
     controls = {one.name: control for one in plan.settings if (control := plan.control_of(one.name)) is not None}
     cells = {path.resolve(): cell.name for cell in plan.cells if (path := ablation.run_of(cell)) is not None}
     return collect_practice(read_comparison(chosen), name=plan.name, controls=controls, cells=cells, on_run=on_run)

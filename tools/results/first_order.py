@@ -1,0 +1,60 @@
+"""What the budget predicts of a run's entropy, and what was measured.
+
+The first order is that of plain gradient steps on a table of logits: an update's change is its rate times
+entropy/budget. A run's prediction is the sum over the updates of all steps but the last, since what the last step did
+was never measured. Adam gives steps another size, so the sign and the correlation are compared, not the size.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from megarl.report.predicted import entropy_changes
+from megarl.report.stored_runs import StoredRun
+from results.reading import BySeed, Results
+
+ENTROPY = "actor/old_entropy"
+
+
+def predicted_sum(found: Results, setting: str, metric: str = "entropy/budget", factor: float = 1.0) -> BySeed:
+    """Sum of rate times an update's metric, nats, of each seed. ValueError where updates are not stored."""
+    return {seed: factor * _sum(found, setting, seed, metric) for seed in found.runs[setting]}
+
+
+def _sum(found: Results, setting: str, seed: int, metric: str) -> float:
+    rates = found.updates(setting, seed, "actor/lr")
+    if not rates.size:
+        raise ValueError(f"{found.path}: no updates are stored beside it; expected those of every run")
+    values = found.updates(setting, seed, metric)
+    return float(np.nansum((rates * values)[:-1]))
+
+
+def measured_change(run: StoredRun) -> float | None:
+    """Entropy before the last step's updates less that before the first's, nats per token."""
+    entropy = run.series(ENTROPY)[1]
+    return float(entropy[-1] - entropy[0]) if len(entropy) > 1 else None
+
+
+def step_correlation(run: StoredRun) -> float | None:
+    """Of the steps' predicted and measured changes; None: too few steps, or one does not move."""
+    predicted, measured = entropy_changes(run)
+    if len(predicted) < 3 or not float(np.ptp(predicted)) or not float(np.ptp(measured)):
+        return None
+    return float(np.corrcoef(predicted, measured)[0, 1])
+
+
+def correlation(pairs: Mapping[object, tuple[float, float]]) -> float:
+    """Of the two numbers; NaN of fewer than three."""
+    if len(pairs) < 3:
+        return math.nan
+    first, second = np.array(list(pairs.values())).T
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def size_ratio(found: Results, settings: list[str]) -> float:
+    """Root mean square of all steps' measured changes over that of the predicted ones; NaN where nothing is."""
+    both = [entropy_changes(run) for setting in settings for run in found.runs[setting].values()]
+    predicted, measured = (np.concatenate([pair[side] for pair in both]) for side in (0, 1))
+    size = float(np.sqrt((predicted**2).mean())) if len(predicted) else 0.0
+    return float(np.sqrt((measured**2).mean())) / size if size else math.nan
