@@ -97,5 +97,5 @@ def _read_runs(paths: Sequence[Path], advance: OnRun) -> Practice:
         comparison = read_comparison(chosen)
     except ValueError as error:
         raise ConfigError(f"megarl theory: {error}") from error
-    name = chosen.runs[0].path.name if len(chosen.runs) == 1 else "runs"
+    name = paths[0].expanduser().resolve().name if len(paths) == 1 else "runs"
     return collect_practice(comparison, name=name, on_run=advance)

@@ -7,6 +7,7 @@ from pathlib import Path
 from megarl.ablation.directory import AblationDirectory
 from megarl.config.base import ConfigError
 from megarl.report.many import Comparison, choose_cells, read_comparison
+from megarl.telemetry.run_directory import RunDirectory
 from megarl.theory.practice.numbers import Practice, RunNumbers
 from megarl.theory.practice.reading import read_numbers
 
@@ -16,20 +17,23 @@ OnRun = Callable[[], None]
 def practice_of_ablation(
     ablation: AblationDirectory, on_run: OnRun = lambda: None, *, only: Collection[str] | None = None
 ) -> Practice:
-    """Of every cell that has a step, or of the cells of `only`; the rest is in the notes. ConfigError where no cell says anything, ValueError
-    where the ablation's files are damaged."""
+    """Of every cell that has begun, or of those cells of `only`; the rest is in the notes.
+
+    ConfigError where no cell says anything, ValueError where the ablation's files are damaged.
+    """
     plan = ablation.plan()
     chosen = choose_cells(ablation)
+    begun = {cell: path.resolve() for cell in plan.cells if (path := ablation.run_of(cell)) is not None}
     if only is not None:
-        wanted = {path.resolve() for cell in plan.cells if cell.name in only and (path := ablation.run_of(cell))}
-        kept = [
-            (run, setting)
-            for run, setting in zip(chosen.runs, chosen.settings or (), strict=True)
-            if run.path.resolve() in wanted
-        ]
-        chosen = replace(chosen, runs=tuple(run for run, _ in kept), settings=tuple(name for _, name in kept), notes=())
+        begun = {cell: path for cell, path in begun.items() if cell.name in only}
+        chosen = replace(
+            chosen,
+            runs=tuple(map(RunDirectory, begun.values())),
+            settings=tuple(cell.setting for cell in begun),
+            notes=(),
+        )
     controls = {one.name: control for one in plan.settings if (control := plan.control_of(one.name)) is not None}
-    cells = {path.resolve(): cell.name for cell in plan.cells if (path := ablation.run_of(cell)) is not None}
+    cells = {path: cell.name for cell, path in begun.items()}
     return collect_practice(read_comparison(chosen), name=plan.name, controls=controls, cells=cells, on_run=on_run)
 
 
