@@ -20,7 +20,7 @@ DOES_NOT_SAY = (
     "The budget is the first order of the states that an update visits, each with logits of its own. What is measured "
     "within a step is the entropy of other states, those of later mini-batches; only weights that states share carry "
     "one to the other. The slope has the size of that, of Adam's own scale and of the aggregation's weights in one.",
-    "That the entropy changes after updates with a negative sign is not the clip's doing alone: the same tokens are "
+    "That the entropy changes around updates with a negative sign is not the clip's doing alone: the same tokens are "
     "trained on besides. A control that clips by a coin tells that (configs/methods/matched-control.toml).",
     "Settings at equal entropy differ in how many steps they took to come there.",
 )

@@ -4,6 +4,10 @@ Measured is the entropy at an update less the entropy before the step on the SAM
 update's mini-batch against the mean of `old_entropy` over the rollouts' rows of that mini-batch. So prompts and
 lengths, which differ from one mini-batch to the next, cancel; before a step's first update it is 0.
 
+What one update changed is measured from the mini-batch before its own to the one after it. Its own is left out: by
+chance its tokens may have become more uncertain than others, which makes its term negative and its budget what it is,
+and against the next mini-batch, which has no such chance, the entropy would seem to fall after it.
+
 Predicted are the budgets of the updates before it. They are the first order of the states that those updates visited,
 each with logits of its own: that other states follow them is what is measured, and the slope says how far.
 """
@@ -44,6 +48,11 @@ class StepChange:
     measured: Values
     """[K]: of update k what the k updates before it have changed."""
 
+    @property
+    def around(self) -> Values:
+        """[K - 1]: of update k from mini-batch k - 1 to k + 1; before the first, and at it, nothing has changed."""
+        return self.measured[1:] - np.concatenate([self.measured[:1], self.measured[:-2]])
+
 
 def read_numbers(run: RunData, *, setting: str, cell: str) -> tuple[RunNumbers, list[str]]:
     """(the run's numbers, what could not be read or was left out)."""
@@ -59,13 +68,15 @@ def read_numbers(run: RunData, *, setting: str, cell: str) -> tuple[RunNumbers, 
         problems.append("has no rollouts/, so no entropy on the same tokens")
     if len(chosen) < len(paths):
         problems.append(f"{len(chosen)} of {len(paths)} rollouts were read, evenly from the first to the last")
-    changes, sums, traced = [], {}, 0
+    changes: list[StepChange] = []
+    sums: dict[tuple[str, str, int], Values] = {}
+    traced = 0
     states = OwnStates(updates)
     for step, tokens in _read_files(chosen, size, problems):
         traced += tokens.num_traced
         states.add(step, tokens)
         for key, value in tokens.sums.items():
-            sums[key] = sums.get(key, 0.0) + value
+            sums[key] = sums[key] + value if key in sums else value
         if step in updates:
             measured = updates[step].values["actor/entropy"] - tokens.mean_old_entropy(updates[step].count)
             changes.append(StepChange(step=step, updates=updates[step], measured=measured))
@@ -146,7 +157,7 @@ def _put_signs(numbers: RunNumbers, updates: Mapping[int, StepUpdates], changes:
 def _changes_after(side: str, changes: Sequence[StepChange]) -> dict[str, float]:
     """Of updates with an update after them in the step, whose mini-batch says what they changed."""
     name = f"entropy/clip_{side}_difference"
-    change = np.concatenate([np.empty(0), *(np.diff(one.measured) for one in changes)])
+    change = np.concatenate([np.empty(0), *(one.around for one in changes)])
     difference = np.concatenate([np.empty(0), *(one.updates.values[name][:-1] for one in changes)])
     ordinal = np.concatenate([np.empty(0), *(np.arange(one.updates.count - 1) for one in changes)])
     both = np.isfinite(change) & np.isfinite(difference)
@@ -165,15 +176,14 @@ def _put_predictions(
         within: dict[str, list[tuple[float, float, float, float]]] = {}
         for one in changes:
             each = getattr(one.updates, name)
-            total, grown = np.cumsum(each)[:-1], np.diff(one.measured)
-            rows = zip(total, one.measured[1:], each[:-1], grown, strict=True)
-            for ordinal, row in enumerate(rows, start=1):
+            columns = (np.cumsum(each)[:-1], one.measured[1:], each[:-1], one.around)
+            for ordinal, row in enumerate(zip(*columns, strict=True), start=1):
                 for group in (doubling_group(ordinal), "all"):
                     within.setdefault(group, []).append(row)
         for group, rows in within.items():
             values = np.array(rows, dtype=np.float64)
-            for grain, columns in (("since the step began", (0, 1)), ("one update", (2, 3))):
-                if (found := agree(*(values[:, index] for index in columns))) is not None:
+            for grain, (p, m) in (("since the step began", (0, 1)), ("one update", (2, 3))):
+                if (found := agree(values[:, p], values[:, m])) is not None:
                     numbers.put("prediction", f"{grain}|{group}|{name}", found.named())
         if (found := _agree_by_step(run, updates, name)) is not None:
             numbers.put("prediction", f"one step|all|{name}", found.named())

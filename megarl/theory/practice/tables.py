@@ -73,11 +73,11 @@ def sign_table(practice: Practice) -> TheoryTable:
         title="The sign of clipping's term, update by update",
         caption="updates: those with a token in the set. term: mean of r 1[set] (N - Q), millinats. negative: share of "
         "updates with E[Q] - E[Q|set] < 0, %. against: share where what clipping took away pushed the entropy the "
-        "other way, %. Entropy change of the update on one mini-batch's tokens against the one before, millinats: "
-        "after such updates, after the others, and their difference between updates of the same place in a step",
+        "other way, %. Entropy change from the mini-batch before the update's to the one after it, millinats: around "
+        "negative updates, around others, and the difference between updates of the same place in a step",
         columns=(
             *("<set", "<setting", "updates", "term", "negative %", "against %"),
-            *("change after", "after others", "difference"),
+            *("change", "of others", "difference"),
         ),
         rows=rows,
     )
@@ -203,8 +203,9 @@ def prediction_table(practice: Practice) -> TheoryTable:
     return TheoryTable(
         title="Predicted and measured entropy change",
         caption="predicted: step size * budget, or with the budget averaged as the optimizer averages gradients "
-        "(momentum). measured: on the same tokens, those of the mini-batch before which it is measured; of a step, on "
-        "the next step's responses; of a state, its own entropy. n: pairs in all runs. sign: share with one sign, %. "
+        "(momentum). measured: on one mini-batch's tokens against their entropy before the step; of one update, "
+        "from the mini-batch before its own to the one after; of a step, on the next step's responses; of a state, its "
+        "own entropy. n: pairs in all runs. sign: share with one sign, %. "
         "slope: measured per predicted. error: what the slope leaves of the measured, 1 is all",
         columns=(
             *("<setting", "lr", "eps", "beta1", "<measured over", "<predicted", "n", "sign %", "correlation"),
