@@ -1,9 +1,10 @@
 """Sentences of docs/results/theory-in-practice.md: each says what the numbers decide, and no more."""
 
+import math
 import re
 from collections.abc import Sequence
 
-from megarl.ablation.seeds import SeedMean, mean_over_seeds, paired_difference
+from megarl.ablation.seeds import SeedMean, paired_difference
 from megarl.theory.practice.equal_entropy import choose_levels, common_range, difference_at, evaluation_metrics
 from megarl.theory.practice.numbers import ALL, Practice
 from megarl.theory.practice.tables import change_of, of_ratio
@@ -32,7 +33,7 @@ def _cell(text: str) -> str:
 def negative_updates(practice: Practice, side: str) -> tuple[int, int]:
     """(updates with the sign below 0, of all that have a token in the set), over all runs."""
     of = [(run.get("sign", side, "updates"), run.get("sign", side, "negative")) for run in practice.runs]
-    known = [(count, share) for count, share in of if count == count]
+    known = [(count, share) for count, share in of if math.isfinite(count)]
     return round(sum(count * share for count, share in known)), round(sum(count for count, _ in known))
 
 
@@ -177,8 +178,3 @@ def kl_words(practice: Practice, control: str) -> list[str]:
         told = listed(found) if found else "none differs by more than its interval"
         lines.append(f"{name} less {control}'s at equal entropy, {numbered(compared, 'comparison')}: {told}.")
     return lines
-
-
-def mean_hours(practice: Practice) -> SeedMean:
-    """Of a run's steps."""
-    return mean_over_seeds([run.get("run", "", "hours") for run in practice.runs])

@@ -1,4 +1,4 @@
-"""docs/results/theory-in-practice.md: where arXiv 2509.26114's conditions hold in runs, and what the first order is worth."""
+"""docs/results/theory-in-practice.md: where arXiv 2509.26114's conditions hold, and what the first order is worth."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -51,10 +52,10 @@ class RunNumbers:
     """(part, key, name) -> number; finite."""
 
     def put(self, part: Part, key: str, named: Mapping[str, float]) -> None:
-        """Keep those that are finite."""
+        """Keep those that are finite, as float32: what is read again from a file is the same."""
         for name, value in named.items():
             if math.isfinite(value):
-                self.values[part, key, name] = float(value)
+                self.values[part, key, name] = float(np.float32(value))
 
     def get(self, part: Part, key: str, name: str) -> float:
         """NaN where the run has none."""
