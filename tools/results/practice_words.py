@@ -125,7 +125,7 @@ def prediction_words(practice: Practice, grain: str, which: str) -> str:
         return ""
     kinds = {
         "goes with it in": [name for name, one in known.items() if one.excludes_zero and one.value > 0],
-        "against it in": [name for name, one in known.items() if one.excludes_zero and one.value < 0],
+        "goes against it in": [name for name, one in known.items() if one.excludes_zero and one.value < 0],
         "is undecided in": [name for name, one in known.items() if not one.excludes_zero],
     }
     return "; ".join(f"{kind} {listed(names)}" for kind, names in kinds.items() if names)
