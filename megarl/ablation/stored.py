@@ -75,6 +75,9 @@ class Facts:
     """python, cpus, memory_gib, packages, revisions of megarl."""
     left_out: Mapping[str, str]
     """Cell -> why, of those that are not finished."""
+    over_problems: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Setting -> mean@n and pass@n of its last evaluation -> {"value": {low, high, n}, "difference": the same or null}:
+    the bootstrap intervals over n problems of summary.json, of the measure and of its difference to the control."""
 
     def as_json(self) -> dict[str, Any]:
         return {"version": VERSION, **encode_infinities(asdict(self))}

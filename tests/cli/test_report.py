@@ -9,11 +9,13 @@ from typer.testing import CliRunner
 from megarl.cli import report as module
 from megarl.cli.main import app
 from megarl.cli.report import draw_figures, export_figure, print_figure_names, run_report
+from megarl.cli.report_watch import find_watched
 from megarl.config.base import ConfigError
 from megarl.telemetry.run_directory import RunDirectory, RunState
 from tests.ablation.directories import begin_run, make_directory
 from tests.report.run_files import write_run
 from tests.telemetry.runs import make_config
+from tests.tools.stored_tables import make_stored, write_table
 
 
 def make_run(parent: Path, verb: str = "train") -> RunDirectory:
@@ -155,6 +157,36 @@ def test_figures_are_listed_and_written_one_by_one(tmp_path: Path, capsys: pytes
         export_figure(paths, "entropy", file_format="png", width="single", output=tmp_path / "figure.svg")
     with pytest.raises(ConfigError, match=r"expected where the figure goes, e\.g\. -o entropy\.pdf"):
         export_figure(paths, "entropy", file_format=None, width="single", output=None)
+
+
+def test_a_stored_table_is_drawn_in_the_place_of_an_ablation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = make_stored("random-reward-products-small", lambda setting, seed, step: {"actor/entropy": 0.5}, steps=2)
+    table = write_table(tmp_path, stored)
+    print_figure_names([table])
+    assert "  entropy                      Policy entropy\n" in capsys.readouterr().out
+    svg = export_figure([table], "entropy", file_format=None, width="single", output=tmp_path / "entropy.svg")
+    assert "low0.2-coin, mean of 3" in svg.read_text()
+    with pytest.raises(ConfigError, match=r"21 runs are compared on one page; .* -o comparison\.html"):
+        run_report([table])
+    assert run_report([table], output=tmp_path / "page.html") == 0
+    shown = capsys.readouterr().out
+    assert "runs     21, settings 7\n" in shown
+    assert "missing  a stored table has metrics and updates alone: " in shown
+
+
+def test_what_is_no_stored_table_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_text("x")
+    page = tmp_path / "page.html"
+    with pytest.raises(ConfigError, match=r"megarl report: .*x\.parquet cannot be read as a parquet file"):
+        run_report([tmp_path / "x.parquet"], output=page)
+    with pytest.raises(ConfigError, match=r"absent\.parquet does not exist; expected a table"):
+        run_report([tmp_path / "absent.parquet"], output=page)
+    with pytest.raises(ConfigError, match="a stored table is drawn by itself, found 2 paths with one"):
+        run_report([tmp_path / "x.parquet", tmp_path], output=page)
+    with pytest.raises(ConfigError, match=r"x\.parquet is a stored table, which does not go on"):
+        find_watched([tmp_path / "x.parquet"])
 
 
 def test_the_command_line_has_all_of_it(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ SETTINGS = {
     "random-reward": ["none", "low0.3", "low0.2", "low0.15", "low0.1", "high0.3", "high0.2", "high0.1", "symmetric",
                       "symmetric-p0.3", "symmetric-p0.7", "symmetric-gaussian"],
     "random-reward-small": ["none", *COINED, *(f"{name}-coin" for name in COINED)],
+    "random-reward-slow-small": ["none", *COINED, *(f"{name}-coin" for name in COINED)],
     "random-reward-products-small": ["none", *FEWER, *(f"{name}-coin" for name in FEWER)],
     "families": [f"{family}-{name}" for family in ("qwen", "llama") for name in FAMILY],
     "true-reward": ["symmetric", "no-clip-high", "balanced", "low0.1", "no-clip-low"],
@@ -47,8 +48,10 @@ SETTINGS = {
 SETTINGS |= {"families-small": SETTINGS["families"], "dapo-math-small": SETTINGS["dapo-math"]}
 CONTROLS = {"random-reward": "none", "families": None, "true-reward": "symmetric", "dapo-math": "symmetric"}
 CONTROLS |= {"true-reward-llama": "symmetric", "flexec": "grpo"}
-TWIN_OF = {"random-reward-products-small": "random-reward"}
+TWIN_OF = {"random-reward-products-small": "random-reward", "random-reward-slow-small": "random-reward"}
 """What a small file is the twin of, where its name does not say so."""
+FIVE = ("random-reward-small", "random-reward-slow-small")
+"""Those with five seeds."""
 LARGE = [name for name in SETTINGS if not name.endswith("-small")]
 SMALL = [name for name in SETTINGS if name.endswith("-small")]
 
@@ -84,7 +87,7 @@ def test_settings_seeds_and_control(name: str) -> None:
     ablation = load(name)
     assert [setting.name for setting in ablation.plan.settings] == SETTINGS[name]
     assert all(setting.about for setting in ablation.plan.settings)
-    assert ablation.config.seeds == list(range(5 if name == "random-reward-small" else 3))
+    assert ablation.config.seeds == list(range(5 if name in FIVE else 3))
     assert ablation.plan.control == CONTROLS[large_of(name)]
     coined = {name.removesuffix("-coin") for name in SETTINGS[name] if name.endswith("-coin")}
     own = {setting.name: setting.control for setting in ablation.plan.settings}

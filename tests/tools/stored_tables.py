@@ -25,6 +25,7 @@ OfStep = Callable[[str, int, int], Numbers]
 """(setting, seed, step) -> metrics."""
 OfUpdate = Callable[[str, int, int, int], Numbers]
 """(setting, seed, step, update) -> metrics."""
+StoredNumbers = tuple[OfStep, OfUpdate]
 
 
 def make_stored(
@@ -72,6 +73,7 @@ def make_stored(
         config=CONFIG | dict(config),
         versions={"cpus": 2, "date": "2026-11-29", "revisions": ["0123456789ab"], "python": "3.11", "packages": {}},
         left_out={},
+        over_problems={},
     )
     return StoredAblation(
         facts=facts,

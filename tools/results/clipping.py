@@ -5,18 +5,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megarl.ablation.seeds import SeedMean
-from megarl.report.figure import AnyFigure
-from results.clipping_prediction import prediction_rows, prediction_words
+from megarl.report.figure import AnyFigure, LineFigure
+from megarl.report.stored_runs import StoredRun
+from results.clipping_prediction import prediction_table, prediction_words, removed_table
 from results.ran import ran, table
 from results.reading import BySeed, Results, difference, over_seeds
-from results.words import Verdict, estimate, listed, mean, overall, verdict
+from results.words import Verdict, estimate, field, listed, mean, overall, verdict
 
 TABLES = ("random-reward-small",)
-OPTIONAL = ("random-reward-products-small",)
-SECOND = OPTIONAL[0]
+OPTIONAL = ("random-reward-slow-small", "random-reward-products-small")
 CLIPS = ("low0.2", "low0.1", "high0.2", "high0.1", "symmetric")
 NONE = "none"
+SHOWN = {
+    "Clip-low and its controls": ("low0.2", "low0.1"),
+    "Clip-high and its controls": ("high0.2", "high0.1"),
+    "Both bounds and their control": ("symmetric",),
+}
+"""Figures: title -> clips."""
 END, WHOLE = "entropy_end", "entropy_mean"
+_START = ("actor/old_entropy", "reward/mean", "response_length/mean")
+FIRST = 2
+"""The step before whose updates the first step's effect is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,60 +62,84 @@ CLAIMS = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One difference of H/H0: after the first step, at the end, over the run."""
+
+    setting: str
+    other: str
+    first: SeedMean | None
+    end: SeedMean | None
+    whole: SeedMean | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A claim on one task."""
+    """A claim in one ablation."""
 
     claim: Claim
-    task: str
-    differences: tuple[tuple[str, str, SeedMean, SeedMean], ...]
-    """(setting, other, at the end, over the run) of the pairs that were run."""
+    where: str
+    differences: tuple[Compared, ...]
+    """Of the pairs that were run."""
 
     @property
-    def verdicts(self) -> list[Verdict]:
-        return [verdict(end, self.claim.sign) for _, _, end, _ in self.differences]
+    def at_end(self) -> list[Verdict]:
+        return [verdict(one.end, self.claim.sign) for one in self.differences]
 
     @property
-    def overall(self) -> Verdict:
-        return overall(self.verdicts)
+    def after_first(self) -> list[Verdict]:
+        return [verdict(one.first, self.claim.sign) for one in self.differences]
 
 
 def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
     """Values of the template."""
-    found = list(tables.values())
-    judged = [[judge(claim, one) for one in found] for claim in CLAIMS]
-    first = found[0]
+    named = labels(tables)
+    judged = [[judge(claim, found, where) for where, found in named.items()] for claim in CLAIMS]
+    every = [one for claims in judged for one in claims]
+    found = list(named.values())
     return {
         "ran": ran(found),
-        "has_second": len(found) > 1,
+        "missing": [name for name in OPTIONAL if name not in tables],
         "answers": [answer(claims) for claims in judged],
+        "first_words": first_words(named),
         "claims": claims_table(judged),
-        "counts": _counts([one for claims in judged for one in claims]),
-        "levels": [(task_of(one), levels_table(one)) for one in found],
-        "falling": falling_words(found),
-        "coins": coin_words(found),
-        "dropped": [(task_of(one), dropped_table(one)) for one in found],
-        "dropped_words": dropped_words(found),
-        "predictions": [(task_of(one), prediction_rows(one, clips_of(one))) for one in found],
-        "prediction_words": [prediction_words(one, clips_of(one)) for one in found],
-        "facts": first.facts,
-        "tasks": listed([task_of(one) for one in found]),
-        "seeds": listed([f"{_seeds(one)} on {task_of(one)}" for one in found]),
+        "at_end": _counts([one for each in every for one in each.at_end]),
+        "after_first": _counts([one for each in every for one in each.after_first]),
+        "levels": [(where, levels_table(one)) for where, one in named.items()],
+        "falling": falling_words(named),
+        "coins": coin_words(named),
+        "dropped": [(where, dropped_table(one)) for where, one in named.items()],
+        "dropped_words": dropped_words(named),
+        "removed": [(where, removed_table(one, clips_of(one))) for where, one in named.items()],
+        "predictions": [(where, prediction_table(one, clips_of(one))) for where, one in named.items()],
+        "prediction_words": [prediction_words(one, clips_of(one), where) for where, one in named.items()],
+        "facts": found[0].facts,
+        "tasks": listed(list(dict.fromkeys(task_of(one) for one in found))),
+        "steps": listed([f"{listed(one.facts.steps)} steps on {where}" for where, one in named.items()]),
+        "seeds": listed([f"{_seeds(one)} on {where}" for where, one in named.items()]),
     }
 
 
 def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
-    """Entropy over the steps, a figure per claim, the second task, and predicted against measured changes."""
-    first = tables[TABLES[0]]
-    drawn = {
-        "low": _entropy(first, "Clip-low and its controls", [NONE, *_with_coins(first, "low0.2", "low0.1")]),
-        "high": _entropy(first, "Clip-high and its controls", [NONE, *_with_coins(first, "high0.2", "high0.1")]),
-        "symmetric": _entropy(first, "Both bounds at 0.2", [NONE, *_with_coins(first, "symmetric")]),
-        "predicted": first.figure("predicted_change", _present(first, [NONE, *CLIPS])),
-    }
-    if second := tables.get(SECOND):
-        settings = [NONE, *_with_coins(second, *CLIPS)]
-        drawn["products"] = _entropy(second, f"The second task, {task_of(second)}", settings)
+    """Entropy over the steps, a figure per claim and ablation, and predicted against measured changes."""
+    drawn: dict[str, AnyFigure] = {}
+    for name, found in tables.items():
+        key = "" if name == TABLES[0] else f"{name.removeprefix('random-reward-').removesuffix('-small')}-"
+        where = next(label for label, one in labels(tables).items() if one is found)
+        for title, clips in SHOWN.items():
+            if shown := [clip for clip in clips if found.has(clip)]:
+                settings = _present(found, [NONE, *(part for clip in shown for part in (clip, f"{clip}-coin"))])
+                drawn[f"{key}{clips[0].rstrip('.012')}"] = _entropy(found, f"{title}: {where}", settings)
+        drawn[f"{key}predicted"] = found.figure("predicted_change", _present(found, [NONE, *CLIPS]))
     return drawn
+
+
+def labels(tables: Mapping[str, Results]) -> dict[str, Results]:
+    """The ablations by what a reader calls them: the task, with the rate where one task has several."""
+    tasks = [task_of(one) for one in tables.values()]
+    return {
+        task if tasks.count(task) == 1 else f"{task} at rate {field(one.facts.optimizer['lr'])}": one
+        for task, one in zip(tasks, tables.values(), strict=True)
+    }
 
 
 def task_of(found: Results) -> str:
@@ -118,46 +151,77 @@ def clips_of(found: Results) -> list[str]:
     return [clip for clip in CLIPS if found.has(clip, f"{clip}-coin")]
 
 
-def judge(claim: Claim, found: Results) -> Judged:
-    """From H/H0 at the end and over the run, paired by seed."""
-    rows = []
-    for setting, other in claim.pairs:
-        if not found.has(setting, other):
-            continue
-        end, whole = (difference(found.measure(setting, name), found.measure(other, name)) for name in (END, WHOLE))
-        if end is not None and whole is not None:
-            rows.append((setting, other, end, whole))
-    return Judged(claim=claim, task=task_of(found), differences=tuple(rows))
+def after_first(found: Results, setting: str) -> BySeed:
+    """H/H0 after the first step's updates."""
+
+    def number(run: StoredRun) -> float | None:
+        steps, values = run.series("actor/entropy_over_start")
+        return dict(zip(steps.tolist(), values.tolist(), strict=True)).get(FIRST)
+
+    return found.per_seed(setting, number)
+
+
+def first_words(named: Mapping[str, Results]) -> str:
+    """What runs of a seed share in the first step, as far as the tables tell."""
+    unlike = [where for where, one in named.items() if not shares_first_step(one)]
+    start = '"After the first step" is H/H0 before the second step\'s updates.'
+    if unlike:
+        return f"{start} On {listed(unlike)} runs of one seed had other responses already in step 1."
+    return (
+        f"{start} It is the cleanest pair: in step 1 all runs of a seed have the same entropy, reward and length of "
+        "responses, so only what is dropped differs."
+    )
+
+
+def shares_first_step(found: Results) -> bool:
+    """Whether all runs of each seed begin with the same entropy, mean reward and mean length."""
+    starts: dict[int, set[tuple[float, ...]]] = {}
+    for runs in found.runs.values():
+        for seed, run in runs.items():
+            numbers = tuple(float(run.series(name)[1][0]) for name in _START if name in run)
+            starts.setdefault(seed, set()).add(numbers)
+    return all(len(one) == 1 for one in starts.values())
+
+
+def judge(claim: Claim, found: Results, where: str) -> Judged:
+    """From H/H0, paired by seed."""
+    rows = [
+        Compared(
+            setting=setting,
+            other=other,
+            first=difference(after_first(found, setting), after_first(found, other)),
+            end=difference(found.measure(setting, END), found.measure(other, END)),
+            whole=difference(found.measure(setting, WHOLE), found.measure(other, WHOLE)),
+        )
+        for setting, other in claim.pairs
+        if found.has(setting, other)
+    ]
+    return Judged(claim=claim, where=where, differences=tuple(rows))
 
 
 def answer(claims: Sequence[Judged]) -> str:
-    """One claim on all tasks, in a sentence or two."""
+    """One claim in all ablations, in a sentence or two each."""
     claim = claims[0].claim
-    heads = [f"{_word(one.overall)} on {one.task}" for one in claims]
     parts = []
     for one in claims:
-        told = [f"{_pair(a, b)} {estimate(end)}" for a, b, end, _ in one.differences]
-        parts.append(f"On {one.task}: {listed(told)}." if told else f"Nothing of it was run on {one.task}.")
-    return f"**({claim.letter}) {claim.text}: {listed(heads)}.** {' '.join(parts)}"
+        if not one.differences:
+            parts.append(f"On {one.where} nothing of it was run.")
+            continue
+        end, first = overall(one.at_end), overall(one.after_first)
+        told = [f"{_pair(each.setting, each.other)} {estimate(each.end)}" for each in one.differences]
+        parts.append(f"On {one.where} **{end}** at the end ({listed(told)}), and {first} after the first step.")
+    return f"**({claim.letter}) {claim.text}.** {' '.join(parts)}"
 
 
 def claims_table(judged: Sequence[Sequence[Judged]]) -> str:
     rows = []
-    for claims in judged:
-        for one in claims:
-            for setting, other, end, whole in one.differences:
-                sign = one.claim.sign
-                rows.append(
-                    [
-                        f"({one.claim.letter}) {one.task}: {_pair(setting, other)}",
-                        "+" if sign > 0 else "−",
-                        estimate(end),
-                        verdict(end, sign),
-                        estimate(whole),
-                        verdict(whole, sign),
-                    ]
-                )
-    return table(["difference of H/H0", "claimed", "at the end", "", "over the run", ""], rows)
+    for one in (one for claims in judged for one in claims):
+        sign = one.claim.sign
+        for each in one.differences:
+            cells = [f"{estimate(value)} {verdict(value, sign)}" for value in (each.first, each.end, each.whole)]
+            name = f"({one.claim.letter}) {one.where}: {_pair(each.setting, each.other)}"
+            rows.append([name, "+" if sign > 0 else "−", *cells])
+    return table(["difference of H/H0", "claimed", "after the first step", "at the end", "over the run"], rows)
 
 
 def levels_table(found: Results) -> str:
@@ -183,10 +247,10 @@ def levels_table(found: Results) -> str:
     return table(["", "H/H0 at the end", "over the run", "less its coin", "less none", "seeds"], rows)
 
 
-def falling_words(found: Sequence[Results]) -> str:
+def falling_words(named: Mapping[str, Results]) -> str:
     """Whether entropy falls at all: of symmetric, and without bounds."""
     parts = []
-    for one in found:
+    for where, one in named.items():
         told = []
         for setting in ("symmetric", NONE):
             if not one.has(setting):
@@ -194,14 +258,14 @@ def falling_words(found: Sequence[Results]) -> str:
             change = over_seeds({seed: value - 1 for seed, value in one.measure(setting, END).items()})
             word = {"reproduced": "falls", "contradicted": "rises", "undecided": "moves by no more than its interval"}
             told.append(f"{setting}'s entropy {word[verdict(change, -1)]} ({estimate(change)} of H0)")
-        parts.append(f"On {task_of(one)} {listed(told)}.")
+        parts.append(f"On {where} {listed(told)}.")
     return " ".join(parts)
 
 
-def coin_words(found: Sequence[Results]) -> str:
+def coin_words(named: Mapping[str, Results]) -> str:
     """What dropping tokens by a coin does, against no dropping."""
     parts = []
-    for one in found:
+    for where, one in named.items():
         moved, still = [], []
         for clip in clips_of(one):
             by_coin = difference(one.measure(f"{clip}-coin", END), one.measure(NONE, END))
@@ -209,9 +273,9 @@ def coin_words(found: Sequence[Results]) -> str:
                 continue
             (moved if by_coin.excludes_zero else still).append(f"{clip}-coin {estimate(by_coin)}")
         if moved:
-            parts.append(f"On {task_of(one)} the coin alone moved H/H0 against none: {listed(moved)}.")
+            parts.append(f"On {where} the coin alone moved H/H0 against none: {listed(moved)}.")
         if still:
-            parts.append(f"On {task_of(one)} it made no difference to none that the seeds show: {listed(still)}.")
+            parts.append(f"On {where} it made no difference to none that the seeds show: {listed(still)}.")
     return " ".join(parts)
 
 
@@ -224,20 +288,19 @@ def dropped_table(found: Results) -> str:
     return table(["% of response tokens", "clip drops", "coin drops", "difference"], rows)
 
 
-def dropped_words(found: Sequence[Results]) -> str:
+def dropped_words(named: Mapping[str, Results]) -> str:
     parts = []
-    for one in found:
+    for where, one in named.items():
         unequal = [
             f"{clip}, {side} side, by {estimate(less, 2, 100)} points"
             for clip, side, _, _, less in _dropped(one)
             if less is not None and less.excludes_zero
         ]
-        where = f"On {task_of(one)}"
         parts.append(
-            f"{where} clip and coin dropped unequally many: {listed(unequal)}; there the comparison is matched in its "
-            "rule and not in its count."
+            f"On {where} clip and coin dropped unequally many: {listed(unequal)}; there the comparison is matched in "
+            "its rule and not in its count."
             if unequal
-            else f"{where} no side's difference between clip and coin exceeds its interval: the counts match."
+            else f"On {where} no side's difference between clip and coin exceeds its interval: the counts match."
         )
     return " ".join(parts)
 
@@ -252,9 +315,8 @@ def _dropped(found: Results) -> Iterator[tuple[str, str, BySeed, BySeed, SeedMea
                 yield clip, side, ours, coin, difference(ours, coin)
 
 
-def _counts(judged: Sequence[Judged]) -> dict[str, int]:
+def _counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
     """How many differences are decided, and which way."""
-    verdicts = [one for each in judged for one in each.verdicts]
     return {
         "all": len(verdicts),
         **{name: verdicts.count(name) for name in ("reproduced", "contradicted", "undecided")},
@@ -270,17 +332,11 @@ def _pair(setting: str, other: str) -> str:
     return f"{setting} less {'its coin' if other == f'{setting}-coin' else other}"
 
 
-def _word(one: Verdict) -> str:
-    return one
-
-
-def _with_coins(found: Results, *clips: str) -> list[str]:
-    return _present(found, [name for clip in clips for name in (clip, f"{clip}-coin")])
-
-
 def _present(found: Results, settings: Sequence[str]) -> list[str]:
     return [name for name in settings if found.has(name)]
 
 
 def _entropy(found: Results, title: str, settings: Sequence[str]) -> AnyFigure:
-    return replace(found.figure("entropy_over_start", _present(found, settings)), title=title)
+    figure = found.figure("entropy_over_start", _present(found, settings))
+    assert isinstance(figure, LineFigure)
+    return replace(figure, title=title, subtitle=f"{figure.subtitle}; the axis begins at the data", axis="data")

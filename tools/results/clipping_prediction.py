@@ -5,53 +5,81 @@ from collections.abc import Sequence
 from megarl.ablation.seeds import SeedMean
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
 from results.ran import table
-from results.reading import Results, difference, over_seeds
+from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, short
 
+_SCALE = 1e4
+_TOLD = {
+    "agree": "has the sign of the measured one",
+    "opposite": "has the opposite sign",
+    "open": "or the measured one is not decided",
+}
 
-def prediction_rows(found: Results, clips: Sequence[str]) -> str:
-    """A row per clip: what its bounds took from the budget, Theorem 1's terms, and the difference to its coin."""
+
+def removed_table(found: Results, clips: Sequence[str]) -> str:
+    """A row per clip: what its bounds took from the budget, Theorem 1's terms, and how well steps follow the budget."""
+    rows = [
+        [
+            clip,
+            _sum(found, clip, "entropy/budget_removed_low", -1),
+            _sum(found, clip, "entropy/budget_removed_high", -1),
+            _sum(found, clip, "entropy/clip_low_contribution", 1),
+            _sum(found, clip, "entropy/clip_high_contribution", -1),
+            mean(over_seeds(found.per_seed(clip, step_correlation)), 2),
+        ]
+        for clip in clips
+    ]
+    heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH", "correlation of steps"]
+    return table(heads, rows)
+
+
+def prediction_table(found: Results, clips: Sequence[str]) -> str:
+    """A row per clip: its run less its coin's, as predicted and as measured, after one step and after all."""
     rows = []
     for clip in clips:
-        predicted, measured = _differences(found, clip)
-        rows.append(
-            [
-                clip,
-                _sum(found, clip, "entropy/budget_removed_low", -1),
-                _sum(found, clip, "entropy/budget_removed_high", -1),
-                _sum(found, clip, "entropy/clip_low_contribution", 1),
-                _sum(found, clip, "entropy/clip_high_contribution", -1),
-                estimate(predicted, 4),
-                estimate(measured, 4),
+        row = [clip]
+        for steps in (1, None):
+            predicted, measured = _differences(found, clip, steps)
+            row += [
+                estimate(predicted, 2, _SCALE),
+                estimate(measured, 3),
                 agreement(predicted, measured),
-                mean(over_seeds(found.per_seed(clip, step_correlation)), 2),
             ]
-        )
-    heads = ["rate times, summed", "clip-low did", "clip-high did", "CL", "−CH", "predicted less coin"]
-    return table([*heads, "measured less coin", "signs", "correlation of steps"], rows)
+        rows.append(row)
+    first = ["first step: predicted, 10⁻⁴", "measured", "signs"]
+    return table(["less its coin, nats", *first, "all steps: predicted, 10⁻⁴", "measured", "signs"], rows)
 
 
-def prediction_words(found: Results, clips: Sequence[str]) -> str:
+def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
     """How well, over all clips."""
-    task = found.facts.config["data.train.task"]
-    signs: dict[str, list[str]] = {}
-    for clip in clips:
-        signs.setdefault(agreement(*_differences(found, clip)), []).append(clip)
-    told = {"agree": "has the sign of what was measured", "opposite": "has the opposite sign", "open": "leaves it open"}
-    parts = [f"for {listed(names)} it {told[word]}" for word, names in sorted(signs.items())]
-    pairs = {}
-    for clip in clips:
-        ours, coin = (predicted_sum(found, name) for name in (clip, f"{clip}-coin"))
-        changed, by_coin = (found.per_seed(name, measured_change) for name in (clip, f"{clip}-coin"))
-        for seed in ours.keys() & coin.keys() & changed.keys() & by_coin.keys():
-            pairs[clip, seed] = (ours[seed] - coin[seed], changed[seed] - by_coin[seed])
+    parts = []
+    for steps, name in ((1, "after the first step"), (None, "over all steps")):
+        signs: dict[str, list[str]] = {}
+        for clip in clips:
+            signs.setdefault(agreement(*_differences(found, clip, steps)), []).append(clip)
+        told = [f"{_TOLD[word]} for {listed(names)}" for word, names in sorted(signs.items())]
+        pairs = _pairs(found, clips, steps)
+        parts.append(
+            f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs it has a correlation "
+            f"of {plain(correlation(pairs), 2)} with the measured one"
+        )
     settings = [name for clip in clips for name in (clip, f"{clip}-coin")]
+    first, second = parts
     return (
-        f"On {task} the predicted difference between clip and coin is decided by its interval or not, as the measured "
-        f"one: {'; '.join(parts)}. Over the {len(pairs)} pairs of runs the two differences have a correlation of "
-        f"{plain(correlation(pairs), 2)}. Measured changes of a step are {short(size_ratio(found, settings))} times as "
-        "large as predicted ones (root mean squares): that is Adam's size of a step, not an error of the sign."
+        f"On {where} {first}. {second[0].upper()}{second[1:]}. "
+        f"Measured changes of a step are {short(size_ratio(found, settings))} times as large as predicted ones (root "
+        "mean squares): Adam divides by the gradient's size, so the prediction is of a direction and not of a size."
     )
+
+
+def _pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[object, tuple[float, float]]:
+    """(clip, seed) -> its predicted and its measured difference to the coin."""
+    pairs: dict[object, tuple[float, float]] = {}
+    for clip in clips:
+        (ours, changed), (coin, by_coin) = (_changes(found, name, steps) for name in (clip, f"{clip}-coin"))
+        for seed in sorted(ours.keys() & coin.keys() & changed.keys() & by_coin.keys()):
+            pairs[clip, seed] = (ours[seed] - coin[seed], changed[seed] - by_coin[seed])
+    return pairs
 
 
 def agreement(predicted: SeedMean | None, measured: SeedMean | None) -> str:
@@ -61,13 +89,18 @@ def agreement(predicted: SeedMean | None, measured: SeedMean | None) -> str:
     return "agree" if (predicted.value > 0) == (measured.value > 0) else "opposite"
 
 
-def _differences(found: Results, clip: str) -> tuple[SeedMean | None, SeedMean | None]:
+def _differences(found: Results, clip: str, steps: int | None) -> tuple[SeedMean | None, SeedMean | None]:
     """(predicted, measured) change of a clip's entropy less that of its coin's, nats per token."""
-    predicted = difference(predicted_sum(found, clip), predicted_sum(found, f"{clip}-coin"))
-    measured = difference(found.per_seed(clip, measured_change), found.per_seed(f"{clip}-coin", measured_change))
-    return predicted, measured
+    (ours, changed), (coin, by_coin) = (_changes(found, name, steps) for name in (clip, f"{clip}-coin"))
+    return difference(ours, coin), difference(changed, by_coin)
+
+
+def _changes(found: Results, setting: str, steps: int | None) -> tuple[BySeed, BySeed]:
+    """(predicted, measured) by seed."""
+    measured = found.per_seed(setting, lambda run: measured_change(run, steps))
+    return predicted_sum(found, setting, steps=steps), measured
 
 
 def _sum(found: Results, clip: str, metric: str, sign: int) -> str:
-    sums = predicted_sum(found, clip, metric, sign)
-    return estimate(over_seeds(sums), 4) if any(sums.values()) else "–"
+    sums = predicted_sum(found, clip, metric, factor=sign)
+    return estimate(over_seeds(sums), 2, _SCALE) if any(sums.values()) else "–"

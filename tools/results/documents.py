@@ -66,8 +66,9 @@ def write_document(name: str, tables: Path) -> Written:
     found: dict[str, Results] = {
         table: read_results(tables, table) for table in wanted if (tables / f"{table}{SUFFIX}").is_file()
     }
+    computed = module.compute(found)
     figures = {f"{name}-{key}.svg": draw_picture(figure) for key, figure in module.figures(found).items()}
-    values = {"tables": found, "figures": sorted(figures), **module.compute(found)}
+    values = {"tables": found, "figures": sorted(figures), **computed}
     text = _environment().get_template(name + _ENDING).render(values)
     return Written(name=name, text=wrap(text), figures=figures)
 

@@ -2,7 +2,8 @@
 
 The first order is that of plain gradient steps on a table of logits: an update's change is its rate times
 entropy/budget. A run's prediction is the sum over the updates of all steps but the last, since what the last step did
-was never measured. Adam gives steps another size, so the sign and the correlation are compared, not the size.
+was never measured; or over those of the first `steps`. Adam gives steps another size, so the sign and the correlation
+are compared, not the size.
 """
 
 import math
@@ -17,23 +18,26 @@ from results.reading import BySeed, Results
 ENTROPY = "actor/old_entropy"
 
 
-def predicted_sum(found: Results, setting: str, metric: str = "entropy/budget", factor: float = 1.0) -> BySeed:
+def predicted_sum(
+    found: Results, setting: str, metric: str = "entropy/budget", *, factor: float = 1.0, steps: int | None = None
+) -> BySeed:
     """Sum of rate times an update's metric, nats, of each seed. ValueError where updates are not stored."""
-    return {seed: factor * _sum(found, setting, seed, metric) for seed in found.runs[setting]}
+    return {seed: factor * _sum(found, setting, seed, metric, steps) for seed in found.runs[setting]}
 
 
-def _sum(found: Results, setting: str, seed: int, metric: str) -> float:
+def _sum(found: Results, setting: str, seed: int, metric: str, steps: int | None) -> float:
     rates = found.updates(setting, seed, "actor/lr")
     if not rates.size:
         raise ValueError(f"{found.path}: no updates are stored beside it; expected those of every run")
     values = found.updates(setting, seed, metric)
-    return float(np.nansum((rates * values)[:-1]))
+    return float(np.nansum((rates * values)[: len(rates) - 1 if steps is None else steps]))
 
 
-def measured_change(run: StoredRun) -> float | None:
-    """Entropy before the last step's updates less that before the first's, nats per token."""
+def measured_change(run: StoredRun, steps: int | None = None) -> float | None:
+    """Entropy before the last step's updates less that before the first's, nats per token; or after `steps`."""
     entropy = run.series(ENTROPY)[1]
-    return float(entropy[-1] - entropy[0]) if len(entropy) > 1 else None
+    at = len(entropy) - 1 if steps is None else steps
+    return float(entropy[at] - entropy[0]) if 0 < at < len(entropy) else None
 
 
 def step_correlation(run: StoredRun) -> float | None:

@@ -82,7 +82,7 @@ class Results:
         return group_runs([run for _, run in chosen], [name for name, _ in chosen])
 
     def figure(self, key: str, settings: Sequence[str]) -> AnyFigure:
-        """What `megarl report TABLE --figure KEY` draws, of these settings alone. KeyError where there is none."""
+        """What `megarl report TABLE --figure KEY` draws, of these settings alone. ValueError where there is none."""
         chosen = tuple(settings)
         if chosen not in self._figures:
             problems = Problems()
@@ -90,6 +90,8 @@ class Results:
             if lines := problems.lines():
                 raise ValueError(f"{self.path}: {lines[0]}")
             self._figures[chosen] = {figure.key: figure for section in sections for figure in section.figures}
+        if key not in self._figures[chosen]:
+            raise ValueError(f"{self.path}: no figure {key!r} of {', '.join(chosen)}; expected metrics that it shows")
         return self._figures[chosen][key]
 
 

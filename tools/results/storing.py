@@ -118,8 +118,38 @@ def _facts(directory: AblationDirectory, cells: Sequence[CellRun], runs: Mapping
         },
         config=shared,
         versions=_versions(list(runs.values())),
+        over_problems=_over_problems(directory),
         left_out={cell.cell.name: cell.describe() for cell in cells if cell.cell.name not in runs},
     )
+
+
+def _over_problems(directory: AblationDirectory) -> dict[str, dict[str, dict[str, Any]]]:
+    """From summary.json, which an ablation has when it has ended; of pass@k the largest k."""
+    if not directory.summary_path.is_file():
+        return {}
+    summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
+    found = {}
+    for one in summary["settings"]:
+        largest = _largest_k(one["measures"])
+        names = [name for name in one["measures"] if "/mean@" in name or name in largest]
+        of_setting = {
+            name: {"value": value, "difference": ((one["differences"] or {}).get(name) or {}).get("problems")}
+            for name in names
+            if (value := one["measures"][name]["problems"]) is not None
+        }
+        if of_setting:
+            found[one["name"]] = of_setting
+    return found
+
+
+def _largest_k(names: Iterable[str]) -> set[str]:
+    """pass@k with the largest k of each benchmark."""
+    found: dict[str, int] = {}
+    for name in names:
+        benchmark, at, k = name.partition("/pass@")
+        if at:
+            found[benchmark] = max(found.get(benchmark, 0), int(k))
+    return {f"{benchmark}/pass@{k}" for benchmark, k in found.items()}
 
 
 def _config(run: RunData) -> dict[str, Any]:

@@ -21,8 +21,7 @@ def verdict(estimate: SeedMean | None, sign: int) -> Verdict:
 
 
 def overall(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim that several differences are about: reproduced where all are, contradicted where one is and none
-    reproduced, else undecided."""
+    """Of a claim that several differences are about: reproduced or contradicted where all are, else undecided."""
     known = {one for one in verdicts if one != "not measured"}
     if not known:
         return "not measured"
@@ -88,7 +87,7 @@ def field(value: Any) -> str:
 
 
 def _minus(text: str) -> str:
-    return text.replace("-", MINUS)
+    return text if "e" in text else text.replace("-", MINUS)  # 5e-05 is a number to be copied
 
 
 FILTERS: dict[str, Callable[..., str]] = {
