@@ -58,6 +58,8 @@ def write_practice_run(
         entropies = [base[k] + measured[at, k] for k in range(UPDATES)]
         write_rows(run.rollouts_path(step), _rows(step, base, entropies, gaps, traced=traced))
         row: dict[str, float | None] = {"step": step, "actor/old_entropy": start, "reward/mean": 0.1 * step}
+        if differences is not None and np.isfinite(differences[at]).any():
+            row["entropy/clip_low_difference"] = float(np.nansum(differences[at]))
         rows.append(row | ({"eval/held/mean@4": 0.2 * step, "eval/held/pass@4": 0.3 * step} if evaluated else {}))
         start += float(measured[at, -1])
     run.updates_path.write_text("".join(json.dumps(line) + "\n" for line in lines))

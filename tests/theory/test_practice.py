@@ -13,10 +13,11 @@ from megarl.report.run_data import read_run
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.theory.practice import reading
 from megarl.theory.practice.equal_entropy import choose_levels, common_range, difference_at, estimate_at, value_at
+from megarl.theory.practice.estimates import of_ratio
 from megarl.theory.practice.numbers import ALL, Practice, RunNumbers, read_practice, write_practice
 from megarl.theory.practice.reading import read_numbers
 from megarl.theory.practice.statistics import agree, difference_within, doubling_group
-from megarl.theory.practice.tables import build_practice_tables, of_ratio
+from megarl.theory.practice.tables import build_practice_tables
 from megarl.theory.practice.updates import collect_updates
 from tests.theory.practice_runs import RATE, RATIO, UPDATES, write_practice_run
 
@@ -100,6 +101,18 @@ def test_signs_and_what_is_around_them(tmp_path: Path) -> None:
     found = {name: numbers.get("sign", "low", name) for name in expected}
     assert found == pytest.approx(expected, abs=1e-5)
     assert math.isnan(numbers.get("sign", "high", "updates"))
+
+
+def test_whole_steps_are_measured_around_them(tmp_path: Path) -> None:
+    """Steps 1, 2 and 5 have the sign below 0; the entropy before steps 1 to 6 is 1, 1, 2, 4, 7, 7."""
+    differences = np.full((6, UPDATES), np.nan)
+    differences[:, 1] = [-1.0, -1.0, 1.0, 1.0, -1.0, 1.0]
+    budgets = np.zeros((6, UPDATES))
+    budgets[:, 1] = np.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0]) / RATE
+    numbers = numbers_of(write_practice_run(tmp_path, budgets=budgets, slope=1.0, differences=differences))
+    found = {name: numbers.get("sign", "low", name) for name in ("steps", "steps_negative", "step_difference")}
+    # Around steps 2 and 5: 2 - 1 and 7 - 4; around 3 and 4: 4 - 1 and 7 - 2.
+    assert found == pytest.approx({"steps": 6, "steps_negative": 0.5, "step_difference": 2 - 4}, abs=1e-5)
 
 
 def test_tokens_of_the_set(tmp_path: Path) -> None:
@@ -209,7 +222,7 @@ def test_values_at_an_entropy() -> None:
     assert value_at(a, "step", 0.5) == pytest.approx(3.5)
     assert value_at(b, "reward/mean", 0.8) == pytest.approx(0.2)
     assert value_at(b, "reward/mean", 0.5) is None
-    assert common_range(practice) == (0.6, 1.0)
+    assert common_range(practice) == pytest.approx((0.6, 1.0))
     difference = difference_at(practice, "b", "a", "reward/mean", 0.8)
     assert difference is not None
     assert difference.value == pytest.approx(0.2 - 0.04)  # a has 0.8 between steps 1 and 2 alone

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from megarl.ablation.seeds import SeedMean, paired_difference
 from megarl.theory.practice.equal_entropy import choose_levels, common_range, difference_at, evaluation_metrics
+from megarl.theory.practice.estimates import change_of, of_ratio
 from megarl.theory.practice.numbers import ALL, Practice
-from megarl.theory.practice.tables import change_of, of_ratio
 from megarl.theory.practice.tokens import CLASSES
 from megarl.theory.practice.updates import SIDES
 from megarl.theory.tables import TheoryTable
@@ -49,8 +49,8 @@ def sign_words(practice: Practice) -> list[str]:
             f"E[Q] {MINUS} E[Q|{SETS[side]}] was below 0 in {negative:,} of {updates:,} updates "
             f"({mean(share, 1, 100)} % of a seed's)"
         )
-        seen = "which the paper's figure 1 never is" if negative else "as in the paper's figure 1"
-        lines.append(f"{text}, {seen}. {_around(practice, side)}")
+        seen = "which it never is in the paper's figure 1" if negative else "as in the paper's figure 1"
+        lines.append(f"{text}, {seen}. {_around(practice, side)}{_by_step(practice, side)}")
     return lines
 
 
@@ -62,6 +62,19 @@ def _around(practice: Practice, side: str) -> str:
     if not found.excludes_zero:
         return f"The entropy changed around them no differently than around others, as far as the seeds tell: {text}."
     return f"Around them the entropy {'rose' if found.value > 0 else 'fell'} against what it did around others: {text}."
+
+
+def _by_step(practice: Practice, side: str) -> str:
+    """Of whole steps."""
+    share, found = (practice.estimate(ALL, "sign", side, name) for name in ("steps_negative", "step_difference"))
+    if share is None:
+        return ""
+    text = f" Over whole steps it was below 0 in {mean(share, 1, 100)} %"
+    return (
+        f"{text}; around them the entropy changed by {estimate(found, 1, 1000)} millinats more."
+        if found
+        else f"{text}."
+    )
 
 
 def coin_words(practice: Practice) -> str:

@@ -8,9 +8,10 @@ from megarl.ablation.seeds import SeedMean
 from megarl.report.colours import CYCLE, DASHES
 from megarl.report.figure import Line, LineFigure
 from megarl.theory.practice.equal_entropy import evaluation_metrics, has_series
+from megarl.theory.practice.estimates import of_ratio
 from megarl.theory.practice.numbers import ALL, Practice
 from megarl.theory.practice.reading import ENTROPY_AFTER
-from megarl.theory.practice.tables import SET_OF, of_ratio
+from megarl.theory.practice.tables import SET_OF
 from megarl.theory.practice.tokens import CLASSES
 from megarl.theory.practice.updates import SIDES
 

@@ -84,6 +84,7 @@ def read_numbers(run: RunData, *, setting: str, cell: str) -> tuple[RunNumbers, 
         problems.append("no response was traced (logging.traced_responses), so nothing is said of tokens")
     _put_run(numbers, run, changes, len(chosen), traced)
     _put_signs(numbers, updates, changes)
+    _put_step_signs(numbers, run)
     _put_predictions(numbers, updates, changes, run)
     if (found := states.agree()) is not None:
         numbers.put("prediction", "own state|all|plain", found.named())
@@ -167,6 +168,25 @@ def _changes_after(side: str, changes: Sequence[StepChange]) -> dict[str, float]
         for name, value in (("change_negative", 1.0), ("change_other", 0.0))
     }
     return {**means, "change_difference": difference_within(change, negative, ordinal)}
+
+
+def _put_step_signs(numbers: RunNumbers, run: RunData) -> None:
+    """Of whole steps: their term is one ratio over all updates; the change is from the step before to the one after,
+    as the step's own responses decide its sign."""
+    steps, entropy = run.series("actor/old_entropy")
+    at = dict(zip(steps.tolist(), entropy.tolist(), strict=True))
+    for side in SIDES:
+        of_steps, difference = run.series(f"entropy/clip_{side}_difference")
+        known = np.isfinite(difference)
+        change = np.array([at.get(step + 1, np.nan) - at.get(step - 1, np.nan) for step in of_steps.tolist()])
+        both, negative = known & np.isfinite(change), (difference < 0).astype(np.float64)
+        if known.any():
+            found = {
+                "steps": float(known.sum()),
+                "steps_negative": float(negative[known].mean()),
+                "step_difference": difference_within(change[both], negative[both], np.zeros(int(both.sum()))),
+            }
+            numbers.put("sign", side, found)
 
 
 def _put_predictions(

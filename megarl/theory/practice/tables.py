@@ -1,9 +1,8 @@
 """What runs say of the theorems, as tables of text: means over runs with their 95 % intervals over seeds."""
 
-import math
 from collections.abc import Iterator, Sequence
 
-from megarl.ablation.seeds import SeedMean, mean_over_seeds
+from megarl.ablation.seeds import SeedMean
 from megarl.theory.practice.equal_entropy import (
     STEP,
     choose_levels,
@@ -12,6 +11,7 @@ from megarl.theory.practice.equal_entropy import (
     evaluation_metrics,
     has_series,
 )
+from megarl.theory.practice.estimates import change_of, of_ratio, shown
 from megarl.theory.practice.numbers import ALL, Practice
 from megarl.theory.practice.tokens import CLASSES
 from megarl.theory.practice.updates import SIDES
@@ -37,26 +37,6 @@ def build_practice_tables(practice: Practice) -> list[TheoryTable]:
     return [table for table in tables if table.rows]
 
 
-def shown(estimate: SeedMean | None, *, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
-    """Mean and half of the interval; without one where there is one run."""
-    if estimate is None:
-        return _DASH
-    text = f"{scale * estimate.value:{'+' if sign else ''}.{digits}f}"
-    return text if estimate.half_width is None else f"{text} ± {scale * estimate.half_width:.{digits}f}"
-
-
-def of_ratio(practice: Practice, setting: str, key: str, above: str, below: str) -> SeedMean | None:
-    """Mean over seeds of the ratio of two sums of "tokens"; of `ALL` sums over a seed's settings."""
-    sums: dict[int, list[float]] = {}
-    for run in practice.runs:
-        if setting in (ALL, run.setting) and math.isfinite(run.get("tokens", key, below)):
-            pair = sums.setdefault(run.seed, [0.0, 0.0])
-            pair[0] += run.get("tokens", key, above)
-            pair[1] += run.get("tokens", key, below)
-    values = [top / bottom for top, bottom in sums.values() if bottom]
-    return mean_over_seeds(values) if values else None
-
-
 def _rows_of(practice: Practice) -> list[str]:
     return [ALL, *practice.settings] if len(practice.settings) > 1 else practice.settings
 
@@ -74,10 +54,11 @@ def sign_table(practice: Practice) -> TheoryTable:
         caption="updates: those with a token in the set. term: mean of r 1[set] (N - Q), millinats. negative: share of "
         "updates with E[Q] - E[Q|set] < 0, %. against: share where what clipping took away pushed the entropy the "
         "other way, %. Entropy change from the mini-batch before the update's to the one after it, millinats: around "
-        "negative updates, around others, and the difference between updates of the same place in a step",
+        "negative updates, around others, and the difference between updates of the same place in a step. steps: share "
+        "of steps with the sign below 0, and the difference around them, from the step before to the step after",
         columns=(
             *("<set", "<setting", "updates", "term", "negative %", "against %"),
-            *("change", "of others", "difference"),
+            *("change", "of others", "difference", "steps %", "by step"),
         ),
         rows=rows,
     )
@@ -99,6 +80,8 @@ def _sign_cells(practice: Practice, side: str, setting: str) -> tuple[str, ...]:
             shown(get(name), scale=1e3, digits=2, sign=True)
             for name in ("change_negative", "change_other", "change_difference")
         ),
+        shown(get("steps_negative"), scale=100),
+        shown(get("step_difference"), scale=1e3, digits=2, sign=True),
     )
 
 
@@ -145,19 +128,6 @@ def _token_cells(practice: Practice, setting: str, key: str) -> tuple[str, ...]:
         shown(change_of(practice, setting, key, negative=True), digits=3, sign=True),
         shown(change_of(practice, setting, key, negative=False), digits=3, sign=True),
     )
-
-
-def change_of(practice: Practice, setting: str, key: str, *, negative: bool) -> SeedMean | None:
-    """Mean change of a set's tokens' own entropy since the step began, nats."""
-    sums: dict[int, list[float]] = {}
-    for run in practice.runs:
-        inside, below = run.get("tokens", key, "inside"), run.get("tokens", key, "negative")
-        if setting in (ALL, run.setting) and math.isfinite(inside):
-            pair = sums.setdefault(run.seed, [0.0, 0.0])
-            pair[0] += run.get("tokens", key, "change_negative" if negative else "change_other")
-            pair[1] += below if negative else inside - below
-    values = [top / bottom for top, bottom in sums.values() if bottom]
-    return mean_over_seeds(values) if values else None
 
 
 def class_table(practice: Practice) -> TheoryTable:
