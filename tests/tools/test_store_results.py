@@ -66,6 +66,9 @@ def ablation(tmp_path: Path) -> AblationDirectory:
         run = add_run(made, name, CURVES)
         export(run)
         add_updates(run)
+        text = run.config_path.read_text()
+        assert '"models/tiny"' in text
+        run.config_path.write_text(text.replace('"models/tiny"', f'"{tmp_path}/secret/tiny"'))
     add_run(made, "clip-seed1", CURVES, status="failed", message="engine 0 died")
     return made
 
