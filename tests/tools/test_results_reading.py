@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results.clipping import after_first, dropped_words, first_words
+from results.clipping_claims import after_first
+from results.clipping_levels import dropped_words, first_words
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
 from results.reading import Results, difference, over_seeds
 

@@ -6,7 +6,7 @@ from megarl.ablation.seeds import SeedMean
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
-from results.words import estimate, listed, mean, plain, short
+from results.words import estimate, listed, mean, plain, short, verdict
 
 _SCALE = 1e4
 _TOLD = {
@@ -31,6 +31,16 @@ def removed_table(found: Results, clips: Sequence[str]) -> str:
     ]
     heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH", "correlation of steps"]
     return table(heads, rows)
+
+
+def term_verdicts(found: Results, clips: Sequence[str], sides: Sequence[str], sign: int) -> list[tuple[str, str, str]]:
+    """(clip, what its bounds of these sides took from the budget, whether that has the claimed sign) of each clip."""
+    rows = []
+    for clip in clips:
+        sums = [predicted_sum(found, clip, f"entropy/budget_removed_{side}", factor=-1) for side in sides]
+        whole = over_seeds({seed: sum(one[seed] for one in sums) for seed in sums[0]})
+        rows.append((clip, estimate(whole, 2, _SCALE), verdict(whole, sign)))
+    return rows
 
 
 def prediction_table(found: Results, clips: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def write_document(name: str, tables: Path) -> Written:
     }
     computed = module.compute(found)
     figures = {f"{name}-{key}.svg": draw_picture(figure) for key, figure in module.figures(found).items()}
-    values = {"tables": found, "figures": sorted(figures), **computed}
+    values = {"tables": found, "figures": list(figures), **computed}
     text = _environment().get_template(name + _ENDING).render(values)
     return Written(name=name, text=wrap(text), figures=figures)
 

@@ -20,7 +20,7 @@ def verdict(estimate: SeedMean | None, sign: int) -> Verdict:
     return "reproduced" if estimate.value * sign > 0 else "contradicted"
 
 
-def overall(verdicts: Sequence[Verdict]) -> Verdict:
+def overall(verdicts: Sequence[str]) -> Verdict:
     """Of a claim that several differences are about: reproduced or contradicted where all are, else undecided."""
     known = {one for one in verdicts if one != "not measured"}
     if not known:

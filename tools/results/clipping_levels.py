@@ -1,0 +1,146 @@
+"""Of clipping.md: every setting's own numbers, and how many tokens clip and coin drop."""
+
+from collections.abc import Iterator, Mapping
+
+from megarl.ablation.seeds import SeedMean
+from results.clipping_claims import CLIPS, END, NONE, WHOLE, present
+from results.ran import table
+from results.reading import BySeed, Results, difference, over_seeds
+from results.words import estimate, listed, mean, plain, verdict
+
+_START = ("actor/old_entropy", "reward/mean", "response_length/mean")
+
+
+def clips_of(found: Results) -> list[str]:
+    """Those with a matched control, both run."""
+    return [clip for clip in CLIPS if found.has(clip, f"{clip}-coin")]
+
+
+def levels_table(found: Results) -> str:
+    """Every setting's own numbers."""
+    rows = []
+    for one in found.facts.settings:
+        if not found.has(one.name):
+            continue
+        end, whole = found.measure(one.name, END), found.measure(one.name, WHOLE)
+        free = found.measure(NONE, END) if one.name != NONE and found.has(NONE) else {}
+        control = one.control if one.control not in (None, NONE) else None
+        matched = found.measure(control, END) if control and found.has(control) else {}
+        rows.append(
+            [
+                one.name,
+                mean(over_seeds(end)),
+                mean(over_seeds(whole)),
+                estimate(difference(end, matched)),
+                estimate(difference(end, free)),
+                str(len(end)),
+            ]
+        )
+    return table(["", "H/H0 at the end", "over the run", "less its coin", "less none", "seeds"], rows)
+
+
+def falling_words(named: Mapping[str, Results]) -> str:
+    """Whether entropy falls at all: of symmetric, and without bounds."""
+    words = {"reproduced": "falls", "contradicted": "rises", "undecided": "moves by no more than its interval"}
+    parts = []
+    for where, one in named.items():
+        settings = present(one, ["symmetric", NONE])
+        changes = {
+            name: over_seeds({seed: value - 1 for seed, value in one.measure(name, END).items()}) for name in settings
+        }
+        told = [
+            f"{name}'s entropy {words[verdict(each, -1)]} ({estimate(each)} of H0)" for name, each in changes.items()
+        ]
+        parts.append(f"On {where} {listed(told)}.")
+        if len(changes) == 2 and all(verdict(each, -1) == "reproduced" for each in changes.values()):
+            parts.append("That symmetric's entropy falls is by itself no evidence of its bounds; its differences are.")
+    return " ".join(parts)
+
+
+def wandering_words(named: Mapping[str, Results]) -> str:
+    """How far runs of one setting end from each other."""
+    parts = []
+    for where, one in named.items():
+        ends = {name: one.measure(name, END).values() for name in one.runs if one.has(name)}
+        every = [value for values in ends.values() for value in values]
+        widest = max(ends, key=lambda name: max(ends[name]) - min(ends[name]))
+        parts.append(
+            f"On {where} H/H0 ends between {plain(min(every), 2)} and {plain(max(every), 2)} over all runs, and within "
+            f"one setting, {widest}, between {plain(min(ends[widest]), 2)} and {plain(max(ends[widest]), 2)}."
+        )
+    return " ".join(parts)
+
+
+def coin_words(named: Mapping[str, Results]) -> str:
+    """What dropping tokens by a coin does, against no dropping."""
+    parts = []
+    for where, one in named.items():
+        moved, still = [], []
+        for clip in clips_of(one):
+            by_coin = difference(one.measure(f"{clip}-coin", END), one.measure(NONE, END))
+            if by_coin is None:
+                continue
+            (moved if by_coin.excludes_zero else still).append(f"{clip}-coin {estimate(by_coin)}")
+        if moved:
+            parts.append(f"On {where} the coin alone moved H/H0 against none: {listed(moved)}.")
+        if still:
+            parts.append(f"On {where} it made no difference to none that the seeds show: {listed(still)}.")
+    return " ".join(parts)
+
+
+def dropped_table(found: Results) -> str:
+    """Tokens that a clip drops, and its coin."""
+    rows = [
+        [f"{clip}, {side}", mean(over_seeds(ours), 2, 100), mean(over_seeds(coin), 2, 100), estimate(less, 2, 100)]
+        for clip, side, ours, coin, less in _dropped(found)
+    ]
+    return table(["% of response tokens", "clip drops", "coin drops", "difference"], rows)
+
+
+def dropped_words(named: Mapping[str, Results]) -> str:
+    parts = []
+    for where, one in named.items():
+        unequal = [
+            f"{clip}, {side} side, by {estimate(less, 2, 100)} points"
+            for clip, side, _, _, less in _dropped(one)
+            if less is not None and less.excludes_zero
+        ]
+        parts.append(
+            f"On {where} clip and coin dropped unequally many: {listed(unequal)}; there the comparison is matched in "
+            "its rule and not in its count."
+            if unequal
+            else f"On {where} no side's difference between clip and coin exceeds its interval: the counts match."
+        )
+    return " ".join(parts)
+
+
+def _dropped(found: Results) -> Iterator[tuple[str, str, BySeed, BySeed, SeedMean | None]]:
+    """(clip, side, its share per seed, its coin's, the paired difference); without sides that nothing acts on."""
+    for clip in clips_of(found):
+        for side in ("low", "high"):
+            ours = found.mean_of(clip, f"clip_ratio/{side}_mean")
+            coin = found.mean_of(f"{clip}-coin", f"matched/{side}_dropped")
+            if any(ours.values()) or any(coin.values()):
+                yield clip, side, ours, coin, difference(ours, coin)
+
+
+def first_words(named: Mapping[str, Results]) -> str:
+    """What runs of a seed share in the first step, as far as the tables tell."""
+    unlike = [where for where, one in named.items() if not shares_first_step(one)]
+    start = '"After the first step" is H/H0 before the second step\'s updates.'
+    if unlike:
+        return f"{start} On {listed(unlike)} runs of one seed had other responses already in step 1."
+    return (
+        f"{start} It is the cleanest pair: in step 1 all runs of a seed have the same entropy, reward and length of "
+        "responses, so only what is dropped differs."
+    )
+
+
+def shares_first_step(found: Results) -> bool:
+    """Whether all runs of each seed begin with the same entropy, mean reward and mean length."""
+    starts: dict[int, set[tuple[float, ...]]] = {}
+    for runs in found.runs.values():
+        for seed, run in runs.items():
+            numbers = tuple(float(run.series(name)[1][0]) for name in _START if name in run)
+            starts.setdefault(seed, set()).add(numbers)
+    return all(len(one) == 1 for one in starts.values())
