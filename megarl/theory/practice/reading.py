@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from megarl.report.figure import Values
+from megarl.report.figure import Values, finite
 from megarl.report.run_data import RunData, iterate_updates
 from megarl.theory.practice.numbers import UNKNOWN_SEED, RunNumbers
 from megarl.theory.practice.own_states import OwnStates
@@ -145,7 +145,7 @@ def _put_signs(numbers: RunNumbers, updates: Mapping[int, StepUpdates], changes:
             {
                 "updates": float(known.sum()),
                 "negative": float((differences[known] < 0).mean()),
-                "contribution": float(np.nanmean(contributions)),
+                "contribution": _mean(contributions),
                 "difference": float(np.median(differences[known])),
                 "acted": float(acted.sum()),
                 "against": float((towards[acted] < 0).mean()) if acted.any() else np.nan,
@@ -228,7 +228,7 @@ def _put_curves(numbers: RunNumbers, changes: Sequence[StepChange]) -> None:
     most = max((one.updates.count for one in changes), default=0)
     for k in range(most):
         longer = [one for one in changes if one.updates.count > k]
-        curve = {"measured": float(np.nanmean([one.measured[k] for one in longer]))}
+        curve = {"measured": _mean(np.array([one.measured[k] for one in longer]))}
         curve |= {
             name: float(np.mean([getattr(one.updates, name)[:k].sum() for one in longer])) for name in PREDICTIONS
         }
@@ -264,3 +264,9 @@ def _put_series(numbers: RunNumbers, run: RunData, changes: Sequence[StepChange]
 def _is_answers(name: str) -> bool:
     measure = name.rpartition("/")[2]
     return measure.startswith(("mean@", "pass@")) and measure != "pass@1"
+
+
+def _mean(values: Values) -> float:
+    """Of those that there are; NaN without any."""
+    known = finite(values)
+    return float(known.mean()) if len(known) else np.nan
