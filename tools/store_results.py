@@ -3,7 +3,8 @@
     python tools/store_results.py runs/random-reward-small-ablation-20261129T075742Z
     python tools/store_results.py ABLATION_DIR... --into docs/results/tables
 
-From each directory NAME.parquet and NAME.updates.parquet, by the ablation's name. Runs that are not finished are left
+From each directory NAME.parquet, NAME.updates.parquet and NAME.practice.parquet, by the ablation's name. The last is
+what `megarl theory` makes of updates and rollouts; runs without either have none. Runs that are not finished are left
 out and named. `make results` writes the documents of what is stored.
 """
 
@@ -13,7 +14,11 @@ from pathlib import Path
 
 from results.storing import store_ablation
 
+from megarl.ablation.directory import AblationDirectory
 from megarl.ablation.stored import SUFFIX, StoredAblation, updates_path, write_stored
+from megarl.config.base import ConfigError
+from megarl.theory.practice.collect import practice_of_ablation
+from megarl.theory.practice.numbers import ENDING, write_practice
 
 ROOT = Path(__file__).parent.parent
 TABLES = ROOT / "docs" / "results" / "tables"
@@ -33,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         target = given.into / f"{stored.facts.name}{SUFFIX}"
         write_stored(target, stored)
         _tell(target, stored)
+        _store_practice(path, given.into, stored)
 
 
 def _tell(target: Path, stored: StoredAblation) -> None:
@@ -44,6 +50,21 @@ def _tell(target: Path, stored: StoredAblation) -> None:
     print(f"command  {facts.command or 'unknown: configs/ablations has no such ablation'}")
     for cell, why in facts.left_out.items():
         print(f"left out {cell}: {why}")
+
+
+def _store_practice(path: Path, into: Path, stored: StoredAblation) -> None:
+    """Of the same runs; without updates or rollouts there is nothing to say, and an older file goes."""
+    target = into / f"{stored.facts.name}{ENDING}"
+    try:
+        practice = practice_of_ablation(AblationDirectory.open(path), only=stored.cells)
+    except ConfigError as error:
+        target.unlink(missing_ok=True)
+        print(f"no {target.name}: {error}")
+        return
+    write_practice(practice, target)
+    print(f"         {target} ({_size(target)}): what updates and rollouts say of the theorems")
+    for note in practice.notes:
+        print(f"         {note}")
 
 
 def _size(path: Path) -> str:

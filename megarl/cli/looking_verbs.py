@@ -103,8 +103,21 @@ def doctor(
 
 
 def theory(
-    config: OptionalConfigPath = None,
-    overrides: Overrides = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG|RUN|ABLATION",
+            help="TOML file of a study; or the directory of a run or an ablation, or the practice.parquet of one: what "
+            "runs did against what is proven.",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FRAGMENT.toml|a.b=value|RUN",
+            help="Changes of the study, as `megarl train` takes them; or more runs and ablations.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -114,10 +127,18 @@ def theory(
         ),
     ] = None,
 ) -> None:
-    """Compute what is proven about clipping and entropy, against the proofs' predictions; no model needed."""
+    """Compute what is proven about clipping and entropy, against the proofs' predictions; no model needed.
+
+    Of runs: where the sign of clipping's term is negative, and what the entropy does there; how far the first-order
+    prediction holds; and settings compared at equal entropy. Safe while they run.
+    """
+    from megarl.cli.practice import names_runs, run_practice
+
+    if config is not None and names_runs(config):
+        raise typer.Exit(run_practice(Console(), [config, *map(Path, changes or ())], output))
     from megarl.config.loader import load_theory
 
-    theory_config = load_theory(config, overrides or ())
+    theory_config = load_theory(config, changes or ())
     from megarl.cli.theory import run_theory
 
     raise typer.Exit(run_theory(Console(), theory_config, output))

@@ -81,6 +81,8 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
         "megarl theory",
         "megarl theory pairs.vocabulary=200 pairs.old_scale=3 pairs.drift=0.4 --output runs/peaked",
         "megarl theory configs/theory.toml multi_step.rollouts=0",
+        "megarl theory runs/latest",
+        "megarl theory runs/random-reward-small-ablation-20261129T010000Z --output runs/practice",
     ),
     report: (
         "megarl report runs/latest",

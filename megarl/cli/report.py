@@ -86,29 +86,29 @@ def export_figure(
     return output
 
 
-def choose_runs(paths: Sequence[Path]) -> RunDirectory | Chosen:
+def choose_runs(paths: Sequence[Path], *, verb: str = "report") -> RunDirectory | Chosen:
     """One run as it is; several, or the cells of ablations, or a stored table's, to be compared. A run that is named
-    twice counts once."""
+    twice counts once. verb: who asks, for what is said where a path is none of them."""
     if any(is_stored(path) for path in paths):
         return _open_stored(paths)
     if len(paths) == 1 and is_ablation(paths[0]):
-        return _open_ablation(paths[0])
+        return _open_ablation(paths[0], verb)
     runs: dict[Path, RunDirectory] = {}
     notes: list[str] = []
     for path in paths:
         if is_ablation(path):
-            cells = _open_ablation(path)
+            cells = _open_ablation(path, verb)
             found = [run for run in cells.runs if isinstance(run, RunDirectory)]
             notes = [*notes, *cells.notes]
         else:
-            found = [open_run(path)]
+            found = [open_run(path, verb=verb)]
         runs |= {run.path: run for run in found}
     if len(paths) == 1 or (len(runs) == 1 and not notes):
         return next(iter(runs.values()))
     return Chosen(title=f"{len(runs)} runs", runs=tuple(runs.values()), notes=tuple(notes))
 
 
-def open_run(path: Path) -> RunDirectory:
+def open_run(path: Path, *, verb: str = "report") -> RunDirectory:
     """ConfigError when `path` is no run directory."""
     run = RunDirectory(path.expanduser().resolve())
     if run.state_path.is_file() or run.metrics_path.is_file():
@@ -117,7 +117,7 @@ def open_run(path: Path) -> RunDirectory:
     hint = f"; did you mean {shown_path(inside[-1])}?" if inside else "; `ls runs/` lists those of this directory"
     what = "is no run directory: it has neither state.json nor metrics.jsonl" if run.path.exists() else "does not exist"
     raise ConfigError(
-        f"megarl report: {path} {what}; expected a directory that `megarl train`, `sft` or `ablate` made{hint}"
+        f"megarl {verb}: {path} {what}; expected a directory that `megarl train`, `sft` or `ablate` made{hint}"
     )
 
 
@@ -138,13 +138,13 @@ def draw_figures(run: RunDirectory, *, page: Path | None = None) -> bool:
     return not drawn.problems
 
 
-def _open_ablation(path: Path) -> Chosen:
+def _open_ablation(path: Path, verb: str) -> Chosen:
     try:
         chosen = choose_cells(AblationDirectory.open(path))
     except ValueError as error:
-        raise ConfigError(f"megarl report: {error}") from error
+        raise ConfigError(f"megarl {verb}: {error}") from error
     if not chosen.runs:
-        raise ConfigError(f"megarl report: no cell of {path} has begun; expected one at least")
+        raise ConfigError(f"megarl {verb}: no cell of {path} has begun; expected one at least")
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""`megarl theory`: the theorems on clipping and entropy, computed and drawn; needs no model, no data and no GPU."""
+"""`megarl theory [CONFIG]`: the theorems on clipping and entropy, computed and drawn; needs no model, data or GPU."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
 
     output: an empty directory or one to be made, else ConfigError; None: runs/theory-<time>.
     """
-    directory = _make_directory(output)
-    with _progress(console) as stage:
+    directory = make_theory_directory(output)
+    with theory_progress(console) as stage:
         results = compute_results(theory, stage)
     tables = build_tables(results)
     text = TheoryText(
@@ -53,7 +53,7 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
     return 0
 
 
-def _make_directory(output: Path | None) -> Path:
+def make_theory_directory(output: Path | None) -> Path:
     """A directory that holds nothing yet: a study never replaces the files of another."""
     if output is None:
         parent = Path("runs").resolve()
@@ -74,7 +74,7 @@ def _make_directory(output: Path | None) -> Path:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Stage]:
+def theory_progress(console: Console) -> Iterator[Stage]:
     """Gives a context manager per stage: a bar on a terminal, and everywhere a line with its seconds when it ends."""
     columns = (
         TextColumn("{task.description}"),
@@ -97,24 +97,30 @@ def _progress(console: Console) -> Iterator[Stage]:
 
 
 def _print_results(console: Console, tables: Sequence[TheoryTable], text: TheoryText) -> None:
+    print_tables(console, tables)
+    for title, lines in (("What follows", text.says), ("What does not follow", text.does_not_say)):
+        console.print(Text(f"\n{title}", style="bold cyan"))
+        print_bullets(console, lines)
+
+
+def print_tables(console: Console, tables: Sequence[TheoryTable]) -> None:
+    """Each with its title, caption and notes; nothing is cut off."""
     for table in tables:
         console.print(Text(f"\n{table.title}", style="bold cyan"))
         console.print(Text(table.caption, style="dim"))
         print_whole(console, _render(table))
         if table.notes:
-            console.print(_bullets(table.notes))
-    for title, lines in (("What follows", text.says), ("What does not follow", text.does_not_say)):
-        console.print(Text(f"\n{title}", style="bold cyan"))
-        console.print(_bullets(lines))
+            print_bullets(console, table.notes)
 
 
-def _bullets(lines: Sequence[str]) -> Table:
+def print_bullets(console: Console, lines: Sequence[str]) -> None:
+    """A line each, folded where it is longer than the terminal."""
     bullets = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     bullets.add_column(width=1)
     bullets.add_column(overflow="fold")
     for line in lines:
         bullets.add_row("-", Text(line))
-    return bullets
+    console.print(bullets)
 
 
 def _render(table: TheoryTable) -> Table:

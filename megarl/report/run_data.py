@@ -5,7 +5,7 @@ A file that is missing leaves a gap; one that is damaged is left out, and `probl
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -141,14 +141,18 @@ def as_columns(rows: Sequence[Row]) -> tuple[Values, dict[str, Values]]:
 
 def read_updates(run: RunDirectory) -> list[dict[str, Any]]:
     """The lines of updates.jsonl that can be read: of each optimizer update its step and metrics."""
+    return list(iterate_updates(run))
+
+
+def iterate_updates(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    """The same one by one; nothing where there is no such file."""
     if not run.updates_path.is_file():
-        return []
-    updates = []
-    for line in run.updates_path.read_bytes().splitlines():
-        try:
-            update = json.loads(line)
-            int(update["step"])
-        except (ValueError, KeyError, TypeError):
-            continue  # cut in half; what it would say is an estimate of many
-        updates.append(update)
-    return updates
+        return
+    with run.updates_path.open("rb") as lines:
+        for line in lines:
+            try:
+                update = json.loads(line)
+                int(update["step"])
+            except (ValueError, KeyError, TypeError):
+                continue  # cut in half; what it would say is an estimate of many
+            yield update
