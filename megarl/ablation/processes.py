@@ -50,7 +50,9 @@ def start_process(
     standard_input: int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
     """Its output is appended to `log`. It is a session of its own: a Ctrl-C of the terminal reaches the driver alone,
-    which hands it on once. environment: to which the slot's variables are added."""
+    which hands it on once. environment: to which the slot's variables are added.
+
+    OSError where it cannot be started, or its cores are none of this machine's; then no process is left."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n".encode())
@@ -67,8 +69,13 @@ def start_process(
         )
     if slot.cores:
         # Milliseconds after its start: it has one thread, and whatever it starts takes this over.
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(process.pid, slot.cores)
+        try:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(process.pid, slot.cores)
+        except OSError:  # cores that have gone since they were counted; nobody would know of the process
+            process.kill()
+            process.wait()
+            raise
     return process
 
 

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from megarl.ablation.processes import Slot, start_process
 
 CHILD = "import os, subprocess, sys, time; time.sleep(0.5); subprocess.run([sys.executable, '-c', sys.argv[1]])"
@@ -34,3 +36,20 @@ def test_one_that_ends_at_once_is_no_error(tmp_path: Path) -> None:
     )
     time.sleep(0.1)
     assert process.wait(timeout=60) == 0
+
+
+def test_cores_that_have_gone_leave_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def refuse(process: int, cores: frozenset[int]) -> None:
+        asked.append(process)
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    slot = Slot({}, cores=frozenset({0}))
+    with pytest.raises(OSError, match="Invalid argument"):
+        start_process(
+            ["sleep", "60"], log=tmp_path / "log", working_directory=tmp_path, environment=os.environ, slot=slot
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(asked[0], 0)
