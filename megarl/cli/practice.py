@@ -7,9 +7,16 @@ from rich.console import Console
 from rich.text import Text
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
+from megarl.ablation.stored import SUFFIX, UPDATES_SUFFIX, is_stored
 from megarl.cli.paths import shown_path
 from megarl.cli.report import choose_runs
-from megarl.cli.theory import make_theory_directory, print_bullets, print_tables, theory_progress
+from megarl.cli.theory import (
+    check_theory_directory,
+    make_theory_directory,
+    print_bullets,
+    print_tables,
+    theory_progress,
+)
 from megarl.config.base import ConfigError
 from megarl.report.many import Chosen, read_comparison
 from megarl.telemetry.versions import collect_versions
@@ -23,7 +30,7 @@ _MOST_NOTES = 12
 
 def names_runs(path: Path | None) -> bool:
     """Whether the first argument of `megarl theory` is of runs, not the TOML file of a study."""
-    return path is not None and (path.expanduser().is_dir() or path.suffix == ".parquet")
+    return path is not None and (path.expanduser().is_dir() or is_stored(path))
 
 
 def run_practice(console: Console, paths: Sequence[Path], output: Path | None) -> int:
@@ -33,6 +40,8 @@ def run_practice(console: Console, paths: Sequence[Path], output: Path | None) -
         ConfigError; None: runs/theory-<time>.
     """
     _check(paths)
+    if output is not None:  # before the runs are read, which takes minutes
+        check_theory_directory(output)
     practice = _read(console, paths)
     tables = build_practice_tables(practice)
     directory = make_theory_directory(output)
@@ -55,7 +64,7 @@ def run_practice(console: Console, paths: Sequence[Path], output: Path | None) -
 
 
 def _check(paths: Sequence[Path]) -> None:
-    tables = [path for path in paths if path.suffix == ".parquet"]
+    tables = [path for path in paths if is_stored(path)]
     if tables and len(paths) > 1:
         raise ConfigError(
             f"megarl theory: {tables[0]} is a table of its own; expected it alone, or runs and ablations without it"
@@ -69,7 +78,7 @@ def _check(paths: Sequence[Path]) -> None:
 
 
 def _read(console: Console, paths: Sequence[Path]) -> Practice:
-    if paths[0].suffix == ".parquet":
+    if is_stored(paths[0]):
         return read_practice(_stored(paths[0].expanduser()))
     with theory_progress(console) as stage:
         if len(paths) == 1 and is_ablation(paths[0]):
@@ -84,9 +93,22 @@ def _read(console: Console, paths: Sequence[Path]) -> Practice:
 
 
 def _stored(path: Path) -> Path:
-    """NAME.practice.parquet, also of NAME.parquet beside it."""
-    beside = path.with_name(path.name.removesuffix(".parquet") + ENDING)
-    return beside if not path.name.endswith(ENDING) and beside.is_file() else path
+    """NAME.practice.parquet, also of NAME.parquet beside it. ConfigError where there is none."""
+    if not path.is_file():
+        raise ConfigError(
+            f"megarl theory: {path} does not exist; expected a table that `megarl theory RUN|ABLATION` or "
+            "tools/store_results.py wrote"
+        )
+    if path.name.endswith(ENDING):
+        return path
+    name = path.name.removesuffix(UPDATES_SUFFIX).removesuffix(SUFFIX)
+    beside = path.with_name(name + ENDING)
+    if not beside.is_file():
+        raise ConfigError(
+            f"megarl theory: {path} does not say what is asked; expected {beside.name} beside it, which "
+            "tools/store_results.py writes, or the directory of the ablation"
+        )
+    return beside
 
 
 def _read_runs(paths: Sequence[Path], advance: OnRun) -> Practice:

@@ -59,18 +59,29 @@ def make_theory_directory(output: Path | None) -> Path:
         parent = Path("runs").resolve()
         parent.mkdir(parents=True, exist_ok=True)
         return make_numbered(parent, f"theory-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    check_theory_directory(output)
     directory = output.expanduser().resolve()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {directory}: cannot be made a directory: {error.strerror}") from error
-    held = sorted(entry.name for entry in directory.iterdir())
+    return directory
+
+
+def check_theory_directory(output: Path) -> None:
+    """ConfigError where something lies there already. Makes nothing."""
+    directory = output.expanduser().resolve()
+    if not directory.exists():
+        return
+    try:
+        held = sorted(entry.name for entry in directory.iterdir())
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be made a directory: {error.strerror}") from error
     if held:
         raise ConfigError(
             f"--output {output}: expected an empty or a new directory, found one with {', '.join(held[:5])}"
             f"{', ...' if len(held) > 5 else ''}; name another, or remove it"
         )
-    return directory
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from megarl.ablation.directory import AblationDirectory
+from megarl.cli import practice
 from megarl.cli.main import app
 from megarl.cli.practice import run_practice
 from megarl.config.base import ConfigError
@@ -132,15 +133,32 @@ def test_what_is_no_run_is_refused(told: tuple[Path, Path, str], tmp_path: Path)
     empty = tmp_path / "empty"
     empty.mkdir()
     table = told[1] / "clip.practice.parquet"
+    own = tmp_path / "table.parquet"
+    own.write_bytes(table.read_bytes())
+    named = tmp_path / "a.parquet"
+    named.mkdir()
     for paths, words in (
         ([empty], "megarl theory: .*is no run directory"),
         ([told[0], Path("a.b=3")], "a.b=3 looks like a change of a configuration"),
         ([table, told[0]], "is a table of its own; expected it alone"),
-        ([tmp_path / "none.parquet"], "none.parquet cannot be read"),
+        ([tmp_path / "none.parquet"], r"none\.parquet does not exist; expected a table that"),
+        ([own], r"expected table\.practice\.parquet beside it, which tools/store_results\.py writes"),
+        ([named], r"a\.parquet is no run directory"),
     ):
         with pytest.raises(ConfigError, match=words):
             run_practice(Console(file=io.StringIO()), paths, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_is_taken_is_refused_before_the_runs_are_read(
+    told: tuple[Path, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(practice, "practice_of_ablation", lambda *_: pytest.fail("read"))
+    file = tmp_path / "file"
+    file.touch()
+    for output, words in ((told[1], "expected an empty or a new directory"), (file, "cannot be made a directory")):
+        with pytest.raises(ConfigError, match=words):
+            run_practice(Console(file=io.StringIO()), [told[0]], output)
 
 
 def test_runs_without_updates_and_rollouts_are_refused(tmp_path: Path) -> None:
