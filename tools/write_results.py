@@ -37,14 +37,14 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         try:
             written = write_document(name, given.tables)
-        except (MissingTableError, ValueError) as error:
+            if given.check:
+                wrong = stale(written, given.into)
+                problems += [f"{path} is other than its tables say: make results" for path in wrong]
+            else:
+                write(written, given.into)
+                print(f"written  {given.into / name}.md, figures {len(written.figures)}")
+        except (MissingTableError, OSError, ValueError) as error:
             problems.append(str(error))
-            continue
-        if given.check:
-            problems += [f"{path} is other than its tables say: make results" for path in stale(written, given.into)]
-        else:
-            write(written, given.into)
-            print(f"written  {given.into / name}.md, figures {len(written.figures)}")
     if problems:
         sys.exit("write_results: " + "\n".join(problems))
 

@@ -132,6 +132,14 @@ def test_updates_must_be_stored(tmp_path: Path) -> None:
         write_results.main(["clipping", "--tables", str(tmp_path), "--into", str(tmp_path / "out")])
 
 
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    store(tmp_path, FIRST, AS_CLAIMED)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match=r"write_results: .*file"):
+        write_results.main(["clipping", "--tables", str(tmp_path), "--into", str(file)])
+
+
 def test_ablations_of_one_task_are_told_apart_by_their_rates(tmp_path: Path) -> None:
     stored = make_stored(FIRST, *clip_numbers({}), seeds=(0,), steps=2)
     found = Results(stored, tmp_path)
