@@ -29,16 +29,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("ablations", type=Path, nargs="+", metavar="ABLATION_DIR", help="that `megarl ablate` made")
     parser.add_argument("--into", type=Path, default=TABLES, help="default: docs/results/tables")
     given = parser.parse_args(arguments)
-    given.into.mkdir(parents=True, exist_ok=True)
-    for path in given.ablations:
-        try:
+    try:
+        _check_names(given.ablations)
+        given.into.mkdir(parents=True, exist_ok=True)
+        for path in given.ablations:
             stored = store_ablation(path)
-        except (FileNotFoundError, ValueError) as error:
-            sys.exit(f"store_results: {error}")
-        target = given.into / f"{stored.facts.name}{SUFFIX}"
-        write_stored(target, stored)
-        _tell(target, stored)
-        _store_practice(path, given.into, stored)
+            target = given.into / f"{stored.facts.name}{SUFFIX}"
+            write_stored(target, stored)
+            _tell(target, stored)
+            _store_practice(path, given.into, stored)
+    except (OSError, ValueError) as error:
+        sys.exit(f"store_results: {error}")
+
+
+def _check_names(paths: list[Path]) -> None:
+    """ValueError where two would be stored as one file: the later one, finished or not, would replace the other."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        name = AblationDirectory.open(path).plan().name
+        if name in first:
+            raise ValueError(f"{first[name]} and {path} are both of {name}; expected one of each name")
+        first[name] = path
 
 
 def _tell(target: Path, stored: StoredAblation) -> None:

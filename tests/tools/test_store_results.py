@@ -150,6 +150,20 @@ def test_what_cannot_be_stored_is_said(ablation: AblationDirectory, tmp_path: Pa
     assert not list(tmp_path.glob("*.parquet"))
 
 
+def test_two_of_one_name_are_refused_before_either_is_stored(ablation: AblationDirectory, tmp_path: Path) -> None:
+    into = tmp_path / "tables"
+    with pytest.raises(SystemExit, match="are both of clip; expected one of each name"):
+        store_results.main([str(ablation.path), str(ablation.path), "--into", str(into)])
+    assert not into.exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(ablation: AblationDirectory, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match=r"store_results: .*file"):
+        store_results.main([str(ablation.path), "--into", str(file)])
+
+
 def test_bootstrap_intervals_are_of_the_summary(ablation: AblationDirectory) -> None:
     interval = {"low": 0.1, "high": 0.2, "n": 96}
     measures = {f"eval/held/{name}": {"problems": interval} for name in ("mean@8", "pass@4", "pass@8")}
