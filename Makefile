@@ -26,7 +26,7 @@ $(READY): pyproject.toml tools/set_up.py $(wildcard constraints-*.txt)
 quickstart: setup  ## warm up a small model, train it by RLVR, show the run (under 8 minutes on 2 cores)
 	$(BIN)/python tools/quickstart.py
 
-smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about an hour on 2 cores)
+smollm2: setup  ## SmolLM2-135M-Instruct on chain_sum (about 20 minutes on 2 cores)
 	test -d models/smollm2-135m || $(BIN)/python tools/smollm2.py models/smollm2-135m
 	$(MEGARL) train configs/smollm2-135m.toml
 
