@@ -181,10 +181,12 @@ def test_bootstrap_intervals_are_of_the_summary(ablation: AblationDirectory) -> 
 
 
 def command_of(
-    tmp_path: Path, change: Mapping[str, Any], given: tuple[str, ...] = (), seeds: tuple[int, ...] = (0, 1, 2)
+    tmp_path: Path, change: Mapping[str, Any], given: tuple[str, ...] = (), seeds: tuple[int, ...] | None = None
 ) -> str | None:
-    """Of the shipped file with other fields, and what the command line has laid over."""
+    """Of the shipped file with other fields, and what the command line has laid over. seeds: None, the file's."""
     source = tomllib.loads(SHIPPED.read_text()) | dict(change)
+    seeds = tuple(source["seeds"]) if seeds is None else seeds
+    steps = source["overrides"]["train"]["steps"]
     names = [one["name"] for one in source["settings"]]
     cells = [
         Cell(index=at, name=f"{name}-seed{seed}", setting=name, seed=seed, run=f"cells/{name}-seed{seed}")
@@ -197,7 +199,7 @@ def command_of(
     directory = AblationDirectory.create(folder, plan, source="")
     shared = ("/x/1-random-reward-bernoulli.toml", 'data.train.task="products"', "objective.gate.dual=inf")
     own = ("objective.clip.low=1.0", "train.seed=0", 'name="x"', 'model.path="/x"', 'logging.directory="/x"')
-    mode = ('objective.aggregation.mode="seq-mean-token-mean"', "train.steps=20", "train.mini_batch_responses=48")
+    mode = ('objective.aggregation.mode="seq-mean-token-mean"', f"train.steps={steps}", "train.mini_batch_responses=48")
     arguments = ["train", "/x/0-quickstart.toml", *shared, *mode, *given, *own]
     directory.launch_path.write_text(json.dumps({"cells": {cells[0].name: {"arguments": arguments}}}))
     return find_command(directory, source)
