@@ -164,6 +164,24 @@ def test_a_place_that_cannot_be_written_is_said(ablation: AblationDirectory, tmp
         store_results.main([str(ablation.path), "--into", str(file)])
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("not json\n", "has no row that can be read"), ('{"step": 1}\n', "has a row without 'update'")],
+)
+def test_updates_that_cannot_be_read_are_refused(ablation: AblationDirectory, text: str, words: str) -> None:
+    run = next((ablation.path / "cells" / "runs").glob("none-seed0*"))
+    RunDirectory(run).updates_path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        store_ablation(ablation.path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"settings": [{}]}', "[]"])
+def test_a_damaged_summary_is_refused(ablation: AblationDirectory, text: str) -> None:
+    ablation.summary_path.write_text(text)
+    with pytest.raises(ValueError, match=r"summary\.json is damaged .*--resume"):
+        store_ablation(ablation.path)
+
+
 def test_bootstrap_intervals_are_of_the_summary(ablation: AblationDirectory) -> None:
     interval = {"low": 0.1, "high": 0.2, "n": 96}
     measures = {f"eval/held/{name}": {"problems": interval} for name in ("mean@8", "pass@4", "pass@8")}

@@ -58,7 +58,7 @@ def _table(cells: Sequence[CellRun]) -> pa.Table:
 
 def _updates(cells: Sequence[CellRun], runs: Mapping[str, RunData]) -> pa.Table | None:
     """None: no run has written an update."""
-    rows = [{"cell": cell.cell.name, **row} for cell in cells for row in read_updates(runs[cell.cell.name].run)]
+    rows = [row for cell in cells for row in _updates_of(cell.cell.name, runs[cell.cell.name].run)]
     if not rows:
         return None
     names = sorted({name for row in rows for name in row if is_kept(name, UPDATE_METRICS)})
@@ -72,6 +72,18 @@ def _updates(cells: Sequence[CellRun], runs: Mapping[str, RunData]) -> pa.Table 
         values = np.array([math.nan if (value := row.get(name)) is None else value for row in rows], np.float64)
         columns[name] = pa.array(_shortened(values), pa.float32(), mask=~np.isfinite(values))
     return pa.table(columns)
+
+
+def _updates_of(cell: str, run: RunDirectory) -> list[dict[str, Any]]:
+    """ValueError where the file has something and nothing that can be read, or a row does not say whose it is."""
+    rows = read_updates(run)
+    path = run.updates_path
+    if not rows and path.is_file() and path.stat().st_size:
+        raise ValueError(f"{path} has no row that can be read; expected a JSON object a line")
+    for row in rows:
+        if missing := {"step", "update"} - row.keys():
+            raise ValueError(f"{path} has a row without {sorted(missing)[0]!r}; expected step and update in each")
+    return [{"cell": cell, **row} for row in rows]
 
 
 def _shortened(values: np.ndarray) -> np.ndarray:
@@ -127,7 +139,16 @@ def _over_problems(directory: AblationDirectory) -> dict[str, dict[str, dict[str
     """From summary.json, which an ablation has when it has ended; of pass@k the largest k."""
     if not directory.summary_path.is_file():
         return {}
-    summary = json.loads(directory.summary_path.read_text(encoding="utf-8"))
+    try:
+        return _intervals(json.loads(directory.summary_path.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{directory.summary_path} is damaged ({type(error).__name__}: {error}); expected what the ablation wrote "
+            f"at its end (megarl ablate --resume {directory.path} writes it again)"
+        ) from error
+
+
+def _intervals(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found = {}
     for one in summary["settings"]:
         largest = _largest_k(one["measures"])
