@@ -77,6 +77,7 @@ def test_runs_that_do_not_clip_are_not_in_what_is_said_of_clipping(tmp_path: Pat
     assert "changed around them no differently than around others" in text
     assert "in the bounds' place it was below 0 in 50.0 ± 0.0 %; around them **−400.0 ± 0.0** millinats." in text
     assert "| X | all that clip | 360 |" in text
+    assert "Were there no difference in any, one or more of 10 would be bold in 40 % of cases." in text
 
 
 def test_other_numbers_make_other_sentences(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_clipping_follows_the_numbers(tmp_path: Path, effects: dict[str, float],
     if effects:  # of nothing, one of twenty intervals may be decided
         assert counts == {"reproduced": ("8", "0"), "contradicted": ("0", "8")}[word]
     assert ("has the sign of the measured one for low0.2" in " ".join(text.split())) == bool(effects)
+    assert "without any connection at least one in twenty is beyond ±0.51)" in " ".join(text.split())  # 15 pairs
     assert "random-reward-products-small (`megarl ablate" in " ".join(text.split())
 
 

@@ -1,8 +1,9 @@
 """Of clipping.md: what the clips did against what the runs' own budgets predicted."""
 
+import math
 from collections.abc import Sequence
 
-from megarl.ablation.seeds import SeedMean
+from megarl.ablation.seeds import LEVEL, SeedMean, t_quantile
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation, step_slopes
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
@@ -96,7 +97,7 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
         pairs = _pairs(found, clips, steps)
         parts.append(
             f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs it has a correlation "
-            f"of {plain(correlation(pairs), 2)} with the measured one"
+            f"of {plain(correlation(pairs), 2)} with the measured one{_chance(len(pairs))}"
         )
     settings = [name for clip in clips for name in (clip, f"{clip}-coin")]
     first, second = parts
@@ -108,6 +109,14 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
         "has all that was measured, and the second only what goes with the prediction. Adam divides by the gradient's "
         "size, so a slope of 1 is not expected, and the prediction is of a direction and not of a size."
     )
+
+
+def _chance(pairs: int) -> str:
+    """What a correlation of so many pairs must exceed; those of a seed share its runs, so it is the least."""
+    if pairs < 3:
+        return ""
+    t = t_quantile(pairs - 2, LEVEL)
+    return f" (without any connection at least one in twenty is beyond ±{t / math.sqrt(pairs - 2 + t * t):.2f})"
 
 
 def _pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[object, tuple[float, float]]:
