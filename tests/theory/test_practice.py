@@ -14,10 +14,10 @@ from megarl.telemetry.run_directory import RunDirectory
 from megarl.theory.practice import reading
 from megarl.theory.practice.equal_entropy import choose_levels, common_range, difference_at, estimate_at, value_at
 from megarl.theory.practice.estimates import of_ratio
-from megarl.theory.practice.numbers import ALL, Practice, RunNumbers, read_practice, write_practice
+from megarl.theory.practice.numbers import ACTING, ALL, IDLE, Practice, RunNumbers, read_practice, write_practice
 from megarl.theory.practice.reading import read_numbers
 from megarl.theory.practice.statistics import agree, difference_within, doubling_group
-from megarl.theory.practice.tables import build_practice_tables
+from megarl.theory.practice.tables import build_practice_tables, sign_table
 from megarl.theory.practice.updates import collect_updates
 from tests.theory.practice_runs import RATE, RATIO, UPDATES, write_practice_run
 
@@ -255,6 +255,28 @@ def test_means_are_over_seeds_and_all_settings_of_a_seed_are_one() -> None:
     ratio = of_ratio(practice, ALL, "low|all|0", "negative", "inside")
     assert ratio is not None
     assert ratio.value == pytest.approx((6 / 40 + 10 / 40) / 2)
+    assert practice.groups == [ALL]
+
+
+def test_settings_whose_bounds_act_are_apart_from_those_whose_do_not() -> None:
+    runs = []
+    for setting, acted, share in (("clip", 3.0, 0.1), ("coin", 0.0, 0.5), ("none", None, None)):
+        run = RunNumbers(setting=setting, cell=setting, seed=0)
+        if acted is not None:
+            run.put("sign", "low", {"acted": acted, "negative": share, "updates": 10.0})
+            run.put("tokens", "low|all|0", {"tokens": 100.0, "inside": 10.0, "negative": 10 * share})
+        runs.append(run)
+    practice = Practice(name="x", runs=tuple(runs))
+    assert practice.groups == [ALL, ACTING, IDLE]
+    for group, share in ((ALL, 0.3), (ACTING, 0.1), (IDLE, 0.5)):
+        found = practice.estimate(group, "sign", "low", "negative")
+        ratio = of_ratio(practice, group, "low|all|0", "negative", "inside")
+        assert found is not None
+        assert ratio is not None
+        assert found.value == pytest.approx(share)
+        assert ratio.value == pytest.approx(share)
+    rows = sign_table(practice).rows
+    assert [row[1:3] for row in rows] == [(ALL, "20"), (ACTING, "10"), (IDLE, "10"), ("clip", "10"), ("coin", "10")]
 
 
 def test_the_file_keeps_every_number(tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import write_results
 from results import documents
 from results.clipping import labels
+from results.clipping_levels import wandering_words
+from results.clipping_prediction import factor_words
+from results.first_order import step_slopes
 from results.markdown import wrap
 from results.reading import Results
 from results.words import estimate, listed, overall, short, signed, verdict
 
 from megarl.ablation.seeds import SeedMean, mean_over_seeds
+from megarl.report.predicted import entropy_changes
 from tests.tools.stored_tables import StoredNumbers, make_stored, noise, write_table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -104,7 +109,27 @@ def test_clipping_follows_the_numbers(tmp_path: Path, effects: dict[str, float],
     if effects:  # of nothing, one of twenty intervals may be decided
         assert counts == {"reproduced": ("8", "0"), "contradicted": ("0", "8")}[word]
     assert ("has the sign of the measured one for low0.2" in " ".join(text.split())) == bool(effects)
+    assert "without any connection at least one in twenty is beyond ±0.51)" in " ".join(text.split())  # 15 pairs
     assert "random-reward-products-small (`megarl ablate" in " ".join(text.split())
+
+
+def test_sizes_are_set_beside_what_they_can_be_set_beside(tmp_path: Path) -> None:
+    """Theorem 1's factor, the slope beside the ratio of sizes, and how near runs end to the two ends of entropy."""
+    stored = make_stored(FIRST, *clip_numbers(AS_CLAIMED), config={
+        "reward.verifier.kind": "random",
+        "reward.verifier.distribution": "bernoulli",
+        "reward.verifier.p": 0.4,
+        "objective.advantage.method": "dr_grpo",
+    })  # fmt: skip
+    found = Results(stored, write_table(tmp_path, stored))
+    assert "E[max(A, 0)], here 0.18, is not" in factor_words([found])  # 0.4 * 0.6 * 3 / 4
+    assert "E[max(A, 0)], is not" in factor_words([Results(make_stored(FIRST, *clip_numbers({})), tmp_path)])
+    slopes = step_slopes(found, ["none"])
+    assert slopes.keys() == {0, 1, 2}
+    predicted, measured = entropy_changes(found.runs["none"][1])
+    assert slopes[1] == pytest.approx(np.linalg.lstsq(predicted[:, None], measured, rcond=None)[0][0])
+    told = wandering_words({"chain_sum": found})
+    assert "over the 448 tokens has 6.10: 0 of 33 runs end above half of that, 0 below 0.25." in told
 
 
 def test_the_same_tables_give_the_same_bytes_and_others_others(tmp_path: Path) -> None:
@@ -156,7 +181,8 @@ def test_verdicts_are_the_intervals() -> None:
     assert verdict(above, -1) == "contradicted"
     assert overall(["reproduced", "reproduced", "not measured"]) == "reproduced"
     assert overall(["contradicted"]) == "contradicted"
-    assert overall(["reproduced", "contradicted"]) == overall(["reproduced", "undecided"]) == "undecided"
+    assert overall(["reproduced", "contradicted"]) == overall(["contradicted", "undecided", "reproduced"]) == "mixed"
+    assert overall(["reproduced", "undecided"]) == overall(["contradicted", "undecided"]) == "undecided"
     assert overall([]) == "not measured"
 
 

@@ -16,7 +16,7 @@ from results.clipping_levels import (
     levels_table,
     wandering_words,
 )
-from results.clipping_prediction import prediction_table, prediction_words, removed_table
+from results.clipping_prediction import factor_words, prediction_table, prediction_words, removed_table
 from results.ran import ran
 from results.reading import Results
 from results.words import field, listed
@@ -54,6 +54,7 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "removed": [(where, removed_table(one, clips_of(one))) for where, one in named.items()],
         "predictions": [(where, prediction_table(one, clips_of(one))) for where, one in named.items()],
         "prediction_words": [prediction_words(one, clips_of(one), where) for where, one in named.items()],
+        "factor": factor_words(found),
         "facts": found[0].facts,
         "tasks": listed(list(dict.fromkeys(task_of(one) for one in found))),
         "steps": listed([f"{listed(one.facts.steps)} steps on {where}" for where, one in named.items()]),

@@ -1,5 +1,6 @@
 """Of clipping.md: every setting's own numbers, and how many tokens clip and coin drop."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from megarl.ablation.seeds import SeedMean
@@ -8,6 +9,8 @@ from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, verdict
 
+_NEAR_NONE = 0.25
+"""H/H0 below which a run has lost most of its entropy."""
 _START = ("actor/old_entropy", "reward/mean", "response_length/mean")
 
 
@@ -68,7 +71,25 @@ def wandering_words(named: Mapping[str, Results]) -> str:
             f"On {where} H/H0 ends between {plain(min(every), 2)} and {plain(max(every), 2)} over all runs, and within "
             f"one setting, {widest}, between {plain(min(ends[widest]), 2)} and {plain(max(ends[widest]), 2)}."
         )
+        parts.append(_extreme_words(one))
     return " ".join(parts)
+
+
+def _extreme_words(found: Results) -> str:
+    """How many runs end near the two entropies that no run can pass: 0, and that of a uniform policy."""
+    vocabulary = int(found.facts.model["vocab_size"])
+    largest, near_largest, near_none, runs = 0.0, 0, 0, 0
+    for setting in found.runs:
+        starts = found.per_seed(setting, lambda run: float(run.series(_START[0])[1][0]))
+        for seed, end in found.measure(setting, END).items():
+            most = math.log(vocabulary) / starts[seed]
+            largest, runs = max(largest, most), runs + 1
+            near_largest += end > most / 2
+            near_none += end < _NEAR_NONE
+    return (
+        f"A policy that is uniform over the {vocabulary} tokens has {plain(largest, 2)}: {near_largest} of {runs} runs "
+        f"end above half of that, {near_none} below {_NEAR_NONE:g}."
+    )
 
 
 def coin_words(named: Mapping[str, Results]) -> str:
@@ -109,7 +130,7 @@ def dropped_words(named: Mapping[str, Results]) -> str:
             f"On {where} clip and coin dropped unequally many: {listed(unequal)}; there the comparison is matched in "
             "its rule and not in its count."
             if unequal
-            else f"On {where} no side's difference between clip and coin exceeds its interval: the counts match."
+            else f"On {where} no side's difference between clip and coin exceeds its interval."
         )
     return " ".join(parts)
 

@@ -1,14 +1,20 @@
 """Of clipping.md: what the clips did against what the runs' own budgets predicted."""
 
+import math
 from collections.abc import Sequence
 
-from megarl.ablation.seeds import SeedMean
-from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
+from megarl.ablation.seeds import LEVEL, SeedMean, t_quantile
+from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation, step_slopes
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, short, verdict
 
 _SCALE = 1e4
+_COIN = {
+    "reward.verifier.kind": "random",
+    "reward.verifier.distribution": "bernoulli",
+    "objective.advantage.method": "dr_grpo",
+}
 _TOLD = {
     "agree": "has the sign of the measured one",
     "opposite": "has the opposite sign",
@@ -31,6 +37,26 @@ def removed_table(found: Results, clips: Sequence[str]) -> str:
     ]
     heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH", "correlation of steps"]
     return table(heads, rows)
+
+
+def factor_words(found: Sequence[Results]) -> str:
+    """What Theorem 1 has besides the two terms: E[max(A, 0)], as a number where the configuration gives it."""
+    numbers = {short(one) for each in found if (one := _mean_positive_advantage(each)) is not None}
+    known = f", here {listed(sorted(numbers))}" if numbers else ""
+    return (
+        f"its factor E[max(A, 0)]{known}, is not in them, and every token weighs the same in them, so set their signs "
+        "beside what the bounds did before their sizes."
+    )
+
+
+def _mean_positive_advantage(found: Results) -> float | None:
+    """Of a coin's reward less the mean of n responses: p (1 - p) (1 - 1 / n). None: another reward or advantage."""
+    config = found.facts.config
+    kind = tuple(config.get(name) for name in _COIN)
+    if kind != tuple(_COIN.values()):
+        return None
+    p, samples = float(config["reward.verifier.p"]), int(config["train.samples_per_prompt"])
+    return p * (1 - p) * (1 - 1 / samples)
 
 
 def term_verdicts(found: Results, clips: Sequence[str], sides: Sequence[str], sign: int) -> list[tuple[str, str, str]]:
@@ -71,15 +97,26 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
         pairs = _pairs(found, clips, steps)
         parts.append(
             f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs it has a correlation "
-            f"of {plain(correlation(pairs), 2)} with the measured one"
+            f"of {plain(correlation(pairs), 2)} with the measured one{_chance(len(pairs))}"
         )
     settings = [name for clip in clips for name in (clip, f"{clip}-coin")]
     first, second = parts
     return (
         f"On {where} {first}. {second[0].upper()}{second[1:]}. "
         f"Measured changes of a step are {short(size_ratio(found, settings))} times as large as predicted ones (root "
-        "mean squares): Adam divides by the gradient's size, so the prediction is of a direction and not of a size."
+        "mean squares); the slope of the line through 0 that fits them best, a seed's settings together, is "
+        f"{estimate(over_seeds(step_slopes(found, settings)), 0)}. The first number is no scale of the prediction: it "
+        "has all that was measured, and the second only what goes with the prediction. Adam divides by the gradient's "
+        "size, so a slope of 1 is not expected, and the prediction is of a direction and not of a size."
     )
+
+
+def _chance(pairs: int) -> str:
+    """What a correlation of so many pairs must exceed; those of a seed share its runs, so it is the least."""
+    if pairs < 3:
+        return ""
+    t = t_quantile(pairs - 2, LEVEL)
+    return f" (without any connection at least one in twenty is beyond ±{t / math.sqrt(pairs - 2 + t * t):.2f})"
 
 
 def _pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[object, tuple[float, float]]:

@@ -50,6 +50,7 @@ class Predicted:
     """One run of a loop: what the prediction says of the change."""
 
     updates: ChangeFit | None
+    """Of updates, from the step's beginning on: see `holding.changes_of_updates`."""
     averaged: ChangeFit | None
     """Of updates, with the predictions averaged as the optimizer's momentum averages gradients."""
     steps: ChangeFit | None
@@ -166,10 +167,9 @@ def predictions(results: Results, setting: str) -> dict[int, Predicted]:
     found = {}
     for seed, run in results.runs[setting].items():
         loop = read_loop(run)
-        at, change = changes_of_updates(loop)
         found[seed] = Predicted(
-            updates=fit_change(loop.predicted_U[at], change),
-            averaged=fit_change(averaged(loop.predicted_U, beta)[at], change),
+            updates=fit_change(*changes_of_updates(loop, loop.predicted_U)),
+            averaged=fit_change(*changes_of_updates(loop, averaged(loop.predicted_U, beta))),
             steps=fit_change(*changes_of_steps(loop)),
             estimate_bias=estimate_bias(loop),
         )

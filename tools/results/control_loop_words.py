@@ -259,7 +259,7 @@ def _prediction_said(results: Results, loops: Sequence[str]) -> list[str]:
     return [
         _by_sign(
             slopes,
-            "More predicted is more measured, update by update, of {}",
+            "More predicted is more measured within a step of {}",
             "more predicted is less measured of {}",
             "whether more predicted is more measured is open of {}",
         ),

@@ -212,7 +212,7 @@ def shares_of_noise(
 
     return NoiseShares(
         wandering=share(walks),
-        scattered=share(draws),
+        scattered=share(draws / np.sqrt(2)),  # the change between two of them has the deviation
         with_shape=tuple((height, share(walks + height * shape_K)) for height in heights),
     )
 

@@ -56,6 +56,20 @@ def correlation(pairs: Mapping[object, tuple[float, float]]) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
+def step_slopes(found: Results, settings: list[str]) -> BySeed:
+    """By seed s of the line measured = s predicted through 0, by least squares over the steps of all its runs."""
+    both: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for setting in settings:
+        for seed, run in found.runs[setting].items():
+            both.setdefault(seed, []).append(entropy_changes(run))
+    slopes: BySeed = {}
+    for seed, pairs in both.items():
+        predicted, measured = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+        if squares := float(predicted @ predicted):
+            slopes[seed] = float(predicted @ measured) / squares
+    return slopes
+
+
 def size_ratio(found: Results, settings: list[str]) -> float:
     """Root mean square of all steps' measured changes over that of the predicted ones; NaN where nothing is."""
     both = [entropy_changes(run) for setting in settings for run in found.runs[setting].values()]

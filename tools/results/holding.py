@@ -152,11 +152,26 @@ def fit_change(predicted_X: Values, change_X: Values) -> ChangeFit | None:
     )
 
 
-def changes_of_updates(run: LoopUpdates) -> tuple[NDArray[np.int64], Values]:
-    """(index of the update, change that it made) of those that are followed by one of the same step. The estimates
-    before and after are of two mini-batches, so a change has their noise."""
+def changes_of_updates(run: LoopUpdates, predicted_U: Values) -> tuple[Values, Values]:
+    """(sum of the predictions since the step began, change of the estimate since then) of the updates that are followed
+    by one of the same step; of each the mean over all steps at the same place in the step is taken off.
+
+    The change is not from the update's own estimate: that is of one mini-batch, and the loop asks for less where it is
+    high by chance, after which it falls without the update's doing. A step's first estimate has no such chance: there
+    no token has moved. What happens in every step alike is no answer to a prediction, so the means go.
+    """
     at = np.flatnonzero(run.step_U[1:] == run.step_U[:-1])
-    return at, np.diff(run.entropy_U)[at]
+    number = np.arange(len(run.step_U))
+    begin = np.maximum.accumulate(np.where(run.steers_U, 0, number))[at]
+    sums = np.concatenate([[0.0], np.cumsum(predicted_U)])
+    place = at - begin
+    change = run.entropy_U[at + 1] - run.entropy_U[begin]
+    return _less_means(sums[at + 1] - sums[begin], place), _less_means(change, place)
+
+
+def _less_means(values_X: Values, group_X: NDArray[np.int64]) -> Values:
+    counts = np.bincount(group_X)
+    return values_X - (np.bincount(group_X, weights=values_X) / np.maximum(counts, 1))[group_X]
 
 
 def changes_of_steps(run: LoopUpdates) -> tuple[Values, Values]:

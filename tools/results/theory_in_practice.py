@@ -6,7 +6,7 @@ from typing import Any
 from megarl.config.base import ConfigError
 from megarl.report.figure import AnyFigure
 from megarl.theory.practice.figures import build_practice_figures
-from megarl.theory.practice.numbers import ENDING, Practice, read_practice
+from megarl.theory.practice.numbers import ACTING, ENDING, IDLE, Practice, read_practice
 from megarl.theory.practice.tables import (
     against_control_table,
     class_table,
@@ -46,6 +46,8 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "ran": ran(list(tables.values())),
         "facts": tables[SIGNS].facts,
         "names": {"signs": SIGNS, "optimizers": OPTIMIZERS, "kl": KL},
+        "acting": ACTING,
+        "idle": IDLE,
         "sign_words": words.sign_words(signs),
         "coin_words": words.coin_words(signs),
         "token_words": words.token_words(signs),

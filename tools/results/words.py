@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from megarl.ablation.seeds import SeedMean
 
-Verdict = Literal["reproduced", "contradicted", "undecided", "not measured"]
+Verdict = Literal["reproduced", "contradicted", "mixed", "undecided", "not measured"]
 MINUS = "−"
 _NONE = "–"
 
@@ -21,12 +21,15 @@ def verdict(estimate: SeedMean | None, sign: int) -> Verdict:
 
 
 def overall(verdicts: Sequence[str]) -> Verdict:
-    """Of a claim that several differences are about: reproduced or contradicted where all are, else undecided."""
+    """Of a claim that several differences are about: reproduced or contradicted where all are, mixed where some are
+    either, else undecided."""
     known = {one for one in verdicts if one != "not measured"}
     if not known:
         return "not measured"
     if known == {"reproduced"}:
         return "reproduced"
+    if {"reproduced", "contradicted"} <= known:
+        return "mixed"
     return "contradicted" if known == {"contradicted"} else "undecided"
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 
 from megarl.ablation.seeds import SeedMean, mean_over_seeds
-from megarl.theory.practice.numbers import ALL, Practice, RunNumbers
+from megarl.theory.practice.numbers import Practice, RunNumbers
 
 
 def of_ratio(practice: Practice, setting: str, key: str, above: str, below: str) -> SeedMean | None:
-    """Mean over seeds of the ratio of two sums of "tokens"; of `ALL` over a seed's settings together."""
+    """Mean over seeds of the ratio of two sums of "tokens"; of a group over a seed's settings together."""
     return _of_sums(practice, setting, lambda run: (run.get("tokens", key, above), run.get("tokens", key, below)))
 
 
@@ -25,10 +25,11 @@ def change_of(practice: Practice, setting: str, key: str, *, negative: bool) -> 
 
 def _of_sums(practice: Practice, setting: str, sums_of: Callable[[RunNumbers], tuple[float, float]]) -> SeedMean | None:
     """None where no run has both."""
+    members = practice.members(setting)
     sums: dict[int, list[float]] = {}
     for run in practice.runs:
         above, below = sums_of(run)
-        if setting in (ALL, run.setting) and math.isfinite(above) and math.isfinite(below):
+        if run.setting in members and math.isfinite(above) and math.isfinite(below):
             pair = sums.setdefault(run.seed, [0.0, 0.0])
             pair[0] += above
             pair[1] += below

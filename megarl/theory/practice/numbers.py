@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ SCHEMA = pa.schema(
 _METADATA = b"megarl.practice"
 UNKNOWN_SEED = -1
 ALL = "all settings"
+ACTING, IDLE = "all that clip", "all that do not"
+"""Of the settings with a set: those whose bounds took something away, and those whose never did (a coin's runs)."""
 
 
 @dataclass(kw_only=True)
@@ -78,16 +81,43 @@ class Practice:
         """In the order of the runs."""
         return list(dict.fromkeys(run.setting for run in self.runs))
 
+    @property
+    def groups(self) -> list[str]:
+        """Names of several settings together: `ALL`, and where there are both, `ACTING` and `IDLE`."""
+        if len(self.settings) < 2:
+            return []
+        return [ALL, *((ACTING, IDLE) if self._acting and self._idle else ())]
+
+    def members(self, name: str) -> frozenset[str]:
+        """The settings of a group; of a setting itself."""
+        named = {ALL: frozenset(self.settings), ACTING: self._acting, IDLE: self._idle}
+        return named.get(name, frozenset([name]))
+
+    @cached_property
+    def _acting(self) -> frozenset[str]:
+        return frozenset(
+            run.setting
+            for run in self.runs
+            for (part, _, name), value in run.values.items()
+            if (part, name) == ("sign", "acted") and value > 0
+        )
+
+    @cached_property
+    def _idle(self) -> frozenset[str]:
+        has_set = {run.setting for run in self.runs if any(part == "sign" for part, _, _ in run.values)}
+        return frozenset(has_set) - self._acting
+
     def keys(self, part: Part) -> list[str]:
         """Of any run, in the order in which they were put."""
         return list(dict.fromkeys(key for run in self.runs for of, key, _ in run.values if of == part))
 
     def by_seed(self, setting: str, part: Part, key: str, name: str) -> dict[int, float]:
-        """The runs that have the number. `ALL`: of each seed the mean over its settings."""
+        """The runs that have the number. `ALL`, `ACTING`, `IDLE`: of each seed the mean over those settings."""
+        members = self.members(setting)
         found: dict[int, list[float]] = {}
         for run in self.runs:
             value = run.get(part, key, name)
-            if setting in (ALL, run.setting) and math.isfinite(value):
+            if run.setting in members and math.isfinite(value):
                 found.setdefault(run.seed, []).append(value)
         return {seed: math.fsum(values) / len(values) for seed, values in found.items()}
 

@@ -12,7 +12,7 @@ from megarl.theory.practice.equal_entropy import (
     has_series,
 )
 from megarl.theory.practice.estimates import change_of, of_ratio, shown
-from megarl.theory.practice.numbers import ALL, Practice
+from megarl.theory.practice.numbers import Practice
 from megarl.theory.practice.tokens import CLASSES
 from megarl.theory.practice.updates import SIDES
 from megarl.theory.tables import TheoryTable
@@ -38,7 +38,7 @@ def build_practice_tables(practice: Practice) -> list[TheoryTable]:
 
 
 def _rows_of(practice: Practice) -> list[str]:
-    return [ALL, *practice.settings] if len(practice.settings) > 1 else practice.settings
+    return [*practice.groups, *practice.settings]
 
 
 def sign_table(practice: Practice) -> TheoryTable:
@@ -68,7 +68,7 @@ def _sign_cells(practice: Practice, side: str, setting: str) -> tuple[str, ...]:
     def get(name: str) -> SeedMean | None:
         return practice.estimate(setting, "sign", side, name)
 
-    wanted = practice.settings if setting == ALL else [setting]
+    wanted = practice.members(setting)
     return (
         SET_OF[side],
         setting,
@@ -115,7 +115,7 @@ def token_table(practice: Practice) -> TheoryTable:
 
 
 def _token_cells(practice: Practice, setting: str, key: str) -> tuple[str, ...]:
-    wanted = practice.settings if setting == ALL else [setting]
+    wanted = practice.members(setting)
     side = key.partition("|")[0]
     return (
         SET_OF[side],

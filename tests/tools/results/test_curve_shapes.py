@@ -129,6 +129,17 @@ def test_noise_rarely_passes_for_a_decay_that_oscillates() -> None:
     assert found.with_shape[0][1] > 0.6
 
 
+def test_made_up_curves_have_the_deviation_of_a_step_s_change() -> None:
+    seen = []
+
+    def judge(curves: np.ndarray) -> np.ndarray:
+        seen.append(np.diff(curves, axis=-1).std())
+        return np.zeros(len(curves), dtype=np.bool_)
+
+    shares_of_noise(judge, np.zeros(20), seeds=3, step_deviation=0.3, heights=(0.4,), trials=500)
+    np.testing.assert_allclose(seen, 0.3, rtol=0.02)
+
+
 def test_many_are_judged_as_one_is() -> None:
     """Both ways to the answer agree, case by case."""
     draws = np.random.default_rng(3).standard_normal((300, 3, STEPS)) * 0.03

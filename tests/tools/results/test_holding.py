@@ -78,9 +78,9 @@ def test_what_bounds_could_not_give_is_counted_where_they_steer() -> None:
 
 def test_changes_stay_within_a_step_and_steps_have_the_next_one_s_beginning() -> None:
     run = loop(entropy=[0.5, 0.6, 0.4, 0.7, 0.8, 0.85], predicted=[0.1, 0.2, 0.3, 1.0, 2.0, 3.0])
-    at, change = changes_of_updates(run)
-    assert at.tolist() == [0, 1, 3, 4]
-    np.testing.assert_allclose(change, [0.1, -0.2, 0.1, 0.05])
+    sums, change = changes_of_updates(run, run.predicted_U)
+    np.testing.assert_allclose(sums, [-0.45, -1.35, 0.45, 1.35])  # 0.1, 0.3, 1.0, 3.0 less 0.55 and 1.65
+    np.testing.assert_allclose(change, [0.0, -0.125, 0.0, 0.125], atol=1e-12)  # 0.1, -0.1, 0.1, 0.15 likewise
     predicted, moved = changes_of_steps(run)
     np.testing.assert_allclose(predicted, [0.2])
     np.testing.assert_allclose(moved, [0.2])
@@ -88,6 +88,25 @@ def test_changes_stay_within_a_step_and_steps_have_the_next_one_s_beginning() ->
     gap = replace(run, step_U=np.array([1, 1, 1, 3, 3, 3]))
     assert len(changes_of_steps(gap)[0]) == 0
     assert estimate_bias(gap) is None
+
+
+def test_an_estimate_that_is_high_by_chance_is_no_effect_of_what_the_loop_asks_for() -> None:
+    """Nothing moves the entropy; the loop asks for less where its estimate is high. A change from the update's own
+    estimate would go with the prediction at a correlation of 0.7."""
+    steps, updates = 400, 8
+    noise = np.random.default_rng(0).standard_normal((steps, updates))
+    noise[:, 0] = 0.0  # a step's first estimate is of no mini-batch
+    zeros = np.zeros(steps * updates)
+    run = LoopUpdates(
+        step_U=np.repeat(np.arange(steps), updates),
+        entropy_U=1 + noise.ravel(),
+        predicted_U=-noise.ravel(),
+        **{f"{name}_U": zeros for name in ("knob", "wanted", "measured")},
+    )
+    for beta in (0.0, 0.9):
+        found = fit_change(*changes_of_updates(run, averaged(run.predicted_U, beta)))
+        assert found is not None
+        assert abs(found.correlation) < 0.06
 
 
 def test_a_fit_has_its_line_and_its_correlation() -> None:
