@@ -134,10 +134,10 @@ class Driver:
                 self._running[task.name] = (FoundProcess(run), self._free.pop() if self._free else None)
 
     def _fill(self) -> None:
-        # The GPUs of a run that was found are not known.
+        # The GPUs and the cores of a run that was found are not known.
         alone = any(isinstance(process, FoundProcess) for process, _ in self._running.values())
         while self._waiting and self._free and self.stopped_by is None:
-            if alone and self._free[0].slot.variables:
+            if alone and (self._free[0].slot.variables or self._free[0].slot.cores):
                 return
             task = self._tasks[self._waiting[0]]
             shape = task.keeper.shape if task.keeper else None

@@ -156,7 +156,8 @@ def _make_warm_start(
         task = replace(task, before=CellFacts(status="running", attempts=1))
     elif run is not None:
         say(console, f"{_WARM} ({run.standing()[0]}): begins again, since it cannot go on")
-    driver = _run_tasks(console, [task], slots[:1], retries=launch.retries, write=lambda _: None)
+    alone = [replace(slots[0], cores=frozenset())]
+    driver = _run_tasks(console, [task], alone, retries=launch.retries, write=lambda _: None)
     facts = driver.facts[_WARM]
     if driver.stopped_by is not None:  # also where it was finished by then: no run is begun after a signal
         return _say_goes_on(console, directory)

@@ -2,8 +2,8 @@
 
 Of step t: predicted is the sum over its updates of learning rate times entropy/budget; measured is the entropy before
 the updates of step t + 1 less that before those of step t, each over the responses that were sampled then. The first
-order is that of plain gradient steps; Adam rescales them, so all predictions of a figure have one factor s that gives
-them the size of what was measured. Signs and the correlation have none of it.
+order is that of plain gradient steps, and much of what is measured is none of it: all predictions of a figure have one
+factor s that gives them the size of what was measured. Signs and the correlation have none of it.
 """
 
 import math
@@ -73,7 +73,7 @@ def scatter_figure(groups: Sequence[Group], *, one_run: bool = False) -> Scatter
     return ScatterFigure(
         key="predicted_change",
         title="Entropy change: predicted and measured",
-        subtitle=f"a point per step; dashed: equal. Predictions × {factor:.3g}, as Adam rescales a step{correlation}",
+        subtitle=f"a point per step; dashed: equal. Predictions × {factor:.3g}, for one size{correlation}",
         x_title=f"predicted: rate × budget × {factor:.3g}, nats",
         y_title="measured by the next step, nats",
         clouds=clouds,

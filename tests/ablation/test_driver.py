@@ -251,7 +251,15 @@ def test_going_on_leaves_what_is_finished_and_begins_with_what_had_stopped(stage
     assert [json.loads(row)["step"] for row in rows] == [3]
 
 
-def test_a_run_that_outlived_its_driver_is_waited_for(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    "slots",
+    [[Slot({})], [Slot({"GPUS": "0"}), Slot({"GPUS": "1"})], [Slot({}, cores=frozenset({core})) for core in range(2)]],
+    ids=["the only place", "places with GPUs", "places with cores"],
+)
+def test_a_run_that_outlived_its_driver_is_waited_for(
+    stage: Stage, slots: list[Slot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)  # of machines with one core, too
     task = stage.task("a", steps=20, step_s=0.1)
     process = task.start(Slot({}))
     deadline = time.monotonic() + 20
@@ -261,7 +269,7 @@ def test_a_run_that_outlived_its_driver_is_waited_for(stage: Stage) -> None:
     found = stage.task("a", CellFacts(status="running", attempts=1), steps=20)
     reaper = threading.Thread(target=lambda: isinstance(process, subprocess.Popen) and process.wait())
     reaper.start()
-    driver = stage.driver(found, stage.task("b"))
+    driver = Driver([found, stage.task("b")], slots, retries=0, watcher=stage.told, write=lambda _: None)
     assert driver.run()
     reaper.join()
     assert stage.happened() == ["begin a", "end a", "begin b", "end b"]
