@@ -1,6 +1,6 @@
 """Closed-loop clipping in tables and sentences; the numbers are those of `control_loop`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -111,6 +111,11 @@ def _rms_difference(results: Results, setting: str, target: Target) -> SeedMean 
     return difference(first, second)
 
 
+def _has_one_seed(found: Iterable[SeedMean | None]) -> bool:
+    """Whether all that are there are of one, which has no interval."""
+    return all(one.n == 1 for one in found if one is not None)
+
+
 def _held_said(results: Results, target: Target) -> str:
     """Which hold it, and which are nearer to it than the control."""
     near = {name: [one.share_near for one in held(results, name, target).values()] for name in target.settings}
@@ -128,7 +133,8 @@ def _held_said(results: Results, target: Target) -> str:
         parts.append(f"{some(nearer, 'is', 'are')} nearer to it than {control}" if nearer else "")
         parts.append(f"{some(further, 'is', 'are')} further from it" if further else "")
         open_ones = [name for name in found if name not in (*nearer, *further)]
-        parts.append(f"of {listed(open_ones)} against {control} the interval has 0" if open_ones else "")
+        which = "there is no interval, of one seed" if _has_one_seed(found.values()) else "the interval has 0"
+        parts.append(f"of {listed(open_ones)} against {control} {which}" if open_ones else "")
     return "; ".join(part for part in parts if part).replace("%", " %") + "."
 
 
@@ -149,7 +155,8 @@ def _others_said(results: Results, target: Target) -> list[str]:
         ]
         parts = [f"nearer to it than {listed(nearer)} by an interval that excludes 0" if nearer else ""]
         parts.append(f"further from it than {listed(further)}" if further else "")
-        parts.append(f"nearer than {listed(always)} in every seed, with 0 in the interval" if always else "")
+        which = "the one seed" if _has_one_seed(found.values()) else "every seed, with 0 in the interval"
+        parts.append(f"nearer than {listed(always)} in {which}" if always else "")
         left = [name for name in rest if name not in always]
         parts.append(f"not told apart from {listed(left)}" if left else "")
         said.append(f"{loop} is {'; '.join(part for part in parts if part)}.")

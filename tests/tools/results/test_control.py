@@ -173,6 +173,13 @@ def test_a_loop_is_held_against_its_own_target_and_the_others_against_the_start(
     assert "hold is nearer to it than symmetric and balanced by an interval" in told["targets"][0]["others"][0]
 
 
+def test_of_one_seed_no_interval_is_spoken_of() -> None:
+    told = control_loop_words.compute(results_of(NAMES[3], Physics(course=holds, seeds=(0,))))
+    first = told["targets"][0]
+    assert "against symmetric there is no interval, of one seed." in first["said"]
+    assert first["others"][0] == "hold is nearer than symmetric and balanced in the one seed."
+
+
 def test_a_loop_that_misses_says_whether_its_bounds_were_at_their_end() -> None:
     def misses(setting: str, done: float) -> float:
         return 1 - 0.5 * done
