@@ -8,12 +8,12 @@ from rich.text import Text
 
 from megarl.ablation.directory import AblationDirectory, is_ablation
 from megarl.ablation.stored import SUFFIX, UPDATES_SUFFIX, is_stored
-from megarl.cli.paths import shown_path
 from megarl.cli.report import choose_runs
 from megarl.cli.theory import (
     check_theory_directory,
     make_theory_directory,
     print_bullets,
+    print_files,
     print_tables,
     theory_progress,
 )
@@ -53,13 +53,7 @@ def run_practice(console: Console, paths: Sequence[Path], output: Path | None) -
         console.print(Text("\nWhat was read", style="bold cyan"))
         more = [f"and {len(practice.notes) - _MOST_NOTES} more, in practice.json"]
         print_bullets(console, [*practice.notes[:_MOST_NOTES], *(more if len(practice.notes) > _MOST_NOTES else [])])
-    for line in (
-        "",
-        f"figures  {shown_path(directory / 'figures')} ({sum(file.suffix == '.png' for file in files)} as PNG and SVG)",
-        f"numbers  {shown_path(files[0])}",
-        f"report   {shown_path(directory / 'report.html')}",
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_files(console, directory, files, numbers=files[0])
     return 0
 
 

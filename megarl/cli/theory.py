@@ -43,14 +43,19 @@ def run_theory(console: Console, theory: TheoryConfig, output: Path | None) -> i
     )
     files = write_theory_files(directory, results.to_plain(), tables, text)
     _print_results(console, tables, text)
+    print_files(console, directory, files, numbers=directory / "theory.json")
+    return 0
+
+
+def print_files(console: Console, directory: Path, files: Sequence[Path], *, numbers: Path) -> None:
+    """Where figures, numbers and the report lie. files: all that were written."""
     for line in (
         "",
         f"figures  {shown_path(directory / 'figures')} ({sum(file.suffix == '.png' for file in files)} as PNG and SVG)",
-        f"numbers  {shown_path(directory / 'theory.json')}",
+        f"numbers  {shown_path(numbers)}",
         f"report   {shown_path(directory / 'report.html')}",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0
 
 
 def make_theory_directory(output: Path | None) -> Path:

@@ -80,9 +80,14 @@ def scatter_figure(groups: Sequence[Group], *, one_run: bool = False) -> Scatter
     )
 
 
+def correlate(first: Values, second: Values) -> float:
+    """Pearson's, of pairs; NaN of fewer than three, or where one of both does not move."""
+    moves = len(first) > 2 and float(np.ptp(first)) > 0 and float(np.ptp(second)) > 0
+    return float(np.corrcoef(first, second)[0, 1]) if moves else math.nan
+
+
 def _cloud(group: Group, x: Values, y: Values, *, one_run: bool) -> Cloud:
-    moves = len(x) > 2 and float(np.ptp(x)) > 0 and float(np.ptp(y)) > 0
-    correlation = float(np.corrcoef(x, y)[0, 1]) if moves else math.nan
+    correlation = correlate(x, y)
     every = math.ceil(len(x) / MOST_POINTS)
     return Cloud(
         label=f"{'a step' if one_run else group.label}: correlation {correlation:+.2f} over {len(x)} steps",

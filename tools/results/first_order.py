@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from megarl.report.predicted import entropy_changes
+from megarl.report.predicted import correlate, entropy_changes
 from megarl.report.stored_runs import StoredRun
 from results.reading import BySeed, Results
 
@@ -42,18 +42,13 @@ def measured_change(run: StoredRun, steps: int | None = None) -> float | None:
 
 def step_correlation(run: StoredRun) -> float | None:
     """Of the steps' predicted and measured changes; None: too few steps, or one does not move."""
-    predicted, measured = entropy_changes(run)
-    if len(predicted) < 3 or not float(np.ptp(predicted)) or not float(np.ptp(measured)):
-        return None
-    return float(np.corrcoef(predicted, measured)[0, 1])
+    found = correlate(*entropy_changes(run))
+    return None if math.isnan(found) else found
 
 
 def correlation(pairs: Mapping[object, tuple[float, float]]) -> float:
     """Of the two numbers; NaN of fewer than three."""
-    if len(pairs) < 3:
-        return math.nan
-    first, second = np.array(list(pairs.values())).T
-    return float(np.corrcoef(first, second)[0, 1])
+    return correlate(*np.array(list(pairs.values()), dtype=np.float64).reshape(-1, 2).T)
 
 
 def step_slopes(found: Results, settings: list[str]) -> BySeed:

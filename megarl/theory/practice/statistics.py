@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megarl.report.figure import Values
-
-_FEWEST = 3
-"""Pairs that a correlation needs."""
+from megarl.report.predicted import correlate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +42,13 @@ def agree(predicted: Values, measured: Values) -> Agreement | None:
         return None
     signs = np.sign(p) * np.sign(m)
     told = signs != 0
-    moves = len(p) >= _FEWEST and float(np.ptp(p)) > 0 and float(np.ptp(m)) > 0
     squares, total = float(p @ p), float(m @ m)
     slope = float(p @ m) / squares if squares > 0 else np.nan
     left = m - slope * p
     return Agreement(
         n=len(p),
         sign=float((signs[told] > 0).mean()) if told.any() else np.nan,
-        correlation=float(np.corrcoef(p, m)[0, 1]) if moves else np.nan,
+        correlation=correlate(p, m),
         slope=slope,
         error=float(np.sqrt(left @ left / total)) if total > 0 and np.isfinite(slope) else np.nan,
     )
