@@ -49,7 +49,7 @@ CONTROLS = {"random-reward": "none", "families": None, "true-reward": "symmetric
 CONTROLS |= {"true-reward-llama": "symmetric", "flexec": "grpo"}
 TWIN_OF = {"random-reward-products-small": "random-reward"}
 """What a small file is the twin of, where its name does not say so."""
-SEEDS = {"random-reward-small": 5, "flexec-small": 2}
+SEEDS = {"random-reward-small": 5}
 """Of those that do not have three."""
 LARGE = [name for name in SETTINGS if not name.endswith("-small")]
 SMALL = [name for name in SETTINGS if name.endswith("-small")]
