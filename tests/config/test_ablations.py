@@ -125,7 +125,7 @@ def test_closed_loops_stand_beside_the_constant_bounds_of_true_reward_small() ->
     ablation, beside = load("control-small"), configs_of("true-reward-small")
     configs = configs_of("control-small")
     assert list(configs) == ["symmetric", "balanced", "hold", "hold-low", "hold-flexec", "rise-fall"]
-    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1])
+    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1, 2])
 
     def rest(config: RunConfig) -> dict[str, object]:
         found = config.model_dump()
@@ -150,7 +150,7 @@ def test_closed_loops_under_a_random_reward_stand_beside_what_is_to_hold_the_ent
     assert list(configs) == [
         "symmetric", "low0.2", "hold", "hold-flexec", "rise-fall", "od", "adaptive", "adaptive-trl",
     ]  # fmt: skip
-    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1])
+    assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1, 2])
 
     def rest(config: RunConfig) -> dict[str, object]:
         found = config.model_dump()
