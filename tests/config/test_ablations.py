@@ -36,6 +36,7 @@ SETTINGS = {
                       "symmetric-p0.3", "symmetric-p0.7", "symmetric-gaussian"],
     "random-reward-small": ["none", *COINED, *(f"{name}-coin" for name in COINED)],
     "random-reward-products-small": ["none", *FEWER, *(f"{name}-coin" for name in FEWER)],
+    "random-reward-first-step-small": ["none", *FEWER, *(f"{name}-coin" for name in FEWER)],
     "families": [f"{family}-{name}" for family in ("qwen", "llama") for name in FAMILY],
     "true-reward": ["symmetric", "no-clip-high", "balanced", "low0.1", "no-clip-low"],
     "true-reward-llama": ["symmetric", "no-clip-high", "balanced", "no-clip-low"],
@@ -47,10 +48,10 @@ SETTINGS = {
 SETTINGS |= {"families-small": SETTINGS["families"], "dapo-math-small": SETTINGS["dapo-math"]}
 CONTROLS = {"random-reward": "none", "families": None, "true-reward": "symmetric", "dapo-math": "symmetric"}
 CONTROLS |= {"true-reward-llama": "symmetric", "flexec": "grpo"}
-TWIN_OF = {"random-reward-products-small": "random-reward"}
+TWIN_OF = dict.fromkeys(("random-reward-products-small", "random-reward-first-step-small"), "random-reward")
 """What a small file is the twin of, where its name does not say so."""
-SEEDS = {"random-reward-small": 5}
-"""Of those that do not have three."""
+SEEDS = {"random-reward-small": list(range(5)), "random-reward-first-step-small": list(range(3, 15))}
+"""Of those that do not have the first three."""
 LARGE = [name for name in SETTINGS if not name.endswith("-small")]
 SMALL = [name for name in SETTINGS if name.endswith("-small")]
 
@@ -86,7 +87,7 @@ def test_settings_seeds_and_control(name: str) -> None:
     ablation = load(name)
     assert [setting.name for setting in ablation.plan.settings] == SETTINGS[name]
     assert all(setting.about for setting in ablation.plan.settings)
-    assert ablation.config.seeds == list(range(SEEDS.get(name, 3)))
+    assert ablation.config.seeds == SEEDS.get(name, [0, 1, 2])
     assert ablation.plan.control == CONTROLS[large_of(name)]
     coined = {name.removesuffix("-coin") for name in SETTINGS[name] if name.endswith("-coin")}
     own = {setting.name: setting.control for setting in ablation.plan.settings}
@@ -100,6 +101,17 @@ def test_a_coin_is_the_matched_control_of_its_clip(name: str) -> None:
         assert config.objective.bounds_act == (not setting.endswith("-coin"))
         assert config.objective.clip == configs[setting.removesuffix("-coin")].objective.clip
         assert config.train.updates_per_step == 16  # as Table 1 has it
+
+
+def test_the_first_step_alone_is_the_second_task_with_other_seeds_and_fewer_steps() -> None:
+    one, other = load("random-reward-first-step-small"), load("random-reward-products-small")
+    assert one.config.overrides["train"] == {**other.config.overrides["train"], "steps": 2}
+    assert not set(one.config.seeds) & set(other.config.seeds)
+    same = {"overrides": ..., "seeds": ..., "name": ..., "about": ...}
+    mine, theirs = ({**each.config.model_dump(), **same} for each in (one, other))
+    assert mine == theirs
+    left = {**one.config.overrides, "train": ...}
+    assert left == {**other.config.overrides, "train": ...}
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if not name.startswith("flexec")])
