@@ -21,6 +21,7 @@ from tests.tools.stored_tables import StoredNumbers, make_stored, noise, write_t
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 FIRST, SECOND = "random-reward-small", "random-reward-products-small"
+ALONE = "random-reward-first-step-small"
 
 
 def clip_numbers(effects: dict[str, float]) -> StoredNumbers:
@@ -51,10 +52,10 @@ AS_CLAIMED = {"low0.2": 0.004, "low0.1": 0.008, "high0.2": -0.004, "high0.1": -0
 TURNED = {name: -value for name, value in AS_CLAIMED.items()}
 
 
-def store(folder: Path, name: str, effects: dict[str, float], seeds: int = 3) -> Path:
+def store(folder: Path, name: str, effects: dict[str, float], seeds: int = 3, steps: int = 10) -> Path:
     numbers = clip_numbers(effects)
-    task = {"data.train.task": "products" if "products" in name else "chain_sum"}
-    return write_table(folder, make_stored(name, *numbers, seeds=range(seeds), config=task))
+    task = {"data.train.task": "chain_sum" if name == FIRST else "products"}
+    return write_table(folder, make_stored(name, *numbers, seeds=range(seeds), config=task, steps=steps))
 
 
 @pytest.mark.parametrize("name", documents.document_names())
@@ -111,6 +112,31 @@ def test_clipping_follows_the_numbers(tmp_path: Path, effects: dict[str, float],
     assert ("has the sign of the measured one for low0.2" in " ".join(text.split())) == bool(effects)
     assert "without any connection at least one in twenty is beyond ±0.51)" in " ".join(text.split())  # 15 pairs
     assert "random-reward-products-small (`megarl ablate" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("effects", "word"), [(AS_CLAIMED, "reproduced"), (TURNED, "contradicted")])
+def test_one_step_alone_is_judged_for_itself(tmp_path: Path, effects: dict[str, float], word: str) -> None:
+    store(tmp_path, FIRST, {})
+    store(tmp_path, ALONE, {clip: 4 * effect for clip, effect in effects.items()}, seeds=6, steps=2)
+    written = documents.write_document("clipping", tmp_path)
+    text = " ".join(written.text.split())
+    answers = re.findall(r"In one step alone, on products with 6 other seeds: \*\*(\w+)\*\* \(([^)]*)\)", text)
+    assert [answer for answer, _ in answers] == [word] * 3
+    assert answers[0][1].startswith("low0.2 less its coin **" + ("+" if word == "reproduced" else "−"))
+    rows = re.findall(r"\| \((\w)\) (\S+ less [^|]+) \| [+−] \| \*\*\S+ ± \S+\*\* (\w+) \| (\d) of 6 \|", written.text)
+    seeds = "6" if word == "reproduced" else "0"
+    assert rows == [
+        ("a", "low0.2 less its coin", word, seeds),
+        ("b", "high0.2 less its coin", word, seeds),
+        ("c", "symmetric less its coin", word, seeds),
+        ("c", "symmetric less none", word, seeds),
+    ]
+    assert "Of 4 differences" in text
+    assert "| low0.2, low | 2.00 ± 0.00 | " in text
+    assert "clipping-first-step.svg" in written.figures
+    below = [re.search(rf"{clip}: lower than its coin in (\d) of 6 seeds", written.figures["clipping-first-step.svg"])
+             for clip in ("low0.2", "high0.2")]  # fmt: skip
+    assert [one and one[1] for one in below] == (["0", "6"] if word == "reproduced" else ["6", "0"])
 
 
 def test_sizes_are_set_beside_what_they_can_be_set_beside(tmp_path: Path) -> None:

@@ -6,6 +6,13 @@ from typing import Any
 
 from megarl.report.figure import AnyFigure, LineFigure
 from results.clipping_claims import CLAIMS, CLIPS, NONE, answer, claims_table, counts, judge, present
+from results.clipping_first_step import (
+    first_step_answer,
+    first_step_dropped,
+    first_step_figure,
+    first_step_table,
+    first_step_words,
+)
 from results.clipping_levels import (
     clips_of,
     coin_words,
@@ -14,6 +21,7 @@ from results.clipping_levels import (
     falling_words,
     first_words,
     levels_table,
+    shares_first_step,
     wandering_words,
 )
 from results.clipping_prediction import factor_words, prediction_table, prediction_words, removed_table
@@ -22,7 +30,8 @@ from results.reading import Results
 from results.words import field, listed
 
 TABLES = ("random-reward-small",)
-OPTIONAL = ("random-reward-products-small",)
+ONE_STEP = "random-reward-first-step-small"
+OPTIONAL = ("random-reward-products-small", ONE_STEP)
 SHOWN = {
     "Clip-low and its controls": ("low0.2", "low0.1"),
     "Clip-high and its controls": ("high0.2", "high0.1"),
@@ -37,10 +46,12 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
     judged = [[judge(claim, found, where) for where, found in named.items()] for claim in CLAIMS]
     every = [one for claims in judged for one in claims]
     found = list(named.values())
+    alone = tables.get(ONE_STEP)
     return {
-        "ran": ran(found),
+        "ran": ran([*found, *([alone] if alone else [])]),
         "missing": [name for name in OPTIONAL if name not in tables],
         "answers": [answer(claims) for claims in judged],
+        "first_step": _first_step(alone) if alone else None,
         "first_words": first_words(named),
         "claims": claims_table(judged),
         "at_end": counts([one for each in every for one in each.at_end]),
@@ -57,7 +68,12 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "factor": factor_words(found),
         "facts": found[0].facts,
         "tasks": listed(list(dict.fromkeys(task_of(one) for one in found))),
-        "steps": listed([f"{listed(one.facts.steps)} steps on {where}" for where, one in named.items()]),
+        "steps": listed(
+            [
+                f"{listed(one.facts.steps)} steps on {where} at {field(one.facts.optimizer['lr'])}"
+                for where, one in named.items()
+            ]
+        ),
         "seeds": listed([f"{_seeds(one)} on {where}" for where, one in named.items()]),
     }
 
@@ -65,7 +81,10 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
 def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
     """Entropy over the steps, a figure per claim and ablation, and predicted against measured changes."""
     drawn: dict[str, AnyFigure] = {}
-    for name, found in tables.items():
+    if alone := tables.get(ONE_STEP):
+        drawn["first-step"] = first_step_figure(alone, clips_of(alone))
+    whole = {name: one for name, one in tables.items() if name != ONE_STEP}
+    for name, found in whole.items():
         key = "" if name == TABLES[0] else f"{name.removeprefix('random-reward-').removesuffix('-small')}-"
         where = next(label for label, one in labels(tables).items() if one is found)
         for title, clips in SHOWN.items():
@@ -77,11 +96,29 @@ def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
 
 
 def labels(tables: Mapping[str, Results]) -> dict[str, Results]:
-    """The ablations by what a reader calls them: the task, with the rate where one task has several."""
-    tasks = [task_of(one) for one in tables.values()]
+    """The ablations of whole runs by what a reader calls them: the task, with the rate where one task has several."""
+    whole = [one for name, one in tables.items() if name != ONE_STEP]
+    tasks = [task_of(one) for one in whole]
     return {
         task if tasks.count(task) == 1 else f"{task} at rate {field(one.facts.optimizer['lr'])}": one
-        for task, one in zip(tasks, tables.values(), strict=True)
+        for task, one in zip(tasks, whole, strict=True)
+    }
+
+
+def _first_step(found: Results) -> dict[str, Any]:
+    """Values of the section on one step."""
+    judged = [judge(claim, found, task_of(found)) for claim in CLAIMS]
+    clips = clips_of(found)
+    return {
+        "name": found.facts.name,
+        "answers": [first_step_answer(one) for one in judged],
+        "seeds": _seeds(found),
+        "table": first_step_table(judged, found),
+        "counts": counts([one for each in judged for one in each.after_first]),
+        "dropped": first_step_dropped(found, clips),
+        "removed": removed_table(found, clips),
+        "words": first_step_words(found, clips),
+        "shares": shares_first_step(found),
     }
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megarl.ablation.seeds import SeedMean
-from megarl.report.stored_runs import StoredRun
 from results.clipping_prediction import term_verdicts
 from results.ran import table
 from results.reading import BySeed, Results, difference
@@ -112,12 +111,7 @@ def judge(claim: Claim, found: Results, where: str) -> Judged:
 
 def after_first(found: Results, setting: str) -> BySeed:
     """H/H0 after the first step's updates."""
-
-    def number(run: StoredRun) -> float | None:
-        steps, values = run.series("actor/entropy_over_start")
-        return dict(zip(steps.tolist(), values.tolist(), strict=True)).get(FIRST)
-
-    return found.per_seed(setting, number)
+    return found.at_step(setting, "actor/entropy_over_start", FIRST)
 
 
 def answer(claims: Sequence[Judged]) -> str:
@@ -129,7 +123,7 @@ def answer(claims: Sequence[Judged]) -> str:
             parts.append(f"On {one.where} nothing of it was run.")
             continue
         end, first = overall(one.at_end), overall(one.after_first)
-        told = [f"{_pair(each.setting, each.other)} {estimate(each.end)}" for each in one.differences]
+        told = [f"{pair_name(each)} {estimate(each.end)}" for each in one.differences]
         terms = [f"{clip} {value}" for clip, value, _ in one.terms]
         words = [word for _, _, word in one.terms]
         parts.append(
@@ -145,7 +139,7 @@ def claims_table(judged: Sequence[Sequence[Judged]]) -> str:
         sign = one.claim.sign
         for each in one.differences:
             cells = [f"{estimate(value)} {verdict(value, sign)}" for value in (each.first, each.end, each.whole)]
-            name = f"({one.claim.letter}) {one.where}: {_pair(each.setting, each.other)}"
+            name = f"({one.claim.letter}) {one.where}: {pair_name(each)}"
             with_sign = each.signs[0 if sign > 0 else 1]
             seeds = f"{with_sign} of {each.end.n if each.end else 0}"
             rows.append([name, "+" if sign > 0 else "−", *cells, seeds])
@@ -171,5 +165,6 @@ def _signs(first: BySeed, second: BySeed) -> tuple[int, int]:
     return sum(value > 0 for value in less), sum(value < 0 for value in less)
 
 
-def _pair(setting: str, other: str) -> str:
-    return f"{setting} less {'its coin' if other == f'{setting}-coin' else other}"
+def pair_name(one: Compared) -> str:
+    """ "low0.2 less its coin"."""
+    return f"{one.setting} less {'its coin' if one.other == f'{one.setting}-coin' else one.other}"

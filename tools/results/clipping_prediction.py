@@ -75,7 +75,7 @@ def prediction_table(found: Results, clips: Sequence[str]) -> str:
     for clip in clips:
         row = [clip]
         for steps in (1, None):
-            predicted, measured = _differences(found, clip, steps)
+            predicted, measured = differences(found, clip, f"{clip}-coin", steps)
             row += [
                 estimate(predicted, 2, _SCALE),
                 estimate(measured, 3),
@@ -92,12 +92,12 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
     for steps, name in ((1, "after the first step"), (None, "over all steps")):
         signs: dict[str, list[str]] = {}
         for clip in clips:
-            signs.setdefault(agreement(*_differences(found, clip, steps)), []).append(clip)
+            signs.setdefault(agreement(*differences(found, clip, f"{clip}-coin", steps)), []).append(clip)
         told = [f"{_TOLD[word]} for {listed(names)}" for word, names in sorted(signs.items())]
-        pairs = _pairs(found, clips, steps)
+        pairs = coin_pairs(found, clips, steps)
         parts.append(
             f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs it has a correlation "
-            f"of {plain(correlation(pairs), 2)} with the measured one{_chance(len(pairs))}"
+            f"of {plain(correlation(pairs.values()), 2)} with the measured one{chance_words(len(pairs))}"
         )
     settings = [name for clip in clips for name in (clip, f"{clip}-coin")]
     first, second = parts
@@ -111,7 +111,7 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
     )
 
 
-def _chance(pairs: int) -> str:
+def chance_words(pairs: int) -> str:
     """What a correlation of so many pairs must exceed; those of a seed share its runs, so it is the least."""
     if pairs < 3:
         return ""
@@ -119,9 +119,9 @@ def _chance(pairs: int) -> str:
     return f" (without any connection at least one in twenty is beyond ±{t / math.sqrt(pairs - 2 + t * t):.2f})"
 
 
-def _pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[object, tuple[float, float]]:
+def coin_pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[tuple[str, int], tuple[float, float]]:
     """(clip, seed) -> its predicted and its measured difference to the coin."""
-    pairs: dict[object, tuple[float, float]] = {}
+    pairs: dict[tuple[str, int], tuple[float, float]] = {}
     for clip in clips:
         (ours, changed), (coin, by_coin) = (_changes(found, name, steps) for name in (clip, f"{clip}-coin"))
         for seed in sorted(ours.keys() & coin.keys() & changed.keys() & by_coin.keys()):
@@ -136,10 +136,10 @@ def agreement(predicted: SeedMean | None, measured: SeedMean | None) -> str:
     return "agree" if (predicted.value > 0) == (measured.value > 0) else "opposite"
 
 
-def _differences(found: Results, clip: str, steps: int | None) -> tuple[SeedMean | None, SeedMean | None]:
-    """(predicted, measured) change of a clip's entropy less that of its coin's, nats per token."""
-    (ours, changed), (coin, by_coin) = (_changes(found, name, steps) for name in (clip, f"{clip}-coin"))
-    return difference(ours, coin), difference(changed, by_coin)
+def differences(found: Results, setting: str, other: str, steps: int | None) -> tuple[SeedMean | None, SeedMean | None]:
+    """(predicted, measured) change of a setting's entropy less that of another's, nats per token."""
+    (ours, changed), (theirs, by_other) = (_changes(found, name, steps) for name in (setting, other))
+    return difference(ours, theirs), difference(changed, by_other)
 
 
 def _changes(found: Results, setting: str, steps: int | None) -> tuple[BySeed, BySeed]:

@@ -7,7 +7,7 @@ are compared, not the size.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
 
 import numpy as np
 
@@ -46,9 +46,9 @@ def step_correlation(run: StoredRun) -> float | None:
     return None if math.isnan(found) else found
 
 
-def correlation(pairs: Mapping[object, tuple[float, float]]) -> float:
+def correlation(pairs: Collection[tuple[float, float]]) -> float:
     """Of the two numbers; NaN of fewer than three."""
-    return correlate(*np.array(list(pairs.values()), dtype=np.float64).reshape(-1, 2).T)
+    return correlate(*np.array(list(pairs), dtype=np.float64).reshape(-1, 2).T)
 
 
 def step_slopes(found: Results, settings: list[str]) -> BySeed:

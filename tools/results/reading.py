@@ -61,6 +61,15 @@ class Results:
         """A metric's mean over the steps."""
         return self.per_seed(setting, lambda run: _mean(run.series(metric)[1]))
 
+    def at_step(self, setting: str, metric: str, step: int) -> BySeed:
+        """A metric's value in one step."""
+
+        def number(run: StoredRun) -> float | None:
+            steps, values = run.series(metric)
+            return dict(zip(steps.tolist(), values.tolist(), strict=True)).get(step)
+
+        return self.per_seed(setting, number)
+
     def evaluated(self, setting: str, metric: str) -> BySeed:
         """A metric of the last evaluation inside a run: "eval/held_out/mean@8"."""
         return self.per_seed(setting, lambda run: _last(run.series(metric)[1]))

@@ -1,0 +1,105 @@
+"""Of clipping.md: the first step alone, in which runs of a seed differ in what is dropped and in nothing else."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megarl.report.figure import AnyFigure, Cloud, ScatterFigure
+from megarl.report.predicted import correlate
+from results.clipping_claims import FIRST, Judged, after_first, pair_name
+from results.clipping_prediction import agreement, chance_words, coin_pairs, differences
+from results.first_order import correlation
+from results.ran import table
+from results.reading import Results, difference, over_seeds
+from results.words import estimate, listed, mean, overall, plain, verdict
+
+_COLOURS = ("blue", "vermilion", "green", "purple", "orange")
+_SCALE = 1e4
+
+
+def first_step_answer(judged: Judged) -> str:
+    """One claim after one step, in a sentence or two."""
+    told = [f"{pair_name(each)} {estimate(each.first)}" for each in judged.differences]
+    words = [word for _, _, word in judged.terms]
+    terms = [f"{clip} {value}" for clip, value, _ in judged.terms]
+    seeds = max((each.first.n for each in judged.differences if each.first), default=0)
+    return (
+        f"In one step alone, on {judged.where} with {seeds} other seeds: **{overall(judged.after_first)}** "
+        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)})."
+    )
+
+
+def first_step_table(judged: Sequence[Judged], found: Results) -> str:
+    """A row per difference: H/H0 after the step, how many seeds agree, and what the budgets predicted."""
+    rows = []
+    for one in judged:
+        sign = one.claim.sign
+        for each in one.differences:
+            predicted, measured = differences(found, each.setting, each.other, 1)
+            agreeing = each.signs[0 if sign > 0 else 1]
+            rows.append(
+                [
+                    f"({one.claim.letter}) {pair_name(each)}",
+                    "+" if sign > 0 else "−",
+                    f"{estimate(each.first)} {verdict(each.first, sign)}",
+                    f"{agreeing} of {each.first.n if each.first else 0}",
+                    estimate(measured, 4),
+                    estimate(predicted, 3, _SCALE),
+                    agreement(predicted, measured),
+                ]
+            )
+    heads = ["difference", "claimed", "H/H0 after the step", "seeds as claimed"]
+    return table([*heads, "nats", "predicted, 10⁻⁴ nats", "signs"], rows)
+
+
+def first_step_dropped(found: Results, clips: Sequence[str]) -> str:
+    """Tokens that a clip and its coin drop in the first step."""
+    rows = []
+    for clip in clips:
+        for side in ("low", "high"):
+            ours = found.at_step(clip, f"clip_ratio/{side}_mean", FIRST - 1)
+            coin = found.at_step(f"{clip}-coin", f"matched/{side}_dropped", FIRST - 1)
+            if any(ours.values()) or any(coin.values()):
+                cells = [mean(over_seeds(each), 2, 100) for each in (ours, coin)]
+                rows.append([f"{clip}, {side}", *cells, estimate(difference(ours, coin), 2, 100)])
+    return table(["% of response tokens", "clip drops", "coin drops", "difference"], rows)
+
+
+def first_step_words(found: Results, clips: Sequence[str]) -> str:
+    """How the predicted differences go with the measured ones, over all pairs and within each clip."""
+    pairs = coin_pairs(found, clips, 1)
+    within = {clip: [pair for (of, _), pair in pairs.items() if of == clip] for clip in clips}
+    told = [f"{clip} {plain(correlation(each), 2)}" for clip, each in within.items()]
+    return (
+        f"Over the {len(pairs)} pairs of a clip's run and its coin's, the predicted and the measured difference have a "
+        f"correlation of {plain(correlation(pairs.values()), 2)}{chance_words(len(pairs))}; over the seeds of one "
+        f"clip: {listed(told)}."
+    )
+
+
+def first_step_figure(found: Results, clips: Sequence[str]) -> AnyFigure:
+    """A point per seed: H/H0 after the step under a clip, over that under its coin."""
+    clouds = []
+    for clip, colour in zip(clips, _COLOURS, strict=False):
+        ours, coin = after_first(found, clip), after_first(found, f"{clip}-coin")
+        seeds = sorted(ours.keys() & coin.keys())
+        x, y = (np.array([each[seed] for seed in seeds]) for each in (coin, ours))
+        below = sum(ours[seed] < coin[seed] for seed in seeds)
+        clouds.append(
+            Cloud(
+                label=f"{clip}: lower than its coin in {below} of {len(seeds)} seeds",
+                x=x,
+                y=y,
+                colour=colour,
+                correlation=correlate(x, y),
+                num_points=len(seeds),
+            )
+        )
+    return ScatterFigure(
+        key="first_step",
+        title="Entropy after one step, with a clip and with its coin",
+        subtitle="H/H0 before the second step's updates; a point per seed; on the line a clip does what its coin does",
+        x_title="with the coin",
+        y_title="with the clip",
+        clouds=tuple(clouds),
+    )
