@@ -12,6 +12,7 @@ from results.ran import table
 from results.reading import Results
 from results.words import listed, plain, signed
 
+_NONE = 0.005
 PARTS = ("positive_kept", "positive_clipped", "negative_kept", "negative_clipped")
 
 
@@ -32,6 +33,16 @@ class Moved:
     """Steps whose budget has the sign of the entropy's change to the next step."""
     steps: int
     """That have both."""
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the budget is 0 as far as the table shows it, as a method can want it: it has no sign then."""
+        return abs(self.budget) < _NONE
+
+    @property
+    def agrees(self) -> bool:
+        """Whether budget and entropy have one sign."""
+        return bool(np.sign(self.budget) == np.sign(self.change))
 
 
 def read_moved(run: RunData, setting: str, seed: int) -> Moved:
@@ -87,23 +98,24 @@ def _table(results: Results, moved: Sequence[Moved]) -> str:
         name = one.setting if len(results.runs[one.setting]) == 1 else f"{one.setting}, seed {one.seed}"
         row = [name, signed(one.change), percent(one.change / one.start), signed(one.budget, 2)]
         row += [signed(part, 2) for part in one.parts]
-        row += ["agree" if _agrees(one) else "differ", f"{one.agreeing} of {one.steps}"]
+        row.append("none" if one.is_balanced else "agree" if one.agrees else "differ")
+        row.append("–" if one.is_balanced else f"{one.agreeing} of {one.steps}")
         row += [plain(results.evaluated(one.setting, metric).get(one.seed)) for metric in metrics]
         rows.append([cell.replace("-", "−") if cell.endswith("%") else cell for cell in row])
     return table(heads, rows)
 
 
-def _agrees(one: Moved) -> bool:
-    return bool(np.sign(one.budget) == np.sign(one.change))
-
-
 def _signs(moved: Sequence[Moved]) -> str:
-    agree = [one.setting for one in moved if _agrees(one)]
-    differ = [one.setting for one in moved if not _agrees(one)]
-    steps, agreeing = sum(one.steps for one in moved), sum(one.agreeing for one in moved)
-    whole = f"Over the whole run the budget's mean has the sign of the entropy's change in {len(agree)} of {len(moved)}"
-    others = f"; not in {listed(differ)}" if differ else ""
-    return f"{whole}{others}. Step by step it has in {agreeing:,} of {steps:,} ({percent(agreeing / steps)})."
+    told = [one for one in moved if not one.is_balanced]
+    if not told:
+        return "No run's budget has a sign."
+    differ = [one.setting for one in told if not one.agrees]
+    steps, agreeing = sum(one.steps for one in told), sum(one.agreeing for one in told)
+    whole = "Over the whole run the budget's mean has the sign of the entropy's change in "
+    whole += f"{len(told) - len(differ)} of {len(told)}{f'; not in {listed(differ)}' if differ else ''}."
+    balanced = [one.setting for one in moved if one.is_balanced]
+    without = f" Without a sign, so not counted, is the budget of {listed(balanced)}: 0." if balanced else ""
+    return f"{whole} Step by step it has in {agreeing:,} of {steps:,} ({percent(agreeing / steps)}).{without}"
 
 
 def _against(results: Results, moved: Sequence[Moved]) -> str:

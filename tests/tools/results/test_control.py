@@ -157,6 +157,18 @@ def test_a_budget_s_sign_is_set_beside_the_entropy_s() -> None:
     assert told["seeds"] == "One seed"
 
 
+def test_a_budget_of_nothing_has_no_sign() -> None:
+    physics = Physics(course=falls, seeds=(0,), noise=0.0, budget=lambda name: 0.0 if name == "opefo" else -0.05)
+    results = results_of(NAMES[2], physics)
+    told = control_methods.compute(results)
+    assert "in 9 of 9. Step by step it has in 99 of 99 (100 %)." in told["signs"]
+    assert told["signs"].endswith("Without a sign, so not counted, is the budget of opefo: 0.")
+    (row,) = [line for line in told["table"].splitlines() if line.startswith("| opefo")]
+    assert "| none | – |" in row
+    physics = Physics(course=falls, seeds=(0,), noise=0.0, budget=lambda name: 0.0)
+    assert control_methods.compute(results_of(NAMES[2], physics))["signs"] == "No run's budget has a sign."
+
+
 def test_a_loop_is_held_against_its_own_target_and_the_others_against_the_start() -> None:
     results = results_of(NAMES[3], Physics(course=holds))
     constant, moving = control_loop.find_targets(results)
