@@ -1,5 +1,6 @@
 """`megarl report`: the page of a run, or of many compared, and single figures for a paper, made from their files."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -43,7 +44,7 @@ def run_report(paths: Sequence[Path], *, output: Path | None = None) -> int:
     print(f"report   {shown_path(target)} ({target.stat().st_size / 1e6:.1f} MB)")
     for problem in problems:
         print(f"missing  {problem}")
-    return 1 if comparison.problems.lines() else 0
+    return 1 if comparison.problem_lines() else 0
 
 
 def print_figure_names(paths: Sequence[Path]) -> None:
@@ -167,11 +168,19 @@ def _read(chosen: Chosen) -> Comparison:
 
 
 def _sections(paths: Sequence[Path]) -> list[FigureSection]:
+    """All figures of these runs; what could not be read or drawn is said on stderr."""
     chosen = choose_runs(paths)
-    problems = Problems()
     if isinstance(chosen, RunDirectory):
-        return run_sections(read_run(chosen), problems, memory_planner(chosen))
-    return _read(chosen).sections()
+        problems, data = Problems(), read_run(chosen)
+        sections = run_sections(data, problems, memory_planner(chosen))
+        missing = [*data.problems, *problems.lines()]
+    else:
+        comparison = _read(chosen)
+        sections = comparison.sections()
+        missing = comparison.problem_lines()
+    for line in missing:
+        print(f"missing  {line}", file=sys.stderr)
+    return sections
 
 
 def _find_figure(sections: Sequence[FigureSection], name: str) -> AnyFigure:

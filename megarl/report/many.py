@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megarl.ablation.directory import AblationDirectory
@@ -81,7 +81,8 @@ class Comparison:
 
     chosen: Chosen
     groups: list[Group]
-    problems: Problems
+    problems: Problems = field(default_factory=Problems)
+    """Of what is drawn of all; a run's own are with it."""
 
     @property
     def runs(self) -> list[RunData]:
@@ -89,6 +90,14 @@ class Comparison:
 
     def sections(self) -> list[FigureSection]:
         return group_sections(self.groups, self.problems)
+
+    def problem_lines(self) -> list[str]:
+        """What could not be read or drawn so far: some files are read when a figure wants them."""
+        found = Problems()
+        for run in self.runs:
+            for line in run.problems:
+                found.add(run.name, line)
+        return [*found.lines(), *self.problems.lines()]
 
 
 def read_comparison(chosen: Chosen) -> Comparison:
@@ -98,13 +107,9 @@ def read_comparison(chosen: Chosen) -> Comparison:
     if len(verbs) > 1:
         told = ", ".join(f"{name} is of `megarl {verb}`" for verb, name in sorted(verbs.items()))
         raise ValueError(f"runs of different verbs have no figures in common: {told}; give those of one verb")
-    problems = Problems()
-    for run in runs:
-        for line in run.problems:
-            problems.add(run.name, line)
     begun = [f"{run.name}: no step has ended yet, so it is in no figure" for run in runs if run.last is None]
     chosen = replace(chosen, notes=(*chosen.notes, *begun))
-    return Comparison(chosen=chosen, groups=group_runs(runs, chosen.settings), problems=problems)
+    return Comparison(chosen=chosen, groups=group_runs(runs, chosen.settings))
 
 
 def write_comparison(comparison: Comparison, path: Path) -> list[str]:
@@ -115,7 +120,7 @@ def write_comparison(comparison: Comparison, path: Path) -> list[str]:
     tokens = tokens_problem = None
     with comparison.problems.tolerate("the tokens"):
         tokens, tokens_problem = format_group_tokens(groups, path)
-    problems = [*comparison.chosen.notes, *comparison.problems.lines()]
+    problems = [*comparison.chosen.notes, *comparison.problem_lines()]
     text = render_template(
         "comparison.html",
         title=comparison.chosen.title,

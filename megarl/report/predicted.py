@@ -38,20 +38,21 @@ def entropy_changes(run: RunData) -> tuple[Values, Values]:
 
 
 def _predictions(run: RunData) -> dict[float, float]:
-    """By step the sum over its updates; from the step's means where updates.jsonl lacks it."""
-    sums: dict[float, float] = {}
+    """By step the sum over its updates; from the step's means where updates.jsonl lacks it, or one of its updates."""
+    train = run.config.get("train", {})
+    per_step = train.get("prompts_per_step", 0) * train.get("samples_per_prompt", 0)
+    updates = per_step / train["mini_batch_responses"] if train.get("mini_batch_responses") else None
+    shares: dict[float, list[float]] = {}
     for update in run.read_updates():
         rate, budget = update.get("actor/lr"), update.get("entropy/budget")
         if rate is not None and budget is not None:
-            sums[float(update["step"])] = sums.get(float(update["step"]), 0.0) + rate * budget
-    train = run.config.get("train", {})
-    per_step = train.get("prompts_per_step", 0) * train.get("samples_per_prompt", 0)
-    updates = per_step / train["mini_batch_responses"] if train.get("mini_batch_responses") else 1.0
+            shares.setdefault(float(update["step"]), []).append(rate * budget)
+    sums = {step: sum(found) for step, found in shares.items() if updates is None or len(found) == updates}
     steps, budgets = run.series("entropy/budget")
     _, rates = run.series("actor/lr")
     for step, budget, rate in zip(steps, budgets, rates, strict=False):
         if math.isfinite(budget) and math.isfinite(rate):
-            sums.setdefault(float(step), updates * rate * budget)
+            sums.setdefault(float(step), (updates or 1.0) * rate * budget)
     return sums
 
 

@@ -66,8 +66,11 @@ class RunData:
         return self.steps[kept], values[kept]
 
     def read_updates(self) -> list[dict[str, Any]]:
-        """Of each optimizer update its step and metrics."""
-        return read_updates(self.run)
+        """Of each optimizer update its step and metrics; `problems` says where a line cannot be read."""
+        problems: list[str] = []
+        found = list(iterate_updates(self.run, problems))
+        self.problems += [line for line in problems if line not in self.problems]
+        return found
 
     @cached_property
     def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
@@ -139,20 +142,26 @@ def as_columns(rows: Sequence[Row]) -> tuple[Values, dict[str, Values]]:
     return steps, columns
 
 
-def read_updates(run: RunDirectory) -> list[dict[str, Any]]:
-    """The lines of updates.jsonl that can be read: of each optimizer update its step and metrics."""
-    return list(iterate_updates(run))
-
-
-def iterate_updates(run: RunDirectory) -> Iterator[dict[str, Any]]:
-    """The same one by one; nothing where there is no such file."""
+def iterate_updates(run: RunDirectory, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The lines of updates.jsonl one by one: of each optimizer update its step and metrics; nothing where there is no
+    such file. At the end `problems` has a line more where some could not be read; a last one without its newline is
+    still being written."""
     if not run.updates_path.is_file():
         return
+    damaged = []
     with run.updates_path.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
             try:
                 update = json.loads(line)
                 int(update["step"])
-            except (ValueError, KeyError, TypeError):
-                continue  # cut in half; what it would say is an estimate of many
+            except (ValueError, KeyError, TypeError, OverflowError):
+                damaged.append(number)
+                continue
             yield update
+    if damaged:
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        problems.append(
+            f"{run.updates_path.name}, line {damaged[0]}{more}: expected a JSON object with a \"step\"; left out"
+        )

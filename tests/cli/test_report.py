@@ -159,6 +159,19 @@ def test_figures_are_listed_and_written_one_by_one(tmp_path: Path, capsys: pytes
         export_figure(paths, "entropy", file_format=None, width="single", output=None)
 
 
+def test_a_figure_of_damaged_files_is_made_and_the_damage_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path, high=high, seed=0) for high in (0.2, 0.28)]
+    runs[1].updates_path.write_text("[]\n")
+    said = 'updates.jsonl, line 1: expected a JSON object with a "step"; left out\n'
+    for paths in ([runs[1].path], [run.path for run in runs]):
+        target = tmp_path / f"{len(paths)}.svg"
+        export_figure(paths, "predicted_change", file_format=None, width="double", output=target)
+        assert target.is_file()
+        assert capsys.readouterr().err.endswith(said)
+
+
 def test_a_stored_table_is_drawn_in_the_place_of_an_ablation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,15 +154,19 @@ def test_the_page_is_for_light_and_dark_and_fetches_nothing(page: str) -> None:
 
 def test_prediction_and_measurement_meet_step_by_step(tmp_path: Path) -> None:
     run = write_run(tmp_path, high=0.2, seed=0)
-    # Two updates of step 1, and a line that was cut.
-    updates = [f'{{"step": 1, "actor/lr": 0.5, "entropy/budget": {budget}}}\n' for budget in (3.0, -1.0)]
-    run.updates_path.write_text("".join(updates) + '{"step": 2, "ac')
-    figure = scatter_figure(group_runs([read_run(run)]))
-    assert figure is not None
-    (cloud,) = figure.clouds
-    per_step = (32 * 8) / 32  # updates of a step, by the configuration's defaults
     train = read_run(run).config["train"]
-    per_step = train["prompts_per_step"] * train["samples_per_prompt"] / train["mini_batch_responses"]
+    per_step = train["prompts_per_step"] * train["samples_per_prompt"] // train["mini_batch_responses"]
+    # All updates of step 1, all but one of step 2, and a line that is still being written.
+    budgets = [(1, 3.0), (1, -1.0), *[(1, 0.0)] * (per_step - 2), *[(2, 7.0)] * (per_step - 1)]
+    lines = [f'{{"step": {step}, "actor/lr": 0.5, "entropy/budget": {budget}}}\n' for step, budget in budgets]
+    run.updates_path.write_text("".join(lines) + '{"step": 2, "ac\n' + '{"step": 2, "actor/l')
+    read = read_run(run)
+    figure = scatter_figure(group_runs([read]))
+    assert figure is not None
+    assert read.problems == [
+        f'updates.jsonl, line {2 * per_step}: expected a JSON object with a "step"; left out',
+    ]
+    (cloud,) = figure.clouds
     predicted = np.array([0.5 * 2.0, *(-0.5 * per_step * step for step in (2, 3, 4, 5))])
     measured = np.diff([entropy_at(0.2, 0, step) for step in range(1, 7)])
     factor = np.sqrt((measured**2).mean() / (predicted**2).mean())
@@ -182,11 +186,13 @@ def test_damage_and_a_run_without_a_step_are_said_and_cost_nothing(tmp_path: Pat
     whole = write_run(tmp_path, high=0.2, seed=0)
     with whole.metrics_path.open("a") as file:
         file.write("\0\0\n")
+    whole.updates_path.write_text("[]\n")
     begun = RunDirectory.create(make_config(tmp_path, train={"seed": 4}), source=None, verb="train")
     begun.write_state(RunState(status="failed", message="no such <model>"))
     path = tmp_path / "page.html"
     problems = write_comparison(read_comparison(Chosen(title="", runs=(whole, begun))), path)
     assert f"{whole.path.name}: metrics.jsonl, line 8: expected a JSON object" in problems[1]
+    assert f'{whole.path.name}: updates.jsonl, line 1: expected a JSON object with a "step"; left out' in problems
     assert problems[0] == f"{begun.path.name}: no step has ended yet, so it is in no figure"
     html = path.read_text()
     assert len(figures_of(html)["entropy"]["lines"]) == 1

@@ -193,8 +193,11 @@ def test_a_damaged_file_costs_its_step_and_many_are_sampled(tmp_path: Path, monk
     numbers, problems = read_numbers(read_run(run), setting="a", cell="a")
     assert [problem.partition(":")[0] for problem in problems] == ["rollouts/step-000002.parquet cannot be read"]
     assert numbers.get("run", "", "steps_with_both") == 4
+    lines = run.updates_path.read_bytes().splitlines(keepends=True)
+    run.updates_path.write_bytes(b"".join([lines[0], b"\0\0\n", *lines[2:], b"42\n"]))
     monkeypatch.setattr(reading, "MOST_FILES", 3)
     numbers, problems = read_numbers(read_run(run), setting="a", cell="a")
+    assert problems.pop(0) == 'updates.jsonl, line 2 and 1 more: expected a JSON object with a "step"; left out'
     assert problems == ["3 of 5 rollouts were read, evenly from the first to the last"]
     assert numbers.get("run", "", "files") == 3
 

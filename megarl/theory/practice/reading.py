@@ -58,7 +58,7 @@ def read_numbers(run: RunData, *, setting: str, cell: str) -> tuple[RunNumbers, 
     """(the run's numbers, what could not be read or was left out)."""
     numbers = RunNumbers(setting=setting, cell=cell, seed=UNKNOWN_SEED if run.seed is None else run.seed)
     problems = list(run.problems)
-    updates = collect_updates(iterate_updates(run.run), run.config)
+    updates = collect_updates(iterate_updates(run.run, problems), run.config)
     size = run.config.get("train", {}).get("mini_batch_responses")
     paths = sorted(run.run.rollouts.glob("step-*.parquet"))
     chosen = _evenly(paths, MOST_FILES) if size else []
