@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import psutil
 import torch
 from torch import Tensor
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.parallel.memory_file import MemoryFile, map_file
+from megarl.telemetry.machine_limits import available_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Of a rank's state."""
@@ -74,7 +74,7 @@ class StagingMemory:
     def __init__(self, num_bytes: int) -> None:
         """Raises CheckpointError where there is not so much memory."""
         self.num_bytes = num_bytes
-        available = psutil.virtual_memory().available
+        available = available_memory()
         if num_bytes > available:  # the kernel would end some process instead
             raise _no_memory(num_bytes, f"{available / 2**20:.0f} MiB are available")
         try:

@@ -6,8 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
 
-import psutil
-
 from megarl.ablation.launch import Needs
 from megarl.ablation.processes import Slot
 from megarl.cli.doctor_packages import detect_stack
@@ -18,6 +16,7 @@ from megarl.config.run import RunConfig
 from megarl.models.families import read_model_shape
 from megarl.models.table import hf_tensors
 from megarl.runtime.ray_address import environment_address
+from megarl.telemetry.machine_limits import available_memory, usable_cores
 
 _GIB = 2**30
 _PROCESS_GIB = 0.9
@@ -52,9 +51,9 @@ def find_slots(needs: Needs, wanted: int) -> tuple[list[Slot], str | None]:
         return [Slot({})], None
     if detect_stack(deciding_versions()) == "gpu":
         return _gpu_slots(needs, wanted, _visible_gpus())
-    cores, free_gib = sorted(os.sched_getaffinity(0)), psutil.virtual_memory().available / _GIB
+    cores, usable, free_gib = sorted(os.sched_getaffinity(0)), usable_cores(), available_memory() / _GIB
     room = [
-        (f"{len(cores)} cores, {needs.cores} for each", len(cores) // needs.cores),
+        (f"{usable:g} cores, {needs.cores} for each", int(usable // needs.cores)),
         (
             f"{free_gib:.1f} GiB of memory free, about {needs.memory_gib:g} for each",
             int(free_gib // needs.memory_gib),

@@ -12,6 +12,7 @@ from megarl.cli.doctor_packages import Stack
 from megarl.cli.findings import Finding, ask_process, ask_python
 from megarl.cli.machine_paths import nearest_directory
 from megarl.cli.visible_gpus import VISIBLE, named_gpus
+from megarl.telemetry.machine_limits import available_memory, usable_cores
 
 _GIB = 2**30
 _RAY_PORT = 6379
@@ -28,9 +29,8 @@ print("a task answered", answer)
 
 def check_devices(stack: Stack, *, gpus_wanted: int | None) -> Iterator[Finding]:
     """CPU cores and memory; with the gpu stack the GPUs, as many as one node of the configuration needs."""
-    cores = len(os.sched_getaffinity(0))
-    memory = psutil.virtual_memory()
-    found = f"{cores} cores, {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB memory free"
+    total = psutil.virtual_memory().total
+    found = f"{usable_cores():g} cores, {available_memory() / _GIB:.1f} of {total / _GIB:.1f} GiB memory free"
     yield Finding(name="CPU", level="ok", found=found)
     if stack == "gpu":
         query = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]

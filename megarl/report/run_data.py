@@ -163,5 +163,5 @@ def iterate_updates(run: RunDirectory, problems: list[str]) -> Iterator[dict[str
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         problems.append(
-            f"{run.updates_path.name}, line {damaged[0]}{more}: expected a JSON object with a \"step\"; left out"
+            f'{run.updates_path.name}, line {damaged[0]}{more}: expected a JSON object with a "step"; left out'
         )

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 
 from megarl.ablation.launch import Needs
@@ -22,8 +21,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Four cores, 20 GiB free, no GPUs, no Ray."""
     monkeypatch.setattr(ablate_room, "detect_stack", lambda _: "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    memory = psutil.virtual_memory()._replace(available=20 * GIB)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(ablate_room, "usable_cores", lambda: 4.0)
+    monkeypatch.setattr(ablate_room, "available_memory", lambda: 20 * GIB)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
@@ -56,6 +55,14 @@ def test_without_gpus_cores_and_memory_bound_it(
     own = [core for slot in slots for core in slot.cores]
     assert len(own) == len(set(own))  # no core is of two
     assert {len(slot.cores) for slot in slots} == {4 // count if count > 1 else 0}
+
+
+def test_a_container_s_share_of_the_cores_counts(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(ablate_room, "usable_cores", lambda: 2.5)
+    slots, less = find_slots(needs(), 4)
+    assert [len(slot.cores) for slot in slots] == [2, 2]
+    assert less is not None
+    assert "room for 2 at a time: 2.5 cores, 1 for each" in less
 
 
 def test_on_gpus_each_run_sees_its_own(machine: pytest.MonkeyPatch) -> None:
