@@ -150,7 +150,14 @@ class ControllerState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the step that `state` was saved after. ValueError when it has other keys."""
-        check_keys(state, self.state_dict(), what="controller")
+        try:
+            check_keys(state, self.state_dict(), what="controller")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; what steers the objective (objective.controllers, a closed loop or a schedule in "
+                "objective.clip) has a past that a run which began without it lacks, so none can be added to a run or "
+                "taken from it: begin another one from its weights (megarl convert, model.path)"
+            ) from error
         start = state["entropy_start"]
         self._step = int(state["step"])
         self._entropy_start = None if start is None else float(start)
