@@ -10,9 +10,10 @@ told, what it has written is removed, the checkpoints before it stay, and the ru
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from megarl.checkpoint.errors import CheckpointError
 from megarl.checkpoint.manifest import Manifest, describe_config, finite
@@ -28,14 +29,25 @@ from megarl.checkpoint.saved import SavedState
 from megarl.config.run import RunConfig
 from megarl.controller.cadence import Cadence
 from megarl.controller.progress import RunProgress
+from megarl.controller.protocols import PolicyGroup
+from megarl.controller.reporting import StepReporter
 from megarl.controller.stopping import RunStoppedError, StopRequest
+from megarl.telemetry.state import StateOwner
 from megarl.telemetry.versions import collect_versions
-
-if TYPE_CHECKING:
-    from megarl.controller.parts import Parts
 
 _log = logging.getLogger(__name__)
 _LANE = "checkpoint"
+
+
+class SavedParts(Protocol):
+    """What a save is of."""
+
+    @property
+    def policy(self) -> PolicyGroup: ...
+    @property
+    def reporter(self) -> StepReporter: ...
+    @property
+    def owners(self) -> Mapping[str, StateOwner]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +95,7 @@ class Checkpoints:
         """Whether the run is saved after `step` in any case."""
         return self._cadence.save_due(step)
 
-    async def save(self, step: int, policy_version: int, parts: "Parts") -> RunProgress:
+    async def save(self, step: int, policy_version: int, parts: SavedParts) -> RunProgress:
         """Copy the state after `step` and begin to write it; the progress that was copied. Training may go on then.
 
         Raises what went wrong with the step's own files.
@@ -112,7 +124,7 @@ class Checkpoints:
         self._writing = asyncio.create_task(self._write(save, parts))
         return progress
 
-    async def _copy(self, pending: PendingCheckpoint, parts: "Parts") -> CheckpointError | None:
+    async def _copy(self, pending: PendingCheckpoint, parts: SavedParts) -> CheckpointError | None:
         """Copy the ranks' state, while the step's own files are written: a checkpoint speaks of them."""
         settled = asyncio.ensure_future(parts.reporter.settle())
         try:
@@ -126,7 +138,7 @@ class Checkpoints:
             await settled
         return None
 
-    async def _write(self, save: _Save, parts: "Parts") -> None:
+    async def _write(self, save: _Save, parts: SavedParts) -> None:
         """Never raises but for a cancellation: what a save meets costs the save and not the run."""
         try:
             saved = await parts.policy.finish_checkpoint()
@@ -145,13 +157,13 @@ class Checkpoints:
         )
         await self._remove_superseded(parts)
 
-    async def _remove_superseded(self, parts: "Parts") -> None:
+    async def _remove_superseded(self, parts: SavedParts) -> None:
         try:
             await asyncio.to_thread(remove_superseded, self._directory, self._config.checkpoint)
         except OSError as error:
             parts.reporter.warn(f"a checkpoint that is not kept any more could not be removed: {error}")
 
-    async def _give_up(self, pending: PendingCheckpoint, error: Exception, parts: "Parts") -> None:
+    async def _give_up(self, pending: PendingCheckpoint, error: Exception, parts: SavedParts) -> None:
         await asyncio.to_thread(pending.discard)
         before = await asyncio.to_thread(self._describe_newest)
         text = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
