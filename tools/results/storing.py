@@ -18,7 +18,7 @@ from megarl.ablation.stored import UPDATE_KEYS, Facts, StoredAblation, StoredSet
 from megarl.ablation.table import build_table
 from megarl.models.families import read_model_shape
 from megarl.report.groups import flatten, is_same_setting
-from megarl.report.run_data import RunData, read_run, read_updates
+from megarl.report.run_data import RunData, iterate_updates, read_run
 from megarl.telemetry.run_directory import RunDirectory
 from results.command import find_command
 from results.kept import BITS, METRICS, UPDATE_METRICS, is_kept
@@ -75,11 +75,12 @@ def _updates(cells: Sequence[CellRun], runs: Mapping[str, RunData]) -> pa.Table 
 
 
 def _updates_of(cell: str, run: RunDirectory) -> list[dict[str, Any]]:
-    """ValueError where the file has something and nothing that can be read, or a row does not say whose it is."""
-    rows = read_updates(run)
+    """ValueError where a line cannot be read, or does not say whose it is."""
+    problems: list[str] = []
+    rows = list(iterate_updates(run, problems))
     path = run.updates_path
-    if not rows and path.is_file() and path.stat().st_size:
-        raise ValueError(f"{path} has no row that can be read; expected a JSON object a line")
+    if problems:
+        raise ValueError(f"{path.parent}: {problems[0].removesuffix('; left out')}")
     for row in rows:
         if missing := {"step", "update"} - row.keys():
             raise ValueError(f"{path} has a row without {sorted(missing)[0]!r}; expected step and update in each")
