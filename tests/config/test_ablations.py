@@ -136,21 +136,27 @@ def test_flexec_bounds(name: str) -> None:
 def test_closed_loops_stand_beside_the_constant_bounds_of_true_reward_small() -> None:
     ablation, beside = load("control-small"), configs_of("true-reward-small")
     configs = configs_of("control-small")
-    assert list(configs) == ["symmetric", "balanced", "hold", "hold-low", "hold-flexec", "rise-fall"]
+    assert list(configs) == [
+        "symmetric", "balanced", "hold", "hold-low", "hold-flexec", "rise-fall", "od", "adaptive", "adaptive-trl",
+    ]  # fmt: skip
     assert (ablation.plan.control, ablation.config.seeds) == ("symmetric", [0, 1, 2])
 
     def rest(config: RunConfig) -> dict[str, object]:
         found = config.model_dump()
-        del found["name"], found["objective"]["clip"], found["logging"], found["train"]["steps"]
-        del found["eval"]["every_steps"]
+        del found["name"], found["logging"], found["train"]["steps"], found["eval"]["every_steps"]
+        for key in ("clip", "auxiliary", "controllers"):
+            del found["objective"][key]
         return found
 
     for setting, config in configs.items():
-        assert config.objective.clip.steers == (setting not in ("symmetric", "balanced"))
+        assert config.objective.clip.steers == (setting in ("hold", "hold-low", "hold-flexec", "rise-fall"))
         assert rest(config) == rest(beside["symmetric"])
         if setting in beside:
             assert config.objective.clip == beside[setting].objective.clip
         assert config.eval.samples_of(config.eval.benchmarks["held_out"]) == 8  # mean@8, pass@8
+    under_random = configs_of("control-random-small")
+    for setting in under_random.keys() & configs.keys():
+        assert configs[setting].objective == under_random[setting].objective
     kinds = {setting: config.objective.clip.kind for setting, config in configs.items()}
     assert kinds["hold-flexec"] == "closed_loop_flexec"
     assert {kinds[name] for name in ("hold", "hold-low", "rise-fall")} == {"closed_loop"}
@@ -181,9 +187,6 @@ def test_closed_loops_under_a_random_reward_stand_beside_what_is_to_hold_the_ent
     assert {name: one.target for name, one in targets.items() if one} == {"adaptive": 0.68, "adaptive-trl": 0.68}
     for name in ("adaptive", "adaptive-trl"):
         assert configs[name].objective.clip == configs["symmetric"].objective.clip
-    in_control = configs_of("control-small")
-    for name in ("hold", "hold-flexec", "rise-fall"):
-        assert configs[name].objective == in_control[name].objective
 
 
 @pytest.mark.parametrize("name", SETTINGS)
