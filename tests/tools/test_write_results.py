@@ -9,6 +9,7 @@ import write_results
 from results import documents
 from results.clipping import labels
 from results.clipping_levels import wandering_words
+from results.clipping_matched import moved_table, moved_words
 from results.clipping_prediction import factor_words
 from results.first_order import step_slopes
 from results.markdown import wrap
@@ -32,6 +33,7 @@ def clip_numbers(effects: dict[str, float]) -> StoredNumbers:
         share += 0.002 * noise(setting, seed, step) * (step > 1)
         is_coin = setting.endswith("-coin")
         numbers = {"actor/entropy_over_start": share, "actor/old_entropy": share, "actor/lr": 1e-3, "reward/mean": 0.5}
+        numbers["actor/ppo_kl"] = (0.03 if is_coin else 0.02 if setting.startswith("low") else 0.06) + 1e-4 * share
         for side in ("low", "high"):
             numbers[f"clip_ratio/{side}_mean"] = 0.0 if is_coin or side not in setting else 0.02
             if is_coin:
@@ -137,6 +139,21 @@ def test_one_step_alone_is_judged_for_itself(tmp_path: Path, effects: dict[str, 
     below = [re.search(rf"{clip}: lower than its coin in (\d) of 6 seeds", written.figures["clipping-first-step.svg"])
              for clip in ("low0.2", "high0.2")]  # fmt: skip
     assert [one and one[1] for one in below] == (["0", "6"] if word == "reproduced" else ["6", "0"])
+
+
+def test_how_far_a_clip_goes_is_set_beside_its_coin_s(tmp_path: Path) -> None:
+    found = Results(make_stored(FIRST, *clip_numbers({})), tmp_path)
+    told = moved_words({"chain_sum": found})
+    assert told.startswith(
+        "The policy goes further with the coin than with the clip: on chain_sum for low0.2 and low0.1 (1.5 times as "
+        "far). It goes further with high0.2, high0.1 and symmetric on chain_sum than with the coin. So a clip's entropy"
+    )
+    assert "The interval has 0" not in told
+    assert "| low0.2 | 0.0201 ± 0.0000 | 0.0301 ± 0.0000 | **−0.0100 ± 0.0000** |" in moved_table(found, 1)
+    same = make_stored(FIRST, lambda *_: {"actor/ppo_kl": 0.5, "actor/lr": 1e-3}, clip_numbers({})[1])
+    assert moved_words({"x": Results(same, tmp_path)}).endswith(
+        " for low0.2, low0.1, high0.2, high0.1 and symmetric on x."
+    )
 
 
 def test_sizes_are_set_beside_what_they_can_be_set_beside(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from megarl.report.figure import AnyFigure, LineFigure
 from results.clipping_claims import CLAIMS, CLIPS, NONE, answer, claims_table, counts, judge, present
 from results.clipping_first_step import (
     first_step_answer,
-    first_step_dropped,
     first_step_figure,
     first_step_table,
     first_step_words,
@@ -16,14 +15,13 @@ from results.clipping_first_step import (
 from results.clipping_levels import (
     clips_of,
     coin_words,
-    dropped_table,
-    dropped_words,
     falling_words,
     first_words,
     levels_table,
     shares_first_step,
     wandering_words,
 )
+from results.clipping_matched import dropped_table, dropped_words, moved_table, moved_words
 from results.clipping_prediction import factor_words, prediction_table, prediction_words, removed_table
 from results.ran import ran
 from results.reading import Results
@@ -62,6 +60,8 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "coins": coin_words(named),
         "dropped": [(where, dropped_table(one)) for where, one in named.items()],
         "dropped_words": dropped_words(named),
+        "moved": [(where, moved_table(one)) for where, one in named.items()],
+        "moved_words": moved_words(named),
         "removed": [(where, removed_table(one, clips_of(one))) for where, one in named.items()],
         "predictions": [(where, prediction_table(one, clips_of(one))) for where, one in named.items()],
         "prediction_words": [prediction_words(one, clips_of(one), where) for where, one in named.items()],
@@ -115,7 +115,9 @@ def _first_step(found: Results) -> dict[str, Any]:
         "seeds": _seeds(found),
         "table": first_step_table(judged, found),
         "counts": counts([one for each in judged for one in each.after_first]),
-        "dropped": first_step_dropped(found, clips),
+        "dropped": dropped_table(found, 1),
+        "moved": moved_table(found, 1),
+        "moved_words": moved_words({task_of(found): found}, 1),
         "removed": removed_table(found, clips),
         "words": first_step_words(found, clips),
         "shares": shares_first_step(found),

@@ -6,12 +6,12 @@ import numpy as np
 
 from megarl.report.figure import AnyFigure, Cloud, ScatterFigure
 from megarl.report.predicted import correlate
-from results.clipping_claims import FIRST, Judged, after_first, pair_name
+from results.clipping_claims import Judged, after_first, pair_name
 from results.clipping_prediction import agreement, chance_words, coin_pairs, differences
 from results.first_order import correlation
 from results.ran import table
-from results.reading import Results, difference, over_seeds
-from results.words import estimate, listed, mean, overall, plain, verdict
+from results.reading import Results
+from results.words import estimate, listed, overall, plain, verdict
 
 _COLOURS = ("blue", "vermilion", "green", "purple", "orange")
 _SCALE = 1e4
@@ -50,19 +50,6 @@ def first_step_table(judged: Sequence[Judged], found: Results) -> str:
             )
     heads = ["difference", "claimed", "H/H0 after the step", "seeds as claimed"]
     return table([*heads, "nats", "predicted, 10⁻⁴ nats", "signs"], rows)
-
-
-def first_step_dropped(found: Results, clips: Sequence[str]) -> str:
-    """Tokens that a clip and its coin drop in the first step."""
-    rows = []
-    for clip in clips:
-        for side in ("low", "high"):
-            ours = found.at_step(clip, f"clip_ratio/{side}_mean", FIRST - 1)
-            coin = found.at_step(f"{clip}-coin", f"matched/{side}_dropped", FIRST - 1)
-            if any(ours.values()) or any(coin.values()):
-                cells = [mean(over_seeds(each), 2, 100) for each in (ours, coin)]
-                rows.append([f"{clip}, {side}", *cells, estimate(difference(ours, coin), 2, 100)])
-    return table(["% of response tokens", "clip drops", "coin drops", "difference"], rows)
 
 
 def first_step_words(found: Results, clips: Sequence[str]) -> str:

@@ -1,12 +1,11 @@
-"""Of clipping.md: every setting's own numbers, and how many tokens clip and coin drop."""
+"""Of clipping.md: every setting's own numbers."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-from megarl.ablation.seeds import SeedMean
 from results.clipping_claims import CLIPS, END, NONE, WHOLE, present
 from results.ran import table
-from results.reading import BySeed, Results, difference, over_seeds
+from results.reading import Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, verdict
 
 _NEAR_NONE = 0.25
@@ -107,42 +106,6 @@ def coin_words(named: Mapping[str, Results]) -> str:
         if still:
             parts.append(f"On {where} it made no difference to none that the seeds show: {listed(still)}.")
     return " ".join(parts)
-
-
-def dropped_table(found: Results) -> str:
-    """Tokens that a clip drops, and its coin."""
-    rows = [
-        [f"{clip}, {side}", mean(over_seeds(ours), 2, 100), mean(over_seeds(coin), 2, 100), estimate(less, 2, 100)]
-        for clip, side, ours, coin, less in _dropped(found)
-    ]
-    return table(["% of response tokens", "clip drops", "coin drops", "difference"], rows)
-
-
-def dropped_words(named: Mapping[str, Results]) -> str:
-    parts = []
-    for where, one in named.items():
-        unequal = [
-            f"{clip}, {side} side, by {estimate(less, 2, 100)} points"
-            for clip, side, _, _, less in _dropped(one)
-            if less is not None and less.excludes_zero
-        ]
-        parts.append(
-            f"On {where} clip and coin dropped unequally many: {listed(unequal)}; there the comparison is matched in "
-            "its rule and not in its count."
-            if unequal
-            else f"On {where} no side's difference between clip and coin exceeds its interval."
-        )
-    return " ".join(parts)
-
-
-def _dropped(found: Results) -> Iterator[tuple[str, str, BySeed, BySeed, SeedMean | None]]:
-    """(clip, side, its share per seed, its coin's, the paired difference); without sides that nothing acts on."""
-    for clip in clips_of(found):
-        for side in ("low", "high"):
-            ours = found.mean_of(clip, f"clip_ratio/{side}_mean")
-            coin = found.mean_of(f"{clip}-coin", f"matched/{side}_dropped")
-            if any(ours.values()) or any(coin.values()):
-                yield clip, side, ours, coin, difference(ours, coin)
 
 
 def first_words(named: Mapping[str, Results]) -> str:
