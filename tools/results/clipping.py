@@ -115,6 +115,7 @@ def _first_step(found: Results) -> dict[str, Any]:
         "seeds": _seeds(found),
         "table": first_step_table(judged, found),
         "counts": counts([one for each in judged for one in each.after_first]),
+        "levels": levels_table(found, one_step=True),
         "dropped": dropped_table(found, 1),
         "moved": moved_table(found, 1),
         "moved_words": moved_words({task_of(found): found}, 1),

@@ -18,8 +18,8 @@ def clips_of(found: Results) -> list[str]:
     return [clip for clip in CLIPS if found.has(clip, f"{clip}-coin")]
 
 
-def levels_table(found: Results) -> str:
-    """Every setting's own numbers."""
+def levels_table(found: Results, *, one_step: bool = False) -> str:
+    """Every setting's own numbers; of runs that measure one step, without a mean over the run."""
     rows = []
     for one in found.facts.settings:
         if not found.has(one.name):
@@ -28,17 +28,11 @@ def levels_table(found: Results) -> str:
         free = found.measure(NONE, END) if one.name != NONE and found.has(NONE) else {}
         control = one.control if one.control not in (None, NONE) else None
         matched = found.measure(control, END) if control and found.has(control) else {}
-        rows.append(
-            [
-                one.name,
-                mean(over_seeds(end)),
-                mean(over_seeds(whole)),
-                estimate(difference(end, matched)),
-                estimate(difference(end, free)),
-                str(len(end)),
-            ]
-        )
-    return table(["", "H/H0 at the end", "over the run", "less its coin", "less none", "seeds"], rows)
+        row = [one.name, mean(over_seeds(end))]
+        row += [] if one_step else [mean(over_seeds(whole))]
+        rows.append([*row, estimate(difference(end, matched)), estimate(difference(end, free)), str(len(end))])
+    heads = ["H/H0 after the step"] if one_step else ["H/H0 at the end", "over the run"]
+    return table(["", *heads, "less its coin", "less none", "seeds"], rows)
 
 
 def falling_words(named: Mapping[str, Results]) -> str:
