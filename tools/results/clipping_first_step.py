@@ -65,12 +65,12 @@ def first_step_words(found: Results, clips: Sequence[str]) -> str:
 
 
 def first_step_figure(found: Results, clips: Sequence[str]) -> AnyFigure:
-    """A point per seed: H/H0 after the step under a clip, over that under its coin."""
+    """A point per seed: what the step changes of the entropy under a clip, over that under its coin."""
     clouds = []
     for clip, colour in zip(clips, _COLOURS, strict=False):
         ours, coin = after_first(found, clip), after_first(found, f"{clip}-coin")
         seeds = sorted(ours.keys() & coin.keys())
-        x, y = (np.array([each[seed] for seed in seeds]) for each in (coin, ours))
+        x, y = (np.array([100 * (each[seed] - 1) for seed in seeds]) for each in (coin, ours))
         below = sum(ours[seed] < coin[seed] for seed in seeds)
         clouds.append(
             Cloud(
@@ -84,9 +84,9 @@ def first_step_figure(found: Results, clips: Sequence[str]) -> AnyFigure:
         )
     return ScatterFigure(
         key="first_step",
-        title="Entropy after one step, with a clip and with its coin",
-        subtitle="H/H0 before the second step's updates; a point per seed; on the line a clip does what its coin does",
-        x_title="with the coin",
-        y_title="with the clip",
+        title="What one step does to the entropy, with a clip and with its coin",
+        subtitle="change of H, % of H0; a point per seed; on the line a clip does what its coin does",
+        x_title="with the coin, %",
+        y_title="with the clip, %",
         clouds=tuple(clouds),
     )
