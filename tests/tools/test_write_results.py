@@ -134,6 +134,7 @@ def test_one_step_alone_is_judged_for_itself(tmp_path: Path, effects: dict[str, 
         ("c", "symmetric less none", word, seeds),
     ]
     assert "Of 4 differences" in text
+    assert "Together they took 3.0 hours." in text  # an hour and a half each
     assert "| low0.2, low | 2.00 ± 0.00 | " in text
     assert "clipping-first-step.svg" in written.figures
     below = [re.search(rf"{clip}: lower than its coin in (\d) of 6 seeds", written.figures["clipping-first-step.svg"])
