@@ -154,9 +154,9 @@ class ControllerState:
             check_keys(state, self.state_dict(), what="controller")
         except ValueError as error:
             raise ValueError(
-                f"{error}; what steers the objective (objective.controllers, a closed loop or a schedule in "
-                "objective.clip) has a past that a run which began without it lacks, so none can be added to a run or "
-                "taken from it: begin another one from its weights (megarl convert, model.path)"
+                f"{error}; a closed loop (objective.clip), controllers.negative_scale, focal advantages and "
+                "shaping.group_entropy remember what a run has seen from its first step on, so a run that has begun "
+                "keeps those that it has: for others begin another one from its weights (megarl convert, model.path)"
             ) from error
         start = state["entropy_start"]
         self._step = int(state["step"])

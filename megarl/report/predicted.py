@@ -41,7 +41,7 @@ def _predictions(run: RunData) -> dict[float, float]:
     """By step the sum over its updates; from the step's means where updates.jsonl lacks it, or one of its updates."""
     train = run.config.get("train", {})
     per_step = train.get("prompts_per_step", 0) * train.get("samples_per_prompt", 0)
-    updates = per_step / train["mini_batch_responses"] if train.get("mini_batch_responses") else None
+    updates = per_step / train["mini_batch_responses"] if per_step and train.get("mini_batch_responses") else None
     shares: dict[float, list[float]] = {}
     for update in run.read_updates():
         rate, budget = update.get("actor/lr"), update.get("entropy/budget")

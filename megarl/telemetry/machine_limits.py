@@ -15,8 +15,8 @@ _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 _MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """(limit, use) of version 2 and of version 1."""
-_CACHED = ("inactive_file", "total_inactive_file")
-"""Of memory.stat: what the kernel gives back by itself, below the group in version 1."""
+_CACHED = ("inactive_file", "active_file", "slab_reclaimable")
+"""Of memory.stat: what the kernel gives back when it is asked for more; "total_": in version 1, with groups below."""
 
 
 def available_memory(root: Path = _ROOT, own: Path = _OWN) -> int:
@@ -41,7 +41,8 @@ def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:
     for line in lines:
         _, names, path = line.split(":", 2) if line.count(":") >= 2 else ("", "-", "")
         if names == "" or controller in names.split(","):
-            top = root / names if names else root
+            # Version 1 names the folder by all its controllers, sometimes in another order, and links each to it.
+            top = root / controller if names and (root / controller).is_dir() else root / names
             group = top / path.lstrip("/")
             yield from (one for one in (group, *group.parents) if one.is_relative_to(top) and one.is_dir())
 
@@ -56,7 +57,7 @@ def _room(group: Path) -> Iterator[int]:
 def _cached(path: Path) -> float:
     try:
         stat = dict(line.split()[:2] for line in path.read_text(encoding="ascii").splitlines() if line.strip())
-        return float(next((stat[name] for name in reversed(_CACHED) if name in stat), 0))
+        return sum(float(stat.get(f"total_{name}", stat.get(name, 0))) for name in _CACHED)
     except (OSError, ValueError):
         return 0.0
 

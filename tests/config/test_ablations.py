@@ -152,7 +152,7 @@ def test_closed_loops_stand_beside_the_constant_bounds_of_true_reward_small() ->
         assert config.objective.clip.steers == (setting in ("hold", "hold-low", "hold-flexec", "rise-fall"))
         assert rest(config) == rest(beside["symmetric"])
         if setting in beside:
-            assert config.objective.clip == beside[setting].objective.clip
+            assert config.objective == beside[setting].objective
         assert config.eval.samples_of(config.eval.benchmarks["held_out"]) == 8  # mean@8, pass@8
     under_random = configs_of("control-random-small")
     for setting in under_random.keys() & configs.keys():

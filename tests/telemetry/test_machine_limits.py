@@ -38,7 +38,7 @@ def test_the_tightest_group_above_counts(tmp_path: Path) -> None:
     job = tmp_path / "cgroup" / "slurm" / "job_7"
     write(job.parent, {"memory.max": 40 * GIB, "memory.current": 30 * GIB, "cpu.max": "400000 100000"})
     write(job, {"memory.max": "max", "memory.current": 5 * GIB, "cpu.max": "max 100000"})
-    write(job.parent, {"memory.stat": f"anon 3\ninactive_file {2 * GIB}"})
+    write(job.parent, {"memory.stat": f"anon {9 * GIB}\ninactive_file {GIB}\nactive_file {GIB}\nshmem {GIB}"})
     assert limits(tmp_path, "0::/slurm/job_7\n") == (12, 4)
     write(job, {"memory.max": 8 * GIB, "cpu.max": "150000 100000"})
     assert limits(tmp_path, "0::/slurm/job_7\n") == (3, 1.5)
@@ -56,13 +56,22 @@ def test_in_a_container_the_group_is_at_the_root_of_what_is_mounted(tmp_path: Pa
 def test_version_1_has_a_tree_for_each_controller(tmp_path: Path) -> None:
     group = tmp_path / "cgroup" / "memory" / "job"
     write(group, {"memory.limit_in_bytes": 20 * GIB, "memory.usage_in_bytes": 18 * GIB})
-    write(group, {"memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB}"})
+    write(group, {"memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB}\nactive_file 0"})
     write(tmp_path / "cgroup" / "cpu,cpuacct" / "job", {"cpu.cfs_quota_us": 300000, "cpu.cfs_period_us": 100000})
     own = "5:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/job\n"
     assert limits(tmp_path, own) == (3, 3)
     write(tmp_path / "cgroup" / "cpu,cpuacct" / "job", {"cpu.cfs_quota_us": -1})
     write(group, {"memory.limit_in_bytes": 2**63 - 4096})  # as the kernel says "none"
     assert limits(tmp_path, own) == (64, 8)
+
+
+@pytest.mark.usefixtures("machine")
+def test_version_1_may_name_its_controllers_in_another_order_than_their_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "cgroup" / "cpu,cpuacct"
+    write(folder / "job", {"cpu.cfs_quota_us": 50000, "cpu.cfs_period_us": 100000})
+    (tmp_path / "cgroup" / "cpu").symlink_to(folder)
+    for names in ("cpuacct,cpu", "cpu,cpuacct"):
+        assert limits(tmp_path, f"3:{names}:/job\n") == (64, 0.5)
 
 
 @pytest.mark.usefixtures("machine")

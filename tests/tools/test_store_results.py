@@ -166,7 +166,11 @@ def test_a_place_that_cannot_be_written_is_said(ablation: AblationDirectory, tmp
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("not json\n", "updates.jsonl, line 1: expected a JSON object"), ('{"step": 1}\n', "has a row without 'update'")],
+    [
+        ("not json\n", "updates.jsonl, line 1: expected a JSON object"),
+        ('{"step": 1, "update": 0}\n{"st', "ends within a line"),
+        ('{"step": 1}\n', "has a row without 'update'"),
+    ],
 )
 def test_updates_that_cannot_be_read_are_refused(ablation: AblationDirectory, text: str, words: str) -> None:
     run = next((ablation.path / "cells" / "runs").glob("none-seed0*"))

@@ -29,7 +29,9 @@ from results.words import field, listed
 
 TABLES = ("random-reward-small",)
 ONE_STEP = "random-reward-first-step-small"
-OPTIONAL = ("random-reward-products-small", ONE_STEP)
+SAME_TASK = ("random-reward-products-small",)
+"""What `ONE_STEP` is a part of, with other seeds."""
+OPTIONAL = (*SAME_TASK, ONE_STEP)
 SHOWN = {
     "Clip-low and its controls": ("low0.2", "low0.1"),
     "Clip-high and its controls": ("high0.2", "high0.1"),
@@ -49,7 +51,7 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "ran": ran([*found, *([alone] if alone else [])]),
         "missing": [name for name in OPTIONAL if name not in tables],
         "answers": [answer(claims) for claims in judged],
-        "first_step": _first_step(alone) if alone else None,
+        "first_step": _first_step(alone, tables) if alone else None,
         "first_words": first_words(named),
         "claims": claims_table(judged),
         "at_end": counts([one for each in every for one in each.at_end]),
@@ -67,7 +69,7 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "prediction_words": [prediction_words(one, clips_of(one), where) for where, one in named.items()],
         "factor": factor_words(found),
         "facts": found[0].facts,
-        "tasks": listed(list(dict.fromkeys(task_of(one) for one in found))),
+        "tasks": listed(list(dict.fromkeys(task_of(one) for one in [*found, *([alone] if alone else [])]))),
         "steps": listed(
             [
                 f"{listed(one.facts.steps)} steps on {where} at {field(one.facts.optimizer['lr'])}"
@@ -105,7 +107,7 @@ def labels(tables: Mapping[str, Results]) -> dict[str, Results]:
     }
 
 
-def _first_step(found: Results) -> dict[str, Any]:
+def _first_step(found: Results, tables: Mapping[str, Results]) -> dict[str, Any]:
     """Values of the section on one step."""
     judged = [judge(claim, found, task_of(found)) for claim in CLAIMS]
     clips = clips_of(found)
@@ -119,14 +121,19 @@ def _first_step(found: Results) -> dict[str, Any]:
         "dropped": dropped_table(found, 1),
         "moved": moved_table(found, 1),
         "moved_words": moved_words({task_of(found): found}, 1),
-        "removed": removed_table(found, clips),
+        "removed": removed_table(found, clips, one_step=True),
         "words": first_step_words(found, clips),
         "shares": shares_first_step(found),
+        "new_seeds": not any(_seed_set(found) & _seed_set(tables[name]) for name in SAME_TASK if name in tables),
     }
 
 
 def task_of(found: Results) -> str:
     return str(found.facts.config["data.train.task"])
+
+
+def _seed_set(found: Results) -> set[int]:
+    return {seed for one in found.facts.settings for seed in one.seeds}
 
 
 def _seeds(found: Results) -> str:

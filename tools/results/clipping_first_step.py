@@ -1,4 +1,4 @@
-"""Of clipping.md: the first step alone, in which runs of a seed differ in what is dropped and in nothing else."""
+"""Of clipping.md: the first step alone, in which runs of a seed begin alike and differ in what is dropped."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,26 @@ import numpy as np
 from megarl.report.figure import AnyFigure, Cloud, ScatterFigure
 from megarl.report.predicted import correlate
 from results.clipping_claims import Judged, after_first, pair_name
-from results.clipping_prediction import agreement, chance_words, coin_pairs, differences
-from results.first_order import correlation
+from results.clipping_prediction import agreement, coin_pairs, correlation_words, differences
 from results.ran import table
 from results.reading import Results
-from results.words import estimate, listed, overall, plain, verdict
+from results.words import estimate, listed, overall, verdict
 
 _COLOURS = ("blue", "vermilion", "green", "purple", "orange")
 _SCALE = 1e4
 
 
 def first_step_answer(judged: Judged) -> str:
-    """One claim after one step, in a sentence or two."""
+    """One claim after one step, in a sentence; nothing where no run tells."""
+    if not judged.differences:
+        return ""
     told = [f"{pair_name(each)} {estimate(each.first)}" for each in judged.differences]
     words = [word for _, _, word in judged.terms]
     terms = [f"{clip} {value}" for clip, value, _ in judged.terms]
     seeds = max((each.first.n for each in judged.differences if each.first), default=0)
     return (
         f"In one step alone, on {judged.where} with {seeds} other seeds: **{overall(judged.after_first)}** "
-        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)})."
+        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)}, 10⁻⁴ nats)."
     )
 
 
@@ -53,14 +54,11 @@ def first_step_table(judged: Sequence[Judged], found: Results) -> str:
 
 
 def first_step_words(found: Results, clips: Sequence[str]) -> str:
-    """How the predicted differences go with the measured ones, over all pairs and within each clip."""
+    """How the predicted differences go with the measured ones."""
     pairs = coin_pairs(found, clips, 1)
-    within = {clip: [pair for (of, _), pair in pairs.items() if of == clip] for clip in clips}
-    told = [f"{clip} {plain(correlation(each), 2)}" for clip, each in within.items()]
     return (
-        f"Over the {len(pairs)} pairs of a clip's run and its coin's, the predicted and the measured difference have a "
-        f"correlation of {plain(correlation(pairs.values()), 2)}{chance_words(len(pairs))}; over the seeds of one "
-        f"clip: {listed(told)}."
+        f"Over the {len(pairs)} pairs of a clip's run and its coin's, each less its clip's mean, the predicted and the "
+        f"measured difference have a correlation of {correlation_words(pairs)}."
     )
 
 

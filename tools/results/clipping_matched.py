@@ -1,5 +1,6 @@
 """Of clipping.md: what a clip and its matched control have in common, and what not: tokens dropped, how far they go."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from megarl.ablation.seeds import SeedMean
@@ -60,7 +61,7 @@ def moved_words(named: Mapping[str, Results], step: int | None = None) -> str:
         if shorter:
             factors = [_factor(one, clip, step) for clip in shorter]
             spread = " to ".join(dict.fromkeys(plain(each, 1) for each in (min(factors), max(factors))))
-            nearer.append(f"on {where} for {listed(shorter)} ({spread} times as far)")
+            nearer.append(f"on {where} for {listed(shorter)} ({spread} times the KL)")
         if longer:
             further.append(f"with {listed(longer)} on {where}")
         if rest := [clip for clip in less if clip not in (*shorter, *longer)]:
@@ -71,21 +72,21 @@ def moved_words(named: Mapping[str, Results], step: int | None = None) -> str:
     if further:
         parts.append(f"It goes further {listed(further)} than with the coin.")
     if undecided:
-        parts.append(f"The interval has 0 for {listed(undecided)}.")
+        parts.append(f"Which of them goes further is open for {listed(undecided)}.")
     if nearer or further:
         parts.append(
-            "So a clip's entropy can differ from its coin's because of how far the policy went, and not of "
-            "which tokens were dropped."
+            "So a part of a clip's difference from its coin may come by way of how far the policy went, and not of "
+            "whose terms left the budget."
         )
     return " ".join(parts)
 
 
 def _factor(found: Results, clip: str, step: int | None) -> float:
-    """The coins' mean over the clip's."""
-    means = [over_seeds(_of(found, name, _KL, step)) for name in (f"{clip}-coin", clip)]
-    assert means[0] is not None
-    assert means[1] is not None
-    return means[0].value / means[1].value
+    """The coin's mean over the clip's, of the seeds that both have; NaN where the clip's is not above 0."""
+    coin, ours = (_of(found, name, _KL, step) for name in (f"{clip}-coin", clip))
+    both = coin.keys() & ours.keys()
+    total = sum(ours[seed] for seed in both)
+    return sum(coin[seed] for seed in both) / total if total > 0 else math.nan
 
 
 def _moved(found: Results, step: int | None) -> Iterator[tuple[str, BySeed, BySeed]]:

@@ -1,7 +1,9 @@
 """Of clipping.md: what the clips did against what the runs' own budgets predicted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from megarl.ablation.seeds import LEVEL, SeedMean, t_quantile
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation, step_slopes
@@ -22,8 +24,9 @@ _TOLD = {
 }
 
 
-def removed_table(found: Results, clips: Sequence[str]) -> str:
-    """A row per clip: what its bounds took from the budget, Theorem 1's terms, and how well steps follow the budget."""
+def removed_table(found: Results, clips: Sequence[str], *, one_step: bool = False) -> str:
+    """A row per clip: what its bounds took from the budget, Theorem 1's terms, and how well steps follow the budget,
+    which one step cannot say."""
     rows = [
         [
             clip,
@@ -31,12 +34,12 @@ def removed_table(found: Results, clips: Sequence[str]) -> str:
             _sum(found, clip, "entropy/budget_removed_high", -1),
             _sum(found, clip, "entropy/clip_low_contribution", 1),
             _sum(found, clip, "entropy/clip_high_contribution", -1),
-            mean(over_seeds(found.per_seed(clip, step_correlation)), 2),
+            *([] if one_step else [mean(over_seeds(found.per_seed(clip, step_correlation)), 2)]),
         ]
         for clip in clips
     ]
-    heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH", "correlation of steps"]
-    return table(heads, rows)
+    heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH"]
+    return table([*heads, *([] if one_step else ["correlation of steps"])], rows)
 
 
 def factor_words(found: Sequence[Results]) -> str:
@@ -96,8 +99,8 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
         told = [f"{_TOLD[word]} for {listed(names)}" for word, names in sorted(signs.items())]
         pairs = coin_pairs(found, clips, steps)
         parts.append(
-            f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs it has a correlation "
-            f"of {plain(correlation(pairs.values()), 2)} with the measured one{chance_words(len(pairs))}"
+            f"{name} the predicted difference {listed(told)}; over the {len(pairs)} pairs of runs, each less its "
+            f"clip's mean, it has a correlation of {correlation_words(pairs)} with the measured one"
         )
     settings = [name for clip in clips for name in (clip, f"{clip}-coin")]
     first, second = parts
@@ -111,12 +114,17 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
     )
 
 
-def chance_words(pairs: int) -> str:
-    """What a correlation of so many pairs must exceed; those of a seed share its runs, so it is the least."""
-    if pairs < 3:
-        return ""
-    t = t_quantile(pairs - 2, LEVEL)
-    return f" (without any connection at least one in twenty is beyond ±{t / math.sqrt(pairs - 2 + t * t):.2f})"
+def correlation_words(pairs: Mapping[tuple[str, int], tuple[float, float]]) -> str:
+    """That of `coin_pairs`, each less its clip's mean, and what it must exceed. The means of several clips follow each
+    other wherever bounds do what they are meant to, whether or not a run's prediction says anything of that run."""
+    groups = {clip: np.array([pair for (of, _), pair in pairs.items() if of == clip]) for clip, _ in pairs}
+    centred = [tuple(row) for group in groups.values() for row in (group - group.mean(axis=0)).tolist()]
+    freedom = len(pairs) - len(groups) - 1
+    found = plain(correlation(centred), 2)
+    if freedom < 1:
+        return found
+    t = t_quantile(freedom, LEVEL)  # those of a seed share its runs, so it is the least
+    return f"{found} (without any connection at least one in twenty is beyond ±{t / math.sqrt(freedom + t * t):.2f})"
 
 
 def coin_pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[tuple[str, int], tuple[float, float]]:

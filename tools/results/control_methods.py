@@ -29,6 +29,8 @@ class Moved:
     """Of the budget, mean over the steps, each as a share of all four without their signs: as `PARTS`."""
     budget: float
     """entropy/budget likewise: the share that the updates had."""
+    largest: float
+    """Of any step, likewise, without its sign."""
     agreeing: int
     """Steps whose budget has the sign of the entropy's change to the next step."""
     steps: int
@@ -36,8 +38,9 @@ class Moved:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether the budget is 0 as far as the table shows it, as a method can want it: it has no sign then."""
-        return abs(self.budget) < _NONE
+        """Whether the budget is 0 in every step, as far as the table shows it: a method can want that. It has no sign
+        then."""
+        return self.largest < _NONE
 
     @property
     def agrees(self) -> bool:
@@ -61,6 +64,7 @@ def read_moved(run: RunData, setting: str, seed: int) -> Moved:
         start=float(entropy_K[0]),
         parts=tuple(one / size for one in means),
         budget=float(budget_K.mean()) / size,
+        largest=float(np.abs(budget_K).max()) / size,
         agreeing=int((np.sign(budget_K[:-1]) == np.sign(change_K)).sum()),
         steps=len(change_K),
     )
@@ -113,8 +117,10 @@ def _signs(moved: Sequence[Moved]) -> str:
     steps, agreeing = sum(one.steps for one in told), sum(one.agreeing for one in told)
     whole = "Over the whole run the budget's mean has the sign of the entropy's change in "
     whole += f"{len(told) - len(differ)} of {len(told)}{f'; not in {listed(differ)}' if differ else ''}."
-    balanced = [one.setting for one in moved if one.is_balanced]
-    without = f" Without a sign, so not counted, is the budget of {listed(balanced)}: 0." if balanced else ""
+    balanced = [
+        f"{one.setting}, whose entropy changes by {signed(one.change)} nats" for one in moved if one.is_balanced
+    ]
+    without = f" Not counted, as the budget is 0 to two digits: {'; '.join(balanced)} all the same." if balanced else ""
     return f"{whole} Step by step it has in {agreeing:,} of {steps:,} ({percent(agreeing / steps)}).{without}"
 
 

@@ -90,7 +90,7 @@ def _beside_answers(results: Results, judged: Sequence[Judged]) -> str:
     if yes:
         return f"Less {controls}, seed by seed, {some(yes, 'goes', 'go')} the intended way in every phase."
     names = listed([one.setting for one in found])
-    return f"Less {controls}, seed by seed, none of {names} goes the intended way in every phase."
+    return f"Less {controls}, seed by seed, none of {names} is found to go the intended way in every phase."
 
 
 def _oscillation(results: Results, one: Judged) -> str:

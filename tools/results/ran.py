@@ -27,7 +27,9 @@ def ran(found: Sequence[Results]) -> str:
     )
     rows = [[head, *(say(one.facts) for one in found)] for head, say in parts]
     text = table(["", *(one.facts.name for one in found)], rows)
-    text += f"\n\nTogether they took {hours(sum(one.facts.wall_seconds for one in found))}." if len(found) > 1 else ""
+    text += (
+        f"\n\nTogether they took about {hours(sum(one.facts.wall_seconds for one in found))}." if len(found) > 1 else ""
+    )
     for one in found:
         if one.facts.left_out:
             names = listed(sorted(one.facts.left_out))

@@ -81,6 +81,8 @@ def _updates_of(cell: str, run: RunDirectory) -> list[dict[str, Any]]:
     path = run.updates_path
     if problems:
         raise ValueError(f"{path.parent}: {problems[0].removesuffix('; left out')}")
+    if rows and not path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"{path} ends within a line; expected a finished run's, of which every line is whole")
     for row in rows:
         if missing := {"step", "update"} - row.keys():
             raise ValueError(f"{path} has a row without {sorted(missing)[0]!r}; expected step and update in each")

@@ -62,7 +62,7 @@ def read_numbers(run: RunData, *, setting: str, cell: str) -> tuple[RunNumbers, 
     size = run.config.get("train", {}).get("mini_batch_responses")
     paths = sorted(run.run.rollouts.glob("step-*.parquet"))
     chosen = _evenly(paths, MOST_FILES) if size else []
-    if not updates:
+    if not run.run.updates_path.is_file():
         problems.append("has no updates.jsonl")
     if not paths:
         problems.append("has no rollouts/, so no entropy on the same tokens")
