@@ -8,6 +8,7 @@ from results.clipping_claims import after_first
 from results.clipping_levels import first_words
 from results.clipping_matched import dropped_words
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
+from results.ran import width_words
 from results.reading import Results, difference, over_seeds
 
 from tests.tools.stored_tables import UPDATES, make_stored
@@ -70,3 +71,13 @@ def test_what_runs_share_is_looked_up_and_not_assumed(found: Results, tmp_path: 
     assert "only what is dropped differs" in first_words({"products": Results(alike, tmp_path)})
     assert "low0.2, low side, by **+1.00 ± 0.01** points" in dropped_words({"products": found})
     assert "no side's difference between clip and coin exceeds" in dropped_words({"products": Results(alike, tmp_path)})
+
+
+def test_how_wide_intervals_are_is_of_the_seeds_that_were_run(found: Results, tmp_path: Path) -> None:
+    five, one = (
+        Results(make_stored(NAME, of_step, of_update, steps=STEPS, seeds=range(seeds)), tmp_path) for seeds in (5, 1)
+    )
+    assert width_words([five, found]) == (
+        "An interval of 2 seeds is 9.0 deviations wide to either side, of 5 seeds 1.2: what is undecided may be large."
+    )
+    assert width_words([one]) == "One seed has no interval."

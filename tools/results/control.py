@@ -8,7 +8,7 @@ from megarl.report.figure import AnyFigure
 from results import control_bounds, control_loop_words, control_methods, control_schedules_words
 from results.control_answers import label, over_problems
 from results.control_words import evaluated_metrics
-from results.ran import ran
+from results.ran import ran, width_words
 from results.reading import Results
 from results.words import field, listed, mean
 
@@ -177,7 +177,7 @@ def _limits(found: list[Results]) -> list[str]:
         "models that write, nor about the papers' accuracies.",
         f"Runs have {steps} steps; the papers have hundreds. A schedule is squeezed into them, so each phase has few "
         "steps for the entropy to follow.",
-        "With few seeds the intervals are wide: with two 9 times the deviation. What is open may be there.",
+        width_words(found),
         "The rules of this page were written before its runs were there. Rate and sizes are the quickstart's; another "
         "rate, task or range of bounds may turn an answer.",
     ]

@@ -1,7 +1,9 @@
 """What was run, as every document says it: from the stored facts alone."""
 
+import math
 from collections.abc import Sequence
 
+from megarl.ablation.seeds import LEVEL, t_quantile
 from megarl.ablation.stored import Facts
 from results.reading import Results
 from results.words import field, hours, listed
@@ -35,6 +37,17 @@ def ran(found: Sequence[Results]) -> str:
             names = listed(sorted(one.facts.left_out))
             text += f"\n\nNot finished, and in no number here, are of {one.facts.name}: {names}."
     return text
+
+
+def width_words(found: Sequence[Results]) -> str:
+    """How wide an interval of so many seeds is: Student's t over the root of their number, in deviations."""
+    counts = sorted({len(one.seeds) for results in found for one in results.facts.settings if len(one.seeds) > 1})
+    if not counts:
+        return "One seed has no interval."
+    widths = [t_quantile(count - 1, LEVEL) / math.sqrt(count) for count in counts]
+    told = [f"of {count} seeds {width:.1f}" for count, width in zip(counts, widths, strict=True)]
+    told[0] = f"An interval of {counts[0]} seeds is {widths[0]:.1f} deviations wide to either side"
+    return f"{', '.join(told)}: what is undecided may be large."
 
 
 def _command(facts: Facts) -> str:

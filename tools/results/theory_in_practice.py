@@ -17,7 +17,7 @@ from megarl.theory.practice.tables import (
     token_table,
 )
 from results import practice_words as words
-from results.ran import ran
+from results.ran import ran, width_words
 from results.reading import Results
 from results.words import estimate, mean
 
@@ -44,6 +44,7 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
     signs = practices[SIGNS]
     return {
         "ran": ran(list(tables.values())),
+        "width": width_words(list(tables.values())),
         "facts": tables[SIGNS].facts,
         "names": {"signs": SIGNS, "optimizers": OPTIMIZERS, "kl": KL},
         "acting": ACTING,
