@@ -29,8 +29,8 @@ print("a task answered", answer)
 
 def check_devices(stack: Stack, *, gpus_wanted: int | None) -> Iterator[Finding]:
     """CPU cores and memory; with the gpu stack the GPUs, as many as one node of the configuration needs."""
-    total = psutil.virtual_memory().total
-    found = f"{usable_cores():g} cores, {available_memory() / _GIB:.1f} of {total / _GIB:.1f} GiB memory free"
+    total = psutil.virtual_memory().total / _GIB
+    found = f"{usable_cores():g} cores, {available_memory() / _GIB:.1f} GiB memory free; the machine has {total:.1f}"
     yield Finding(name="CPU", level="ok", found=found)
     if stack == "gpu":
         query = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
