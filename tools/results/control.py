@@ -22,7 +22,8 @@ _LOOPS = {
     TRUE: (
         "loop",
         "under the true reward",
-        "control-small: closed loops beside constant bounds, on a task whose reward lowers the entropy by itself.",
+        "control-small: closed loops beside constant bounds, FlexEC's oscillating schedule (od) and adaptive bonuses, "
+        "on a task whose reward lowers the entropy by itself.",
     ),
     RANDOM: (
         "random",

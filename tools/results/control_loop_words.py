@@ -20,6 +20,8 @@ _RIGHT = 1e-3
 """Share of the budget's size up to which a prediction of it counts as right; stored numbers are rounded to 1e-4."""
 _MOST = 0.5
 """Share of the updates from which something is said to be the rule."""
+_ONE_SIDED = 0.5
+"""Mean error, of the RMS error, from which an entropy is said to be above or below its target."""
 
 
 def compute(results: Results) -> dict[str, object]:
@@ -170,7 +172,7 @@ def _reach_said(results: Results, setting: str) -> str:
     one: Reach = reach(results, setting)
     target = next(found for found in find_targets(results) if setting in found.loops)
     runs = held(results, setting, target).values()
-    bias = float(np.mean([run.bias for run in runs]))
+    bias, rms = (float(np.mean(found)) for found in zip(*((run.bias, run.rms) for run in runs), strict=True))
     ends = percent(one.at_raising_end + one.at_lowering_end)
     shares = (
         f"{percent(one.short_of_raise)} of its updates asked for more than any place of its knob gives, "
@@ -178,7 +180,7 @@ def _reach_said(results: Results, setting: str) -> str:
     )
     if min(run.share_near for run in runs) >= _HELD:
         return f"{setting} holds its target. {shares}."
-    if (one.short_of_raise if bias < 0 else one.short_of_fall) >= _MOST:
+    if abs(bias) >= _ONE_SIDED * rms and (one.short_of_raise if bias < 0 else one.short_of_fall) >= _MOST:
         return (
             f"{setting} misses its target for want of reach: the entropy is {'below' if bias < 0 else 'above'} it, and "
             f"{shares}. The tokens that would have to go lie within even the tightest bounds, or on the side that is "

@@ -1,5 +1,6 @@
 """control.md: what it says of made-up runs whose truth is known, and that other numbers make it say something else."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,9 @@ def test_a_loop_that_misses_says_whether_its_bounds_were_at_their_end() -> None:
     above = results_of(NAMES[3], Physics(course=lambda setting, done: 1 + 0.5 * done, wanted=0.5))
     told = control_loop_words.compute(above)
     assert told["reach_said"][0].startswith("hold misses its target to both sides: 100 % of its updates")
+    around = results_of(NAMES[3], Physics(course=lambda setting, done: 1 + 0.3 * math.sin(20 * done)))
+    told = control_loop_words.compute(around)
+    assert told["reach_said"][0].startswith("hold misses its target to both sides: 100 % of its updates asked for more")
     within = results_of(NAMES[3], Physics(course=misses, knob=0.4, wanted=0.0, predicted=0.0))
     # The predictions' wave is wider than the band, so what is asked for is what they are.
     rows = [row for run in within.runs["hold"].values() for row in run.read_updates()]
