@@ -7,6 +7,7 @@ from megarl.ablation.seeds import SeedMean
 from megarl.report.figure import AnyFigure
 from results import control_bounds, control_loop_words, control_methods, control_schedules_words
 from results.control_answers import label, over_problems
+from results.control_loop import is_loop
 from results.control_words import evaluated_metrics
 from results.ran import ran, width_words
 from results.reading import Results
@@ -18,6 +19,7 @@ TABLES = (TRUE,)
 OPTIONAL = (BOUNDS, SCHEDULES, METHODS, RANDOM)
 _ORDER = (BOUNDS, SCHEDULES, METHODS, TRUE, RANDOM)
 _MOST_CLOUDS = 5
+_TARGET = "entropy_target"
 _LOOPS = {
     TRUE: (
         "loop",
@@ -57,11 +59,15 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
-    """By file name without its ending. Points of many settings go into several figures: they have colours alone."""
+    """By file name without its ending. Points of many settings go into several figures: they have colours alone. A
+    target is drawn with its loops and the control: what else is held against it is in the tables."""
     drawn: dict[str, AnyFigure] = {}
     for name, key in figure_keys(tables):
         settings = [one.name for one in tables[name].facts.settings if tables[name].has(one.name)]
         file = f"{_prefix(name)}-{key.replace('_', '-')}"
+        if key == _TARGET:
+            control = tables[name].facts.control
+            settings = [one for one in settings if one == control or is_loop(tables[name], one)]
         if key != "predicted_change":
             drawn[file] = tables[name].figure(key, settings)
             continue
@@ -76,8 +82,8 @@ def figure_keys(tables: Mapping[str, Results]) -> list[tuple[str, str]]:
         BOUNDS: ["entropy_over_start"],
         SCHEDULES: ["entropy_over_start"],
         METHODS: ["entropy_over_start", "predicted_change"],
-        TRUE: ["entropy_target"],
-        RANDOM: ["entropy_target"],
+        TRUE: [_TARGET],
+        RANDOM: [_TARGET],
     }
     for name in (BOUNDS, TRUE):
         if name in tables:
