@@ -139,7 +139,7 @@ def noise_deviation(results: Results, names: Sequence[str]) -> float | None:
 
 
 def noise_of(results: Results, names: Sequence[str], *, seeds: int, deviation: float) -> list[tuple[str, NoiseShares]]:
-    """(shape in words, how often the rule finds it in noise of that deviation) of every shape that a setting is to
+    """(shape in words, what the rule answers of noise of that deviation) of every shape that a setting is to
     have; without those whose phases have too few steps."""
     found: dict[str, NoiseShares] = {}
     for name in names:

@@ -15,7 +15,7 @@ from results.control_schedules import (
     switches_of,
 )
 from results.control_words import config_of, evaluated_metrics, some
-from results.curve_shapes import SWING, Answer, OscillationFound, ShapeFound
+from results.curve_shapes import SWING, Answer, Found, OscillationFound, ShapeFound
 from results.ran import table
 from results.reading import Results, over_seeds
 from results.words import estimate, listed, plain
@@ -121,18 +121,23 @@ def _noise(results: Results, names: Sequence[str]) -> str:
     if deviation is None:
         return "It is not known here: there is no setting with constant bounds whose noise could be taken."
     rows = [
-        [text, *(f"{100 * share:.1f}" for share in (one.wandering, one.scattered, *dict(one.with_shape).values()))]
+        [text, *(_yes_no(found) for found in (one.wandering, one.scattered, *dict(one.with_shape).values()))]
         for text, one in noise_of(results, names, seeds=seeds, deviation=deviation)
     ]
     if not rows:
         return "The runs are too short for any of the shapes."
-    heads = ["shape, found in % of", "walks", "noise", *(f"height {height:g}" for height in HEIGHTS)]
+    heads = ["shape, yes / no in % of", "walks", "noise", *(f"height {height:g}" for height in HEIGHTS)]
     return (
         f"Measured on {TRIALS:,} sets of {seeds} made-up curves each, as long as these runs: random walks and "
         f"independent values, with the deviation that a step's change of H/H0 has under constant bounds here "
-        f"({deviation:.3f}); then the shape itself, of that height in units of H0, on the walks. The first two columns "
-        f"are false answers, the others say how high a shape must be to be found.\n\n{table(heads, rows)}"
+        f"({deviation:.3f}); then the shape itself, of that height in units of H0, on the walks. Of the first two "
+        "columns each yes is false, of the others each no; those say how high a shape must be to be found, too."
+        f"\n\n{table(heads, rows)}"
     )
+
+
+def _yes_no(found: Found) -> str:
+    return f"{100 * found.yes:.1f} / {100 * found.no:.1f}"
 
 
 def _clipped(results: Results, names: Sequence[str]) -> str:

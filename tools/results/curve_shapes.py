@@ -6,7 +6,7 @@ steps a run has. Slopes are in the curve's unit per whole run.
 A phase rises or falls where the 95 % interval of its slope over seeds (Student's t) excludes 0. A curve has a shape
 where every phase goes the way it should and the lines explain at least half of the mean curve's variance; it has not
 where a phase goes the other way; else the question is open, always so with one seed. How often noise passes for a
-shape, `shares_of_noise` measures.
+shape, and a shape for none, `shares_of_noise` measures.
 """
 
 from collections.abc import Callable, Sequence
@@ -181,20 +181,32 @@ def envelope_slopes(curves_XK: Values) -> Values:
     return np.asarray(tops @ centred / (centred**2).sum())
 
 
+Answers = NDArray[np.int8]
+"""1: yes, -1: no, 0: open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Of many sets of curves, the shares that are found to have a shape, and not to have it."""
+
+    yes: float
+    no: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseShares:
-    """How often curves without a shape, or with one, are found to have it."""
+    """What is answered of curves without a shape, and with one."""
 
-    wandering: float
+    wandering: Found
     """Random walks."""
-    scattered: float
+    scattered: Found
     """Independent values around a constant."""
-    with_shape: tuple[tuple[float, float], ...]
-    """(height, share found) of the shape itself on random walks."""
+    with_shape: tuple[tuple[float, Found], ...]
+    """(height, answers) of the shape itself on random walks."""
 
 
 def shares_of_noise(
-    judge: Callable[[Values], NDArray[np.bool_]],
+    judge: Callable[[Values], Answers],
     shape_K: Values,
     *,
     seeds: int,
@@ -202,13 +214,14 @@ def shares_of_noise(
     heights: Sequence[float],
     trials: int = 2000,
 ) -> NoiseShares:
-    """judge: [trials, seeds, steps] to whether each is found to have the shape. shape_K: of height 1. step_deviation:
-    of one step's change. The same numbers on every call."""
+    """judge: [trials, seeds, steps] to what is answered of each. shape_K: of height 1. step_deviation: of one step's
+    change. The same numbers on every call."""
     draws = np.random.default_rng(0).standard_normal((trials, seeds, len(shape_K))) * step_deviation
     walks = draws.cumsum(axis=-1)
 
-    def share(curves: Values) -> float:
-        return float(judge(curves).mean())
+    def share(curves: Values) -> Found:
+        answers = judge(curves)
+        return Found(yes=float((answers > 0).mean()), no=float((answers < 0).mean()))
 
     return NoiseShares(
         wandering=share(walks),
@@ -217,23 +230,30 @@ def shares_of_noise(
     )
 
 
-def judge_slopes_of_many(places_K: Values, curves_NSK: Values, *, shape: Shape) -> NDArray[np.bool_]:
-    """[N] of [N, S, K]: whether `find_shape` would answer yes."""
+def judge_slopes_of_many(places_K: Values, curves_NSK: Values, *, shape: Shape) -> Answers:
+    """[N] of [N, S, K]: what `find_shape` would answer."""
     slopes_NSP = phase_slopes(places_K, curves_NSK, shape.knots)
-    seeds = slopes_NSP.shape[1]
-    if seeds < 2:
-        return np.zeros(len(slopes_NSP), dtype=np.bool_)
-    half_NP = t_quantile(seeds - 1, LEVEL) * slopes_NSP.std(axis=1, ddof=1) / np.sqrt(seeds)
-    clear_N = (slopes_NSP.mean(axis=1) * np.array(shape.signs) > half_NP).all(axis=-1)
-    return np.asarray(clear_N & (explained_share(places_K, curves_NSK.mean(axis=1), shape.knots) >= LEAST_EXPLAINED))
+    if slopes_NSP.shape[1] < 2:
+        return np.zeros(len(slopes_NSP), dtype=np.int8)
+    rightly_NP = slopes_NSP.mean(axis=1) * np.array(shape.signs)
+    half_NP = _half_width(slopes_NSP)
+    explained_N = explained_share(places_K, curves_NSK.mean(axis=1), shape.knots)
+    yes_N = (rightly_NP > half_NP).all(axis=-1) & (explained_N >= LEAST_EXPLAINED)
+    return yes_N.astype(np.int8) - (rightly_NP < -half_NP).any(axis=-1)
 
 
-def judge_oscillation_of_many(curves_NSK: Values) -> NDArray[np.bool_]:
-    """[N] of [N, S, K]: whether `find_oscillation` would answer yes."""
-    seeds = curves_NSK.shape[1]
-    if seeds < 2:
-        return np.zeros(len(curves_NSK), dtype=np.bool_)
-    turns_NS = count_turns(smooth(curves_NSK), SWING)
+def judge_oscillation_of_many(curves_NSK: Values) -> Answers:
+    """[N] of [N, S, K]: what `find_oscillation` would answer."""
+    if curves_NSK.shape[1] < 2:
+        return np.zeros(len(curves_NSK), dtype=np.int8)
+    turn_NS = count_turns(smooth(curves_NSK), SWING) >= 2
     slopes_NS = envelope_slopes(curves_NSK)
-    half_N = t_quantile(seeds - 1, LEVEL) * slopes_NS.std(axis=1, ddof=1) / np.sqrt(seeds)
-    return np.asarray((turns_NS >= 2).all(axis=1) & (slopes_NS.mean(axis=1) < -half_N))
+    half_N, mean_N = _half_width(slopes_NS), slopes_NS.mean(axis=1)
+    yes_N = turn_NS.all(axis=1) & (mean_N < -half_N)
+    return yes_N.astype(np.int8) - (~turn_NS.any(axis=1) | (mean_N > half_N))
+
+
+def _half_width(values_NSX: Values) -> Values:
+    """[N, ...] of [N, S, ...]: of Student's interval over the S seeds."""
+    seeds = values_NSX.shape[1]
+    return np.asarray(t_quantile(seeds - 1, LEVEL) * values_NSX.std(axis=1, ddof=1) / np.sqrt(seeds))

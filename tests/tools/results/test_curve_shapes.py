@@ -116,17 +116,19 @@ def test_noise_rarely_passes_for_a_shape(seeds: int) -> None:
             step_deviation=0.03,
             heights=(0.0, 2.0),
         )
-        assert found.wandering <= most
-        assert found.scattered <= most
+        assert found.wandering.yes <= most
+        assert found.scattered.yes <= most
         assert found.with_shape[0] == (0.0, found.wandering)
-        assert found.with_shape[1][1] > (0.1 if seeds == 2 else 0.6)
+        assert found.with_shape[1][1].yes > (0.1 if seeds == 2 else 0.6)
+        assert found.with_shape[1][1].no <= 0.01  # nor does a high shape pass for none
 
 
 def test_noise_rarely_passes_for_a_decay_that_oscillates() -> None:
     found = shares_of_noise(judge_oscillation_of_many, DECAY, seeds=3, step_deviation=0.03, heights=(1.0,))
-    assert found.wandering <= 0.05
-    assert found.scattered == 0
-    assert found.with_shape[0][1] > 0.6
+    assert found.wandering.yes <= 0.05
+    assert (found.scattered.yes, found.scattered.no) == (0, 1)  # which turns by less than counts
+    assert found.with_shape[0][1].yes > 0.6
+    assert found.with_shape[0][1].no <= 0.01
 
 
 def test_made_up_curves_have_the_deviation_of_a_step_s_change() -> None:
@@ -134,7 +136,7 @@ def test_made_up_curves_have_the_deviation_of_a_step_s_change() -> None:
 
     def judge(curves: np.ndarray) -> np.ndarray:
         seen.append(np.diff(curves, axis=-1).std())
-        return np.zeros(len(curves), dtype=np.bool_)
+        return np.zeros(len(curves), dtype=np.int8)
 
     shares_of_noise(judge, np.zeros(20), seeds=3, step_deviation=0.3, heights=(0.4,), trials=500)
     np.testing.assert_allclose(seen, 0.3, rtol=0.02)
@@ -144,11 +146,13 @@ def test_many_are_judged_as_one_is() -> None:
     """Both ways to the answer agree, case by case."""
     draws = np.random.default_rng(3).standard_normal((300, 3, STEPS)) * 0.03
     curves = draws.cumsum(axis=-1) + np.random.default_rng(4).uniform(0, 2, (300, 1, 1)) * TENT
-    many = judge_slopes_of_many(PLACES, curves, shape=RISE_FALL)
-    assert many.tolist() == [find_shape(PLACES, one, RISE_FALL).answer == "yes" for one in curves]
-    assert 0.1 < many.mean() < 0.9
+    words = {"yes": 1, "no": -1, "open": 0}
+    for turned in (1, -1):
+        many = judge_slopes_of_many(PLACES, turned * curves, shape=RISE_FALL)
+        assert many.tolist() == [words[find_shape(PLACES, turned * one, RISE_FALL).answer] for one in curves]
+        assert 0.05 < (many == turned).mean() < 0.95
     curves = draws.cumsum(axis=-1) + np.random.default_rng(5).uniform(0, 2, (300, 1, 1)) * DECAY
     many = judge_oscillation_of_many(curves)
-    assert many.tolist() == [find_oscillation(one).answer == "yes" for one in curves]
-    assert 0.1 < many.mean() < 0.9
+    assert many.tolist() == [words[find_oscillation(one).answer] for one in curves]
+    assert min((many == answer).mean() for answer in words.values()) > 0.05
     assert not judge_slopes_of_many(PLACES, curves[:, :1], shape=RISE_FALL).any()
