@@ -22,7 +22,7 @@ from results.clipping_levels import (
     wandering_words,
 )
 from results.clipping_matched import dropped_table, dropped_words, moved_table, moved_words
-from results.clipping_prediction import factor_words, prediction_table, prediction_words, removed_table
+from results.clipping_prediction import STEP_SCALE, factor_words, prediction_table, prediction_words, removed_table
 from results.ran import ran
 from results.reading import Results
 from results.words import field, listed
@@ -109,7 +109,7 @@ def labels(tables: Mapping[str, Results]) -> dict[str, Results]:
 
 def _first_step(found: Results, tables: Mapping[str, Results]) -> dict[str, Any]:
     """Values of the section on one step."""
-    judged = [judge(claim, found, task_of(found)) for claim in CLAIMS]
+    judged = [judge(claim, found, task_of(found), scale=STEP_SCALE) for claim in CLAIMS]
     clips = clips_of(found)
     return {
         "name": found.facts.name,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megarl.ablation.seeds import SeedMean
-from results.clipping_prediction import term_verdicts
+from results.clipping_prediction import RUN_SCALE, term_verdicts
 from results.ran import table
 from results.reading import BySeed, Results, difference
 from results.words import Verdict, estimate, listed, overall, verdict
@@ -91,8 +91,8 @@ class Judged:
         return [verdict(one.first, self.claim.sign) for one in self.differences]
 
 
-def judge(claim: Claim, found: Results, where: str) -> Judged:
-    """From H/H0, paired by seed."""
+def judge(claim: Claim, found: Results, where: str, *, scale: float = RUN_SCALE) -> Judged:
+    """From H/H0, paired by seed. scale: as of `term_verdicts`."""
     rows = [
         Compared(
             setting=setting,
@@ -105,7 +105,7 @@ def judge(claim: Claim, found: Results, where: str) -> Judged:
         for setting, other in claim.pairs
         if found.has(setting, other)
     ]
-    terms = term_verdicts(found, present(found, claim.clips), claim.sides, claim.sign)
+    terms = term_verdicts(found, present(found, claim.clips), claim.sides, claim.sign, scale=scale)
     return Judged(claim=claim, where=where, differences=tuple(rows), terms=tuple(terms))
 
 

@@ -7,13 +7,12 @@ import numpy as np
 from megarl.report.figure import AnyFigure, Cloud, ScatterFigure
 from megarl.report.predicted import correlate
 from results.clipping_claims import Judged, after_first, pair_name
-from results.clipping_prediction import agreement, coin_pairs, correlation_words, differences
+from results.clipping_prediction import STEP_SCALE, agreement, coin_pairs, correlation_words, differences
 from results.ran import table
 from results.reading import Results
 from results.words import estimate, listed, overall, verdict
 
 _COLOURS = ("blue", "vermilion", "green", "purple", "orange")
-_SCALE = 1e4
 
 
 def first_step_answer(judged: Judged) -> str:
@@ -26,7 +25,7 @@ def first_step_answer(judged: Judged) -> str:
     seeds = max((each.first.n for each in judged.differences if each.first), default=0)
     return (
         f"In one step alone, on {judged.where} with {seeds} other seeds: **{overall(judged.after_first)}** "
-        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)}, 10⁻⁴ nats)."
+        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)}, 10⁻⁶ nats)."
     )
 
 
@@ -45,12 +44,12 @@ def first_step_table(judged: Sequence[Judged], found: Results) -> str:
                     f"{estimate(each.first)} {verdict(each.first, sign)}",
                     f"{agreeing} of {each.first.n if each.first else 0}",
                     estimate(measured, 4),
-                    estimate(predicted, 3, _SCALE),
+                    estimate(predicted, 2, STEP_SCALE),
                     agreement(predicted, measured),
                 ]
             )
     heads = ["difference", "claimed", "H/H0 after the step", "seeds as claimed"]
-    return table([*heads, "nats", "predicted, 10⁻⁴ nats", "signs"], rows)
+    return table([*heads, "nats", "predicted, 10⁻⁶ nats", "signs"], rows)
 
 
 def first_step_words(found: Results, clips: Sequence[str]) -> str:

@@ -11,7 +11,9 @@ from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, short, verdict
 
-_SCALE = 1e4
+RUN_SCALE = 1e4
+STEP_SCALE = 1e6
+"""What first-order terms, nats, are multiplied by: of a whole run, and of one step."""
 _COIN = {
     "reward.verifier.kind": "random",
     "reward.verifier.distribution": "bernoulli",
@@ -27,18 +29,19 @@ _TOLD = {
 def removed_table(found: Results, clips: Sequence[str], *, one_step: bool = False) -> str:
     """A row per clip: what its bounds took from the budget, Theorem 1's terms, and how well steps follow the budget,
     which one step cannot say."""
+    scale = STEP_SCALE if one_step else RUN_SCALE
     rows = [
         [
             clip,
-            _sum(found, clip, "entropy/budget_removed_low", -1),
-            _sum(found, clip, "entropy/budget_removed_high", -1),
-            _sum(found, clip, "entropy/clip_low_contribution", 1),
-            _sum(found, clip, "entropy/clip_high_contribution", -1),
+            _sum(found, clip, "entropy/budget_removed_low", -scale),
+            _sum(found, clip, "entropy/budget_removed_high", -scale),
+            _sum(found, clip, "entropy/clip_low_contribution", scale),
+            _sum(found, clip, "entropy/clip_high_contribution", -scale),
             *([] if one_step else [mean(over_seeds(found.per_seed(clip, step_correlation)), 2)]),
         ]
         for clip in clips
     ]
-    heads = ["10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH"]
+    heads = ["10⁻⁶ nats" if one_step else "10⁻⁴ nats", "clip-low did", "clip-high did", "CL", "−CH"]
     return table([*heads, *([] if one_step else ["correlation of steps"])], rows)
 
 
@@ -62,13 +65,15 @@ def _mean_positive_advantage(found: Results) -> float | None:
     return p * (1 - p) * (1 - 1 / samples)
 
 
-def term_verdicts(found: Results, clips: Sequence[str], sides: Sequence[str], sign: int) -> list[tuple[str, str, str]]:
+def term_verdicts(
+    found: Results, clips: Sequence[str], sides: Sequence[str], sign: int, *, scale: float = RUN_SCALE
+) -> list[tuple[str, str, str]]:
     """(clip, what its bounds of these sides took from the budget, whether that has the claimed sign) of each clip."""
     rows = []
     for clip in clips:
         sums = [predicted_sum(found, clip, f"entropy/budget_removed_{side}", factor=-1) for side in sides]
         whole = over_seeds({seed: sum(one[seed] for one in sums) for seed in sums[0]})
-        rows.append((clip, estimate(whole, 2, _SCALE), verdict(whole, sign)))
+        rows.append((clip, estimate(whole, 2, scale), verdict(whole, sign)))
     return rows
 
 
@@ -80,7 +85,7 @@ def prediction_table(found: Results, clips: Sequence[str]) -> str:
         for steps in (1, None):
             predicted, measured = differences(found, clip, f"{clip}-coin", steps)
             row += [
-                estimate(predicted, 2, _SCALE),
+                estimate(predicted, 2, RUN_SCALE),
                 estimate(measured, 3),
                 agreement(predicted, measured),
             ]
@@ -156,6 +161,6 @@ def _changes(found: Results, setting: str, steps: int | None) -> tuple[BySeed, B
     return predicted_sum(found, setting, steps=steps), measured
 
 
-def _sum(found: Results, clip: str, metric: str, sign: int) -> str:
-    sums = predicted_sum(found, clip, metric, factor=sign)
-    return estimate(over_seeds(sums), 2, _SCALE) if any(sums.values()) else "–"
+def _sum(found: Results, clip: str, metric: str, factor: float) -> str:
+    sums = predicted_sum(found, clip, metric, factor=factor)
+    return estimate(over_seeds(sums), 2) if any(sums.values()) else "–"
