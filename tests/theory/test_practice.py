@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megarl.ablation.seeds import mean_over_seeds
 from megarl.config.base import ConfigError
 from megarl.report.run_data import read_run
 from megarl.telemetry.run_directory import RunDirectory
 from megarl.theory.practice import reading
 from megarl.theory.practice.equal_entropy import choose_levels, common_range, difference_at, estimate_at, value_at
-from megarl.theory.practice.estimates import of_ratio
+from megarl.theory.practice.estimates import of_ratio, shown
 from megarl.theory.practice.numbers import ACTING, ALL, IDLE, Practice, RunNumbers, read_practice, write_practice
 from megarl.theory.practice.reading import read_numbers
 from megarl.theory.practice.statistics import agree, difference_within, doubling_group
@@ -172,6 +173,13 @@ def test_agreement_by_hand() -> None:
     changes, chosen = np.array([10.0, 11.0, 0.0, 0.0, 1.0]), np.array([0.0, 1.0, 0.0, 0.0, 1.0])
     assert difference_within(changes, chosen, np.array([0, 0, 1, 1, 1])) == pytest.approx(1.0)
     assert [doubling_group(n) for n in (1, 2, 3, 4, 7, 8, 15)] == ["1", "2-3", "2-3", "4-7", "4-7", "8-15", "8-15"]
+
+
+def test_a_number_of_fewer_seeds_than_its_row_says_of_how_many() -> None:
+    two, one = mean_over_seeds([0.1, 0.3]), mean_over_seeds([-0.0001])
+    assert shown(two, digits=1, of=3) == "0.2 ± 1.3 [2]"
+    assert shown(two, digits=1, of=2) == shown(two, digits=1) == "0.2 ± 1.3"
+    assert (shown(one, digits=2, of=2, sign=True), shown(None, of=3)) == ("+0.00 [1]", "-")
 
 
 def test_a_run_without_traces_or_rollouts_says_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from results.clipping_claims import after_first
 from results.clipping_levels import first_words
 from results.clipping_matched import dropped_words
+from results.clipping_prediction import correlation_words
 from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
 from results.ran import width_words
 from results.reading import Results, difference, over_seeds
@@ -71,6 +72,23 @@ def test_what_runs_share_is_looked_up_and_not_assumed(found: Results, tmp_path: 
     assert "only what is dropped differs" in first_words({"products": Results(alike, tmp_path)})
     assert "low0.2, low side, by **+1.00 ± 0.01** points" in dropped_words({"products": found})
     assert "no side's difference between clip and coin exceeds" in dropped_words({"products": Results(alike, tmp_path)})
+
+
+def test_chance_deals_the_measured_to_other_seeds_with_all_clips_together() -> None:
+    seeds, clips = range(8), ("low0.2", "high0.2")
+    noise = np.random.default_rng(2).standard_normal((8, 2))
+    alike = {(clip, seed): (noise[seed, 0], noise[seed, 0]) for seed in seeds for clip in clips}
+    apart = {
+        (clip, seed): (noise[seed, 0] + at, noise[seed, 1] + at) for seed in seeds for at, clip in enumerate(clips)
+    }
+    assert correlation_words(alike).startswith("1.00 (with the seeds dealt anew one in twenty is beyond ±0.")
+    # The clips' means differ by 1 on both sides, which is no connection within a clip; and of two clips that say the
+    # same there are as many independent numbers as seeds.
+    found = float(correlation_words(apart).replace("−", "-").split()[0])
+    assert found == pytest.approx(np.corrcoef(noise.T)[0, 1], abs=0.006)
+    limit = float(correlation_words(apart).rpartition("±")[2].rstrip(")"))
+    assert 0.6 < limit < 0.8  # 0.71 for 8 independent pairs; for 16 it were 0.50
+    assert correlation_words(dict(list(apart.items())[:-1])) == "– (not every seed has every clip)"
 
 
 def test_how_wide_intervals_are_is_of_the_seeds_that_were_run(found: Results, tmp_path: Path) -> None:

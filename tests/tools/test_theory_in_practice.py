@@ -64,7 +64,7 @@ def test_what_the_numbers_decide_is_what_is_said(tmp_path: Path) -> None:
     )
     assert "Around them the entropy fell against what it did around others: **−" in text
     assert "they are the majority where" not in text  # a quarter everywhere
-    assert "one update: the prediction goes with it in sgd-0.01, sgd-0.05" in text
+    assert "one update, plain: the prediction goes with it in sgd-0.01, sgd-0.05" in text
     assert "There is no entropy that all settings come to." in text
     assert "has not been run" not in text
 
@@ -87,7 +87,7 @@ def test_other_numbers_make_other_sentences(tmp_path: Path) -> None:
     text = " ".join(written.text.split())
     assert "was below 0 in 0 of 660 updates (0.0 ± 0.0 % of a seed's), as in the paper's figure 1" in text
     assert "changed around them no differently than around others" in text
-    assert "one update: the prediction goes against it in sgd-0.01" in text
+    assert "one update, plain: the prediction goes against it in sgd-0.01" in text
     assert "The ablation, kl-small, has not been run." in text
     assert all(f"figures/{name}" in written.text for name in written.figures)
 

@@ -112,7 +112,7 @@ def test_clipping_follows_the_numbers(tmp_path: Path, effects: dict[str, float],
     if effects:  # of nothing, one of twenty intervals may be decided
         assert counts == {"reproduced": ("8", "0"), "contradicted": ("0", "8")}[word]
     assert ("has the sign of the measured one for low0.2" in " ".join(text.split())) == bool(effects)
-    assert "without any connection at least one in twenty is beyond ±0.60)" in " ".join(text.split())  # 15 pairs
+    assert "(of 3 seeds: too few to say what chance gives)" in " ".join(text.split())
     assert "random-reward-products-small (`megarl ablate" in " ".join(text.split())
 
 
@@ -125,14 +125,19 @@ def test_one_step_alone_is_judged_for_itself(tmp_path: Path, effects: dict[str, 
     answers = re.findall(r"In one step alone, on products with 6 other seeds: \*\*(\w+)\*\* \(([^)]*)\)", text)
     assert [answer for answer, _ in answers] == [word] * 3
     assert answers[0][1].startswith("low0.2 less its coin **" + ("+" if word == "reproduced" else "−"))
-    rows = re.findall(r"\| \((\w)\) (\S+ less [^|]+) \| [+−] \| \*\*\S+ ± \S+\*\* (\w+) \| (\d) of 6 \|", written.text)
-    seeds = "6" if word == "reproduced" else "0"
+    rows = re.findall(
+        r"\| \((\w)\) (\S+ less [^|]+) \| [+−] \| \*\*\S+ ± \S+\*\* (\w+) \| (\d), (\d) against \|", written.text
+    )
+    seeds = ("6", "0") if word == "reproduced" else ("0", "6")
     assert rows == [
-        ("a", "low0.2 less its coin", word, seeds),
-        ("b", "high0.2 less its coin", word, seeds),
-        ("c", "symmetric less its coin", word, seeds),
-        ("c", "symmetric less none", word, seeds),
+        ("a", "low0.2 less its coin", word, *seeds),
+        ("b", "high0.2 less its coin", word, *seeds),
+        ("c", "symmetric less its coin", word, *seeds),
+        ("c", "symmetric less none", word, *seeds),
     ]
+    assert re.search(r"of −?0\.\d\d \(with the seeds dealt anew one in twenty is beyond ±0\.\d\d\)", text)
+    assert "chosen afterwards: low0.2 less its coin **" in text
+    assert "Where both are decided, the measured is some 2" in text
     assert "Of 4 differences" in text
     assert "Together they took about 3.0 hours." in text  # an hour and a half each
     assert "| low0.2, low | 2.00 ± 0.00 | " in text

@@ -11,6 +11,8 @@ from results.clipping_first_step import (
     first_step_figure,
     first_step_table,
     first_step_words,
+    level_words,
+    without_farthest_words,
 )
 from results.clipping_levels import (
     clips_of,
@@ -123,6 +125,8 @@ def _first_step(found: Results, tables: Mapping[str, Results]) -> dict[str, Any]
         "moved_words": moved_words({task_of(found): found}, 1),
         "removed": removed_table(found, clips, one_step=True),
         "words": first_step_words(found, clips),
+        "farthest": without_farthest_words(judged, found),
+        "level_words": level_words(found, clips),
         "shares": shares_first_step(found),
         "new_seeds": not any(_seed_set(found) & _seed_set(tables[name]) for name in SAME_TASK if name in tables),
     }

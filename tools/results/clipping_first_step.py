@@ -9,8 +9,8 @@ from megarl.report.predicted import correlate
 from results.clipping_claims import Judged, after_first, pair_name
 from results.clipping_prediction import STEP_SCALE, agreement, coin_pairs, correlation_words, differences
 from results.ran import table
-from results.reading import Results
-from results.words import estimate, listed, overall, verdict
+from results.reading import Results, over_seeds
+from results.words import estimate, listed, overall, plain, verdict
 
 _COLOURS = ("blue", "vermilion", "green", "purple", "orange")
 
@@ -36,13 +36,14 @@ def first_step_table(judged: Sequence[Judged], found: Results) -> str:
         sign = one.claim.sign
         for each in one.differences:
             predicted, measured = differences(found, each.setting, each.other, 1)
-            agreeing = each.signs[0 if sign > 0 else 1]
+            agreeing, against = each.signs if sign > 0 else each.signs[::-1]
+            equal = (each.first.n if each.first else 0) - agreeing - against
             rows.append(
                 [
                     f"({one.claim.letter}) {pair_name(each)}",
                     "+" if sign > 0 else "−",
                     f"{estimate(each.first)} {verdict(each.first, sign)}",
-                    f"{agreeing} of {each.first.n if each.first else 0}",
+                    f"{agreeing}, {against} against{f', {equal} equal' if equal else ''}",
                     estimate(measured, 4),
                     estimate(predicted, 2, STEP_SCALE),
                     agreement(predicted, measured),
@@ -50,6 +51,37 @@ def first_step_table(judged: Sequence[Judged], found: Results) -> str:
             )
     heads = ["difference", "claimed", "H/H0 after the step", "seeds as claimed"]
     return table([*heads, "nats", "predicted, 10⁻⁶ nats", "signs"], rows)
+
+
+def without_farthest_words(judged: Sequence[Judged], found: Results) -> str:
+    """Each difference without the seed that is farthest from the mean: chosen afterwards, so no verdict."""
+    told = []
+    for one in (each for claim in judged for each in claim.differences):
+        ours, theirs = after_first(found, one.setting), after_first(found, one.other)
+        less = {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+        if len(less) > 2:
+            middle = sum(less.values()) / len(less)
+            del less[max(less, key=lambda seed: abs(less[seed] - middle))]
+            told.append(f"{pair_name(one)} {estimate(over_seeds(less))}")
+    return f"Without the seed that is farthest from the others, chosen afterwards: {listed(told)}." if told else ""
+
+
+def level_words(found: Results, clips: Sequence[str]) -> str:
+    """Where the entropy itself is after the step, and how much larger measured differences are than predicted ones."""
+    levels = [over_seeds(after_first(found, name)) for name in found.runs if found.has(name)]
+    values = [one.value for one in levels if one is not None]
+    ratios = []
+    for clip in clips:
+        predicted, measured = differences(found, clip, f"{clip}-coin", 1)
+        if predicted is not None and measured is not None and predicted.excludes_zero and measured.excludes_zero:
+            ratios.append(abs(measured.value / predicted.value))
+    words = (
+        f"All of these are differences: H/H0 itself is {plain(min(values), 2)} to {plain(max(values), 2)} by setting."
+    )
+    if ratios:
+        spread = " to ".join(dict.fromkeys(f"{float(f'{each:.2g}'):,.0f}" for each in (min(ratios), max(ratios))))
+        words += f" Where both are decided, the measured is some {spread} times the predicted: a sign, and no size."
+    return words
 
 
 def first_step_words(found: Results, clips: Sequence[str]) -> str:

@@ -1,16 +1,20 @@
 """Of clipping.md: what the clips did against what the runs' own budgets predicted."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from megarl.ablation.seeds import LEVEL, SeedMean, t_quantile
-from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation, step_slopes
+from megarl.ablation.seeds import LEVEL, SeedMean
+from megarl.report.predicted import correlate
+from results.first_order import measured_change, predicted_sum, size_ratio, step_correlation, step_slopes
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, listed, mean, plain, short, verdict
 
+_DEALS = 2000
+_FEWEST_SEEDS = 5
+"""Of fewer there are too few ways to deal them."""
+_NONE = "–"
 RUN_SCALE = 1e4
 STEP_SCALE = 1e6
 """What first-order terms, nats, are multiplied by: of a whole run, and of one step."""
@@ -120,16 +124,21 @@ def prediction_words(found: Results, clips: Sequence[str], where: str) -> str:
 
 
 def correlation_words(pairs: Mapping[tuple[str, int], tuple[float, float]]) -> str:
-    """That of `coin_pairs`, each less its clip's mean, and what it must exceed. The means of several clips follow each
-    other wherever bounds do what they are meant to, whether or not a run's prediction says anything of that run."""
-    groups = {clip: np.array([pair for (of, _), pair in pairs.items() if of == clip]) for clip, _ in pairs}
-    centred = [tuple(row) for group in groups.values() for row in (group - group.mean(axis=0)).tolist()]
-    freedom = len(pairs) - len(groups) - 1
-    found = plain(correlation(centred), 2)
-    if freedom < 1:
-        return found
-    t = t_quantile(freedom, LEVEL)  # those of a seed share its runs, so it is the least
-    return f"{found} (without any connection at least one in twenty is beyond ±{t / math.sqrt(freedom + t * t):.2f})"
+    """That of `coin_pairs`, each less its clip's mean, and what it exceeds in one case of twenty where the measured
+    differences are dealt to other seeds: all clips of a seed together, as they share its prompts and its start. The
+    means of several clips follow each other wherever bounds do what they are meant to, whether or not a run's
+    prediction says anything of that run."""
+    clips, seeds = list(dict.fromkeys(clip for clip, _ in pairs)), sorted({seed for _, seed in pairs})
+    if len(pairs) < len(clips) * len(seeds) or len(seeds) < 2:
+        return f"{_NONE} (not every seed has every clip)"
+    pairs_SC2 = np.array([[pairs[clip, seed] for clip in clips] for seed in seeds])
+    predicted_SC, measured_SC = np.moveaxis(pairs_SC2 - pairs_SC2.mean(axis=0), -1, 0)
+    found = plain(correlate(predicted_SC.ravel(), measured_SC.ravel()), 2)
+    if len(seeds) < _FEWEST_SEEDS:
+        return f"{found} (of {len(seeds)} seeds: too few to say what chance gives)"
+    dealt = np.random.default_rng(0).permuted(np.tile(np.arange(len(seeds)), (_DEALS, 1)), axis=1)
+    chance = [abs(correlate(predicted_SC.ravel(), measured_SC[order].ravel())) for order in dealt]
+    return f"{found} (with the seeds dealt anew one in twenty is beyond ±{np.quantile(chance, LEVEL):.2f})"
 
 
 def coin_pairs(found: Results, clips: Sequence[str], steps: int | None) -> dict[tuple[str, int], tuple[float, float]]:

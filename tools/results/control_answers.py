@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from megarl.ablation.seeds import SeedMean
-from results.control_words import evaluated_metrics, percent, some
+from results.control_words import evaluated_metrics, some
 from results.ran import table
 from results.reading import BySeed, Results, difference, over_seeds
 from results.words import estimate, mean, signed
@@ -57,8 +57,8 @@ def told_apart(results: Results, settings: Sequence[str], metric: str) -> str:
     told = " and ".join(part for part in parts if part) or "no setting is told apart from the control"
     largest = max(abs(one.value) + (one.half_width or 0.0) for one in found.values())
     return (
-        f"{label(metric)}: {told}. Differences of more than {percent(largest, 1)} are outside of every interval; ones "
-        f"below {percent(min(widths), 1)} would not have been seen in any."
+        f"{label(metric)}: {told}. Differences of more than {100 * largest:.1f} points are outside of every interval; "
+        f"ones below {100 * min(widths):.1f} points would not have been seen in any."
     )
 
 

@@ -21,7 +21,7 @@ _RIGHT = 1e-3
 _MOST = 0.5
 """Share of the updates from which something is said to be the rule."""
 _ONE_SIDED = 0.5
-"""Mean error, of the RMS error, from which an entropy is said to be above or below its target."""
+"""Mean error, of the RMS error, from which an entropy that is to one side in every seed is said to be there."""
 
 
 def compute(results: Results) -> dict[str, object]:
@@ -111,7 +111,7 @@ def _has_one_seed(found: Iterable[SeedMean | None]) -> bool:
 
 
 def _held_said(results: Results, target: Target) -> str:
-    """Which hold it, and which are nearer to it than the control."""
+    """Which hold it, which is there most often, and which are nearer to it than the control."""
     near = {name: [one.share_near for one in held(results, name, target).values()] for name in target.settings}
     holding = [name for name, shares in near.items() if min(shares) >= _HELD]
     parts = [
@@ -119,6 +119,9 @@ def _held_said(results: Results, target: Target) -> str:
         if holding
         else f"No setting keeps within {NEAR:.0%} of it in {_HELD:.0%} of the steps in every seed"
     ]
+    often = {name: float(np.mean(shares)) for name, shares in near.items()}
+    first, *_ = sorted(often, key=lambda name: -often[name])
+    parts.append(f"{first} is there most often, in {percent(often[first])} of the steps")
     control = _control(results, target)
     found = {name: _rms_difference(results, name, target) for name in target.settings if name != control}
     nearer = [name for name, one in found.items() if one and one.excludes_zero and one.value < 0]
@@ -172,7 +175,9 @@ def _reach_said(results: Results, setting: str) -> str:
     one: Reach = reach(results, setting)
     target = next(found for found in find_targets(results) if setting in found.loops)
     runs = held(results, setting, target).values()
-    bias, rms = (float(np.mean(found)) for found in zip(*((run.bias, run.rms) for run in runs), strict=True))
+    bias_S, rms_S = (np.array(found) for found in zip(*((run.bias, run.rms) for run in runs), strict=True))
+    bias = float(bias_S.mean())
+    one_sided = abs(bias) >= _ONE_SIDED * rms_S.mean() and len(set(np.sign(bias_S))) == 1
     ends = percent(one.at_raising_end + one.at_lowering_end)
     shares = (
         f"{percent(one.short_of_raise)} of its updates asked for more than any place of its knob gives, "
@@ -180,11 +185,11 @@ def _reach_said(results: Results, setting: str) -> str:
     )
     if min(run.share_near for run in runs) >= _HELD:
         return f"{setting} holds its target. {shares}."
-    if abs(bias) >= _ONE_SIDED * rms and (one.short_of_raise if bias < 0 else one.short_of_fall) >= _MOST:
+    if one_sided and (one.short_of_raise if bias < 0 else one.short_of_fall) >= _MOST:
         return (
-            f"{setting} misses its target for want of reach: the entropy is {'below' if bias < 0 else 'above'} it, and "
-            f"{shares}. The tokens that would have to go lie within even the tightest bounds, or on the side that is "
-            "loose then."
+            f"{setting} misses its target for want of reach: in every seed the entropy is on average "
+            f"{'below' if bias < 0 else 'above'} it, and {shares}. The tokens that would have to go may lie within "
+            "even the tightest bounds, or on the side that is loose then."
         )
     if one.short_of_raise + one.short_of_fall >= _MOST:
         return (
@@ -202,7 +207,8 @@ def _pass_said(results: Results, loops: Sequence[str]) -> str:
     if not loops:
         return ""
     differs = max(reach(results, name).pass_differs for name in loops)
-    text = f"What an update's own pass found of the budget is off the prediction by at most {differs:.2g} of its size"
+    most = f"at most {differs:.2g}" if differs >= 1e-4 else "less than 0.0001"
+    text = f"What an update's own pass found of the budget is off the prediction by {most} of its size"
     if differs <= _RIGHT:
         return (
             f"{text}: the prediction is right about the budget. What is left is what the budget does not know: the "

@@ -31,6 +31,8 @@ class Moved:
     """entropy/budget likewise: the share that the updates had."""
     largest: float
     """Of any step, likewise, without its sign."""
+    one_way: bool
+    """Whether the budget has one sign in all steps."""
     agreeing: int
     """Steps whose budget has the sign of the entropy's change to the next step."""
     steps: int
@@ -65,6 +67,7 @@ def read_moved(run: RunData, setting: str, seed: int) -> Moved:
         parts=tuple(one / size for one in means),
         budget=float(budget_K.mean()) / size,
         largest=float(np.abs(budget_K).max()) / size,
+        one_way=bool((np.sign(budget_K) == np.sign(budget_K[0])).all()),
         agreeing=int((np.sign(budget_K[:-1]) == np.sign(change_K)).sum()),
         steps=len(change_K),
     )
@@ -115,12 +118,19 @@ def _signs(moved: Sequence[Moved]) -> str:
         return "No run's budget has a sign."
     differ = [one.setting for one in told if not one.agrees]
     steps, agreeing = sum(one.steps for one in told), sum(one.agreeing for one in told)
-    whole = "Over the whole run the budget's mean has the sign of the entropy's change in "
-    whole += f"{len(told) - len(differ)} of {len(told)}{f'; not in {listed(differ)}' if differ else ''}."
+    runs = f"{len(told) - len(differ)} of {len(told)}{f' (not in {listed(differ)})' if differ else ''}"
     balanced = [
         f"{one.setting}, whose entropy changes by {signed(one.change)} nats" for one in moved if one.is_balanced
     ]
     without = f" Not counted, as the budget is 0 to two digits: {'; '.join(balanced)} all the same." if balanced else ""
+    if len({np.sign(one.budget) for one in told}) == 1 and all(one.one_way for one in told):
+        sign, moves = ("negative", "falls") if told[0].budget < 0 else ("positive", "rises")
+        return (
+            f"The budget is {sign} in every step of all {len(told)}, so no more can be said of its sign than how often "
+            f"the entropy {moves}: over the run in {runs}, and in {agreeing:,} of {steps:,} steps "
+            f"({percent(agreeing / steps)}).{without}"
+        )
+    whole = f"Over the whole run the budget's mean has the sign of the entropy's change in {runs}."
     return f"{whole} Step by step it has in {agreeing:,} of {steps:,} ({percent(agreeing / steps)}).{without}"
 
 
@@ -142,8 +152,8 @@ def _against(results: Results, moved: Sequence[Moved]) -> str:
 def _order(moved: Sequence[Moved]) -> str:
     """Whether the budget's share orders the methods as their entropy does."""
     budgets, changes = (np.array([getattr(one, name) for one in moved]) for name in ("budget", "change"))
-    if len(moved) < 4 or np.ptp(budgets) == 0 or np.ptp(changes) == 0:
-        return "The runs are too few to set the budgets in order."
+    if len(moved) < 4 or len(set(np.round(budgets, 2).tolist())) < len(moved) / 2 or np.ptp(changes) == 0:
+        return "Their shares are too few, or too much alike, to set them in an order."
     ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (budgets, changes)]
     found = float(np.corrcoef(*ranks)[0, 1])
     return (

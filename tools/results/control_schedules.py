@@ -128,18 +128,22 @@ def _has_steps(places_K: Values, shape: Shape) -> bool:
     return all(((places_K >= begin) & (places_K <= end)).sum() >= 2 for begin, end in pairwise(ends))
 
 
-def noise_deviation(results: Results, names: Sequence[str]) -> float | None:
-    """Of a step's change of H/H0, around its mean, under constant bounds; None: no setting has them."""
-    changes = []
+def noise_of_constants(results: Results, names: Sequence[str]) -> tuple[float, float] | None:
+    """(deviation of a step's change of H/H0 around its mean, H/H0 that a run gains in all) under constant bounds; None:
+    no setting has them."""
+    changes, gained = [], []
     for name in names:
         if shape_of(results, name) is None and not oscillates(results, name):
             found = np.diff(read_curves(results, name).curves_SK)
             changes.append((found - found.mean()).ravel())
-    return float(np.concatenate(changes).std()) if changes else None
+            gained.append(float(found.mean()) * (found.shape[-1] + 1))
+    return (float(np.concatenate(changes).std()), float(np.mean(gained))) if changes else None
 
 
-def noise_of(results: Results, names: Sequence[str], *, seeds: int, deviation: float) -> list[tuple[str, NoiseShares]]:
-    """(shape in words, what the rule answers of noise of that deviation) of every shape that a setting is to
+def noise_of(
+    results: Results, names: Sequence[str], *, seeds: int, deviation: float, trend: float
+) -> list[tuple[str, NoiseShares]]:
+    """(shape in words, what the rule answers of noise of that deviation and trend) of every shape that a setting is to
     have; without those whose phases have too few steps."""
     found: dict[str, NoiseShares] = {}
     for name in names:
@@ -158,6 +162,7 @@ def noise_of(results: Results, names: Sequence[str], *, seeds: int, deviation: f
                 seeds=seeds,
                 step_deviation=deviation,
                 heights=HEIGHTS,
+                trend_K=trend * places,
                 trials=TRIALS,
             )
     return list(found.items())

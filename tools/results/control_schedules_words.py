@@ -10,15 +10,15 @@ from results.control_schedules import (
     TRIALS,
     Judged,
     judge,
-    noise_deviation,
     noise_of,
+    noise_of_constants,
     switches_of,
 )
 from results.control_words import config_of, evaluated_metrics, some
 from results.curve_shapes import SWING, Answer, Found, OscillationFound, ShapeFound
 from results.ran import table
 from results.reading import Results, over_seeds
-from results.words import estimate, listed, plain
+from results.words import estimate, listed, plain, signed
 
 
 def compute(results: Results) -> dict[str, object]:
@@ -78,7 +78,7 @@ def _answers(judged: Sequence[Judged]) -> str:
         f"{some(no, 'has', 'have')} not" if no else "",
         f"of {listed(undecided)} it is open" if undecided else "",
     ]
-    return "By this rule " + "; ".join(part for part in parts if part) + "."
+    return "By this rule " + "; ".join(part for part in parts if part) + ". How often it errs is below."
 
 
 def _beside_answers(results: Results, judged: Sequence[Judged]) -> str:
@@ -115,14 +115,15 @@ def _oscillation(results: Results, one: Judged) -> str:
 def _noise(results: Results, names: Sequence[str]) -> str:
     """How often the rule finds a shape where there is none, with as many seeds and steps and as much noise."""
     seeds = max(len(results.runs[name]) for name in names)
-    deviation = noise_deviation(results, names)
+    constants = noise_of_constants(results, names)
     if seeds < 2:
         return "Of one seed every answer is open, so it cannot."
-    if deviation is None:
+    if constants is None:
         return "It is not known here: there is no setting with constant bounds whose noise could be taken."
+    deviation, trend = constants
     rows = [
         [text, *(_yes_no(found) for found in (one.wandering, one.scattered, *dict(one.with_shape).values()))]
-        for text, one in noise_of(results, names, seeds=seeds, deviation=deviation)
+        for text, one in noise_of(results, names, seeds=seeds, deviation=deviation, trend=trend)
     ]
     if not rows:
         return "The runs are too short for any of the shapes."
@@ -130,8 +131,10 @@ def _noise(results: Results, names: Sequence[str]) -> str:
     return (
         f"Measured on {TRIALS:,} sets of {seeds} made-up curves each, as long as these runs: random walks and "
         f"independent values, with the deviation that a step's change of H/H0 has under constant bounds here "
-        f"({deviation:.3f}); then the shape itself, of that height in units of H0, on the walks. Of the first two "
-        "columns each yes is false, of the others each no; those say how high a shape must be to be found, too."
+        f"({deviation:.3f}); then the shape itself, of that height in units of H0, on the walks. Under all of them "
+        f"lies what constant bounds do here in a run, {signed(trend, 2)} in a straight line. Of the first two columns "
+        "each yes is false, of the others each no: that is how high a shape must be to be found, and not to be denied. "
+        "For the differences above the errors were not measured."
         f"\n\n{table(heads, rows)}"
     )
 

@@ -212,15 +212,16 @@ def shares_of_noise(
     seeds: int,
     step_deviation: float,
     heights: Sequence[float],
+    trend_K: Values | float = 0.0,
     trials: int = 2000,
 ) -> NoiseShares:
     """judge: [trials, seeds, steps] to what is answered of each. shape_K: of height 1. step_deviation: of one step's
-    change. The same numbers on every call."""
+    change. trend_K: under all of them. The same numbers on every call."""
     draws = np.random.default_rng(0).standard_normal((trials, seeds, len(shape_K))) * step_deviation
     walks = draws.cumsum(axis=-1)
 
     def share(curves: Values) -> Found:
-        answers = judge(curves)
+        answers = judge(curves + trend_K)
         return Found(yes=float((answers > 0).mean()), no=float((answers < 0).mean()))
 
     return NoiseShares(

@@ -210,11 +210,14 @@ def kl_words(practice: Practice, control: str) -> list[str]:
                     continue
                 compared += 1
                 if one.excludes_zero:
-                    found.append(f"{setting} at {plain(level.entropy)} nats {estimate(one)}")
+                    found.append(f"{setting} at {plain(level.entropy)} nats {estimate(one)}, of {one.n} seeds")
         name = metric.removeprefix("eval/")
         if not compared:
             lines.append(f"{name}: no setting shares an entropy with {control} in two seeds, so nothing is compared.")
             continue
         told = listed(found) if found else "none differs by more than its interval"
-        lines.append(f"{name} less {control}'s at equal entropy, {numbered(compared, 'comparison')}: {told}.")
+        lines.append(
+            f"{name} less {control}'s at equal entropy, {numbered(compared, 'comparison')}: {told}. "
+            "Of twenty that are none one is expected to differ."
+        )
     return lines

@@ -24,6 +24,8 @@ from results.words import estimate, mean
 SIGNS, OPTIMIZERS, KL = "random-reward-small", "prediction-small", "kl-small"
 TABLES = (SIGNS,)
 OPTIONAL = (OPTIMIZERS, KL)
+_SHORT = {"one step": "next step's responses", "own state": "own state, next step"}
+"""Grains by what the table calls them."""
 _OPTIMIZER = ("lr", "eps", "beta1")
 
 
@@ -96,7 +98,11 @@ def _optimizers(practice: Practice | None) -> dict[str, Any] | None:
     if practice is None:
         return None
     grains = ("one update", "since the step began", "one step", "own state")
-    told = {grain: words.prediction_words(practice, grain, "plain") for grain in grains}
+    told = {
+        f"{_SHORT.get(grain, grain)}, {which}": words.prediction_words(practice, grain, which)
+        for grain in grains
+        for which in ("plain", "momentum")
+    }
     return {
         "table": words.markdown(prediction_table(practice)),
         "growth": words.markdown(growth_table(practice)),

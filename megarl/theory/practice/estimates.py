@@ -37,9 +37,14 @@ def _of_sums(practice: Practice, setting: str, sums_of: Callable[[RunNumbers], t
     return mean_over_seeds(values) if values else None
 
 
-def shown(estimate: SeedMean | None, *, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
-    """Mean and half of the interval; without one where there is one run."""
+def shown(
+    estimate: SeedMean | None, *, scale: float = 1.0, digits: int = 1, sign: bool = False, of: int | None = None
+) -> str:
+    """Mean and half of the interval; without one where there is one run. of: seeds that the row has; "[2]" follows a
+    number of fewer."""
     if estimate is None:
         return "-"
-    text = f"{scale * estimate.value:{'+' if sign else ''}.{digits}f}"
-    return text if estimate.half_width is None else f"{text} ± {scale * estimate.half_width:.{digits}f}"
+    value = round(scale * estimate.value, digits) + 0.0  # no "-0.000"
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    text += "" if estimate.half_width is None else f" ± {scale * estimate.half_width:.{digits}f}"
+    return text if of is None or estimate.n == of else f"{text} [{estimate.n}]"

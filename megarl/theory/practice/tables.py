@@ -255,7 +255,12 @@ def equal_table(practice: Practice) -> TheoryTable:
         for setting in (*level.settings, *level.some):
             steps = estimate_at(practice, setting, STEP, level.entropy)
             cells = (
-                shown(estimate_at(practice, setting, metric, level.entropy), scale=scale, digits=digits)
+                shown(
+                    estimate_at(practice, setting, metric, level.entropy),
+                    scale=scale,
+                    digits=digits,
+                    of=steps.n if steps else None,
+                )
                 for metric, _, scale, digits in measures
             )
             rows.append((f"{level.entropy:.3f}", setting, str(steps.n if steps else 0), shown(steps), *cells))
@@ -264,8 +269,9 @@ def equal_table(practice: Practice) -> TheoryTable:
                 notes.append(f"to an entropy of {level.entropy:.3f} {text}: {', '.join(who)}")
     return TheoryTable(
         title="At equal entropy",
-        caption="where a run has this entropy for the last time, straight between its steps; n: runs that have it; "
-        "step: when. A dash: not measured there",
+        caption="where a run has this entropy for the last time, straight between its steps, of an evaluation between "
+        "the evaluations beside it; n: runs that have it, [2]: two of them have this number; step: when. A dash: not "
+        "measured there",
         columns=("entropy", "<setting", "n", "step", *(title for _, title, _, _ in measures)),
         rows=rows,
         notes=notes,
@@ -277,7 +283,8 @@ def against_control_table(practice: Practice) -> TheoryTable:
     wanted = [one for one in _measures(practice) if one[0] == "reward/mean" or one[0].startswith("eval/")]
     return TheoryTable(
         title="Against the control, at equal entropy",
-        caption="setting less control, paired by seed. n: seeds that both come to the entropy with",
+        caption="setting less control, paired by seed. n: seeds that both come to the entropy with, [2]: two of them "
+        "have this number",
         columns=("entropy", "<setting", "<control", "n", "steps", *(title for _, title, _, _ in wanted)),
         rows=list(_control_rows(practice, wanted)),
     )
@@ -294,6 +301,7 @@ def _control_rows(practice: Practice, wanted: Sequence[tuple[str, str, float, in
                         scale=scale,
                         digits=digits,
                         sign=True,
+                        of=steps.n,
                     )
                     for metric, _, scale, digits in wanted
                 )

@@ -153,7 +153,7 @@ def test_a_budget_s_sign_is_set_beside_the_entropy_s() -> None:
     assert moved["nsr"].parts == pytest.approx((-0.15 / 0.25, 0.0, 0.1 / 0.25, 0.0))
     assert (moved["nsr"].agreeing, moved["stare"].agreeing, moved["nsr"].steps) == (11, 0, 11)
     told = control_methods.compute(results)
-    assert "in 9 of 10; not in stare. Step by step it has in 99 of 110 (90 %)" in told["signs"]
+    assert "in 9 of 10 (not in stare). Step by step it has in 99 of 110 (90 %)" in told["signs"]
     assert told["against"].startswith(
         "symmetric moves it by −0.321 nats from 0.700. More entropy than it at the end have"
     )
@@ -164,7 +164,11 @@ def test_a_budget_of_nothing_has_no_sign() -> None:
     physics = Physics(course=falls, seeds=(0,), noise=0.0, budget=lambda name: 0.0 if name == "opefo" else -0.05)
     results = results_of(NAMES[2], physics)
     told = control_methods.compute(results)
-    assert "in 9 of 9. Step by step it has in 99 of 99 (100 %)." in told["signs"]
+    assert told["signs"].startswith(
+        "The budget is negative in every step of all 9, so no more can be said of its sign than how often the entropy "
+        "falls: over the run in 9 of 9, and in 99 of 99 steps (100 %). Not counted"
+    )
+    assert told["order"] == "Their shares are too few, or too much alike, to set them in an order."
     assert told["signs"].endswith("0 to two digits: opefo, whose entropy changes by −0.128 nats all the same.")
     (row,) = [line for line in told["table"].splitlines() if line.startswith("| opefo")]
     assert "| none | – |" in row
@@ -208,7 +212,8 @@ def test_a_loop_that_misses_says_whether_its_bounds_were_at_their_end() -> None:
     told = control_loop_words.compute(short)
     assert "No setting keeps within 10 %" in told["targets"][0]["said"]
     assert told["reach_said"][0].startswith(
-        "hold misses its target for want of reach: the entropy is below it, and 100 % of its updates asked for more"
+        "hold misses its target for want of reach: in every seed the entropy is on average below it, and 100 % of its "
+        "updates asked for more"
     )
     above = results_of(NAMES[3], Physics(course=lambda setting, done: 1 + 0.5 * done, wanted=0.5))
     told = control_loop_words.compute(above)

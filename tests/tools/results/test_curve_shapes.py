@@ -1,5 +1,7 @@
 """The statistics of curves: on curves with the shapes, on noise, and on cases with known numbers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from results.curve_shapes import (
@@ -129,6 +131,17 @@ def test_noise_rarely_passes_for_a_decay_that_oscillates() -> None:
     assert (found.scattered.yes, found.scattered.no) == (0, 1)  # which turns by less than counts
     assert found.with_shape[0][1].yes > 0.6
     assert found.with_shape[0][1].no <= 0.01
+
+
+def test_a_trend_under_the_curves_hides_a_shape() -> None:
+    """As of runs whose entropy falls by itself: a low rise is lost in the fall, and denied."""
+    judge = partial(judge_slopes_of_many, PLACES, shape=RISE_FALL)
+    found, under_fall = (
+        shares_of_noise(judge, TENT, seeds=3, step_deviation=0.03, heights=(0.1,), trend_K=trend).with_shape[0][1]
+        for trend in (0.0, -0.5 * PLACES)
+    )
+    assert found.no < 0.02
+    assert under_fall.no > 5 * found.no
 
 
 def test_made_up_curves_have_the_deviation_of_a_step_s_change() -> None:
