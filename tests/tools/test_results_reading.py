@@ -8,10 +8,11 @@ from results.clipping_claims import after_first
 from results.clipping_levels import first_words
 from results.clipping_matched import dropped_words
 from results.clipping_prediction import correlation_words
-from results.first_order import correlation, measured_change, predicted_sum, size_ratio, step_correlation
+from results.first_order import measured_change, predicted_sum, size_ratio, step_correlation
 from results.ran import width_words
 from results.reading import Results, difference, over_seeds
 
+from megarl.report.predicted import correlate
 from tests.tools.stored_tables import UPDATES, make_stored
 
 NAME = "random-reward-products-small"
@@ -62,8 +63,8 @@ def test_a_prediction_is_summed_over_the_steps_that_were_measured(found: Results
     assert (measured_change(run), measured_change(run, 1), measured_change(run, STEPS)) == (-15 / 4, -3 / 4, None)
     assert step_correlation(run) == pytest.approx(1.0)
     assert size_ratio(found, ["none"]) == pytest.approx(0.25 / (0.5 * UPDATES), rel=0.1)
-    assert np.isnan(correlation([(1.0, 2.0)]))
-    assert correlation([(1.0, 2.0), (2.0, 1.0), (3.0, 0.0)]) == pytest.approx(-1.0)
+    assert np.isnan(correlate(np.array([1.0]), np.array([2.0])))
+    assert correlate(np.array([1.0, 2.0, 3.0]), np.array([2.0, 1.0, 0.0])) == pytest.approx(-1.0)
 
 
 def test_what_runs_share_is_looked_up_and_not_assumed(found: Results, tmp_path: Path) -> None:

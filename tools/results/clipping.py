@@ -49,8 +49,9 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
     every = [one for claims in judged for one in claims]
     found = list(named.values())
     alone = tables.get(ONE_STEP)
+    all_found = [*found, alone] if alone else found
     return {
-        "ran": ran([*found, *([alone] if alone else [])]),
+        "ran": ran(all_found),
         "missing": [name for name in OPTIONAL if name not in tables],
         "answers": [answer(claims) for claims in judged],
         "first_step": _first_step(alone, tables) if alone else None,
@@ -71,7 +72,7 @@ def compute(tables: Mapping[str, Results]) -> dict[str, Any]:
         "prediction_words": [prediction_words(one, clips_of(one), where) for where, one in named.items()],
         "factor": factor_words(found),
         "facts": found[0].facts,
-        "tasks": listed(list(dict.fromkeys(task_of(one) for one in [*found, *([alone] if alone else [])]))),
+        "tasks": listed(list(dict.fromkeys(task_of(one) for one in all_found))),
         "steps": listed(
             [
                 f"{listed(one.facts.steps)} steps on {where} at {field(one.facts.optimizer['lr'])}"
@@ -87,8 +88,7 @@ def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
     drawn: dict[str, AnyFigure] = {}
     if alone := tables.get(ONE_STEP):
         drawn["first-step"] = first_step_figure(alone, clips_of(alone))
-    whole = {name: one for name, one in tables.items() if name != ONE_STEP}
-    for name, found in whole.items():
+    for name, found in _of_whole_runs(tables).items():
         key = "" if name == TABLES[0] else f"{name.removeprefix('random-reward-').removesuffix('-small')}-"
         where = next(label for label, one in labels(tables).items() if one is found)
         for title, clips in SHOWN.items():
@@ -101,12 +101,16 @@ def figures(tables: Mapping[str, Results]) -> dict[str, AnyFigure]:
 
 def labels(tables: Mapping[str, Results]) -> dict[str, Results]:
     """The ablations of whole runs by what a reader calls them: the task, with the rate where one task has several."""
-    whole = [one for name, one in tables.items() if name != ONE_STEP]
+    whole = _of_whole_runs(tables).values()
     tasks = [task_of(one) for one in whole]
     return {
         task if tasks.count(task) == 1 else f"{task} at rate {field(one.facts.optimizer['lr'])}": one
         for task, one in zip(tasks, whole, strict=True)
     }
+
+
+def _of_whole_runs(tables: Mapping[str, Results]) -> dict[str, Results]:
+    return {name: one for name, one in tables.items() if name != ONE_STEP}
 
 
 def _first_step(found: Results, tables: Mapping[str, Results]) -> dict[str, Any]:

@@ -82,6 +82,11 @@ class Judged:
     terms: tuple[tuple[str, str, str], ...]
     """Of `term_verdicts`."""
 
+    def first_order(self, unit: str) -> str:
+        """What the bounds took from the budget, judged: "reproduced (low0.2 +1.11 ± 0.42, 10⁻⁴ nats)"."""
+        told = [f"{clip} {value}" for clip, value, _ in self.terms]
+        return f"{overall([word for _, _, word in self.terms])} ({listed(told)}, {unit})"
+
     @property
     def at_end(self) -> list[Verdict]:
         return [verdict(one.end, self.claim.sign) for one in self.differences]
@@ -124,11 +129,9 @@ def answer(claims: Sequence[Judged]) -> str:
             continue
         end, first = overall(one.at_end), overall(one.after_first)
         told = [f"{pair_name(each)} {estimate(each.end)}" for each in one.differences]
-        terms = [f"{clip} {value}" for clip, value, _ in one.terms]
-        words = [word for _, _, word in one.terms]
         parts.append(
             f"On {one.where} **{end}** at the end ({listed(told)}), and {first} after the first step. The runs' own "
-            f"first-order term: {overall(words)} ({listed(terms)}, 10⁻⁴ nats over the run)."
+            f"first-order term: {one.first_order('10⁻⁴ nats over the run')}."
         )
     return f"**({claim.letter}) {claim.text}.** {' '.join(parts)}"
 

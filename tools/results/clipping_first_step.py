@@ -20,12 +20,10 @@ def first_step_answer(judged: Judged) -> str:
     if not judged.differences:
         return ""
     told = [f"{pair_name(each)} {estimate(each.first)}" for each in judged.differences]
-    words = [word for _, _, word in judged.terms]
-    terms = [f"{clip} {value}" for clip, value, _ in judged.terms]
     seeds = max((each.first.n for each in judged.differences if each.first), default=0)
     return (
         f"In one step alone, on {judged.where} with {seeds} other seeds: **{overall(judged.after_first)}** "
-        f"({listed(told)}); its first-order term: {overall(words)} ({listed(terms)}, 10⁻⁶ nats)."
+        f"({listed(told)}); its first-order term: {judged.first_order('10⁻⁶ nats')}."
     )
 
 

@@ -14,7 +14,6 @@ from results.words import estimate, listed, mean, plain, short, verdict
 _DEALS = 2000
 _FEWEST_SEEDS = 5
 """Of fewer there are too few ways to deal them."""
-_NONE = "–"
 RUN_SCALE = 1e4
 STEP_SCALE = 1e6
 """What first-order terms, nats, are multiplied by: of a whole run, and of one step."""
@@ -130,7 +129,7 @@ def correlation_words(pairs: Mapping[tuple[str, int], tuple[float, float]]) -> s
     prediction says anything of that run."""
     clips, seeds = list(dict.fromkeys(clip for clip, _ in pairs)), sorted({seed for _, seed in pairs})
     if len(pairs) < len(clips) * len(seeds) or len(seeds) < 2:
-        return f"{_NONE} (not every seed has every clip)"
+        return f"{plain(None)} (not every seed has every clip)"
     pairs_SC2 = np.array([[pairs[clip, seed] for clip in clips] for seed in seeds])
     predicted_SC, measured_SC = np.moveaxis(pairs_SC2 - pairs_SC2.mean(axis=0), -1, 0)
     found = plain(correlate(predicted_SC.ravel(), measured_SC.ravel()), 2)

@@ -7,7 +7,6 @@ are compared, not the size.
 """
 
 import math
-from collections.abc import Collection
 
 import numpy as np
 
@@ -44,11 +43,6 @@ def step_correlation(run: StoredRun) -> float | None:
     """Of the steps' predicted and measured changes; None: too few steps, or one does not move."""
     found = correlate(*entropy_changes(run))
     return None if math.isnan(found) else found
-
-
-def correlation(pairs: Collection[tuple[float, float]]) -> float:
-    """Of the two numbers; NaN of fewer than three."""
-    return correlate(*np.array(list(pairs), dtype=np.float64).reshape(-1, 2).T)
 
 
 def step_slopes(found: Results, settings: list[str]) -> BySeed:

@@ -8,6 +8,8 @@ from megarl.report.figure import AnyFigure
 from megarl.theory.practice.figures import build_practice_figures
 from megarl.theory.practice.numbers import ACTING, ENDING, IDLE, Practice, read_practice
 from megarl.theory.practice.tables import (
+    GRAIN_TITLES,
+    GRAINS,
     against_control_table,
     class_table,
     equal_table,
@@ -24,8 +26,6 @@ from results.words import estimate, mean
 SIGNS, OPTIMIZERS, KL = "random-reward-small", "prediction-small", "kl-small"
 TABLES = (SIGNS,)
 OPTIONAL = (OPTIMIZERS, KL)
-_SHORT = {"one step": "next step's responses", "own state": "own state, next step"}
-"""Grains by what the table calls them."""
 _OPTIMIZER = ("lr", "eps", "beta1")
 
 
@@ -97,10 +97,9 @@ def _agreement(practice: Practice) -> list[str]:
 def _optimizers(practice: Practice | None) -> dict[str, Any] | None:
     if practice is None:
         return None
-    grains = ("one update", "since the step began", "one step", "own state")
     told = {
-        f"{_SHORT.get(grain, grain)}, {which}": words.prediction_words(practice, grain, which)
-        for grain in grains
+        f"{GRAIN_TITLES.get(grain, grain)}, {which}": words.prediction_words(practice, grain, which)
+        for grain in GRAINS
         for which in ("plain", "momentum")
     }
     return {

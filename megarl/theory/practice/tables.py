@@ -19,7 +19,8 @@ from megarl.theory.tables import TheoryTable
 
 SET_OF = {"low": "X", "high": "Y"}
 GRAINS = ("one update", "since the step began", "one step", "own state")
-_GRAIN_TITLES = {"one step": "next step's responses", "own state": "own state, next step"}
+GRAIN_TITLES = {"one step": "next step's responses", "own state": "own state, next step"}
+"""Of those that the tables call otherwise."""
 _DASH = "-"
 
 
@@ -168,7 +169,7 @@ def prediction_table(practice: Practice) -> TheoryTable:
                 cells = _prediction_cells(practice, setting, key)
                 if cells:
                     rows.append(
-                        (setting, *_optimizer(practice, setting), _GRAIN_TITLES.get(grain, grain), which, *cells)
+                        (setting, *_optimizer(practice, setting), GRAIN_TITLES.get(grain, grain), which, *cells)
                     )
     return TheoryTable(
         title="Predicted and measured entropy change",
